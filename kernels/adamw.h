@@ -1,0 +1,32 @@
+// AdamW (Loshchilov and Hutter 2019, algorithm 2) over flat parameter space, and the gradient norm it clips by.
+//
+//   g  = gradient * decision.gradient_factor        (clip / (S * targets): see core/step.h)
+//   m  = beta1 m + (1 - beta1) g                    v = beta2 v + (1 - beta2) g^2
+//   w -= lr * (m / bias1 / (sqrt(v / bias2) + eps) + weight_decay * w)
+//
+// Does nothing if the step's decision says so. lr, betas and flags are read from the StepBlock on the device.
+#pragma once
+
+#include "kernels/core/device.h"
+#include "kernels/core/step.h"
+
+namespace ingot {
+
+// All (n), contiguous; fp32, or fp64 throughout for the oracle.
+struct AdamW {
+    Tensor weights, m, v;
+    Tensor gradient;
+    Tensor compute;  // optional: the bf16 or fp16 copy that the products read, rounded from the new weights
+    const StepBlock* step;
+    bool decays;  // whether settings.weight_decay applies
+};
+void adamw(const Device&, const AdamW&);
+
+// step->sums.squared_norm += sum of gradient^2, in double and in a fixed order: the same bits for any thread count.
+struct GradientNorm {
+    StepBlock* step;
+    Tensor gradient;  // (n)
+};
+void gradient_norm(const Device&, const GradientNorm&);
+
+}  // namespace ingot

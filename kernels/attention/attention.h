@@ -1,0 +1,53 @@
+// Fused attention with grouped queries, ALiBi and packed documents, forward and backward.
+//
+//   s[h][i][j] = scale * q[i][h] . k[j][h / G] - slope[h] * |i - j|      for the keys j that query i sees
+//   out[i][h]  = sum over j of softmax(s[h][i])[j] * v[j][h / G]
+//
+// The micro-batch is one packed row of N tokens: there is no batch dimension, each sequence start is one more document
+// boundary. Which keys a query sees is an interval, and the same from the key's side; causal, full, documents and sliding
+// windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
+//
+// Flash attention (Dao et al. 2022; Dao 2023), GQA (Ainslie et al. 2023), ALiBi (Press et al. 2022).
+#pragma once
+
+#include <vector>
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+// All (N) int32 and non-decreasing. Query i sees keys [first_key[i], end_key[i]); key j is seen by queries
+// [first_query[j], end_query[j]). Both sides describe the same set of pairs.
+struct AttentionMask {
+    Tensor first_key, end_key, first_query, end_query;
+};
+
+// q, out: (N, NH, HS); k, v: (N, NKV, HS): strided views with a contiguous last axis, e.g. slices of a fused QKV buffer.
+// lse: (NH, N) fp32 (fp64 for fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query sees no
+// key (its output is 0 then). slopes: (NH) fp32 (fp64), or none.
+struct AttentionForward {
+    Tensor out, lse;
+    Tensor q, k, v, slopes;
+    AttentionMask mask;
+    double scale;  // 1 / sqrt(HS) in a transformer
+};
+void attention_forward(const Device&, const AttentionForward&);
+
+// dq, dk, dv are overwritten. dk and dv sum over the query heads of a group in a fixed order.
+struct AttentionBackward {
+    Tensor dq, dk, dv;
+    Tensor dout, out, lse, q, k, v, slopes;
+    AttentionMask mask;
+    double scale;
+};
+void attention_backward(const Device&, const AttentionBackward&);
+
+// The slopes of the paper, section 3, also for a head count that is not a power of two (appendix A.3): with n2 the largest
+// power of two <= NH, head h gets 2^(-8 (h + 1) / n2), and beyond n2 the odd powers of 2^(-4 / n2).
+std::vector<double> alibi_slopes(int64_t num_heads);
+
+// Fills the four arrays (host tensors) for documents that start at `document_starts` (ascending, the first is 0), causal
+// or full within each document.
+void fill_document_mask(const AttentionMask& mask, const std::vector<int64_t>& document_starts, bool is_causal);
+
+}  // namespace ingot

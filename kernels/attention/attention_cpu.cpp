@@ -1,0 +1,217 @@
+// Attention in tiles of queries x keys through the BLAS.
+//
+// A task is one key/value head of one segment: a range of tokens that no other token sees or is seen by (a document, or a
+// sequence). Tasks write disjoint memory and each runs its tiles in index order, so the bits do not depend on threads.
+#include "kernels/attention/attention_cpu.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/core/blas.h"
+#include "kernels/core/math.h"
+
+namespace ingot {
+
+namespace {
+
+constexpr int64_t kTile = 64;
+
+struct Intervals {
+    explicit Intervals(const AttentionMask& mask)
+        : first_key(mask.first_key.get<int32_t>()),
+          end_key(mask.end_key.get<int32_t>()),
+          N(mask.first_key.shape[0]) {
+        for (int64_t i = 0; i < N; ++i)
+            CHECK(0 <= first_key[i] && end_key[i] <= N &&
+                      (i == 0 || (first_key[i - 1] <= first_key[i] && end_key[i - 1] <= end_key[i])),
+                  "attention: query ", i, " sees keys [", first_key[i], ", ", end_key[i],
+                  "): intervals must lie in the row and be non-decreasing");
+    }
+    // Cuts the row wherever no query on one side sees a key on the other.
+    std::vector<std::pair<int64_t, int64_t>> segments() const {
+        std::vector<std::pair<int64_t, int64_t>> result;
+        int64_t begin = 0;
+        for (int64_t t = 1; t <= N; ++t) {
+            if (t < N && (first_key[t] < t || end_key[t - 1] > t)) continue;
+            result.emplace_back(begin, t);
+            begin = t;
+        }
+        return result;
+    }
+    const int32_t *first_key, *end_key;
+    int64_t N;
+};
+
+// One tile of scores: rows are queries [q0, q1), columns keys [k0, k1).
+struct Tile {
+    int64_t q0, q1, k0, k1;
+    int64_t rows() const { return q1 - q0; }
+    int64_t columns() const { return k1 - k0; }
+};
+
+// Calls visit(tile) for the tiles of queries [q0, q1) in ascending key order.
+template <typename Visit>
+void for_key_tiles(const Intervals& intervals, int64_t q0, int64_t q1, Visit&& visit) {
+    const int64_t end = intervals.end_key[q1 - 1];
+    for (int64_t k0 = intervals.first_key[q0]; k0 < end; k0 += kTile)
+        visit(Tile{q0, q1, k0, std::min(k0 + kTile, end)});
+}
+
+// scores (rows, kTile) = scale * q k^T - slope * |i - j|, -inf where the query does not see the key.
+template <typename T>
+void score_tile(const Intervals& intervals, const Tile& tile, const T* q, int64_t q_stride, const T* k,
+                int64_t k_stride, int64_t HS, T scale, T slope, T* scores) {
+    gemm(false, true, tile.rows(), tile.columns(), HS, scale, q + tile.q0 * q_stride, q_stride, k + tile.k0 * k_stride,
+         k_stride, T(0), scores, kTile);
+    const T infinity = std::numeric_limits<T>::infinity();
+    for (int64_t r = 0; r < tile.rows(); ++r) {
+        T* const row = scores + r * kTile;
+        const int64_t i = tile.q0 + r;
+        if (slope != 0) {
+            const T offset = static_cast<T>(i - tile.k0);
+#pragma omp simd
+            for (int64_t c = 0; c < tile.columns(); ++c)
+                row[c] -= slope * std::abs(offset - static_cast<T>(static_cast<int32_t>(c)));
+        }
+        const int64_t begin = std::clamp<int64_t>(intervals.first_key[i] - tile.k0, 0, tile.columns());
+        const int64_t end = std::clamp<int64_t>(intervals.end_key[i] - tile.k0, begin, tile.columns());
+        for (int64_t c = 0; c < begin; ++c) row[c] = -infinity;
+        for (int64_t c = end; c < tile.columns(); ++c) row[c] = -infinity;
+    }
+}
+
+// Calls work(segment, kv_head) for all tasks; the largest segments first, so that no thread is left with one at the end.
+template <typename Work>
+void for_tasks(const Intervals& intervals, int64_t NKV, Work&& work) {
+    auto segments = intervals.segments();
+    std::stable_sort(segments.begin(), segments.end(),
+                     [](const auto& a, const auto& b) { return a.second - a.first > b.second - b.first; });
+    const int64_t num_tasks = static_cast<int64_t>(segments.size()) * NKV;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t task = 0; task < num_tasks; ++task)
+        work(segments[static_cast<size_t>(task / NKV)], task % NKV);
+}
+
+template <typename T>
+void forward_cpu(const AttentionForward& a) {
+    const int64_t NKV = a.k.shape[1], G = a.q.shape[1] / NKV, HS = a.q.shape[2], N = a.q.shape[0];
+    const T scale = static_cast<T>(a.scale);
+    const Intervals intervals(a.mask);
+    for_tasks(intervals, NKV, [&](std::pair<int64_t, int64_t> segment, int64_t kv_head) {
+        T scores[kTile * kTile], maximum[kTile], sum[kTile];
+        const T *const k = a.k.get<T>() + kv_head * a.k.stride[1], *const v = a.v.get<T>() + kv_head * a.v.stride[1];
+        for (int64_t head = kv_head * G; head < (kv_head + 1) * G; ++head) {
+            const T* const q = a.q.get<T>() + head * a.q.stride[1];
+            T* const out = a.out.get<T>() + head * a.out.stride[1];
+            T* const lse = a.lse.get<T>() + head * N;
+            const T slope = a.slopes ? a.slopes.get<T>()[head] : T(0);
+            for (int64_t q0 = segment.first; q0 < segment.second; q0 += kTile) {
+                const int64_t q1 = std::min(q0 + kTile, segment.second);
+                for (int64_t i = q0; i < q1; ++i) {
+                    maximum[i - q0] = -std::numeric_limits<T>::infinity();
+                    sum[i - q0] = 0;
+                    for (int64_t d = 0; d < HS; ++d) out[i * a.out.stride[0] + d] = 0;
+                }
+                for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
+                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, scores);
+                    // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+                    for (int64_t r = 0; r < tile.rows(); ++r) {
+                        T* const row = scores + r * kTile;
+                        T row_maximum = maximum[r];
+#pragma omp simd reduction(max : row_maximum)
+                        for (int64_t c = 0; c < tile.columns(); ++c)
+                            row_maximum = row[c] > row_maximum ? row[c] : row_maximum;
+                        // No key seen so far: keep exp's argument finite, every exponential is 0.
+                        const T reference = row_maximum == -std::numeric_limits<T>::infinity() ? T(0) : row_maximum;
+                        const T shrink = fast_exp(maximum[r] - reference);
+                        T row_sum = 0;
+#pragma omp simd reduction(+ : row_sum)
+                        for (int64_t c = 0; c < tile.columns(); ++c) row_sum += row[c] = fast_exp(row[c] - reference);
+                        sum[r] = sum[r] * shrink + row_sum;
+                        maximum[r] = row_maximum;
+                        T* const out_row = out + (tile.q0 + r) * a.out.stride[0];
+#pragma omp simd
+                        for (int64_t d = 0; d < HS; ++d) out_row[d] *= shrink;
+                    }
+                    gemm(false, false, tile.rows(), HS, tile.columns(), T(1), scores, kTile, v + tile.k0 * a.v.stride[0],
+                         a.v.stride[0], T(1), out + tile.q0 * a.out.stride[0], a.out.stride[0]);
+                });
+                for (int64_t i = q0; i < q1; ++i) {
+                    const T total = sum[i - q0];
+                    lse[i] = total > 0 ? maximum[i - q0] + std::log(total) : -std::numeric_limits<T>::infinity();
+                    const T inverse = total > 0 ? 1 / total : T(0);
+                    for (int64_t d = 0; d < HS; ++d) out[i * a.out.stride[0] + d] *= inverse;
+                }
+            }
+        }
+    });
+}
+
+template <typename T>
+void backward_cpu(const AttentionBackward& a) {
+    const int64_t NKV = a.k.shape[1], G = a.q.shape[1] / NKV, HS = a.q.shape[2], N = a.q.shape[0];
+    const T scale = static_cast<T>(a.scale);
+    const Intervals intervals(a.mask);
+    for_tasks(intervals, NKV, [&](std::pair<int64_t, int64_t> segment, int64_t kv_head) {
+        T probabilities[kTile * kTile], dscores[kTile * kTile], delta[kTile];
+        const T *const k = a.k.get<T>() + kv_head * a.k.stride[1], *const v = a.v.get<T>() + kv_head * a.v.stride[1];
+        T *const dk = a.dk.get<T>() + kv_head * a.dk.stride[1], *const dv = a.dv.get<T>() + kv_head * a.dv.stride[1];
+        for (int64_t j = segment.first; j < segment.second; ++j)
+            for (int64_t d = 0; d < HS; ++d) dk[j * a.dk.stride[0] + d] = dv[j * a.dv.stride[0] + d] = 0;
+        for (int64_t head = kv_head * G; head < (kv_head + 1) * G; ++head) {
+            const T *const q = a.q.get<T>() + head * a.q.stride[1], *const out = a.out.get<T>() + head * a.out.stride[1];
+            const T* const dout = a.dout.get<T>() + head * a.dout.stride[1];
+            T* const dq = a.dq.get<T>() + head * a.dq.stride[1];
+            const T* const lse = a.lse.get<T>() + head * N;
+            const T slope = a.slopes ? a.slopes.get<T>()[head] : T(0);
+            for (int64_t q0 = segment.first; q0 < segment.second; q0 += kTile) {
+                const int64_t q1 = std::min(q0 + kTile, segment.second);
+                for (int64_t i = q0; i < q1; ++i) {
+                    // D = rowsum(dout * out) (Dao 2023, algorithm 2): what the softmax's normalisation takes back.
+                    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t d = 0; d < HS; ++d) sum += dout[i * a.dout.stride[0] + d] * out[i * a.out.stride[0] + d];
+                    delta[i - q0] = sum;
+                    for (int64_t d = 0; d < HS; ++d) dq[i * a.dq.stride[0] + d] = 0;
+                }
+                for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
+                    const int64_t rows = tile.rows(), columns = tile.columns();
+                    const T* const dout_tile = dout + tile.q0 * a.dout.stride[0];
+                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, probabilities);
+                    gemm(false, true, rows, columns, HS, T(1), dout_tile, a.dout.stride[0], v + tile.k0 * a.v.stride[0],
+                         a.v.stride[0], T(0), dscores, kTile);
+                    for (int64_t r = 0; r < rows; ++r) {
+                        T *const p = probabilities + r * kTile, *const ds = dscores + r * kTile;
+                        const T row_lse = lse[tile.q0 + r] > -std::numeric_limits<T>::infinity() ? lse[tile.q0 + r] : T(0);
+#pragma omp simd
+                        for (int64_t c = 0; c < columns; ++c) {
+                            p[c] = fast_exp(p[c] - row_lse);
+                            ds[c] = p[c] * (ds[c] - delta[r]);
+                        }
+                    }
+                    gemm(true, false, columns, HS, rows, T(1), probabilities, kTile, dout_tile, a.dout.stride[0], T(1),
+                         dv + tile.k0 * a.dv.stride[0], a.dv.stride[0]);
+                    gemm(false, false, rows, HS, columns, scale, dscores, kTile, k + tile.k0 * a.k.stride[0],
+                         a.k.stride[0], T(1), dq + tile.q0 * a.dq.stride[0], a.dq.stride[0]);
+                    gemm(true, false, columns, HS, rows, scale, dscores, kTile, q + tile.q0 * a.q.stride[0],
+                         a.q.stride[0], T(1), dk + tile.k0 * a.dk.stride[0], a.dk.stride[0]);
+                });
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void attention_forward_cpu(const AttentionForward& a) {
+    use_single_threaded_blas();
+    for_cpu_scalar(a.q.dtype, "attention", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
+}
+
+void attention_backward_cpu(const AttentionBackward& a) {
+    use_single_threaded_blas();
+    for_cpu_scalar(a.q.dtype, "attention", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
+}
+
+}  // namespace ingot

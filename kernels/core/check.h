@@ -1,0 +1,57 @@
+// Errors and the checks that raise them. CHECK is always on: Release defines NDEBUG, so `assert` would be no check.
+//
+// Each error knows its exit code (see README, "Exit codes"). main() prints one line and exits with it.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace ingot {
+
+enum ExitCode : int {
+    kExitDone = 0,
+    kExitFault = 1,        // a fault of ours: CHECK, CUDA error
+    kExitUsage = 2,        // bad usage, config or data; no such device; a plan larger than the device
+    kExitDiverged = 3,     // training stopped itself
+    kExitAllocation = 5,   // an allocation failed although the plan fitted, or the last save did
+    kExitInterrupted = 75  // checkpoint saved; run again with --resume auto
+};
+
+// Base of all errors that are reported as one line: what, where, what to do.
+class Error : public std::runtime_error {
+  public:
+    Error(ExitCode code, const std::string& text) : std::runtime_error(text), exit_code(code) {}
+    ExitCode exit_code;
+};
+
+// Something that the user can mend: config, command line, data, device.
+class UserError : public Error {
+  public:
+    explicit UserError(const std::string& text) : Error(kExitUsage, text) {}
+};
+
+// Joins its arguments with operator<<; g++ 12 has no <format>.
+template <typename... Parts>
+std::string join(const Parts&... parts) {
+    std::ostringstream stream;
+    (stream << ... << parts);
+    return stream.str();
+}
+
+[[noreturn]] void check_failed(const char* file, int line, const char* expression, const std::string& text);
+
+}  // namespace ingot
+
+// CHECK(condition, "what is wrong with ", values, ": what to do"). Throws Error with exit code 1.
+#define CHECK(condition, ...)                                                                        \
+    do {                                                                                             \
+        if (!(condition))                                                                            \
+            ::ingot::check_failed(__FILE__, __LINE__, #condition, ::ingot::join(__VA_ARGS__));       \
+    } while (false)
+
+// The same for input that the user can mend. Throws UserError (exit code 2); the text alone is shown.
+#define REQUIRE(condition, ...)                                                                      \
+    do {                                                                                             \
+        if (!(condition)) throw ::ingot::UserError(::ingot::join(__VA_ARGS__));                      \
+    } while (false)

@@ -1,0 +1,165 @@
+#include "kernels/core/device.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <iomanip>
+#include <map>
+
+#if INGOT_HAS_CUDA
+#include "kernels/cuda/context.h"
+#endif
+
+namespace ingot {
+
+namespace {
+
+constexpr size_t kAlignment = 256;  // what cudaMalloc gives; also a multiple of every vector width
+
+size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+Device Device::cpu() {
+    Device device;
+    device.name_ = "CPU";
+    return device;
+}
+
+#if INGOT_HAS_CUDA
+
+Device Device::cuda(int index) {
+    std::string why;
+    const int count = num_cuda_devices(&why);
+    REQUIRE(count > 0, "no CUDA device: ", why, ": use --device cpu");
+    REQUIRE(index >= 0 && index < count, "no CUDA device ", index, ": there are ", count);
+    Device device;
+    device.kind_ = DeviceKind::cuda;
+    device.context_ = open_cuda_context(index, &device.name_);
+    return device;
+}
+
+int Device::num_cuda_devices(std::string* why) { return cuda_device_count(why); }
+
+#else
+
+Device Device::cuda(int) {
+    throw UserError("this build has no CUDA device: configure with -DINGOT_CUDA=ON, or use --device cpu");
+}
+
+int Device::num_cuda_devices(std::string* why) {
+    *why = "built without CUDA";
+    return 0;
+}
+
+#endif
+
+CudaContext& Device::context() const {
+    CHECK(context_ != nullptr, "a CUDA op was called with the CPU device");
+    return *context_;
+}
+
+void Device::copy(const Tensor& destination, const Tensor& source) const {
+    CHECK(destination.is_contiguous() && source.is_contiguous() && destination.dtype == source.dtype &&
+              destination.numel() == source.numel(),
+          "copy of ", source.describe(), " to ", destination.describe());
+    const size_t bytes = static_cast<size_t>(source.bytes());
+    if (bytes == 0) return;
+    if (destination.device == DeviceKind::cpu && source.device == DeviceKind::cpu) {
+        std::memmove(destination.data, source.data, bytes);
+        return;
+    }
+#if INGOT_HAS_CUDA
+    cuda_copy(context(), destination.data, source.data, bytes,
+              destination.device == DeviceKind::cpu || source.device == DeviceKind::cpu);
+#else
+    CHECK(false, "this build has no CUDA");
+#endif
+}
+
+void Device::fill_bytes(const Tensor& tensor, uint8_t value) const {
+    CHECK(tensor.is_contiguous(), "fill of ", tensor.describe());
+    if (tensor.bytes() == 0) return;
+    if (tensor.device == DeviceKind::cpu) {
+        std::memset(tensor.data, value, static_cast<size_t>(tensor.bytes()));
+        return;
+    }
+#if INGOT_HAS_CUDA
+    cuda_fill(context(), tensor.data, value, static_cast<size_t>(tensor.bytes()));
+#endif
+}
+
+void Device::synchronize() const {
+#if INGOT_HAS_CUDA
+    if (!is_cpu()) cuda_synchronize(context());
+#endif
+}
+
+std::shared_ptr<void> Device::allocate(size_t bytes) const {
+    bytes = align_up(std::max<size_t>(bytes, 1));
+#if INGOT_HAS_CUDA
+    if (!is_cpu()) return cuda_allocate(context(), bytes);
+#endif
+    void* memory = std::aligned_alloc(kAlignment, bytes);
+    if (memory == nullptr)
+        throw Error(kExitAllocation, join("could not allocate ", format_bytes(bytes), " of host memory: use a smaller "
+                                          "training.micro_batch_size or training.recompute = \"block\""));
+    return {memory, std::free};
+}
+
+void MemoryPlan::add(const std::string& name, DType dtype, std::initializer_list<int64_t> shape, Tensor* slot) {
+    for (const Entry& entry : entries_) CHECK(entry.name != name, "memory plan: ", name, " is planned twice");
+    *slot = Tensor::contiguous(nullptr, dtype, shape);
+    const size_t bytes = static_cast<size_t>(slot->bytes());
+    entries_.push_back({name, total_, bytes, {slot}});
+    total_ += align_up(bytes);
+}
+
+void MemoryPlan::share(const std::string& name, Tensor* slot) {
+    for (Entry& entry : entries_) {
+        if (entry.name != name) continue;
+        *slot = *entry.slots[0];
+        entry.slots.push_back(slot);
+        return;
+    }
+    CHECK(false, "memory plan: ", name, " is not planned");
+}
+
+std::string MemoryPlan::table() const {
+    std::map<std::string, size_t> sums;
+    for (const Entry& entry : entries_) sums[entry.name.substr(0, entry.name.find('.'))] += align_up(entry.bytes);
+    std::vector<std::pair<std::string, size_t>> rows(sums.begin(), sums.end());
+    std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+    std::ostringstream text;
+    for (const auto& [name, bytes] : rows)
+        text << "  " << std::left << std::setw(28) << name << std::right << std::setw(12) << format_bytes(bytes) << "\n";
+    text << "  " << std::left << std::setw(28) << "total" << std::right << std::setw(12) << format_bytes(total_) << "\n";
+    return text.str();
+}
+
+std::shared_ptr<void> MemoryPlan::allocate(const Device& device, bool poison) {
+    std::shared_ptr<void> memory = device.allocate(total_);
+    const Tensor all = Tensor::contiguous(memory.get(), DType::u8, {static_cast<int64_t>(total_)}, device.kind());
+    device.fill_bytes(all, poison ? 0xff : 0);
+    for (Entry& entry : entries_)
+        for (Tensor* slot : entry.slots) {
+            slot->data = static_cast<uint8_t*>(memory.get()) + entry.offset;
+            slot->device = device.kind();
+        }
+    return memory;
+}
+
+std::string format_bytes(size_t bytes) {
+    const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double value = static_cast<double>(bytes);
+    int unit = 0;
+    while (value >= 1024 && unit < 4) {
+        value /= 1024;
+        ++unit;
+    }
+    std::ostringstream text;
+    text << std::fixed << std::setprecision(unit == 0 ? 0 : 2) << value << " " << units[unit];
+    return text.str();
+}
+
+}  // namespace ingot

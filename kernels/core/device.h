@@ -1,0 +1,95 @@
+// Where ops run and where memory comes from. No CUDA header here: streams and handles are opaque.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/tensor.h"
+
+namespace ingot {
+
+struct CudaContext;  // stream, cuBLASLt handle and workspace: kernels/cuda/context.h
+
+// A handle that ops take by const reference; cheap to copy. Work on a CUDA device is queued on one stream.
+class Device {
+  public:
+    static Device cpu();
+    // Opens GPU `index`. Throws UserError if this build has no CUDA, or if there is no such GPU.
+    static Device cuda(int index);
+    // How many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
+    static int num_cuda_devices(std::string* why);
+
+    DeviceKind kind() const { return kind_; }
+    bool is_cpu() const { return kind_ == DeviceKind::cpu; }
+    const std::string& name() const { return name_; }
+    CudaContext& context() const;  // CUDA only
+
+    // Copies all elements; both tensors contiguous, same dtype and count, each on the host or on this device. A copy that
+    // touches the host's memory is complete when it returns.
+    void copy(const Tensor& destination, const Tensor& source) const;
+    // Sets all bytes, in stream order.
+    void fill_bytes(const Tensor& tensor, uint8_t value) const;
+    void zero(const Tensor& tensor) const { fill_bytes(tensor, 0); }
+    // Waits for all queued work and reports what failed in it.
+    void synchronize() const;
+
+    // Plain memory, aligned to 256 bytes, as one allocation. Throws Error with exit code 5 when there is none.
+    std::shared_ptr<void> allocate(size_t bytes) const;
+
+  private:
+    DeviceKind kind_ = DeviceKind::cpu;
+    std::string name_;
+    std::shared_ptr<CudaContext> context_;
+};
+
+// All long-lived memory is planned by name before any of it is allocated, so that the plan can be printed without a
+// device, compared with what there is, and allocated at once. Tensors start at multiples of 256 bytes.
+class MemoryPlan {
+  public:
+    // `slot` receives the tensor (null data until allocate()). It must stay where it is until then.
+    void add(const std::string& name, DType dtype, std::initializer_list<int64_t> shape, Tensor* slot);
+    // Makes `*slot` share the memory of the tensor already planned as `name` (e.g. one buffer for all layers).
+    void share(const std::string& name, Tensor* slot);
+
+    size_t total_bytes() const { return total_; }
+    // One line per name prefix (up to the first '.'), largest first.
+    std::string table() const;
+    // Allocates everything and fills the slots. `poison` fills the memory with 0xff bytes (NaN in every float format);
+    // otherwise it is zeroed.
+    std::shared_ptr<void> allocate(const Device& device, bool poison = false);
+
+  private:
+    struct Entry {
+        std::string name;
+        size_t offset, bytes;
+        std::vector<Tensor*> slots;
+    };
+    std::vector<Entry> entries_;
+    size_t total_ = 0;
+};
+
+// "1.21 GiB", for messages.
+std::string format_bytes(size_t bytes);
+
+}  // namespace ingot
+
+// Picks the twin of an op. A build without CUDA has no `cuda_call`; Device::cuda() has refused before.
+#if INGOT_HAS_CUDA
+#define INGOT_DISPATCH(device, cpu_call, cuda_call) \
+    do {                                            \
+        if ((device).is_cpu())                      \
+            cpu_call;                               \
+        else                                        \
+            cuda_call;                              \
+    } while (false)
+#else
+#define INGOT_DISPATCH(device, cpu_call, cuda_call)                                             \
+    do {                                                                                        \
+        CHECK((device).is_cpu(), "this build has no CUDA: configure with -DINGOT_CUDA=ON");      \
+        cpu_call;                                                                               \
+    } while (false)
+#endif

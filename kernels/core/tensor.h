@@ -1,0 +1,56 @@
+// A tensor is a view: pointer, dtype, shape, strides. It owns nothing; memory comes from a MemoryPlan (device.h).
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "kernels/core/check.h"
+#include "kernels/core/dtype.h"
+
+namespace ingot {
+
+enum class DeviceKind : uint8_t { cpu, cuda };
+
+struct Tensor {
+    static constexpr int kMaxRank = 4;
+
+    void* data = nullptr;
+    DType dtype = DType::f32;
+    DeviceKind device = DeviceKind::cpu;
+    int rank = 0;
+    int64_t shape[kMaxRank] = {};
+    int64_t stride[kMaxRank] = {};  // in elements
+
+    // A contiguous view of `data`, row-major.
+    static Tensor contiguous(void* data, DType dtype, std::initializer_list<int64_t> shape,
+                             DeviceKind device = DeviceKind::cpu);
+
+    explicit operator bool() const { return data != nullptr; }
+    int64_t numel() const;
+    int64_t bytes() const { return numel() * size_of(dtype); }
+    bool is_contiguous() const;
+
+    // The elements as T; refuses another dtype. Whose memory it is, is the caller's matter.
+    template <typename T>
+    T* get() const {
+        CHECK(dtype == DTypeOf<T>::value, "tensor holds ", name_of(dtype), ", not ", name_of(DTypeOf<T>::value));
+        return static_cast<T*>(data);
+    }
+
+    // The same elements with another shape; contiguous tensors only.
+    Tensor view(std::initializer_list<int64_t> new_shape) const;
+    // Elements [begin, end) along `axis`.
+    Tensor slice(int axis, int64_t begin, int64_t end) const;
+    // Splits the last axis into (count, size): (N, H * HS) becomes (N, H, HS). Strides stay.
+    Tensor split_last(int64_t count, int64_t size) const;
+
+    bool has_shape(std::initializer_list<int64_t> expected) const;
+    std::string describe() const;  // "bf16 (64, 768)", for error messages
+};
+
+// Throws unless the tensor has this shape, dtype and device.
+void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                  DType dtype, DeviceKind device);
+
+}  // namespace ingot

@@ -1,0 +1,64 @@
+// What a CUDA device needs to run ops: the one place outside .cu files that sees CUDA headers.
+//
+// A context belongs to the thread that opened it: CUDA's current device is a property of the thread.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <string>
+
+#include "kernels/core/check.h"
+
+namespace ingot {
+
+struct MatmulPlans;  // descriptors and algorithms of the products seen so far: kernels/matmul.cu
+
+struct CudaContext {
+    int index = 0;
+    cudaDeviceProp properties{};
+    cudaStream_t stream = nullptr;
+    cublasLtHandle_t cublaslt = nullptr;
+    void* cublaslt_workspace = nullptr;
+    static constexpr size_t kCublasLtWorkspaceBytes = 64u << 20;  // what NVIDIA recommends for Hopper is 32 MiB
+    std::shared_ptr<MatmulPlans> matmul_plans;
+    CudaContext() = default;
+    CudaContext(const CudaContext&) = delete;
+    CudaContext& operator=(const CudaContext&) = delete;
+    ~CudaContext();
+};
+
+// How many GPUs can be used. Never throws: 0 comes with its reason.
+int cuda_device_count(std::string* why);
+std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name);
+// Throws Error with exit code 5 when there is not enough.
+std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
+// Between any two of host and device, in stream order. With `wait` the copy is complete on return.
+void cuda_copy(CudaContext&, void* destination, const void* source, size_t bytes, bool wait);
+void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
+void cuda_synchronize(CudaContext&);
+
+[[noreturn]] void cuda_failed(const char* file, int line, const char* expression, const std::string& text);
+// After each launch: reports a launch that was refused, by the op's name.
+void check_launch(const char* file, int line, const char* op);
+
+}  // namespace ingot
+
+// Throws Error (exit code 1) with the expression and CUDA's own text.
+#define CUDA_CHECK(expression)                                                                             \
+    do {                                                                                                   \
+        const cudaError_t cuda_status = (expression);                                                      \
+        if (cuda_status != cudaSuccess)                                                                    \
+            ::ingot::cuda_failed(__FILE__, __LINE__, #expression,                                          \
+                                 ::ingot::join(cudaGetErrorName(cuda_status), ": ", cudaGetErrorString(cuda_status))); \
+    } while (false)
+
+#define CUBLAS_CHECK(expression)                                                                             \
+    do {                                                                                                     \
+        const cublasStatus_t cublas_status = (expression);                                                   \
+        if (cublas_status != CUBLAS_STATUS_SUCCESS)                                                          \
+            ::ingot::cuda_failed(__FILE__, __LINE__, #expression, cublasLtGetStatusString(cublas_status));   \
+    } while (false)
+
+#define CUDA_CHECK_LAUNCH(op) ::ingot::check_launch(__FILE__, __LINE__, op)

@@ -1,0 +1,73 @@
+#include <cstring>
+
+#include "kernels/core/parallel.h"
+#include "kernels/embedding.h"
+
+namespace ingot {
+
+namespace {
+
+void check(const Device& device, const Tensor& rows, const Tensor& weight, const Tensor& tokens, DType weight_dtype) {
+    CHECK(rows.rank == 2 && weight.rank == 2, "embedding: rows are ", rows.describe(), ", weight is ",
+          weight.describe());
+    check_tensor("embedding", "tokens", tokens, {rows.shape[0]}, DType::i32, device.kind());
+    check_tensor("embedding", "weight", weight, {weight.shape[0], rows.shape[1]}, weight_dtype, device.kind());
+    check_tensor("embedding", "rows", rows, {rows.shape[0], rows.shape[1]}, rows.dtype, device.kind());
+    CHECK(rows.is_contiguous() && weight.is_contiguous() && tokens.is_contiguous(),
+          "embedding: all tensors must be contiguous");
+    // No CUDA twin yet: the trainer refuses --device cuda before it gets here.
+    CHECK(device.is_cpu(), "embedding runs on the CPU device only: use Device::cpu()");
+}
+
+const int32_t* checked_tokens(const Tensor& tokens, int64_t vocabulary) {
+    const int32_t* const ids = tokens.get<int32_t>();
+    for (int64_t n = 0; n < tokens.shape[0]; ++n)
+        CHECK(ids[n] >= 0 && ids[n] < vocabulary, "embedding: token ", ids[n], " at position ", n,
+              " is outside the vocabulary of ", vocabulary);
+    return ids;
+}
+
+template <typename T>
+void forward_cpu(const EmbeddingForward& a) {
+    const int64_t N = a.out.shape[0], C = a.out.shape[1];
+    const int32_t* const tokens = checked_tokens(a.tokens, a.weight.shape[0]);
+    const T* const weight = a.weight.get<T>();
+    T* const out = a.out.get<T>();
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; ++n)
+        std::memcpy(out + n * C, weight + tokens[n] * C, static_cast<size_t>(C) * sizeof(T));
+}
+
+// Each task owns a block of columns and walks all tokens in order: no two tasks write the same element.
+template <typename T>
+void backward_cpu(const EmbeddingBackward& a) {
+    constexpr int64_t kColumns = 64;
+    const int64_t N = a.dout.shape[0], C = a.dout.shape[1];
+    const int32_t* const tokens = checked_tokens(a.tokens, a.dweight.shape[0]);
+    const T* const dout = a.dout.get<T>();
+    T* const dweight = a.dweight.get<T>();
+    const int64_t blocks = (C + kColumns - 1) / kColumns;
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const auto [begin, end] = block_range(C, blocks, block);
+        for (int64_t n = 0; n < N; ++n) {
+            T* const row = dweight + tokens[n] * C;
+#pragma omp simd
+            for (int64_t c = begin; c < end; ++c) row[c] += dout[n * C + c];
+        }
+    }
+}
+
+}  // namespace
+
+void embedding_forward(const Device& device, const EmbeddingForward& a) {
+    check(device, a.out, a.weight, a.tokens, a.out.dtype);
+    for_cpu_scalar(a.out.dtype, "embedding", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
+}
+
+void embedding_backward(const Device& device, const EmbeddingBackward& a) {
+    check(device, a.dout, a.dweight, a.tokens, accumulation_dtype(a.dout.dtype));
+    for_cpu_scalar(a.dout.dtype, "embedding", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
+}
+
+}  // namespace ingot

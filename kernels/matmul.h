@@ -1,0 +1,47 @@
+// The three products of a linear layer without bias. Weights are stored (O, I): O outputs, I inputs.
+//
+//   forward          out (N, O)     = x (N, I) weight^T [+ residual (N, O)]
+//   backward, input  dx (N, I)      = dout (N, O) weight
+//   backward, weight dweight (O, I) [+]= dout^T x
+//
+// dtypes: x, weight, out, residual, dout, dx in the compute type; dweight in fp32 (fp64 for fp64 input), into which the
+// product itself accumulates. Sums in fp32 (fp64), one rounding at the store. Rows (first axis) may be strided, the last
+// axis is contiguous. Deterministic; on the CPU also independent of the number of threads, because the result is cut into
+// fixed blocks and each block is one single-threaded BLAS call.
+#pragma once
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+struct MatmulForward {
+    Tensor out;
+    Tensor x, weight;
+    Tensor residual;  // optional; may be `out`
+};
+void matmul_forward(const Device&, const MatmulForward&);
+
+struct MatmulBackwardInput {
+    Tensor dx;
+    Tensor dout, weight;
+};
+void matmul_backward_input(const Device&, const MatmulBackwardInput&);
+
+struct MatmulBackwardWeight {
+    Tensor dweight;
+    Tensor dout, x;
+    bool accumulate = true;  // false: dweight is overwritten
+};
+void matmul_backward_weight(const Device&, const MatmulBackwardWeight&);
+
+// One product as the twins see it: out (M, N) = op(a) op(b) [+ addend], all row-major. a is (M, K), or (K, M) if
+// a_transposed; b is (K, N), or (N, K) if b_transposed. addend is null, or has the shape and dtype of out (and may be it).
+struct Product {
+    Tensor out, a, b, addend;
+    bool a_transposed = false, b_transposed = false;
+};
+
+// The CUDA twin, called by the functions above once shapes are checked.
+void matmul_cuda(const Device&, const Product&);
+
+}  // namespace ingot

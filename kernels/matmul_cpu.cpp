@@ -1,0 +1,97 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/core/blas.h"
+#include "kernels/core/parallel.h"
+#include "kernels/matmul.h"
+
+namespace ingot {
+
+namespace {
+
+// Blocks of the result: large enough for the BLAS to reach its speed, small enough to feed many threads.
+constexpr int64_t kBlockRows = 256, kBlockColumns = 512;
+
+template <typename T>
+void product_cpu(const Product& p) {
+    use_single_threaded_blas();
+    const int64_t M = p.out.shape[0], N = p.out.shape[1], K = p.a.shape[p.a_transposed ? 0 : 1];
+    const int64_t lda = p.a.stride[0], ldb = p.b.stride[0], ldc = p.out.stride[0];
+    const T *const a = p.a.get<T>(), *const b = p.b.get<T>();
+    T* const out = p.out.get<T>();
+    const T* const addend = p.addend ? p.addend.get<T>() : nullptr;
+    const int64_t ldd = p.addend ? p.addend.stride[0] : 0;
+    const int64_t row_blocks = (M + kBlockRows - 1) / kBlockRows, column_blocks = (N + kBlockColumns - 1) / kBlockColumns;
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t row_block = 0; row_block < row_blocks; ++row_block) {
+        for (int64_t column_block = 0; column_block < column_blocks; ++column_block) {
+            const auto [m0, m1] = block_range(M, row_blocks, row_block);
+            const auto [n0, n1] = block_range(N, column_blocks, column_block);
+            if (addend != nullptr && addend != out)
+                for (int64_t m = m0; m < m1; ++m)
+                    std::memcpy(out + m * ldc + n0, addend + m * ldd + n0, static_cast<size_t>(n1 - n0) * sizeof(T));
+            gemm(p.a_transposed, p.b_transposed, m1 - m0, n1 - n0, K, T(1), p.a_transposed ? a + m0 : a + m0 * lda, lda,
+                 p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0, ldc);
+        }
+    }
+}
+
+// (rows, columns), last axis contiguous, of this dtype and device.
+void check_matrix(const Device& device, const char* op, const char* name, const Tensor& tensor, int64_t rows,
+                  int64_t columns, DType dtype) {
+    check_tensor(op, name, tensor, {rows, columns}, dtype, device.kind());
+    CHECK(tensor.stride[1] == 1 && tensor.stride[0] >= columns, op, ": ", name, " is ", tensor.describe(),
+          ", its last axis must be contiguous");
+    CHECK(tensor.stride[0] <= std::numeric_limits<int>::max() && rows <= std::numeric_limits<int>::max(), op, ": ", name,
+          " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
+}
+
+void run(const Device& device, const Product& product) {
+    if (product.out.numel() == 0) return;
+    INGOT_DISPATCH(device, for_cpu_scalar(product.a.dtype, "matmul",
+                                          [&](auto scalar) { product_cpu<decltype(scalar)>(product); }),
+                   matmul_cuda(device, product));
+}
+
+}  // namespace
+
+void matmul_forward(const Device& device, const MatmulForward& a) {
+    CHECK(a.x.rank == 2 && a.weight.rank == 2, "matmul_forward: x is ", a.x.describe(), ", weight is ",
+          a.weight.describe());
+    const int64_t N = a.x.shape[0], I = a.x.shape[1], O = a.weight.shape[0];
+    const DType dtype = a.x.dtype;
+    check_matrix(device, "matmul_forward", "x", a.x, N, I, dtype);
+    check_matrix(device, "matmul_forward", "weight", a.weight, O, I, dtype);
+    check_matrix(device, "matmul_forward", "out", a.out, N, O, dtype);
+    if (a.residual) check_matrix(device, "matmul_forward", "residual", a.residual, N, O, dtype);
+    run(device, {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true});
+}
+
+void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
+    CHECK(a.dout.rank == 2 && a.weight.rank == 2, "matmul_backward_input: dout is ", a.dout.describe(), ", weight is ",
+          a.weight.describe());
+    const int64_t N = a.dout.shape[0], I = a.weight.shape[1], O = a.weight.shape[0];
+    const DType dtype = a.dout.dtype;
+    check_matrix(device, "matmul_backward_input", "dout", a.dout, N, O, dtype);
+    check_matrix(device, "matmul_backward_input", "weight", a.weight, O, I, dtype);
+    check_matrix(device, "matmul_backward_input", "dx", a.dx, N, I, dtype);
+    run(device, {.out = a.dx, .a = a.dout, .b = a.weight, .addend = {}});
+}
+
+void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a) {
+    CHECK(a.dout.rank == 2 && a.x.rank == 2, "matmul_backward_weight: dout is ", a.dout.describe(), ", x is ",
+          a.x.describe());
+    const int64_t N = a.x.shape[0], I = a.x.shape[1], O = a.dout.shape[1];
+    const DType dtype = a.dout.dtype;
+    check_matrix(device, "matmul_backward_weight", "dout", a.dout, N, O, dtype);
+    check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
+    check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
+    run(device, {.out = a.dweight,
+                 .a = a.dout,
+                 .b = a.x,
+                 .addend = a.accumulate ? a.dweight : Tensor{},
+                 .a_transposed = true});
+}
+
+}  // namespace ingot

@@ -1,0 +1,52 @@
+// RMSNorm (Zhang and Sennrich 2019): out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis.
+//
+// Rows are the tokens of x (N, C), or, for QK-norm, the heads of a view x (N, H, HS) with any strides and a contiguous
+// last axis; C below is the last axis. rstd is (N) or (N, H), contiguous, and saved for backward; so is x.
+//
+// dtypes: x, out, weight and their gradients in the compute type; rstd and dweight in fp32 (fp64 for fp64 input).
+// Rounding: sums in fp32, one rounding at each store.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+// out may be x itself.
+struct RmsNormForward {
+    Tensor out, rstd;
+    Tensor x, weight;  // weight: (C)
+    double eps;
+};
+void rmsnorm_forward(const Device&, const RmsNormForward&);
+
+// sum = residual + branch, out = rmsnorm(sum). `sum` is rounded to the compute type once, and what is normalised is the
+// rounded value, so that backward, which reads `sum`, sees the same number. All (N, C), contiguous; `sum` may be
+// `residual` or `branch`. Its backward is RmsNormBackward with x = sum.
+struct ResidualRmsNormForward {
+    Tensor out, rstd, sum;
+    Tensor residual, branch, weight;
+    double eps;
+};
+void residual_rmsnorm_forward(const Device&, const ResidualRmsNormForward&);
+
+// With g = dout * weight:  dx = dresidual + rstd * (g - x * rstd^2 * mean(g * x));  dweight += sum over rows of
+// dout * x * rstd, in a fixed order: the same bits every time.
+// dresidual (optional) is the gradient that reaches x past the norm. dx may be dresidual or dout.
+struct RmsNormBackward {
+    Tensor dx, dweight;  // dweight: (C), accumulated into
+    Tensor dout, x, rstd, weight, dresidual;
+    Tensor workspace;  // uint8, at least rmsnorm_backward_workspace(device, x)
+};
+void rmsnorm_backward(const Device&, const RmsNormBackward&);
+// In bytes; depends on the shape and dtype of x alone (and on the device).
+size_t rmsnorm_backward_workspace(const Device&, const Tensor& x);
+
+// The CUDA twins, called by the functions above once shapes are checked.
+void rmsnorm_forward_cuda(const Device&, const RmsNormForward&);
+void residual_rmsnorm_forward_cuda(const Device&, const ResidualRmsNormForward&);
+void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&);
+size_t rmsnorm_backward_workspace_cuda(const Device&, const Tensor& x);
+
+}  // namespace ingot

@@ -1,0 +1,166 @@
+#include <cmath>
+
+#include "kernels/core/parallel.h"
+#include "kernels/rmsnorm.h"
+
+namespace ingot {
+
+namespace {
+
+// Rows of a (N, C) tensor, or of a (N, H, HS) view, one after the other.
+template <typename T>
+struct Rows {
+    explicit Rows(const Tensor& tensor)
+        : data(tensor.get<T>()),
+          heads(tensor.rank == 3 ? tensor.shape[1] : 1),
+          token_stride(tensor.stride[0]),
+          head_stride(tensor.rank == 3 ? tensor.stride[1] : 0) {}
+    T* operator[](int64_t row) const { return data + row / heads * token_stride + row % heads * head_stride; }
+    T* data;
+    int64_t heads, token_stride, head_stride;
+};
+
+int64_t num_rows(const Tensor& x) { return x.rank == 3 ? x.shape[0] * x.shape[1] : x.shape[0]; }
+int64_t width(const Tensor& x) { return x.shape[x.rank - 1]; }
+
+template <typename T>
+void forward_cpu(const RmsNormForward& a) {
+    const int64_t rows = num_rows(a.x), C = width(a.x);
+    const Rows<T> out(a.out), x(a.x);
+    T* const rstd = a.rstd.get<T>();
+    const T* const weight = a.weight.get<T>();
+    const T eps = static_cast<T>(a.eps);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* const xr = x[row];
+        T* const outr = out[row];
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < C; ++c) sum += xr[c] * xr[c];
+        const T r = 1 / std::sqrt(sum / static_cast<T>(C) + eps);
+        rstd[row] = r;
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) outr[c] = xr[c] * r * weight[c];
+    }
+}
+
+template <typename T>
+void add_cpu(T* sum, const T* residual, const T* branch, int64_t count) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < count; ++i) sum[i] = residual[i] + branch[i];
+}
+
+// dweight is summed over a fixed number of row blocks, whatever the number of threads, and the blocks in index order.
+constexpr int64_t kBlocks = 32;
+
+template <typename T>
+void backward_cpu(const RmsNormBackward& a) {
+    const int64_t rows = num_rows(a.x), C = width(a.x);
+    const Rows<T> dx(a.dx), dout(a.dout), x(a.x);
+    const Rows<T> dresidual(a.dresidual ? a.dresidual : a.dx);
+    const bool has_residual = static_cast<bool>(a.dresidual);
+    const T* const rstd = a.rstd.get<T>();
+    const T* const weight = a.weight.get<T>();
+    T* const partial = static_cast<T*>(a.workspace.data);  // (kBlocks, C)
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < kBlocks; ++block) {
+        T* const dw = partial + block * C;
+        for (int64_t c = 0; c < C; ++c) dw[c] = 0;
+        const auto [begin, end] = block_range(rows, kBlocks, block);
+        for (int64_t row = begin; row < end; ++row) {
+            const T *const xr = x[row], *const dor = dout[row], *const resr = dresidual[row];
+            T* const dxr = dx[row];
+            const T r = rstd[row];
+            T dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t c = 0; c < C; ++c) dot += dor[c] * weight[c] * xr[c];
+            const T scale = dot * r * r / static_cast<T>(C);
+#pragma omp simd
+            for (int64_t c = 0; c < C; ++c) {
+                const T g = dor[c];
+                dw[c] += g * xr[c] * r;
+                const T d = r * (g * weight[c] - xr[c] * scale);
+                dxr[c] = has_residual ? resr[c] + d : d;
+            }
+        }
+    }
+    T* const dweight = a.dweight.get<T>();
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < C; ++c) {
+        T sum = 0;
+        for (int64_t block = 0; block < kBlocks; ++block) sum += partial[block * C + c];
+        dweight[c] += sum;
+    }
+}
+
+// Shape (N, C) or (N, H, HS), last axis contiguous, the same dtype and device as `like`.
+void check_rows(const Device& device, const char* name, const Tensor& tensor, const Tensor& like) {
+    CHECK(tensor.data != nullptr && (tensor.rank == 2 || tensor.rank == 3) && tensor.rank == like.rank &&
+              tensor.dtype == like.dtype && tensor.device == device.kind() && tensor.stride[tensor.rank - 1] == 1,
+          "rmsnorm: ", name, " is ", tensor.describe(), ", x is ", like.describe());
+    for (int axis = 0; axis < tensor.rank; ++axis)
+        CHECK(tensor.shape[axis] == like.shape[axis], "rmsnorm: ", name, " is ", tensor.describe(), ", x is ",
+              like.describe());
+}
+
+void check_vectors(const Device& device, const Tensor& x, const Tensor& rstd, const Tensor& weight) {
+    const DType stats = accumulation_dtype(x.dtype);
+    check_tensor("rmsnorm", "weight", weight, {width(x)}, x.dtype, device.kind());
+    if (x.rank == 2)
+        check_tensor("rmsnorm", "rstd", rstd, {x.shape[0]}, stats, device.kind());
+    else
+        check_tensor("rmsnorm", "rstd", rstd, {x.shape[0], x.shape[1]}, stats, device.kind());
+    CHECK(rstd.is_contiguous(), "rmsnorm: rstd is ", rstd.describe(), ", it must be contiguous");
+}
+
+}  // namespace
+
+void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
+    check_rows(device, "x", a.x, a.x);
+    check_rows(device, "out", a.out, a.x);
+    check_vectors(device, a.x, a.rstd, a.weight);
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
+                   rmsnorm_forward_cuda(device, a));
+}
+
+void residual_rmsnorm_forward(const Device& device, const ResidualRmsNormForward& a) {
+    for (const auto& [name, tensor] : {std::pair{"sum", &a.sum}, {"out", &a.out}, {"residual", &a.residual},
+                                       {"branch", &a.branch}}) {
+        check_rows(device, name, *tensor, a.sum);
+        CHECK(tensor->rank == 2 && tensor->is_contiguous(), "residual_rmsnorm: ", name, " is ", tensor->describe(),
+              ", it must be (N, C) and contiguous");
+    }
+    check_vectors(device, a.sum, a.rstd, a.weight);
+    INGOT_DISPATCH(device, for_cpu_scalar(a.sum.dtype, "residual_rmsnorm", [&](auto scalar) {
+                       using T = decltype(scalar);
+                       add_cpu(a.sum.get<T>(), a.residual.get<T>(), a.branch.get<T>(), a.sum.numel());
+                       forward_cpu<T>({.out = a.out, .rstd = a.rstd, .x = a.sum, .weight = a.weight, .eps = a.eps});
+                   }),
+                   residual_rmsnorm_forward_cuda(device, a));
+}
+
+size_t rmsnorm_backward_workspace(const Device& device, const Tensor& x) {
+    size_t bytes = 0;
+    INGOT_DISPATCH(device,
+                   bytes = static_cast<size_t>(kBlocks * width(x) * size_of(accumulation_dtype(x.dtype))),
+                   bytes = rmsnorm_backward_workspace_cuda(device, x));
+    return bytes;
+}
+
+void rmsnorm_backward(const Device& device, const RmsNormBackward& a) {
+    check_rows(device, "x", a.x, a.x);
+    check_rows(device, "dx", a.dx, a.x);
+    check_rows(device, "dout", a.dout, a.x);
+    if (a.dresidual) check_rows(device, "dresidual", a.dresidual, a.x);
+    check_vectors(device, a.x, a.rstd, a.weight);
+    check_tensor("rmsnorm", "dweight", a.dweight, {width(a.x)}, accumulation_dtype(a.x.dtype), device.kind());
+    const size_t needed = rmsnorm_backward_workspace(device, a.x);
+    CHECK(a.workspace.data != nullptr && static_cast<size_t>(a.workspace.bytes()) >= needed,
+          "rmsnorm_backward: the workspace is ", a.workspace.describe(), ", it needs ", needed, " bytes");
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
+                   rmsnorm_backward_cuda(device, a));
+}
+
+}  // namespace ingot

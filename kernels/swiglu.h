@@ -1,0 +1,21 @@
+// SwiGLU (Shazeer 2020): out = silu(gate) * up, silu(g) = g / (1 + e^-g).
+// gate_up: (N, 2F), the F gates before the F ups of each token; out: (N, F). Compute type, contiguous, one rounding at the
+// store. Backward reads gate_up only: dgate = dout * up * sigmoid(gate) * (1 + gate * (1 - sigmoid(gate))), dup = dout *
+// silu(gate). dgate_up may be gate_up.
+#pragma once
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+struct SwigluForward {
+    Tensor out, gate_up;
+};
+void swiglu_forward(const Device&, const SwigluForward&);
+
+struct SwigluBackward {
+    Tensor dgate_up, dout, gate_up;
+};
+void swiglu_backward(const Device&, const SwigluBackward&);
+
+}  // namespace ingot

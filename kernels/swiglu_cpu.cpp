@@ -1,0 +1,61 @@
+#include "kernels/core/math.h"
+#include "kernels/swiglu.h"
+
+namespace ingot {
+
+namespace {
+
+template <typename T>
+void forward_cpu(const SwigluForward& a) {
+    const int64_t N = a.out.shape[0], F = a.out.shape[1];
+    T* const out = a.out.get<T>();
+    const T* const gate_up = a.gate_up.get<T>();
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; ++n) {
+        const T *const gate = gate_up + n * 2 * F, *const up = gate + F;
+#pragma omp simd
+        for (int64_t f = 0; f < F; ++f) out[n * F + f] = gate[f] / (1 + fast_exp(-gate[f])) * up[f];
+    }
+}
+
+template <typename T>
+void backward_cpu(const SwigluBackward& a) {
+    const int64_t N = a.dout.shape[0], F = a.dout.shape[1];
+    T* const dgate_up = a.dgate_up.get<T>();
+    const T *const dout = a.dout.get<T>(), *const gate_up = a.gate_up.get<T>();
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; ++n) {
+        const T *const gate = gate_up + n * 2 * F, *const up = gate + F;
+        T *const dgate = dgate_up + n * 2 * F, *const dup = dgate + F;
+#pragma omp simd
+        for (int64_t f = 0; f < F; ++f) {
+            const T g = gate[f], u = up[f], d = dout[n * F + f];
+            const T sigmoid = 1 / (1 + fast_exp(-g));
+            dup[f] = d * g * sigmoid;
+            dgate[f] = d * u * sigmoid * (1 + g * (1 - sigmoid));
+        }
+    }
+}
+
+void check(const Device& device, const Tensor& out, const Tensor& gate_up) {
+    CHECK(out.rank == 2, "swiglu: out is ", out.describe());
+    check_tensor("swiglu", "out", out, {out.shape[0], out.shape[1]}, out.dtype, device.kind());
+    check_tensor("swiglu", "gate_up", gate_up, {out.shape[0], 2 * out.shape[1]}, out.dtype, device.kind());
+    CHECK(out.is_contiguous() && gate_up.is_contiguous(), "swiglu: all tensors must be contiguous");
+    CHECK(device.is_cpu(), "swiglu runs on the CPU device only: use Device::cpu()");
+}
+
+}  // namespace
+
+void swiglu_forward(const Device& device, const SwigluForward& a) {
+    check(device, a.out, a.gate_up);
+    for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
+}
+
+void swiglu_backward(const Device& device, const SwigluBackward& a) {
+    check(device, a.dout, a.gate_up);
+    check(device, a.dout, a.dgate_up);
+    for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
+}
+
+}  // namespace ingot

@@ -1,0 +1,271 @@
+// Method: random data; as many input sets in turn as make kFootprint bytes, so that no run finds its inputs in a cache;
+// a warm-up; then batches of launches between two events, and the median over the batches. Bytes are those that the op
+// must move: each input read once, each output written once.
+#include "src/bench_kernels.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+
+#include "kernels/core/rng.h"
+#include "kernels/matmul.h"
+#include "kernels/rmsnorm.h"
+#if INGOT_HAS_CUDA
+#include "kernels/cuda/timing.h"
+#endif
+
+namespace ingot {
+
+namespace {
+
+constexpr double kFootprint = 512e6;     // several times the largest L2 (60 MB on Hopper, 126 MB on Blackwell)
+constexpr double kBatchSeconds = 2e-3;   // a batch's start and end cost microseconds
+constexpr int64_t kCopyBytes = int64_t{1} << 30;
+
+class Stopwatch {
+  public:
+    explicit Stopwatch(const Device& device) {
+#if INGOT_HAS_CUDA
+        if (!device.is_cpu()) timer_ = std::make_unique<CudaTimer>(device);
+#else
+        (void)device;
+#endif
+    }
+    void start() {
+#if INGOT_HAS_CUDA
+        if (timer_) return timer_->start();
+#endif
+        begin_ = std::chrono::steady_clock::now();
+    }
+    double stop() {
+#if INGOT_HAS_CUDA
+        if (timer_) return timer_->stop();
+#endif
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    }
+
+  private:
+#if INGOT_HAS_CUDA
+    std::unique_ptr<CudaTimer> timer_;
+#endif
+    std::chrono::steady_clock::time_point begin_;
+};
+
+// Seconds of one launch. launch(set) runs the op on that set of tensors.
+double median_seconds(const Device& device, double seconds, int num_sets, const std::function<void(int)>& launch) {
+    Stopwatch stopwatch(device);
+    const auto batch = [&](int launches) {
+        stopwatch.start();
+        for (int i = 0; i < launches; ++i) launch(i % num_sets);
+        return stopwatch.stop() / launches;
+    };
+    batch(num_sets);
+    const double estimate = std::max(batch(num_sets), 1e-7);
+    const int passes = static_cast<int>(std::ceil(kBatchSeconds / (estimate * num_sets)));
+    const int launches = std::max(passes, 1) * num_sets;
+    const int least = device.is_cpu() ? 3 : 20;
+    const int num_samples = std::clamp(static_cast<int>(seconds / (estimate * launches)), least, 1001);
+    for (int i = 0; i < num_samples / 10; ++i) batch(launches);
+    std::vector<double> samples;
+    for (int i = 0; i < num_samples; ++i) samples.push_back(batch(launches));
+    std::nth_element(samples.begin(), samples.begin() + num_samples / 2, samples.end());
+    return samples[static_cast<size_t>(num_samples / 2)];
+}
+
+class Bench {
+  public:
+    explicit Bench(const BenchKernelsOptions& options)
+        : options_(options), device_(open(options.device)) {
+        REQUIRE(options.rows >= 2, "--rows must be at least 2, not ", options.rows);
+        const std::string dtype = !options.dtype.empty() ? options.dtype : device_.is_cpu() ? "fp32" : "bf16";
+        bool known = false;
+        for (const DType candidate : {DType::f32, DType::bf16, DType::f16})
+            if (dtype == name_of(candidate)) {
+                dtype_ = candidate;
+                known = true;
+            }
+        REQUIRE(known, "--dtype is fp32, bf16 or fp16, not ", dtype);
+        REQUIRE(!device_.is_cpu() || dtype_ == DType::f32, "the CPU device computes in fp32, not in ", dtype);
+    }
+
+    void run() {
+        print_machine();
+        measure_copy();
+        std::printf("%-28s %-26s %-5s %10s %10s %9s %8s %7s %8s\n", "op", "shape", "dtype", "us", "us again", "MB",
+                    "GB/s", "% copy", "TFLOP/s");
+        for (const int64_t C : options_.widths) norms(options_.rows, C);
+        for (const int64_t C : options_.widths) products(C > 1024 ? options_.rows / 2 : options_.rows, C);
+    }
+
+  private:
+    static Device open(const std::string& name) {
+        REQUIRE(name == "cpu" || name == "cuda", "--device is cuda or cpu, not ", name);
+        return name == "cpu" ? Device::cpu() : Device::cuda(0);
+    }
+
+    // Memory for one op's sets; given back when the op is done.
+    Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, float scale = 1) {
+        Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
+        memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
+        result.data = memory_.back().get();
+        const uint64_t seed = memory_.size();
+        if (dtype == DType::u8) {
+            device_.zero(result);
+        } else if (device_.is_cpu()) {
+            float* const data = result.get<float>();
+            const int64_t count = result.numel();
+#pragma omp parallel for schedule(static)
+            for (int64_t i = 0; i < count; ++i) data[i] = scale * random_normal(seed, 0, static_cast<uint64_t>(i));
+        } else {
+#if INGOT_HAS_CUDA
+            fill_normals_cuda(device_, result, seed, scale);
+#endif
+        }
+        return result;
+    }
+
+    void print_machine() {
+        std::string text = device_.name();
+#if INGOT_HAS_CUDA
+        if (!device_.is_cpu()) text = describe_cuda(device_);
+#endif
+        std::printf("%s\n", text.c_str());
+    }
+
+    void measure_copy() {
+        const Tensor source = tensor(DType::f32, {kCopyBytes / 4}), destination = tensor(DType::f32, {kCopyBytes / 4});
+        const double bytes = 2.0 * static_cast<double>(kCopyBytes);
+        const char* names[] = {"cudaMemcpyAsync", "16-byte copy kernel"};
+        std::function<void(int)> copies[] = {[&](int) { device_.copy(destination, source); }, nullptr};
+        if (device_.is_cpu()) {
+            names[0] = "memcpy, one thread";
+            names[1] = "memcpy, all threads";
+            copies[1] = [&](int) {
+                constexpr int64_t kChunk = 1 << 20;
+#pragma omp parallel for schedule(static)
+                for (int64_t begin = 0; begin < kCopyBytes; begin += kChunk)
+                    std::memcpy(static_cast<char*>(destination.data) + begin,
+                                static_cast<const char*>(source.data) + begin, kChunk);
+            };
+        } else {
+#if INGOT_HAS_CUDA
+            copies[1] = [&](int) { copy_kernel_cuda(device_, destination, source); };
+#endif
+        }
+        for (int i = 0; i < 2; ++i) {
+            const double rate = bytes / median_seconds(device_, options_.seconds, 1, copies[i]);
+            std::printf("copy of 1 GiB by %-20s %8.1f GB/s\n", names[i], rate * 1e-9);
+            copy_rate_ = std::max(copy_rate_, rate);
+        }
+        std::printf("copy rate: %.1f GB/s, read + written\n\n", copy_rate_ * 1e-9);
+        memory_.clear();
+    }
+
+    // make() builds one set of tensors and returns the launch on it.
+    void report(const char* op, const std::string& shape, double bytes, double flops,
+                const std::function<std::function<void()>()>& make) {
+        const int num_sets = std::clamp(static_cast<int>(std::ceil(kFootprint / bytes)), 2, 512);
+        std::vector<std::function<void()>> sets;
+        for (int i = 0; i < num_sets; ++i) sets.push_back(make());
+        double seconds[2];
+        for (double& each : seconds)
+            each = median_seconds(device_, options_.seconds, num_sets,
+                                  [&](int set) { sets[static_cast<size_t>(set)](); });
+        device_.synchronize();
+        const double rate = bytes / seconds[0];
+        std::printf("%-28s %-26s %-5s %10.2f %10.2f %9.1f %8.1f", op, shape.c_str(), name_of(dtype_), seconds[0] * 1e6,
+                    seconds[1] * 1e6, bytes * 1e-6, rate * 1e-9);
+        if (flops > 0)
+            std::printf(" %7s %8.1f\n", "", flops / seconds[0] * 1e-12);
+        else
+            std::printf(" %7.1f\n", 100 * rate / copy_rate_);
+        std::fflush(stdout);
+        memory_.clear();
+    }
+
+    void norms(int64_t N, int64_t C) {
+        const double element = static_cast<double>(size_of(dtype_));
+        const double row_bytes = static_cast<double>(N * C) * element, rstd_bytes = 4.0 * static_cast<double>(N);
+        const double weight_bytes = static_cast<double>(C) * element;
+        const std::string shape = join("N ", N, ", C ", C);
+        const double eps = 1e-5;
+        report("rmsnorm_forward", shape, 2 * row_bytes + rstd_bytes + weight_bytes, 0, [&] {
+            const RmsNormForward args{.out = tensor(dtype_, {N, C}), .rstd = tensor(DType::f32, {N}),
+                                      .x = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {C}), .eps = eps};
+            return [this, args] { rmsnorm_forward(device_, args); };
+        });
+        report("residual_rmsnorm_forward", shape, 4 * row_bytes + rstd_bytes + weight_bytes, 0, [&] {
+            const ResidualRmsNormForward args{.out = tensor(dtype_, {N, C}), .rstd = tensor(DType::f32, {N}),
+                                              .sum = tensor(dtype_, {N, C}), .residual = tensor(dtype_, {N, C}),
+                                              .branch = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {C}),
+                                              .eps = eps};
+            return [this, args] { residual_rmsnorm_forward(device_, args); };
+        });
+        for (const bool has_residual : {false, true}) {
+            const double bytes = (has_residual ? 4 : 3) * row_bytes + rstd_bytes + weight_bytes + 8.0 * static_cast<double>(C);
+            report(has_residual ? "rmsnorm_backward + dresidual" : "rmsnorm_backward", shape, bytes, 0, [&] {
+                const Tensor x = tensor(dtype_, {N, C});
+                const auto workspace = static_cast<int64_t>(rmsnorm_backward_workspace(device_, x));
+                const RmsNormBackward args{.dx = tensor(dtype_, {N, C}), .dweight = tensor(DType::f32, {C}),
+                                           .dout = tensor(dtype_, {N, C}), .x = x, .rstd = tensor(DType::f32, {N}),
+                                           .weight = tensor(dtype_, {C}),
+                                           .dresidual = has_residual ? tensor(dtype_, {N, C}) : Tensor{},
+                                           .workspace = tensor(DType::u8, {workspace})};
+                return [this, args] { rmsnorm_backward(device_, args); };
+            });
+        }
+    }
+
+    void products(int64_t N, int64_t C) {
+        const int64_t F = (8 * C / 3 + 127) / 128 * 128;
+        const struct {
+            const char* name;
+            int64_t O, I;
+        } layers[] = {{"qkv", 3 * C, C}, {"o", C, C}, {"gate_up", 2 * F, C}, {"down", C, F}};
+        const double element = static_cast<double>(size_of(dtype_));
+        for (const auto& [name, O, I] : layers) {
+            const std::string shape = join(N, " x ", O, " x ", I);
+            const double flops = 2.0 * static_cast<double>(N) * static_cast<double>(O) * static_cast<double>(I);
+            const double x_bytes = static_cast<double>(N * I) * element, out_bytes = static_cast<double>(N * O) * element;
+            const double weights = static_cast<double>(O * I);
+            const float scale = 1 / std::sqrt(static_cast<float>(I));
+            report(join(name, " forward").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
+                   [&, rows = N, outputs = O, inputs = I] {
+                       const MatmulForward args{.out = tensor(dtype_, {rows, outputs}),
+                                                .x = tensor(dtype_, {rows, inputs}),
+                                                .weight = tensor(dtype_, {outputs, inputs}, scale), .residual = {}};
+                       return [this, args] { matmul_forward(device_, args); };
+                   });
+            report(join(name, " backward, input").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
+                   [&, rows = N, outputs = O, inputs = I] {
+                       const MatmulBackwardInput args{.dx = tensor(dtype_, {rows, inputs}),
+                                                      .dout = tensor(dtype_, {rows, outputs}),
+                                                      .weight = tensor(dtype_, {outputs, inputs}, scale)};
+                       return [this, args] { matmul_backward_input(device_, args); };
+                   });
+            report(join(name, " backward, weight").c_str(), shape, x_bytes + out_bytes + 8 * weights, flops,
+                   [&, rows = N, outputs = O, inputs = I] {
+                       const MatmulBackwardWeight args{.dweight = tensor(DType::f32, {outputs, inputs}),
+                                                       .dout = tensor(dtype_, {rows, outputs}),
+                                                       .x = tensor(dtype_, {rows, inputs})};
+                       return [this, args] { matmul_backward_weight(device_, args); };
+                   });
+        }
+    }
+
+    BenchKernelsOptions options_;
+    Device device_;
+    DType dtype_ = DType::f32;
+    double copy_rate_ = 0;
+    std::vector<std::shared_ptr<void>> memory_;
+};
+
+}  // namespace
+
+void bench_kernels(const BenchKernelsOptions& options) { Bench(options).run(); }
+
+}  // namespace ingot

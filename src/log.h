@@ -1,0 +1,46 @@
+// What a step prints, and its line in log.jsonl.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+namespace ingot {
+
+struct StepReport {
+    int64_t step = 0;  // 1 .. steps
+    double loss = 0, grad_norm = 0, lr = 0;
+    std::optional<double> val_loss;
+    int64_t tokens = 0;  // consumed since the run began
+    double tokens_per_second = 0, step_seconds = 0, data_wait_seconds = 0;
+    uint64_t memory_bytes = 0;
+    double loss_scale = 1;
+    bool skipped = false;
+};
+
+// One JSON object; floats in shortest round-trip form, non-finite ones as strings, null where a value does not apply.
+nlohmann::ordered_json report_to_json(const StepReport& report);
+// The fields that depend on the computation alone, not on the clock; a checkpoint keeps them.
+StepReport report_from_json(const nlohmann::ordered_json& object);
+
+// "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 71.2 GiB | eta 4h31m"
+std::string report_line(const StepReport& report, int64_t steps);
+
+// runs/NAME/log.jsonl: one object per optimizer step.
+class RunLog {
+  public:
+    // Opens for appending, after cutting off all lines of steps above `last_step`, and a torn last line.
+    RunLog(const std::string& path, int64_t last_step);
+    ~RunLog();
+    RunLog(const RunLog&) = delete;
+    RunLog& operator=(const RunLog&) = delete;
+    void write(const StepReport& report);
+
+  private:
+    std::string path_;
+    std::FILE* file_;
+};
+
+}  // namespace ingot

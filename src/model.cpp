@@ -1,0 +1,329 @@
+#include "src/model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
+#include "kernels/matmul.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace ingot {
+
+namespace {
+
+// Memory that the logits of one chunk may take. Large enough for the head's products to run at full speed, small enough
+// to be a minor part of the plan.
+constexpr int64_t kLogitsBytes = 64 << 20;
+
+// The first n tokens of a buffer planned for N.
+Tensor first(const Tensor& tensor, int64_t n) { return tensor ? tensor.slice(0, 0, n) : tensor; }
+
+// A buffer (rows, N) reused as a contiguous (rows, n).
+Tensor first_columns(const Tensor& tensor, int64_t n) {
+    return Tensor::contiguous(tensor.data, tensor.dtype, {tensor.shape[0], n}, tensor.device);
+}
+
+}  // namespace
+
+Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
+             Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan)
+    : device_(device),
+      config_(config),
+      table_(config),
+      dtype_(dtype),
+      stats_(accumulation_dtype(dtype)),
+      max_tokens_(max_tokens),
+      max_positions_(max_positions),
+      recompute_(is_training ? recompute : Recompute::block),
+      z_loss_(z_loss) {
+    const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers, VP = config.padded_vocab_size();
+    const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
+    chunk_ = std::clamp<int64_t>(kLogitsBytes / (VP * size_of(dtype)), 1, N);
+
+    plan->add("weights", stats_, {table_.flat_size()}, &weights_);
+    if (is_training) plan->add("gradients", stats_, {table_.flat_size()}, &gradients_);
+    if (config.position == Position::alibi) plan->add("constants.slopes", stats_, {NH}, &slopes_);
+    if (config.position == Position::rope) plan->add("constants.rope_table", stats_, {max_positions, HS}, &rope_table_);
+
+    residual_.resize(static_cast<size_t>(L + 1));
+    layers_.resize(static_cast<size_t>(L));
+    for (int64_t l = 0; l <= L; ++l) {
+        // Without training two buffers take turns: a layer reads one and writes the other.
+        const std::string name = join("activations.residual.", is_training ? l : l % 2);
+        if (is_training || l < 2)
+            plan->add(name, dtype, {N, C}, &residual_[static_cast<size_t>(l)]);
+        else
+            plan->share(name, &residual_[static_cast<size_t>(l)]);
+    }
+    // One buffer per layer, or one for all layers where backward computes the tensor again.
+    const auto per_layer = [&](const char* name, DType type, std::initializer_list<int64_t> shape, int64_t layer,
+                               bool is_shared, Tensor* slot) {
+        const std::string key = join("activations.", name, ".", is_shared ? 0 : layer);
+        if (is_shared && layer > 0)
+            plan->share(key, slot);
+        else
+            plan->add(key, type, shape, slot);
+    };
+    for (int64_t l = 0; l < L; ++l) {
+        LayerActivations& acts = layers_[static_cast<size_t>(l)];
+        const bool all = recompute_ == Recompute::block, light = recompute_ != Recompute::none;
+        per_layer("attention_norm", dtype, {N, C}, l, light, &acts.attention_norm);
+        per_layer("attention_rstd", stats_, {N}, l, all, &acts.attention_rstd);
+        per_layer("qkv", dtype, {N, (NH + 2 * NKV) * HS}, l, all, &acts.qkv);
+        if (config.qk_norm) {
+            per_layer("qk", dtype, {N, (NH + NKV) * HS}, l, all, &acts.qk);
+            per_layer("qk_rstd", stats_, {NH + NKV, N}, l, all, &acts.qk_rstd);
+        }
+        per_layer("attention", dtype, {N, NH * HS}, l, all, &acts.attention);
+        per_layer("lse", stats_, {NH, N}, l, all, &acts.lse);
+        per_layer("residual_mid", dtype, {N, C}, l, all, &acts.residual_mid);
+        per_layer("mlp_norm", dtype, {N, C}, l, light, &acts.mlp_norm);
+        per_layer("mlp_rstd", stats_, {N}, l, all, &acts.mlp_rstd);
+        per_layer("gate_up", dtype, {N, 2 * F}, l, all, &acts.gate_up);
+        per_layer("swiglu", dtype, {N, F}, l, light, &acts.swiglu);
+    }
+    plan->add("activations.final_norm", dtype, {N, C}, &final_norm_);
+    plan->add("activations.final_rstd", stats_, {N}, &final_rstd_);
+    plan->add("activations.losses", stats_, {N}, &losses_);
+    plan->add("logits", dtype, {chunk_, VP}, &logits_);
+    if (!is_training) return;
+    plan->add("activation_gradients.residual", dtype, {N, C}, &dresidual_);
+    plan->add("activation_gradients.norm", dtype, {N, C}, &dnorm_);
+    plan->add("activation_gradients.qkv", dtype, {N, (NH + 2 * NKV) * HS}, &dqkv_);
+    if (config.qk_norm) plan->add("activation_gradients.qk", dtype, {N, (NH + NKV) * HS}, &dqk_);
+    plan->add("activation_gradients.attention", dtype, {N, NH * HS}, &dattention_);
+    plan->add("activation_gradients.gate_up", dtype, {N, 2 * F}, &dgate_up_);
+    plan->add("activation_gradients.swiglu", dtype, {N, F}, &dswiglu_);
+    size_t workspace = rmsnorm_backward_workspace(device, residual_[0]);
+    if (config.qk_norm)
+        workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
+    plan->add("workspace", DType::u8, {static_cast<int64_t>(workspace)}, &workspace_);
+}
+
+void Model::initialize_constants() {
+    const std::shared_ptr<void> memory =
+        Device::cpu().allocate(static_cast<size_t>(std::max(rope_table_.bytes(), slopes_.bytes())));
+    if (slopes_) {
+        Tensor host = slopes_;
+        host.data = memory.get();
+        host.device = DeviceKind::cpu;
+        const std::vector<double> slopes = alibi_slopes(config_.n_heads);
+        for_cpu_scalar(stats_, "slopes", [&](auto scalar) {
+            using T = decltype(scalar);
+            for (size_t h = 0; h < slopes.size(); ++h) host.get<T>()[h] = static_cast<T>(slopes[h]);
+        });
+        device_.copy(slopes_, host);
+    }
+    if (rope_table_) {
+        Tensor host = rope_table_;
+        host.data = memory.get();
+        host.device = DeviceKind::cpu;
+        fill_rope_table(host, config_.rope_theta);
+        device_.copy(rope_table_, host);
+    }
+}
+
+void Model::initialize_weights(uint64_t seed) {
+    Tensor host = weights_;
+    std::shared_ptr<void> memory;
+    if (!device_.is_cpu()) {
+        memory = Device::cpu().allocate(static_cast<size_t>(weights_.bytes()));
+        host.data = memory.get();
+        host.device = DeviceKind::cpu;
+    }
+    device_.zero(host);
+    initialize_parameters(table_, seed, host);
+    if (memory != nullptr) device_.copy(weights_, host);
+}
+
+LayerActivations Model::activations(int64_t layer, int64_t n) const {
+    LayerActivations acts = layers_[static_cast<size_t>(layer)];
+    for (Tensor* tensor : {&acts.attention_norm, &acts.attention_rstd, &acts.qkv, &acts.qk, &acts.attention,
+                           &acts.residual_mid, &acts.mlp_norm, &acts.mlp_rstd, &acts.gate_up, &acts.swiglu})
+        *tensor = first(*tensor, n);
+    acts.lse = first_columns(acts.lse, n);
+    return acts;
+}
+
+Model::Heads Model::attention_heads(const LayerActivations& acts, int64_t n) const {
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const Tensor qkv = first(acts.qkv, n).split_last(NH + 2 * NKV, HS);
+    const Tensor qk = config_.qk_norm ? first(acts.qk, n).split_last(NH + NKV, HS) : qkv;
+    return {qk.slice(1, 0, NH), qk.slice(1, NH, NH + NKV), qkv.slice(1, NH + NKV, NH + 2 * NKV)};
+}
+
+Tensor Model::head_weight(const Tensor& flat) const {
+    return parameter_view(flat, table_.find(config_.tie_embeddings ? "embedding" : "head"));
+}
+
+// ---- Forward ----
+
+void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute) {
+    const LayerTensors w = layer_tensors(table_, weights_, layer);
+    const LayerActivations acts = activations(layer, n);
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
+    const Tensor x_out = first(residual_[static_cast<size_t>(layer + 1)], n);
+    const double eps = config_.norm_eps;
+
+    rmsnorm_forward(device_, {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x,
+                              .weight = w.attention_norm, .eps = eps});
+    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv, .residual = {}});
+    const Heads heads = attention_heads(acts, n);
+    if (config_.qk_norm) {
+        const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS);
+        const Tensor rstd = first_columns(acts.qk_rstd, n);
+        rmsnorm_forward(device_, {.out = heads.q, .rstd = rstd.slice(0, 0, NH).view({n, NH}),
+                                  .x = raw.slice(1, 0, NH), .weight = w.q_norm, .eps = eps});
+        rmsnorm_forward(device_, {.out = heads.k, .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
+                                  .x = raw.slice(1, NH, NH + NKV), .weight = w.k_norm, .eps = eps});
+    }
+    if (config_.position == Position::rope) {
+        rope_forward(device_, {.x = heads.q, .positions = batch.positions, .table = rope_table_});
+        rope_forward(device_, {.x = heads.k, .positions = batch.positions, .table = rope_table_});
+    }
+    attention_forward(device_, {.out = acts.attention.split_last(NH, HS), .lse = acts.lse, .q = heads.q, .k = heads.k,
+                                .v = heads.v, .slopes = slopes_, .mask = batch.mask,
+                                .scale = 1 / std::sqrt(static_cast<double>(HS))});
+    matmul_forward(device_, {.out = acts.residual_mid, .x = acts.attention, .weight = w.attention_out, .residual = x});
+
+    rmsnorm_forward(device_, {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid,
+                              .weight = w.mlp_norm, .eps = eps});
+    matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up, .residual = {}});
+    swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
+    if (is_recompute) return;  // what leaves the layer is still there
+    matmul_forward(device_, {.out = x_out, .x = acts.swiglu, .weight = w.down, .residual = acts.residual_mid});
+}
+
+void Model::forward_trunk(const MicroBatch& batch, int64_t n) {
+    CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
+    embedding_forward(device_, {.out = first(residual_[0], n),
+                                .weight = parameter_view(weights_, table_.find("embedding")), .tokens = batch.tokens});
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false);
+    rmsnorm_forward(device_, {.out = first(final_norm_, n), .rstd = first(final_rstd_, n),
+                              .x = first(residual_.back(), n),
+                              .weight = parameter_view(weights_, table_.find("final_norm")), .eps = config_.norm_eps});
+}
+
+// Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a time.
+void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode) {
+    const Tensor weight = head_weight(weights_);
+    for (int64_t begin = 0; begin < n; begin += chunk_) {
+        const int64_t end = std::min(begin + chunk_, n);
+        const Tensor x = final_norm_.slice(0, begin, end), logits = first(logits_, end - begin);
+        matmul_forward(device_, {.out = logits, .x = x, .weight = weight, .residual = {}});
+        cross_entropy(device_, {.logits = logits, .losses = losses_.slice(0, begin, end),
+                                .targets = batch.targets.slice(0, begin, end), .vocab_size = config_.vocab_size,
+                                .z_loss = z_loss_, .step = step, .write_gradient = mode == HeadMode::train});
+        if (mode != HeadMode::train) continue;
+        matmul_backward_input(device_, {.dx = dnorm_.slice(0, begin, end), .dout = logits, .weight = weight});
+        matmul_backward_weight(device_, {.dweight = head_weight(gradients_), .dout = logits, .x = x});
+    }
+    loss_sum(device_, {.step = step, .losses = first(losses_, n), .targets = batch.targets});
+}
+
+void Model::forward(const MicroBatch& batch, StepBlock* step) {
+    CHECK(gradients_, "this model was planned without gradients");
+    const int64_t n = batch.tokens.shape[0];
+    forward_trunk(batch, n);
+    head(batch, n, step, HeadMode::train);
+}
+
+void Model::evaluate(const MicroBatch& batch, StepBlock* step) {
+    const int64_t n = batch.tokens.shape[0];
+    forward_trunk(batch, n);
+    head(batch, n, step, HeadMode::evaluate);
+}
+
+void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits) {
+    forward_trunk(batch, batch.tokens.shape[0]);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const int64_t out = static_cast<int64_t>(i);
+        matmul_forward(device_, {.out = logits.slice(0, out, out + 1), .x = final_norm_.slice(0, rows[i], rows[i] + 1),
+                                 .weight = head_weight(weights_), .residual = {}});
+    }
+}
+
+// ---- Backward ----
+
+void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
+    const LayerTensors w = layer_tensors(table_, weights_, layer);
+    const LayerTensors dw = layer_tensors(table_, gradients_, layer);
+    const LayerActivations acts = activations(layer, n);
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
+    // The gradient of x, from here to the end of the function: first that of what leaves the layer, then, once each
+    // branch has added its own, that of what entered it.
+    const Tensor dx = first(dresidual_, n);
+    const Tensor dnorm = first(dnorm_, n), dqkv = first(dqkv_, n), dattention = first(dattention_, n);
+    const Tensor dgate_up = first(dgate_up_, n), dswiglu = first(dswiglu_, n);
+    const double eps = config_.norm_eps;
+
+    if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
+    if (recompute_ == Recompute::light) {
+        rmsnorm_forward(device_, {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid,
+                                  .weight = w.mlp_norm, .eps = eps});
+        swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
+    }
+    // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid))
+    matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu});
+    matmul_backward_input(device_, {.dx = dswiglu, .dout = dx, .weight = w.down});
+    swiglu_backward(device_, {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up});
+    matmul_backward_weight(device_, {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm});
+    matmul_backward_input(device_, {.dx = dnorm, .dout = dgate_up, .weight = w.gate_up});
+    rmsnorm_backward(device_, {.dx = dx, .dweight = dw.mlp_norm, .dout = dnorm, .x = acts.residual_mid,
+                               .rstd = acts.mlp_rstd, .weight = w.mlp_norm, .dresidual = dx, .workspace = workspace_});
+
+    // x_mid = x + Wo attention(Wqkv norm(x))
+    matmul_backward_weight(device_, {.dweight = dw.attention_out, .dout = dx, .x = acts.attention});
+    matmul_backward_input(device_, {.dx = dattention, .dout = dx, .weight = w.attention_out});
+    const Heads heads = attention_heads(acts, n);
+    LayerActivations gradients;
+    gradients.qkv = dqkv;
+    gradients.qk = dqk_;
+    const Heads dheads = attention_heads(gradients, n);
+    attention_backward(device_, {.dq = dheads.q, .dk = dheads.k, .dv = dheads.v, .dout = dattention.split_last(NH, HS),
+                                 .out = acts.attention.split_last(NH, HS), .lse = acts.lse, .q = heads.q, .k = heads.k,
+                                 .v = heads.v, .slopes = slopes_, .mask = batch.mask,
+                                 .scale = 1 / std::sqrt(static_cast<double>(HS))});
+    if (config_.position == Position::rope) {
+        rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
+        rope_backward(device_, {.x = dheads.k, .positions = batch.positions, .table = rope_table_});
+    }
+    if (config_.qk_norm) {
+        const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS), draw = dqkv.split_last(NH + 2 * NKV, HS);
+        const Tensor rstd = first_columns(acts.qk_rstd, n);
+        rmsnorm_backward(device_, {.dx = draw.slice(1, 0, NH), .dweight = dw.q_norm, .dout = dheads.q,
+                                   .x = raw.slice(1, 0, NH), .rstd = rstd.slice(0, 0, NH).view({n, NH}),
+                                   .weight = w.q_norm, .dresidual = {}, .workspace = workspace_});
+        rmsnorm_backward(device_, {.dx = draw.slice(1, NH, NH + NKV), .dweight = dw.k_norm, .dout = dheads.k,
+                                   .x = raw.slice(1, NH, NH + NKV), .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
+                                   .weight = w.k_norm, .dresidual = {}, .workspace = workspace_});
+    }
+    if (recompute_ == Recompute::light)
+        rmsnorm_forward(device_, {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x,
+                                  .weight = w.attention_norm, .eps = eps});
+    matmul_backward_weight(device_, {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm});
+    matmul_backward_input(device_, {.dx = dnorm, .dout = dqkv, .weight = w.qkv});
+    rmsnorm_backward(device_, {.dx = dx, .dweight = dw.attention_norm, .dout = dnorm, .x = x,
+                               .rstd = acts.attention_rstd, .weight = w.attention_norm, .dresidual = dx,
+                               .workspace = workspace_});
+}
+
+void Model::backward(const MicroBatch& batch) {
+    const int64_t n = batch.tokens.shape[0];
+    // dnorm_ holds the gradient of the final norm's output: head() left it there.
+    rmsnorm_backward(device_, {.dx = first(dresidual_, n),
+                               .dweight = parameter_view(gradients_, table_.find("final_norm")), .dout = first(dnorm_, n),
+                               .x = first(residual_.back(), n), .rstd = first(final_rstd_, n),
+                               .weight = parameter_view(weights_, table_.find("final_norm")), .dresidual = {},
+                               .workspace = workspace_});
+    for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
+    embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),
+                                 .dout = first(dresidual_, n), .tokens = batch.tokens});
+}
+
+}  // namespace ingot

@@ -1,0 +1,107 @@
+// The GPT: pre-norm decoder, forward and backward written out op by op.
+//
+//   x = embedding[token]
+//   per layer:  x += Wo attention(norm(x));   x += Wdown (silu(gate) * up),  [gate | up] = Wgu norm(x)
+//   logits = Whead norm(x)
+//
+// Shapes: N = B * T tokens of a micro-batch as one packed row, C width, F hidden, V / VP vocabulary and padded vocabulary,
+// L layers, NH / NKV query and key/value heads, HS head size.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+#include "kernels/core/device.h"
+#include "kernels/core/step.h"
+#include "src/config.h"
+#include "src/parameters.h"
+
+namespace ingot {
+
+// One packed row of n <= N tokens, on the device.
+struct MicroBatch {
+    Tensor tokens, targets;  // (n) int32; target -1 = ignored
+    Tensor positions;        // (n) int32, within the document
+    AttentionMask mask;      // (n) int32 each
+};
+
+// What is kept of the forward pass for backward.
+struct LayerActivations {
+    Tensor attention_norm, attention_rstd;  // (N, C), (N)
+    Tensor qkv;                             // (N, (NH + 2 NKV) HS); q and k rotated, unless QK-norm is on
+    Tensor qk, qk_rstd;                     // QK-norm only: (N, (NH + NKV) HS) normed and rotated, (N, NH + NKV)
+    Tensor attention, lse;                  // (N, NH HS), (NH, N)
+    Tensor residual_mid;                    // (N, C): x after attention
+    Tensor mlp_norm, mlp_rstd;              // (N, C), (N)
+    Tensor gate_up, swiglu;                 // (N, 2F), (N, F)
+};
+
+class Model {
+  public:
+    // Plans all memory of weights, gradients and activations for micro-batches of up to `max_tokens` tokens. dtype is the
+    // compute type: fp32 on the CPU, fp64 for the oracle. `plan` is the caller's: others add to it before it is
+    // allocated. max_positions bounds the positions within a document (the RoPE table's rows).
+    Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
+          Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan);
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+
+    // After the plan was allocated: tables, slopes; then weights from the seed.
+    void initialize_constants();
+    void initialize_weights(uint64_t seed);
+
+    // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient is
+    // already taken here, chunk by chunk, so that logits never exist for more than a chunk.
+    void forward(const MicroBatch& batch, StepBlock* step);
+    // Accumulates gradients of S * (sum of token losses). Follows forward() of the same batch.
+    void backward(const MicroBatch& batch);
+    // Losses alone: adds to step->sums, leaves per-token losses in losses().
+    void evaluate(const MicroBatch& batch, StepBlock* step);
+    // Logits of the given tokens of the batch, into `logits` (rows.size(), VP) on the device; for sampling and tests.
+    void logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits);
+
+    const ModelConfig& config() const { return config_; }
+    const ParameterTable& table() const { return table_; }
+    const Device& device() const { return device_; }
+    const Tensor& weights() const { return weights_; }      // flat, fp32 (fp64)
+    const Tensor& gradients() const { return gradients_; }  // flat, the same layout
+    const Tensor& losses() const { return losses_; }        // (N) of the last forward() or evaluate()
+    DType dtype() const { return dtype_; }
+    int64_t max_tokens() const { return max_tokens_; }
+
+  private:
+    enum class HeadMode { train, evaluate };
+    // Embedding and all layers, then the final norm into final_norm_.
+    void forward_trunk(const MicroBatch& batch, int64_t n);
+    void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute);
+    void layer_backward(const MicroBatch& batch, int64_t n, int64_t layer);
+    void head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode);
+    // The query, key and value views that attention reads: slices of qkv, or of qk with QK-norm.
+    struct Heads {
+        Tensor q, k, v;
+    };
+    Heads attention_heads(const LayerActivations& acts, int64_t n) const;
+    LayerActivations activations(int64_t layer, int64_t n) const;
+    Tensor head_weight(const Tensor& flat) const;
+
+    Device device_;
+    ModelConfig config_;
+    ParameterTable table_;
+    DType dtype_, stats_;
+    int64_t max_tokens_, max_positions_;
+    Recompute recompute_;
+    double z_loss_;
+    int64_t chunk_;  // tokens whose logits exist at a time
+
+    Tensor weights_, gradients_;
+    Tensor slopes_, rope_table_;
+    std::vector<LayerActivations> layers_;
+    std::vector<Tensor> residual_;  // L + 1 of (N, C): what enters each layer, and what leaves the last
+    Tensor final_norm_, final_rstd_, losses_, logits_;
+    // Gradients of activations, shared by all layers.
+    Tensor dresidual_, dnorm_, dqkv_, dqk_, dattention_, dgate_up_, dswiglu_;
+    Tensor workspace_;
+};
+
+}  // namespace ingot

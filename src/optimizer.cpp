@@ -1,0 +1,30 @@
+#include "src/optimizer.h"
+
+#include "kernels/adamw.h"
+#include "kernels/step.h"
+
+namespace ingot {
+
+Optimizer::Optimizer(const Model& model, MemoryPlan* plan) {
+    const DType dtype = accumulation_dtype(model.dtype());
+    plan->add("optimizer.m", dtype, {model.table().flat_size()}, &m_);
+    plan->add("optimizer.v", dtype, {model.table().flat_size()}, &v_);
+}
+
+void Optimizer::update(const Model& model, StepBlock* step) const {
+    const Device& device = model.device();
+    gradient_norm(device, {.step = step, .gradient = model.gradients()});
+    step_decide(device, step);
+    for (const Parameter& parameter : model.table().parameters()) {
+        const int64_t begin = parameter.offset, end = parameter.offset + parameter.numel();
+        adamw(device, {.weights = model.weights().slice(0, begin, end),
+                       .m = m_.slice(0, begin, end),
+                       .v = v_.slice(0, begin, end),
+                       .gradient = model.gradients().slice(0, begin, end),
+                       .compute = {},
+                       .step = step,
+                       .decays = parameter.is_matrix});
+    }
+}
+
+}  // namespace ingot

@@ -1,0 +1,117 @@
+#include "src/parameters.h"
+
+#include <cmath>
+#include <utility>
+
+#include "kernels/core/rng.h"
+
+namespace ingot {
+
+namespace {
+constexpr int64_t kAlignment = 64;
+}
+
+void ParameterTable::add(std::string name, int layer, int64_t rows, int64_t columns, bool is_matrix, double init_std,
+                         std::vector<OuterPart> parts) {
+    parameters_.push_back({std::move(name), rows, columns, is_matrix, init_std, layer, flat_size_, std::move(parts)});
+    flat_size_ += (rows * columns + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+ParameterTable::ParameterTable(const ModelConfig& config) : tied_(config.tie_embeddings) {
+    const int64_t C = config.d_model, V = config.vocab_size, VP = config.padded_vocab_size(), F = config.d_ff;
+    const int64_t HS = config.head_dim, Q = config.n_heads * HS, KV = config.n_kv_heads * HS;
+    const double std = config.init_std;
+    // Projections back into the residual stream: 2L of them add up, so each is smaller (GPT-2, Radford et al. 2019).
+    const double out_std = std / std::sqrt(2.0 * static_cast<double>(config.n_layers));
+    add("embedding", -1, VP, C, true, std, {{"model.embed_tokens.weight", 0, V}});
+    for (int64_t l = 0; l < config.n_layers; ++l) {
+        const std::string inner = join("layers.", l, "."), outer = join("model.layers.", l, ".");
+        const int layer = static_cast<int>(l);
+        add(inner + "attention_norm", layer, 1, C, false, 0, {{outer + "input_layernorm.weight", 0, 1}});
+        add(inner + "qkv", layer, Q + 2 * KV, C, true, std,
+            {{outer + "self_attn.q_proj.weight", 0, Q},
+             {outer + "self_attn.k_proj.weight", Q, KV},
+             {outer + "self_attn.v_proj.weight", Q + KV, KV}});
+        if (config.qk_norm) {
+            add(inner + "q_norm", layer, 1, HS, false, 0, {{outer + "self_attn.q_norm.weight", 0, 1}});
+            add(inner + "k_norm", layer, 1, HS, false, 0, {{outer + "self_attn.k_norm.weight", 0, 1}});
+        }
+        add(inner + "attention_out", layer, C, Q, true, out_std, {{outer + "self_attn.o_proj.weight", 0, C}});
+        add(inner + "mlp_norm", layer, 1, C, false, 0, {{outer + "post_attention_layernorm.weight", 0, 1}});
+        add(inner + "gate_up", layer, 2 * F, C, true, std,
+            {{outer + "mlp.gate_proj.weight", 0, F}, {outer + "mlp.up_proj.weight", F, F}});
+        add(inner + "down", layer, C, F, true, out_std, {{outer + "mlp.down_proj.weight", 0, C}});
+    }
+    add("final_norm", -1, 1, C, false, 0, {{"model.norm.weight", 0, 1}});
+    if (!config.tie_embeddings) add("head", -1, VP, C, true, std, {{"lm_head.weight", 0, V}});
+}
+
+const Parameter& ParameterTable::find(const std::string& name) const {
+    for (const Parameter& parameter : parameters_)
+        if (parameter.name == name) return parameter;
+    throw Error(kExitFault, join("no parameter is named ", name));
+}
+
+int64_t ParameterTable::num_parameters() const {
+    int64_t count = 0;
+    for (const Parameter& parameter : parameters_)
+        for (const OuterPart& part : parameter.parts) count += part.rows * parameter.columns;
+    return count;
+}
+
+int64_t ParameterTable::num_matmul_parameters() const {
+    int64_t count = 0;
+    for (const Parameter& parameter : parameters_) {
+        if (!parameter.is_matrix || (parameter.name == "embedding" && !tied_)) continue;
+        for (const OuterPart& part : parameter.parts) count += part.rows * parameter.columns;
+    }
+    return count;
+}
+
+Tensor parameter_view(const Tensor& flat, const Parameter& parameter) {
+    const Tensor range = flat.slice(0, parameter.offset, parameter.offset + parameter.numel());
+    return parameter.is_matrix ? range.view({parameter.rows, parameter.columns}) : range;
+}
+
+Tensor part_view(const Tensor& flat, const Parameter& parameter, const OuterPart& part) {
+    const int64_t begin = parameter.offset + part.begin * parameter.columns;
+    const Tensor range = flat.slice(0, begin, begin + part.rows * parameter.columns);
+    return parameter.is_matrix ? range.view({part.rows, parameter.columns}) : range;
+}
+
+LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer) {
+    LayerTensors tensors;
+    const std::string prefix = join("layers.", layer, ".");
+    const std::pair<const char*, Tensor*> slots[] = {
+        {"attention_norm", &tensors.attention_norm}, {"qkv", &tensors.qkv},           {"q_norm", &tensors.q_norm},
+        {"k_norm", &tensors.k_norm},                 {"attention_out", &tensors.attention_out},
+        {"mlp_norm", &tensors.mlp_norm},             {"gate_up", &tensors.gate_up},   {"down", &tensors.down}};
+    for (const Parameter& parameter : table.parameters()) {
+        if (parameter.layer != layer) continue;
+        for (const auto& [name, slot] : slots)
+            if (parameter.name == prefix + name) *slot = parameter_view(flat, parameter);
+    }
+    return tensors;
+}
+
+void initialize_parameters(const ParameterTable& table, uint64_t seed, const Tensor& flat) {
+    for (const Parameter& parameter : table.parameters()) {
+        for (const OuterPart& part : parameter.parts) {
+            const Tensor tensor = part_view(flat, parameter, part);
+            const uint64_t stream = stream_of(part.name.c_str());
+            const int64_t count = tensor.numel();
+            for_cpu_scalar(tensor.dtype, "initialize_parameters", [&](auto scalar) {
+                using T = decltype(scalar);
+                T* const data = tensor.get<T>();
+                const float std = static_cast<float>(parameter.init_std);
+#pragma omp parallel for schedule(static)
+                for (int64_t i = 0; i < count; ++i)
+                    data[i] = parameter.is_matrix
+                                  ? static_cast<T>(std * random_normal(seed, stream, static_cast<uint64_t>(i)))
+                                  : T(1);
+            });
+        }
+    }
+}
+
+}  // namespace ingot

@@ -1,0 +1,119 @@
+#include "src/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <nlohmann/json.hpp>
+
+#include "src/files.h"
+
+namespace ingot {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+static_assert(std::endian::native == std::endian::little, "safetensors and token shards are little-endian");
+
+namespace {
+
+constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64},   {"F32", DType::f32}, {"BF16", DType::bf16},
+                                                     {"F16", DType::f16}, {"I32", DType::i32}, {"U8", DType::u8}};
+
+// 100 MB, the limit of the reference implementation.
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+
+}  // namespace
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
+    const MappedFile file = map_file(path);
+    memory_ = file.data;
+    const auto fail = [&](const std::string& what) -> UserError {
+        return UserError(join(path, ": ", what, ": the file is damaged, or not a safetensors file"));
+    };
+    if (file.size < 8) throw fail(join("only ", file.size, " bytes"));
+    uint64_t header_bytes;
+    std::memcpy(&header_bytes, memory_.get(), 8);
+    if (header_bytes > kMaxHeaderBytes || header_bytes > file.size - 8)
+        throw fail(join("a header of ", header_bytes, " bytes in a file of ", file.size));
+    const char* const text = reinterpret_cast<const char*>(memory_.get() + 8);
+    const json header = json::parse(text, text + header_bytes, nullptr, false);
+    if (!header.is_object()) throw fail("the header is not JSON");
+    const uint64_t data_bytes = file.size - 8 - header_bytes;
+    std::vector<std::pair<uint64_t, uint64_t>> ranges;
+    try {
+        for (const auto& [name, entry] : header.items()) {
+            if (name == "__metadata__") {
+                metadata_ = entry.get<std::map<std::string, std::string>>();
+                continue;
+            }
+            const std::string dtype = entry.at("dtype");
+            const auto known = std::find_if(std::begin(kDtypes), std::end(kDtypes),
+                                            [&](const auto& candidate) { return dtype == candidate.first; });
+            if (known == std::end(kDtypes)) throw fail(name + " has the dtype " + dtype);
+            const std::vector<int64_t> shape = entry.at("shape");
+            const uint64_t begin = entry.at("data_offsets").at(0), end = entry.at("data_offsets").at(1);
+            if (shape.empty() || shape.size() > Tensor::kMaxRank) throw fail(join(name, " has ", shape.size(), " axes"));
+            Tensor tensor;
+            tensor.dtype = known->second;
+            tensor.rank = static_cast<int>(shape.size());
+            uint64_t count = 1;
+            for (size_t axis = shape.size(); axis-- > 0;) {
+                if (shape[axis] < 0 || (count > 0 && static_cast<uint64_t>(shape[axis]) > data_bytes / count + 1))
+                    throw fail(name + " has an impossible shape");
+                tensor.shape[axis] = shape[axis];
+                tensor.stride[axis] = static_cast<int64_t>(count);
+                count *= static_cast<uint64_t>(shape[axis]);
+            }
+            if (begin > end || end > data_bytes || end - begin != count * static_cast<uint64_t>(size_of(tensor.dtype)))
+                throw fail(join(name, " spans bytes [", begin, ", ", end, ") of ", data_bytes));
+            tensor.data = const_cast<uint8_t*>(memory_.get()) + 8 + header_bytes + begin;
+            entries_[name] = tensor;
+            ranges.emplace_back(begin, end);
+        }
+    } catch (const json::exception& error) {
+        throw fail(join("the header is wrong (", error.what(), ")"));
+    }
+    std::sort(ranges.begin(), ranges.end());
+    for (size_t i = 1; i < ranges.size(); ++i)
+        if (ranges[i].first < ranges[i - 1].second) throw fail("tensors overlap");
+}
+
+std::vector<std::string> SafetensorsFile::names() const {
+    std::vector<std::string> result;
+    for (const auto& [name, tensor] : entries_) result.push_back(name);
+    return result;
+}
+
+Tensor SafetensorsFile::tensor(const std::string& name) const {
+    const auto found = entries_.find(name);
+    REQUIRE(found != entries_.end(), path_, ": holds no tensor ", name, ": was it written by another version or model?");
+    return found->second;
+}
+
+void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+    ordered_json header = ordered_json::object();
+    if (!metadata.empty()) header["__metadata__"] = metadata;
+    uint64_t offset = 0;
+    for (const NamedTensor& named : tensors) {
+        const Tensor& tensor = named.tensor;
+        CHECK(tensor.is_contiguous() && tensor.device == DeviceKind::cpu, "write_safetensors: ", named.name, " is ",
+              tensor.describe());
+        const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
+                                        [&](const auto& candidate) { return tensor.dtype == candidate.second; });
+        const uint64_t end = offset + static_cast<uint64_t>(tensor.bytes());
+        header[named.name] = {{"dtype", dtype->first},
+                              {"shape", std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)},
+                              {"data_offsets", {offset, end}}};
+        offset = end;
+    }
+    std::string text = header.dump();
+    text.resize((text.size() + 7) / 8 * 8, ' ');  // so that data starts aligned
+    const uint64_t header_bytes = text.size();
+    OutputFile file(path);
+    file.write(&header_bytes, 8);
+    file.write(text.data(), text.size());
+    for (const NamedTensor& named : tensors) file.write(named.tensor.data, static_cast<size_t>(named.tensor.bytes()));
+    file.sync_and_close();
+}
+
+}  // namespace ingot

@@ -1,0 +1,44 @@
+// The safetensors file format: an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte range), raw
+// little-endian data. https://github.com/huggingface/safetensors, "Format".
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/tensor.h"
+
+namespace ingot {
+
+// A file mapped into memory, all of its header checked: byte ranges inside the file, not overlapping, sizes that agree with
+// shapes. Throws UserError naming the file.
+class SafetensorsFile {
+  public:
+    explicit SafetensorsFile(const std::string& path);
+
+    const std::map<std::string, std::string>& metadata() const { return metadata_; }
+    std::vector<std::string> names() const;
+    bool contains(const std::string& name) const { return entries_.count(name) == 1; }
+    // A view of the mapped bytes (read-only memory: do not write). Dtypes F64, F32, BF16, F16, I32, U8.
+    Tensor tensor(const std::string& name) const;
+
+  private:
+    std::string path_;
+    std::shared_ptr<const uint8_t> memory_;
+    std::map<std::string, Tensor> entries_;
+    std::map<std::string, std::string> metadata_;
+};
+
+// One tensor to write: name, and a contiguous host tensor.
+struct NamedTensor {
+    std::string name;
+    Tensor tensor;
+};
+
+// Writes and syncs a new file; throws Error (kExitAllocation for a full disk or a failed write) naming the path.
+void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata);
+
+}  // namespace ingot

@@ -1,0 +1,59 @@
+// Tensors that own their memory, and comparisons, for tests.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/device.h"
+
+namespace ingot::test {
+
+// A tensor on `device` in memory of its own, poisoned with NaN, with a fence of sentinel bytes on both sides.
+class Buffer {
+  public:
+    Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape);
+    // Host values, rounded to dtype (i32: converted), then copied to the device.
+    Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape, const std::vector<double>& values);
+    ~Buffer();  // fails the test if a fence was written over
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    operator const Tensor&() const { return tensor_; }
+    const Tensor& tensor() const { return tensor_; }
+    std::vector<double> values() const;  // read back and widened
+    void set(const std::vector<double>& values);
+
+  private:
+    Device device_;
+    std::shared_ptr<void> memory_;
+    Tensor tensor_, all_;
+};
+
+// Standard normals times `scale` plus `offset`; a pure function of (seed, index).
+std::vector<double> normals(int64_t count, uint64_t seed, double scale = 1, double offset = 0);
+// Rounds each value as a store in `dtype` would.
+std::vector<double> rounded(const std::vector<double>& values, DType dtype);
+
+// ||actual - expected|| / ||expected||. NaN anywhere, or a size that differs, gives infinity.
+double relative_error(const std::vector<double>& actual, const std::vector<double>& expected);
+double max_abs_error(const std::vector<double>& actual, const std::vector<double>& expected);
+
+// Passes only if relative_error(actual, expected) <= bound; written so that NaN fails.
+testing::AssertionResult close(const std::vector<double>& actual, const std::vector<double>& expected, double bound);
+// Bit for bit (values widened exactly); NaN never equals.
+testing::AssertionResult same(const std::vector<double>& actual, const std::vector<double>& expected);
+
+// The CUDA device, or null with the reason in *why: such tests say that they were skipped, and why.
+std::shared_ptr<Device> cuda_device(std::string* why);
+
+}  // namespace ingot::test
+
+#define INGOT_CUDA_OR_SKIP(variable)                                                             \
+    std::string variable##_why;                                                                  \
+    const std::shared_ptr<::ingot::Device> variable##_pointer = ::ingot::test::cuda_device(&variable##_why); \
+    if (!variable##_pointer) GTEST_SKIP() << "needs a GPU: " << variable##_why;                  \
+    const ::ingot::Device& variable = *variable##_pointer
