@@ -16,7 +16,7 @@ namespace ingot {
 struct AdamW {
     Tensor weights, m, v;
     Tensor gradient;
-    Tensor compute;  // optional: the bf16 or fp16 copy that the products read, rounded from the new weights
+    Tensor compute = {};  // optional: the bf16 or fp16 copy that the products read, rounded from the new weights
     const StepBlock* step;
     bool decays;  // whether settings.weight_decay applies
 };

@@ -17,7 +17,7 @@ namespace ingot {
 struct MatmulForward {
     Tensor out;
     Tensor x, weight;
-    Tensor residual;  // optional; may be `out`
+    Tensor residual = {};  // optional; may be `out`
 };
 void matmul_forward(const Device&, const MatmulForward&);
 
@@ -37,7 +37,8 @@ void matmul_backward_weight(const Device&, const MatmulBackwardWeight&);
 // One product as the twins see it: out (M, N) = op(a) op(b) [+ addend], all row-major. a is (M, K), or (K, M) if
 // a_transposed; b is (K, N), or (N, K) if b_transposed. addend is null, or has the shape and dtype of out (and may be it).
 struct Product {
-    Tensor out, a, b, addend;
+    Tensor out, a, b;
+    Tensor addend = {};
     bool a_transposed = false, b_transposed = false;
 };
 

@@ -76,7 +76,7 @@ void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
     check_matrix(device, "matmul_backward_input", "dout", a.dout, N, O, dtype);
     check_matrix(device, "matmul_backward_input", "weight", a.weight, O, I, dtype);
     check_matrix(device, "matmul_backward_input", "dx", a.dx, N, I, dtype);
-    run(device, {.out = a.dx, .a = a.dout, .b = a.weight, .addend = {}});
+    run(device, {.out = a.dx, .a = a.dout, .b = a.weight});
 }
 
 void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a) {

@@ -36,7 +36,8 @@ void residual_rmsnorm_forward(const Device&, const ResidualRmsNormForward&);
 // dresidual (optional) is the gradient that reaches x past the norm. dx may be dresidual or dout.
 struct RmsNormBackward {
     Tensor dx, dweight;  // dweight: (C), accumulated into
-    Tensor dout, x, rstd, weight, dresidual;
+    Tensor dout, x, rstd, weight;
+    Tensor dresidual = {};
     Tensor workspace;  // uint8, at least rmsnorm_backward_workspace(device, x)
 };
 void rmsnorm_backward(const Device&, const RmsNormBackward&);

@@ -22,8 +22,8 @@ namespace ingot {
 
 namespace {
 
-constexpr double kFootprint = 512e6;     // several times the largest L2 (60 MB on Hopper, 126 MB on Blackwell)
-constexpr double kBatchSeconds = 2e-3;   // a batch's start and end cost microseconds
+constexpr double kFootprint = 512e6;    // several times the largest L2 (60 MB on Hopper, 126 MB on Blackwell)
+constexpr double kBatchSeconds = 2e-3;  // a batch's start and end cost microseconds
 constexpr int64_t kCopyBytes = int64_t{1} << 30;
 
 class Stopwatch {
@@ -78,8 +78,7 @@ double median_seconds(const Device& device, double seconds, int num_sets, const 
 
 class Bench {
   public:
-    explicit Bench(const BenchKernelsOptions& options)
-        : options_(options), device_(open(options.device)) {
+    explicit Bench(const BenchKernelsOptions& options) : options_(options), device_(open(options.device)) {
         REQUIRE(options.rows >= 2, "--rows must be at least 2, not ", options.rows);
         const std::string dtype = !options.dtype.empty() ? options.dtype : device_.is_cpu() ? "fp32" : "bf16";
         bool known = false;
@@ -173,8 +172,8 @@ class Bench {
         for (int i = 0; i < num_sets; ++i) sets.push_back(make());
         double seconds[2];
         for (double& each : seconds)
-            each = median_seconds(device_, options_.seconds, num_sets,
-                                  [&](int set) { sets[static_cast<size_t>(set)](); });
+            each =
+                median_seconds(device_, options_.seconds, num_sets, [&](int set) { sets[static_cast<size_t>(set)](); });
         device_.synchronize();
         const double rate = bytes / seconds[0];
         std::printf("%-28s %-26s %-5s %10.2f %10.2f %9.1f %8.1f", op, shape.c_str(), name_of(dtype_), seconds[0] * 1e6,
@@ -194,24 +193,34 @@ class Bench {
         const std::string shape = join("N ", N, ", C ", C);
         const double eps = 1e-5;
         report("rmsnorm_forward", shape, 2 * row_bytes + rstd_bytes + weight_bytes, 0, [&] {
-            const RmsNormForward args{.out = tensor(dtype_, {N, C}), .rstd = tensor(DType::f32, {N}),
-                                      .x = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {C}), .eps = eps};
+            const RmsNormForward args{.out = tensor(dtype_, {N, C}),
+                                      .rstd = tensor(DType::f32, {N}),
+                                      .x = tensor(dtype_, {N, C}),
+                                      .weight = tensor(dtype_, {C}),
+                                      .eps = eps};
             return [this, args] { rmsnorm_forward(device_, args); };
         });
         report("residual_rmsnorm_forward", shape, 4 * row_bytes + rstd_bytes + weight_bytes, 0, [&] {
-            const ResidualRmsNormForward args{.out = tensor(dtype_, {N, C}), .rstd = tensor(DType::f32, {N}),
-                                              .sum = tensor(dtype_, {N, C}), .residual = tensor(dtype_, {N, C}),
-                                              .branch = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {C}),
+            const ResidualRmsNormForward args{.out = tensor(dtype_, {N, C}),
+                                              .rstd = tensor(DType::f32, {N}),
+                                              .sum = tensor(dtype_, {N, C}),
+                                              .residual = tensor(dtype_, {N, C}),
+                                              .branch = tensor(dtype_, {N, C}),
+                                              .weight = tensor(dtype_, {C}),
                                               .eps = eps};
             return [this, args] { residual_rmsnorm_forward(device_, args); };
         });
         for (const bool has_residual : {false, true}) {
-            const double bytes = (has_residual ? 4 : 3) * row_bytes + rstd_bytes + weight_bytes + 8.0 * static_cast<double>(C);
+            const double bytes =
+                (has_residual ? 4 : 3) * row_bytes + rstd_bytes + weight_bytes + 8.0 * static_cast<double>(C);
             report(has_residual ? "rmsnorm_backward + dresidual" : "rmsnorm_backward", shape, bytes, 0, [&] {
                 const Tensor x = tensor(dtype_, {N, C});
                 const auto workspace = static_cast<int64_t>(rmsnorm_backward_workspace(device_, x));
-                const RmsNormBackward args{.dx = tensor(dtype_, {N, C}), .dweight = tensor(DType::f32, {C}),
-                                           .dout = tensor(dtype_, {N, C}), .x = x, .rstd = tensor(DType::f32, {N}),
+                const RmsNormBackward args{.dx = tensor(dtype_, {N, C}),
+                                           .dweight = tensor(DType::f32, {C}),
+                                           .dout = tensor(dtype_, {N, C}),
+                                           .x = x,
+                                           .rstd = tensor(DType::f32, {N}),
                                            .weight = tensor(dtype_, {C}),
                                            .dresidual = has_residual ? tensor(dtype_, {N, C}) : Tensor{},
                                            .workspace = tensor(DType::u8, {workspace})};
@@ -230,14 +239,16 @@ class Bench {
         for (const auto& [name, O, I] : layers) {
             const std::string shape = join(N, " x ", O, " x ", I);
             const double flops = 2.0 * static_cast<double>(N) * static_cast<double>(O) * static_cast<double>(I);
-            const double x_bytes = static_cast<double>(N * I) * element, out_bytes = static_cast<double>(N * O) * element;
+            const double x_bytes = static_cast<double>(N * I) * element,
+                         out_bytes = static_cast<double>(N * O) * element;
             const double weights = static_cast<double>(O * I);
             const float scale = 1 / std::sqrt(static_cast<float>(I));
             report(join(name, " forward").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
                    [&, rows = N, outputs = O, inputs = I] {
                        const MatmulForward args{.out = tensor(dtype_, {rows, outputs}),
                                                 .x = tensor(dtype_, {rows, inputs}),
-                                                .weight = tensor(dtype_, {outputs, inputs}, scale), .residual = {}};
+                                                .weight = tensor(dtype_, {outputs, inputs}, scale),
+                                                .residual = {}};
                        return [this, args] { matmul_forward(device_, args); };
                    });
             report(join(name, " backward, input").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
@@ -266,6 +277,8 @@ class Bench {
 
 }  // namespace
 
-void bench_kernels(const BenchKernelsOptions& options) { Bench(options).run(); }
+void bench_kernels(const BenchKernelsOptions& options) {
+    Bench(options).run();
+}
 
 }  // namespace ingot

@@ -12,7 +12,7 @@ namespace ingot {
 struct StepReport {
     int64_t step = 0;  // 1 .. steps
     double loss = 0, grad_norm = 0, lr = 0;
-    std::optional<double> val_loss;
+    std::optional<double> val_loss = std::nullopt;
     int64_t tokens = 0;  // consumed since the run began
     double tokens_per_second = 0, step_seconds = 0, data_wait_seconds = 0;
     uint64_t memory_bytes = 0;

@@ -171,7 +171,7 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 
     rmsnorm_forward(device_, {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x,
                               .weight = w.attention_norm, .eps = eps});
-    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv, .residual = {}});
+    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv});
     const Heads heads = attention_heads(acts, n);
     if (config_.qk_norm) {
         const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS);
@@ -192,7 +192,7 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 
     rmsnorm_forward(device_, {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid,
                               .weight = w.mlp_norm, .eps = eps});
-    matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up, .residual = {}});
+    matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up});
     swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
     if (is_recompute) return;  // what leaves the layer is still there
     matmul_forward(device_, {.out = x_out, .x = acts.swiglu, .weight = w.down, .residual = acts.residual_mid});
@@ -214,7 +214,7 @@ void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode m
     for (int64_t begin = 0; begin < n; begin += chunk_) {
         const int64_t end = std::min(begin + chunk_, n);
         const Tensor x = final_norm_.slice(0, begin, end), logits = first(logits_, end - begin);
-        matmul_forward(device_, {.out = logits, .x = x, .weight = weight, .residual = {}});
+        matmul_forward(device_, {.out = logits, .x = x, .weight = weight});
         cross_entropy(device_, {.logits = logits, .losses = losses_.slice(0, begin, end),
                                 .targets = batch.targets.slice(0, begin, end), .vocab_size = config_.vocab_size,
                                 .z_loss = z_loss_, .step = step, .write_gradient = mode == HeadMode::train});
@@ -243,7 +243,7 @@ void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, co
     for (size_t i = 0; i < rows.size(); ++i) {
         const int64_t out = static_cast<int64_t>(i);
         matmul_forward(device_, {.out = logits.slice(0, out, out + 1), .x = final_norm_.slice(0, rows[i], rows[i] + 1),
-                                 .weight = head_weight(weights_), .residual = {}});
+                                 .weight = head_weight(weights_)});
     }
 }
 
@@ -298,10 +298,10 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
         const Tensor rstd = first_columns(acts.qk_rstd, n);
         rmsnorm_backward(device_, {.dx = draw.slice(1, 0, NH), .dweight = dw.q_norm, .dout = dheads.q,
                                    .x = raw.slice(1, 0, NH), .rstd = rstd.slice(0, 0, NH).view({n, NH}),
-                                   .weight = w.q_norm, .dresidual = {}, .workspace = workspace_});
+                                   .weight = w.q_norm, .workspace = workspace_});
         rmsnorm_backward(device_, {.dx = draw.slice(1, NH, NH + NKV), .dweight = dw.k_norm, .dout = dheads.k,
                                    .x = raw.slice(1, NH, NH + NKV), .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
-                                   .weight = w.k_norm, .dresidual = {}, .workspace = workspace_});
+                                   .weight = w.k_norm, .workspace = workspace_});
     }
     if (recompute_ == Recompute::light)
         rmsnorm_forward(device_, {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x,
@@ -319,7 +319,7 @@ void Model::backward(const MicroBatch& batch) {
     rmsnorm_backward(device_, {.dx = first(dresidual_, n),
                                .dweight = parameter_view(gradients_, table_.find("final_norm")), .dout = first(dnorm_, n),
                                .x = first(residual_.back(), n), .rstd = first(final_rstd_, n),
-                               .weight = parameter_view(weights_, table_.find("final_norm")), .dresidual = {},
+                               .weight = parameter_view(weights_, table_.find("final_norm")),
                                .workspace = workspace_});
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
     embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),

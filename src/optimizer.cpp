@@ -21,7 +21,6 @@ void Optimizer::update(const Model& model, StepBlock* step) const {
                        .m = m_.slice(0, begin, end),
                        .v = v_.slice(0, begin, end),
                        .gradient = model.gradients().slice(0, begin, end),
-                       .compute = {},
                        .step = step,
                        .decays = parameter.is_matrix});
     }

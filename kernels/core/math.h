@@ -13,16 +13,16 @@ inline float fast_exp(float x) {
     constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
     const float clamped = x > 88.8f ? 88.8f : (x < -87.4f ? -87.4f : x);
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low mantissa bits.
-    const float shifted = clamped * kLog2e + 12582912.0f;
+    const float shifted = std::fma(clamped, kLog2e, 12582912.0f);
     const float n = shifted - 12582912.0f;
-    const float r = (clamped - n * kLn2High) - n * kLn2Low;
+    const float r = std::fma(-n, kLn2Low, std::fma(-n, kLn2High, clamped));
     float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = std::fma(p, r, 1.3981999507e-3f);
+    p = std::fma(p, r, 8.3334519073e-3f);
+    p = std::fma(p, r, 4.1665795894e-2f);
+    p = std::fma(p, r, 1.6666665459e-1f);
+    p = std::fma(p, r, 5.0000001201e-1f);
+    p = std::fma(p * r, r, r) + 1.0f;
     // Scale by 2^n in two steps, so that n = 128 does not overflow the exponent field before the product does.
     int32_t bits;
     std::memcpy(&bits, &shifted, sizeof bits);
