@@ -590,12 +590,11 @@ def summary(packed: Packed, skipped: Counter[str], output: str, seconds: float) 
     read = (packed.train.bytes + packed.val.bytes) / MB
     lines.append(f"skipped: {describe(skipped) or 'nothing'}")
     lines.append(f"time:    {seconds:.1f} s, {read:.1f} MB of text, {read / max(seconds, 1e-9):.1f} MB/s")
-    lines += ["", "for the config:"]
-    values: dict[str, object] = {"data.train": os.path.join(output, "train-*.bin")}
+    data: dict[str, object] = {"train": [os.path.join(output, "train-*.bin")]}
     if packed.val.documents:
-        values["data.val"] = os.path.join(output, "val-*.bin")
-    values.update({"vocab_size": VOCAB_SIZE, "eot_token": EOT, "tokenizer": "bytes"})
-    lines += [f"  {key + ':':12}{json.dumps(value)}" for key, value in values.items()]
+        data["val"] = [os.path.join(output, "val-*.bin")]
+    data.update({"eot_token": EOT, "tokenizer": "bytes"})
+    lines += ["", "for the config:", f'  "model": {{ ..., "vocab_size": {VOCAB_SIZE} }},', f'  "data": {json.dumps(data)}']
     return "\n".join(lines)
 
 

@@ -160,7 +160,7 @@ class Format(PrepareTest):
     def test_summary(self) -> None:
         self.write_many(60)
         result = self.succeed()
-        for word in ("data.train", "data.val", "vocab_size: 257", "eot_token:  256", '"bytes"', "MB/s", "shard",
+        for word in ('"train": [', '"val": [', '"vocab_size": 257', '"eot_token": 256', '"bytes"', "MB/s", "shard",
                      str(self.out / "train-*.bin")):
             self.assertIn(word, result.stdout)
         self.assertEqual(result.stderr, "")
