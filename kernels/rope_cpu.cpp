@@ -38,6 +38,7 @@ void rotate(const Device& device, const Rope& a, int direction) {
     check_tensor("rope", "positions", a.positions, {a.x.shape[0]}, DType::i32, device.kind());
     check_tensor("rope", "table", a.table, {a.table.shape[0], a.x.shape[2]}, accumulation_dtype(a.x.dtype),
                  device.kind());
+    CHECK(a.table.is_contiguous(), "rope: the table is ", a.table.describe(), ", it must be contiguous");
     CHECK(device.is_cpu(), "rope runs on the CPU device only: use Device::cpu()");
     for_cpu_scalar(a.x.dtype, "rope", [&](auto scalar) {
         using T = decltype(scalar);
@@ -51,8 +52,9 @@ void rope_forward(const Device& device, const Rope& a) { rotate(device, a, 1); }
 void rope_backward(const Device& device, const Rope& a) { rotate(device, a, -1); }
 
 void fill_rope_table(const Tensor& table, double theta) {
-    CHECK(table.data != nullptr && table.rank == 2 && table.shape[1] % 2 == 0 && table.device == DeviceKind::cpu,
-          "rope table is ", table.describe(), ", it must be (T, HS) on the host");
+    CHECK(table.data != nullptr && table.rank == 2 && table.shape[1] % 2 == 0 && table.device == DeviceKind::cpu &&
+              table.is_contiguous(),
+          "rope table is ", table.describe(), ", it must be (T, HS), contiguous and on the host");
     const int64_t T = table.shape[0], half = table.shape[1] / 2;
     for_cpu_scalar(table.dtype, "rope table", [&](auto scalar) {
         using S = decltype(scalar);

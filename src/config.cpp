@@ -221,7 +221,12 @@ class Reader {
         known_.insert(name);
         if (!object_.contains(name) || object_.at(name).is_null()) return;
         if (object_.at(name) == "auto" && std::string(name) == "micro_batch_size") return;
+        const T unset = value;
         read(object_.at(name), path(name), value);
+        // Written out, the mark of "not given" is a mistake, except for eot_token, where -1 means none either way.
+        if constexpr (std::is_same_v<T, int64_t>)
+            REQUIRE(value != unset || std::string(name) == "eot_token", source_, ": ", path(name), " is ", value,
+                    ", it must lie in [", unset + 1, ", ...]: use null for the default");
     }
     template <typename T> void section(const char* name, T& value, bool is_required) {
         known_.insert(name);
@@ -314,35 +319,9 @@ class Writer {
 
 // ---- Defaults and rules ----
 
-void fill_defaults(Config& c, const std::string& source) {
-    if (c.name.empty()) c.name = std::filesystem::path(source).stem().string();
-    if (c.run_dir.empty()) c.run_dir = "runs/" + c.name;
-    ModelConfig& m = c.model;
-    if (m.n_kv_heads == 0) m.n_kv_heads = m.n_heads;
-    if (m.d_ff == 0) m.d_ff = (m.d_model * 8 / 3 + 63) / 64 * 64;
-    if (m.head_dim == 0 && m.n_heads > 0) {
-        REQUIRE(m.d_model % m.n_heads == 0, "model.d_model ", m.d_model, " is not divisible by model.n_heads ", m.n_heads,
-                ": try ", std::max<int64_t>(1, m.d_model / m.n_heads) * m.n_heads, ", or set model.head_dim");
-        m.head_dim = m.d_model / m.n_heads;
-    }
-    TrainingConfig& t = c.training;
-    if (t.batch_tokens == 0) t.batch_tokens = 32 * m.context_length;
-    if (t.micro_batch_size == 0 && m.context_length > 0) {
-        // The largest of 8, 4, 2, 1 rows that divides the step: on the CPU more rows gain nothing.
-        t.micro_batch_size = 8;
-        while (t.micro_batch_size > 1 && t.batch_tokens % (t.micro_batch_size * m.context_length) != 0)
-            t.micro_batch_size /= 2;
-    }
-    if (c.schedule.warmup_steps < 0) c.schedule.warmup_steps = std::min<int64_t>(t.steps / 20, 700);
-    if (c.schedule.decay_steps < 0) c.schedule.decay_steps = t.steps / 5;
-}
-
-void check_range(const char* path, double value, double low, double high, bool low_is_open = false) {
-    const bool fits = (low_is_open ? value > low : value >= low) && value <= high;
-    REQUIRE(fits, path, " is ", value, ", it must lie in ", low_is_open ? "(" : "[", low, ", ", high, "]");
-}
-
-void check_rules(const Config& c) {
+// Run twice: defaults are products of other fields, which must lie within their bounds before. 0 and -1 mark what is
+// not there yet.
+void check_integers(const Config& c, bool has_defaults) {
     const ModelConfig& m = c.model;
     // Bounds far above any model that fits a machine: they keep products of sizes inside 64 bits.
     const std::tuple<const char*, int64_t, int64_t, int64_t> integers[] = {
@@ -367,10 +346,43 @@ void check_rules(const Config& c) {
         {"checkpoint.every", c.checkpoint.every, 1, int64_t{1} << 40},
         {"checkpoint.keep", c.checkpoint.keep, 1, 1 << 20},
         {"log.every", c.log.every, 1, int64_t{1} << 40},
-        {"data.eot_token", c.data.eot_token, -1, m.vocab_size - 1},
+        {"data.eot_token", c.data.eot_token, -1, std::max<int64_t>(m.vocab_size, 1) - 1},
         {"seed", c.seed, 0, INT64_MAX}};
     for (const auto& [path, value, low, high] : integers)
-        REQUIRE(low <= value && value <= high, path, " is ", value, ", it must lie in [", low, ", ", high, "]");
+        REQUIRE((low <= value && value <= high) || (!has_defaults && (value == 0 || value == -1)), path, " is ", value,
+                ", it must lie in [", low, ", ", high, "]");
+}
+
+void fill_defaults(Config& c, const std::string& source) {
+    if (c.name.empty()) c.name = std::filesystem::path(source).stem().string();
+    if (c.run_dir.empty()) c.run_dir = "runs/" + c.name;
+    ModelConfig& m = c.model;
+    if (m.n_kv_heads == 0) m.n_kv_heads = m.n_heads;
+    if (m.d_ff == 0) m.d_ff = (m.d_model * 8 / 3 + 63) / 64 * 64;
+    if (m.head_dim == 0 && m.n_heads > 0) {
+        REQUIRE(m.d_model % m.n_heads == 0, "model.d_model ", m.d_model, " is not divisible by model.n_heads ", m.n_heads,
+                ": try ", std::max<int64_t>(1, m.d_model / m.n_heads) * m.n_heads, ", or set model.head_dim");
+        m.head_dim = m.d_model / m.n_heads;
+    }
+    TrainingConfig& t = c.training;
+    if (t.batch_tokens == 0) t.batch_tokens = 32 * m.context_length;
+    if (t.micro_batch_size == 0 && m.context_length > 0) {
+        // The largest of 8, 4, 2, 1 rows that divides the step: on the CPU more rows gain nothing.
+        t.micro_batch_size = 8;
+        while (t.micro_batch_size > 1 && t.batch_tokens % (t.micro_batch_size * m.context_length) != 0)
+            t.micro_batch_size /= 2;
+    }
+    if (c.schedule.warmup_steps == -1) c.schedule.warmup_steps = std::min<int64_t>(t.steps / 20, 700);
+    if (c.schedule.decay_steps == -1) c.schedule.decay_steps = t.steps / 5;
+}
+
+void check_range(const char* path, double value, double low, double high, bool low_is_open = false) {
+    const bool fits = (low_is_open ? value > low : value >= low) && value <= high;
+    REQUIRE(fits, path, " is ", value, ", it must lie in ", low_is_open ? "(" : "[", low, ", ", high, "]");
+}
+
+void check_rules(const Config& c) {
+    const ModelConfig& m = c.model;
     check_range("model.rope_theta", m.rope_theta, 1, 1e12);
     check_range("model.norm_eps", m.norm_eps, 0, 0.1, true);
     check_range("model.init_std", m.init_std, 0, 10, true);
@@ -439,10 +451,22 @@ json parse_json(const std::string& text, const std::string& source) {
 
 void apply_override(json& root, const std::string& text) {
     const size_t equals = text.find('=');
-    REQUIRE(equals != std::string::npos && equals > 0, "--set ", text, ": write section.key=value, e.g. optimizer.lr=3e-4");
+    const bool is_path = equals != std::string::npos && equals > 0 && text[0] != '.' && text[equals - 1] != '.' &&
+                         text.find("..") >= equals;
+    REQUIRE(is_path, "--set ", text,
+            ": write section.key=value, e.g. optimizer.lr=3e-4");
     const std::string path = text.substr(0, equals), value = text.substr(equals + 1);
     json parsed = json::parse(value, nullptr, false);
     if (parsed.is_discarded()) parsed = value;  // a bare string
+    // dump() refuses invalid UTF-8, and every error message and the resolved config need it.
+    const auto is_utf8 = [](const json& tree) {
+        try {
+            return !tree.dump().empty();
+        } catch (const json::exception&) {
+            return false;
+        }
+    };
+    REQUIRE(is_utf8(parsed) && is_utf8(path), "--set ", path, ": not UTF-8: give text in that encoding");
     json* object = &root;
     std::istringstream parts(path);
     std::string part, previous;
@@ -464,7 +488,9 @@ Config parse_config(const std::string& text, const std::string& source, const st
     Reader reader(root, "", source);
     visit_fields(reader, config);
     reader.refuse_unknown();
+    check_integers(config, false);
     fill_defaults(config, source);
+    check_integers(config, true);
     check_rules(config);
     return config;
 }

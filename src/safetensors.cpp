@@ -21,6 +21,12 @@ constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64},   {"F3
 // 100 MB, the limit of the reference implementation.
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 
+// The library would turn 1.5 and true into 1; this throws as for any other wrong type.
+int64_t integer(const json& value) {
+    if (!value.is_number_integer()) return value.get_ref<const json::number_integer_t&>();
+    return value.get<int64_t>();
+}
+
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
@@ -49,8 +55,12 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
             const auto known = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                             [&](const auto& candidate) { return dtype == candidate.first; });
             if (known == std::end(kDtypes)) throw fail(name + " has the dtype " + dtype);
-            const std::vector<int64_t> shape = entry.at("shape");
-            const uint64_t begin = entry.at("data_offsets").at(0), end = entry.at("data_offsets").at(1);
+            std::vector<int64_t> shape;
+            for (const json& extent : entry.at("shape")) shape.push_back(integer(extent));
+            const json& offsets = entry.at("data_offsets");
+            // A negative one wraps round and lies outside the file.
+            const uint64_t begin = static_cast<uint64_t>(integer(offsets.at(0)));
+            const uint64_t end = static_cast<uint64_t>(integer(offsets.at(1)));
             if (shape.empty() || shape.size() > Tensor::kMaxRank) throw fail(join(name, " has ", shape.size(), " axes"));
             Tensor tensor;
             tensor.dtype = known->second;
@@ -65,6 +75,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
             }
             if (begin > end || end > data_bytes || end - begin != count * static_cast<uint64_t>(size_of(tensor.dtype)))
                 throw fail(join(name, " spans bytes [", begin, ", ", end, ") of ", data_bytes));
+            if ((8 + header_bytes + begin) % static_cast<uint64_t>(size_of(tensor.dtype)) != 0)
+                throw fail(name + " is not aligned to its elements");
             tensor.data = const_cast<uint8_t*>(memory_.get()) + 8 + header_bytes + begin;
             entries_[name] = tensor;
             ranges.emplace_back(begin, end);
@@ -94,8 +106,14 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     ordered_json header = ordered_json::object();
     if (!metadata.empty()) header["__metadata__"] = metadata;
     uint64_t offset = 0;
-    for (const NamedTensor& named : tensors) {
+    // Large elements first: the format allows no gaps, and so each tensor starts at a multiple of its element size.
+    std::vector<NamedTensor> sorted = tensors;
+    std::stable_sort(sorted.begin(), sorted.end(), [](const NamedTensor& a, const NamedTensor& b) {
+        return size_of(a.tensor.dtype) > size_of(b.tensor.dtype);
+    });
+    for (const NamedTensor& named : sorted) {
         const Tensor& tensor = named.tensor;
+        CHECK(!header.contains(named.name), "write_safetensors: two tensors are named ", named.name);
         CHECK(tensor.is_contiguous() && tensor.device == DeviceKind::cpu, "write_safetensors: ", named.name, " is ",
               tensor.describe());
         const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
@@ -112,7 +130,7 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     OutputFile file(path);
     file.write(&header_bytes, 8);
     file.write(text.data(), text.size());
-    for (const NamedTensor& named : tensors) file.write(named.tensor.data, static_cast<size_t>(named.tensor.bytes()));
+    for (const NamedTensor& named : sorted) file.write(named.tensor.data, static_cast<size_t>(named.tensor.bytes()));
     file.sync_and_close();
 }
 

@@ -12,8 +12,8 @@
 
 namespace ingot {
 
-// A file mapped into memory, all of its header checked: byte ranges inside the file, not overlapping, sizes that agree with
-// shapes. Throws UserError naming the file.
+// A file mapped into memory, all of its header checked: byte ranges inside the file, not overlapping, aligned to their
+// elements, sizes that agree with shapes. Throws UserError naming the file.
 class SafetensorsFile {
   public:
     explicit SafetensorsFile(const std::string& path);
@@ -37,7 +37,8 @@ struct NamedTensor {
     Tensor tensor;
 };
 
-// Writes and syncs a new file; throws Error (kExitAllocation for a full disk or a failed write) naming the path.
+// Writes and syncs a new file, tensors of larger elements first, so that each is aligned; throws Error (kExitAllocation
+// for a full disk or a failed write) naming the path.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

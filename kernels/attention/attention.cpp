@@ -30,6 +30,7 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
     check_heads(device, "v", v, N, NKV, q);
     const DType stats = accumulation_dtype(q.dtype);
     check_tensor("attention", "lse", lse, {NH, N}, stats, device.kind());
+    CHECK(lse.is_contiguous(), "attention: lse is ", lse.describe(), ", it must be contiguous");
     if (slopes) check_tensor("attention", "slopes", slopes, {NH}, stats, device.kind());
     for (const Tensor* tensor : {&mask.first_key, &mask.end_key, &mask.first_query, &mask.end_query})
         check_tensor("attention", "mask", *tensor, {N}, DType::i32, device.kind());

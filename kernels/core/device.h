@@ -81,15 +81,16 @@ std::string format_bytes(size_t bytes);
 #if INGOT_HAS_CUDA
 #define INGOT_DISPATCH(device, cpu_call, cuda_call) \
     do {                                            \
-        if ((device).is_cpu())                      \
+        if ((device).is_cpu()) {                    \
             cpu_call;                               \
-        else                                        \
+        } else {                                    \
             cuda_call;                              \
+        }                                           \
     } while (false)
 #else
-#define INGOT_DISPATCH(device, cpu_call, cuda_call)                                             \
-    do {                                                                                        \
-        CHECK((device).is_cpu(), "this build has no CUDA: configure with -DINGOT_CUDA=ON");      \
-        cpu_call;                                                                               \
+#define INGOT_DISPATCH(device, cpu_call, cuda_call)                                         \
+    do {                                                                                    \
+        CHECK((device).is_cpu(), "this build has no CUDA: configure with -DINGOT_CUDA=ON"); \
+        cpu_call;                                                                           \
     } while (false)
 #endif

@@ -46,19 +46,19 @@ void check_launch(const char* file, int line, const char* op);
 }  // namespace ingot
 
 // Throws Error (exit code 1) with the expression and CUDA's own text.
-#define CUDA_CHECK(expression)                                                                             \
-    do {                                                                                                   \
-        const cudaError_t cuda_status = (expression);                                                      \
-        if (cuda_status != cudaSuccess)                                                                    \
-            ::ingot::cuda_failed(__FILE__, __LINE__, #expression,                                          \
+#define CUDA_CHECK(expression)                                                                                         \
+    do {                                                                                                               \
+        const cudaError_t cuda_status = (expression);                                                                  \
+        if (cuda_status != cudaSuccess)                                                                                \
+            ::ingot::cuda_failed(__FILE__, __LINE__, #expression,                                                      \
                                  ::ingot::join(cudaGetErrorName(cuda_status), ": ", cudaGetErrorString(cuda_status))); \
     } while (false)
 
-#define CUBLAS_CHECK(expression)                                                                             \
-    do {                                                                                                     \
-        const cublasStatus_t cublas_status = (expression);                                                   \
-        if (cublas_status != CUBLAS_STATUS_SUCCESS)                                                          \
-            ::ingot::cuda_failed(__FILE__, __LINE__, #expression, cublasLtGetStatusString(cublas_status));   \
+#define CUBLAS_CHECK(expression)                                                                           \
+    do {                                                                                                   \
+        const cublasStatus_t cublas_status = (expression);                                                 \
+        if (cublas_status != CUBLAS_STATUS_SUCCESS)                                                        \
+            ::ingot::cuda_failed(__FILE__, __LINE__, #expression, cublasLtGetStatusString(cublas_status)); \
     } while (false)
 
 #define CUDA_CHECK_LAUNCH(op) ::ingot::check_launch(__FILE__, __LINE__, op)

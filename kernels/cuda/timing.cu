@@ -1,0 +1,97 @@
+#include "kernels/cuda/timing.h"
+
+#include "kernels/core/rng.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/vec.cuh"
+
+namespace ingot {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename T>
+__global__ void fill_normals_kernel(T* data, int64_t count, uint64_t seed, float scale) {
+    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride)
+        data[i] = from_float<T>(scale * random_normal(seed, 0, static_cast<uint64_t>(i)));
+}
+
+// A block copies kUnroll * kThreads vectors; a thread's loads are all in flight before its first store.
+constexpr int kUnroll = 4;
+__global__ void __launch_bounds__(kThreads) copy_kernel(uint4* destination, const uint4* source, int64_t count) {
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * (kUnroll * kThreads) + threadIdx.x;
+    uint4 values[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+        if (first + i * kThreads < count) values[i] = __ldcs(source + first + i * kThreads);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i)
+        if (first + i * kThreads < count) __stcs(destination + first + i * kThreads, values[i]);
+}
+
+}  // namespace
+
+struct CudaTimer::Events {
+    explicit Events(cudaStream_t stream_) : stream(stream_) {
+        CUDA_CHECK(cudaEventCreate(&begin));
+        CUDA_CHECK(cudaEventCreate(&end));
+    }
+    ~Events() {
+        (void)cudaEventDestroy(begin);
+        (void)cudaEventDestroy(end);
+    }
+    cudaStream_t stream;
+    cudaEvent_t begin = nullptr, end = nullptr;
+};
+
+CudaTimer::CudaTimer(const Device& device) : events_(std::make_unique<Events>(device.context().stream)) {}
+CudaTimer::~CudaTimer() = default;
+
+void CudaTimer::start() {
+    CUDA_CHECK(cudaEventRecord(events_->begin, events_->stream));
+}
+
+double CudaTimer::stop() {
+    CUDA_CHECK(cudaEventRecord(events_->end, events_->stream));
+    CUDA_CHECK(cudaEventSynchronize(events_->end));
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, events_->begin, events_->end));
+    return milliseconds * 1e-3;
+}
+
+void fill_normals_cuda(const Device& device, const Tensor& tensor, uint64_t seed, float scale) {
+    CHECK(tensor.is_contiguous(), "fill_normals: ", tensor.describe(), " must be contiguous");
+    if (tensor.numel() == 0) return;
+    const CudaContext& context = device.context();
+    for_cuda_type(tensor.dtype, "fill_normals", [&](auto element) {
+        using T = decltype(element);
+        fill_normals_kernel<T><<<context.properties.multiProcessorCount * 8, kThreads, 0, context.stream>>>(
+            tensor.get<T>(), tensor.numel(), seed, scale);
+    });
+    CUDA_CHECK_LAUNCH("fill_normals");
+}
+
+void copy_kernel_cuda(const Device& device, const Tensor& destination, const Tensor& source) {
+    CHECK(destination.is_contiguous() && source.is_contiguous() && destination.bytes() == source.bytes() &&
+              source.bytes() % 16 == 0 && source.bytes() > 0,
+          "copy_kernel of ", source.describe(), " to ", destination.describe());
+    const int64_t count = source.bytes() / 16, blocks = (count + kUnroll * kThreads - 1) / (kUnroll * kThreads);
+    copy_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, device.context().stream>>>(
+        static_cast<uint4*>(destination.data), static_cast<const uint4*>(source.data), count);
+    CUDA_CHECK_LAUNCH("copy_kernel");
+}
+
+std::string describe_cuda(const Device& device) {
+    const cudaDeviceProp& gpu = device.context().properties;
+    int driver = 0, runtime = 0;
+    CUDA_CHECK(cudaDriverGetVersion(&driver));
+    CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+    const size_t cublaslt = cublasLtGetVersion();
+    return join(device.name(), ", ", gpu.multiProcessorCount, " multiprocessors, ",
+                format_bytes(static_cast<size_t>(gpu.l2CacheSize)), " L2, ", format_bytes(gpu.totalGlobalMem),
+                " memory; driver for CUDA ", driver / 1000, ".", driver % 1000 / 10, ", CUDA ", runtime / 1000, ".",
+                runtime % 1000 / 10, ", cuBLASLt ", cublaslt / 10000, ".", cublaslt % 10000 / 100, ".", cublaslt % 100);
+}
+
+}  // namespace ingot

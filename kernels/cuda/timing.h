@@ -1,0 +1,35 @@
+// What a benchmark needs of a GPU: a clock, random data, a plain copy to compare with. No CUDA header here.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+// Time between two points of the device's stream, by CUDA events.
+class CudaTimer {
+  public:
+    explicit CudaTimer(const Device&);
+    ~CudaTimer();
+    void start();
+    double stop();  // in seconds, after waiting for the work between
+
+  private:
+    struct Events;
+    std::unique_ptr<Events> events_;
+};
+
+// All elements of a contiguous tensor become scale * random_normal(seed, 0, index), rounded to its dtype (core/rng.h).
+void fill_normals_cuda(const Device&, const Tensor& tensor, uint64_t seed, float scale);
+
+// A copy by a kernel of 16-byte loads and stores: what a kernel bound by memory can hope for. Contiguous tensors of the
+// same size, a multiple of 16 bytes.
+void copy_kernel_cuda(const Device&, const Tensor& destination, const Tensor& source);
+
+// "NVIDIA H200 (sm_90), 132 multiprocessors, ...": GPU, driver and library versions.
+std::string describe_cuda(const Device&);
+
+}  // namespace ingot

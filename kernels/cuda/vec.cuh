@@ -1,0 +1,152 @@
+// Element types as CUDA has them, and accesses of 16 bytes: the widest that one thread can make, 8 elements of a 16-bit
+// type or 4 of fp32.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "kernels/core/tensor.h"
+
+static_assert(__cplusplus >= 202002L,
+              "CUDA files need C++20: with CMake before 3.26 set CMAKE_CUDA20_STANDARD_COMPILE_OPTION to -std=c++20");
+
+namespace ingot {
+
+// Tensor::get<__nv_bfloat16>() is the storage of bf16 as kernels see it.
+template <>
+struct DTypeOf<__nv_bfloat16> {
+    static constexpr DType value = DType::bf16;
+};
+template <>
+struct DTypeOf<__half> {
+    static constexpr DType value = DType::f16;
+};
+
+// Calls function(T{}) with the element type of a CUDA kernel.
+template <typename Function>
+void for_cuda_type(DType dtype, const char* op, Function&& function) {
+    switch (dtype) {
+        case DType::f32:
+            return function(float{});
+        case DType::bf16:
+            return function(__nv_bfloat16{});
+        case DType::f16:
+            return function(__half{});
+        default:
+            CHECK(false, op, " on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
+    }
+}
+
+__device__ inline float to_float(float value) {
+    return value;
+}
+__device__ inline float to_float(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+}
+__device__ inline float to_float(__half value) {
+    return __half2float(value);
+}
+
+// Round to nearest even.
+template <typename T>
+__device__ T from_float(float value);
+template <>
+__device__ inline float from_float<float>(float value) {
+    return value;
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+    return __float2bfloat16_rn(value);
+}
+template <>
+__device__ inline __half from_float<__half>(float value) {
+    return __float2half_rn(value);
+}
+
+// 16 bytes of T. As long as they are not unpacked they cost four registers, whatever T is.
+template <typename T>
+struct Vec {
+    static constexpr int kSize = 16 / static_cast<int>(sizeof(T));
+    uint4 raw;
+
+    __device__ void unpack(float (&values)[kSize]) const {
+        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+        if constexpr (sizeof(T) == 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) values[i] = __uint_as_float(words[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float2 pair = unpack_pair(words[i]);
+                values[2 * i] = pair.x;
+                values[2 * i + 1] = pair.y;
+            }
+        }
+    }
+
+    __device__ static Vec pack(const float (&values)[kSize]) {
+        uint32_t words[4];
+        if constexpr (sizeof(T) == 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) words[i] = __float_as_uint(values[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) words[i] = pack_pair(values[2 * i], values[2 * i + 1]);
+        }
+        return {make_uint4(words[0], words[1], words[2], words[3])};
+    }
+
+    // The compiler must take the value for a new one from here on: it unpacks it again where it is used next, instead
+    // of keeping the unpacked floats alive, which cost two registers for each of these.
+    __device__ void stay_packed() {
+        asm volatile("" : "+r"(raw.x), "+r"(raw.y), "+r"(raw.z), "+r"(raw.w));
+    }
+
+    __device__ static Vec zero() {
+        return {make_uint4(0, 0, 0, 0)};
+    }
+
+  private:
+    __device__ static float2 unpack_pair(uint32_t word) {
+        if constexpr (DTypeOf<T>::value == DType::bf16) {
+            // A bf16 is the upper half of a float.
+            return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+        } else {
+            const __half2_raw pair = {static_cast<unsigned short>(word), static_cast<unsigned short>(word >> 16)};
+            return __half22float2(__half2(pair));
+        }
+    }
+    __device__ static uint32_t pack_pair(float low, float high) {
+        if constexpr (DTypeOf<T>::value == DType::bf16) {
+            const __nv_bfloat162_raw pair = __floats2bfloat162_rn(low, high);
+            return static_cast<uint32_t>(pair.y) << 16 | pair.x;
+        } else {
+            const __half2_raw pair = __floats2half2_rn(low, high);
+            return static_cast<uint32_t>(pair.y) << 16 | pair.x;
+        }
+    }
+};
+
+// Pointers are aligned to 16 bytes; `index` counts vectors.
+//
+// For data that is read once: first in line for eviction, so that it does not push weights out of the caches. (Not the
+// read-only path: an output may be the same memory.)
+template <typename T>
+__device__ Vec<T> load_streaming(const T* data, int64_t index) {
+    return {__ldcs(reinterpret_cast<const uint4*>(data) + index)};
+}
+
+// For data that no output of the kernel overlaps, and that is read again and again, such as weights.
+template <typename T>
+__device__ Vec<T> load_constant(const T* data, int64_t index) {
+    return {__ldg(reinterpret_cast<const uint4*>(data) + index)};
+}
+
+template <typename T>
+__device__ void store(T* data, int64_t index, Vec<T> value) {
+    reinterpret_cast<uint4*>(data)[index] = value.raw;
+}
+
+}  // namespace ingot

@@ -1,0 +1,498 @@
+// RMSNorm on CUDA. All of it is bound by memory: a row is read once, stays in registers (packed, as it was read), and
+// is written once.
+//
+// Two versions of each kernel. The fast one moves 16 bytes at a time: it is taken if the width, all strides and all
+// pointers are multiples of 16 bytes and the row has at most kMaxVectors vectors (8 K columns in fp32, 16 K in 16-bit
+// types). The scalar one takes everything else, any width and alignment; it reads rows twice, mostly from the caches.
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/vec.cuh"
+#include "kernels/rmsnorm.h"
+
+namespace ingot {
+
+namespace {
+
+constexpr int kThreads = 256;  // of a block, unless the whole block shares a row
+constexpr int kMaxBlockThreads = 512;
+constexpr int kMaxVectors = 4 * kMaxBlockThreads;
+
+// Who shares a row: kLanes lanes of a warp, or a whole block; each thread holds up to kVectors vectors of it, those
+// with index lane + i * lanes. So each thread owns fixed columns, and neighbouring threads read neighbouring vectors.
+constexpr int kWholeBlock = 0;
+template <int kLanes_, int kVectors_>
+struct Share {
+    static constexpr int kLanes = kLanes_, kVectors = kVectors_;
+    static constexpr bool kIsBlock = kLanes == kWholeBlock;
+    static constexpr int kMaxThreads = kIsBlock ? kMaxBlockThreads : kThreads;
+    static constexpr int kRowsPerBlock = kIsBlock ? 1 : kThreads / (kIsBlock ? 1 : kLanes);
+    __device__ static int lane() { return kIsBlock ? threadIdx.x : threadIdx.x % (kIsBlock ? 1 : kLanes); }
+    __device__ static int lanes() { return kIsBlock ? blockDim.x : kLanes; }
+    __device__ static int group() { return kIsBlock ? 0 : threadIdx.x / (kIsBlock ? 1 : kLanes); }
+    __device__ static float sum(float value, float* scratch) {
+        if constexpr (kIsBlock)
+            return block_sum(value, scratch);
+        else
+            return group_sum<kLanes>(value);
+    }
+};
+
+// Blocks that must fit on a multiprocessor, which caps the registers at 65536 / (threads * blocks). Enough loads are
+// then in flight: forward at least 24 warps, backward 8 to 24, with 2 to 12 KB each.
+template <typename S, bool kAdds>
+constexpr int kForwardBlocks = S::kIsBlock        ? 2
+                               : S::kVectors == 8 ? (kAdds ? 3 : 4)
+                                                  : (kAdds ? 4 : 6);
+template <typename S>
+constexpr int kBackwardBlocks = S::kIsBlock        ? 1
+                                : S::kVectors == 8 ? 1
+                                : S::kVectors == 4 ? 2
+                                                   : 3;
+constexpr int kScalarBackwardBlocks = 2;
+
+// Rows of a (N, C) tensor, or of a (N, H, HS) view, one after the other.
+template <typename T>
+struct Rows {
+    T* data;
+    uint32_t heads;
+    int64_t token_stride, head_stride;
+    __device__ T* operator[](uint32_t row) const {
+        if (heads == 1) return data + row * token_stride;
+        const uint32_t token = row / heads;
+        return data + token * token_stride + (row - token * heads) * head_stride;
+    }
+};
+
+// With a branch, x is the residual, and what is normalised is their rounded sum.
+template <typename T>
+struct ForwardArgs {
+    Rows<T> out, sum;
+    Rows<const T> x, branch;
+    const T* weight;
+    float* rstd;
+    uint32_t num_rows;
+    int width;
+    float eps;
+};
+
+template <typename T, typename S, bool kAdds>
+__global__ void __launch_bounds__(S::kMaxThreads, (kForwardBlocks<S, kAdds>))
+    forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
+    using V = Vec<T>;
+    __shared__ float scratch[kWarpSize];
+    const int lane = S::lane(), lanes = S::lanes(), num_vectors = a.width / V::kSize;
+    const uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
+    const int limit = row < a.num_rows ? num_vectors : 0;  // past the last row a thread only takes part in the sum
+    const T* const x_row = a.x[row];
+    V x[S::kVectors];
+#pragma unroll
+    for (int i = 0; i < S::kVectors; ++i) {
+        const int index = lane + i * lanes;
+        x[i] = index < limit ? load_streaming(x_row, index) : V::zero();
+    }
+    float squares = 0;
+    if constexpr (kAdds) {
+        const T* const branch_row = a.branch[row];
+        T* const sum_row = a.sum[row];
+        V branch[S::kVectors];
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const int index = lane + i * lanes;
+            branch[i] = index < limit ? load_streaming(branch_row, index) : V::zero();
+        }
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const int index = lane + i * lanes;
+            float sums[V::kSize], addends[V::kSize];
+            x[i].unpack(sums);
+            branch[i].unpack(addends);
+#pragma unroll
+            for (int e = 0; e < V::kSize; ++e) sums[e] += addends[e];
+            x[i] = V::pack(sums);
+            if (index < limit) store(sum_row, index, x[i]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < S::kVectors; ++i) {
+        float values[V::kSize];
+        x[i].unpack(values);
+        x[i].stay_packed();
+#pragma unroll
+        for (int e = 0; e < V::kSize; ++e) squares += values[e] * values[e];
+    }
+    squares = S::sum(squares, scratch);
+    const float rstd = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.eps);
+    if (limit > 0 && lane == 0) a.rstd[row] = rstd;
+    T* const out_row = a.out[row];
+#pragma unroll
+    for (int i = 0; i < S::kVectors; ++i) {
+        const int index = lane + i * lanes;
+        if (index >= limit) continue;
+        float values[V::kSize], weight[V::kSize];
+        x[i].unpack(values);
+        load_constant(a.weight, index).unpack(weight);
+#pragma unroll
+        for (int e = 0; e < V::kSize; ++e) values[e] *= rstd * weight[e];
+        store(out_row, index, V::pack(values));
+    }
+}
+
+// A warp per row.
+template <typename T, bool kAdds>
+__global__ void __launch_bounds__(kThreads) scalar_forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
+    const uint32_t row = blockIdx.x * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
+    if (row >= a.num_rows) return;
+    const int lane = threadIdx.x % kWarpSize;
+    const T *const x = a.x[row], *const branch = kAdds ? a.branch[row] : nullptr;
+    T *const out = a.out[row], *const sum = kAdds ? a.sum[row] : nullptr;
+    float squares = 0;
+    for (int c = lane; c < a.width; c += kWarpSize) {
+        float value = to_float(x[c]);
+        if constexpr (kAdds) {
+            sum[c] = from_float<T>(value + to_float(branch[c]));
+            value = to_float(sum[c]);
+        }
+        squares += value * value;
+    }
+    squares = group_sum<kWarpSize>(squares);
+    const float rstd = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.eps);
+    if (lane == 0) a.rstd[row] = rstd;
+    for (int c = lane; c < a.width; c += kWarpSize)
+        out[c] = from_float<T>(to_float(kAdds ? sum[c] : x[c]) * (rstd * to_float(a.weight[c])));
+}
+
+template <typename T>
+struct BackwardArgs {
+    Rows<T> dx;
+    Rows<const T> dout, x, dresidual;  // dresidual.data may be null
+    const T* weight;
+    const float* rstd;
+    float* partial;  // (blocks, C): each block's part of dweight
+    uint32_t num_rows;
+    int width;
+};
+
+// A persistent grid: each thread keeps its columns of dweight in registers over all rows that its block visits.
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
+    backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
+    using V = Vec<T>;
+    __shared__ float scratch[2][kWarpSize];
+    const int lane = S::lane(), lanes = S::lanes(), num_vectors = a.width / V::kSize;
+    const bool has_residual = a.dresidual.data != nullptr;
+    float dweight[S::kVectors][V::kSize] = {};
+    int parity = 0;
+    for (uint32_t first = blockIdx.x * S::kRowsPerBlock; first < a.num_rows; first += gridDim.x * S::kRowsPerBlock) {
+        const uint32_t row = first + S::group();
+        const int limit = row < a.num_rows ? num_vectors : 0;
+        const T *const x_row = a.x[row], *const dout_row = a.dout[row];
+        const T* const dresidual_row = has_residual ? a.dresidual[row] : nullptr;
+        const float rstd = limit > 0 ? a.rstd[row] : 0.0f;
+        V x[S::kVectors], dout[S::kVectors], dresidual[S::kVectors];
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const int index = lane + i * lanes;
+            x[i] = index < limit ? load_streaming(x_row, index) : V::zero();
+            dout[i] = index < limit ? load_streaming(dout_row, index) : V::zero();
+            dresidual[i] = has_residual && index < limit ? load_streaming(dresidual_row, index) : V::zero();
+        }
+        // mean(g * x), g = dout * weight
+        float mean = 0;
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const int index = lane + i * lanes;
+            if (index < limit) {
+                float xs[V::kSize], douts[V::kSize], weight[V::kSize];
+                x[i].unpack(xs);
+                dout[i].unpack(douts);
+                load_constant(a.weight, index).unpack(weight);
+#pragma unroll
+                for (int e = 0; e < V::kSize; ++e) mean += douts[e] * weight[e] * xs[e];
+            }
+            x[i].stay_packed();
+            dout[i].stay_packed();
+        }
+        mean = S::sum(mean, scratch[parity]) / static_cast<float>(a.width);
+        parity ^= 1;
+        const float scale = mean * rstd * rstd;
+        T* const dx_row = a.dx[row];
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const int index = lane + i * lanes;
+            if (index >= limit) continue;
+            float xs[V::kSize], douts[V::kSize], weight[V::kSize], dx[V::kSize];
+            x[i].unpack(xs);
+            dout[i].unpack(douts);
+            dresidual[i].unpack(dx);
+            load_constant(a.weight, index).unpack(weight);
+#pragma unroll
+            for (int e = 0; e < V::kSize; ++e) {
+                dweight[i][e] += douts[e] * (xs[e] * rstd);
+                dx[e] += rstd * (douts[e] * weight[e] - xs[e] * scale);
+            }
+            store(dx_row, index, V::pack(dx));
+        }
+    }
+
+    float* const partial = a.partial + static_cast<int64_t>(blockIdx.x) * a.width;
+    if constexpr (S::kIsBlock) {
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const int index = lane + i * lanes;
+#pragma unroll
+            for (int e = 0; e < V::kSize; ++e)
+                if (index < num_vectors) partial[index * V::kSize + e] = dweight[i][e];
+        }
+    } else {
+        // First the groups of a warp, then the warps in index order.
+        __shared__ float columns[S::kLanes * S::kVectors * V::kSize];
+        const int warp = threadIdx.x / kWarpSize;
+#pragma unroll
+        for (int distance = S::kLanes; distance < kWarpSize; distance *= 2)
+#pragma unroll
+            for (int i = 0; i < S::kVectors; ++i)
+#pragma unroll
+                for (int e = 0; e < V::kSize; ++e)
+                    dweight[i][e] += __shfl_xor_sync(0xffffffffu, dweight[i][e], distance);
+        for (int turn = 0; turn < kThreads / kWarpSize; ++turn) {
+            if (warp == turn && threadIdx.x % kWarpSize < S::kLanes) {
+#pragma unroll
+                for (int i = 0; i < S::kVectors; ++i)
+#pragma unroll
+                    for (int e = 0; e < V::kSize; ++e) {
+                        float& column = columns[(lane + i * S::kLanes) * V::kSize + e];
+                        column = turn == 0 ? dweight[i][e] : column + dweight[i][e];
+                    }
+            }
+            __syncthreads();
+        }
+        for (int c = threadIdx.x; c < a.width; c += kThreads) partial[c] = columns[c];
+    }
+}
+
+// A block per row; thread t owns the columns t, t + 256, ... of the row and of the block's part of dweight.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) scalar_backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
+    __shared__ float scratch[2][kWarpSize];
+    float* const partial = a.partial + static_cast<int64_t>(blockIdx.x) * a.width;
+    for (int c = threadIdx.x; c < a.width; c += kThreads) partial[c] = 0;
+    int parity = 0;
+    for (uint32_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
+        const T *const x = a.x[row], *const dout = a.dout[row];
+        const T* const dresidual = a.dresidual.data != nullptr ? a.dresidual[row] : nullptr;
+        T* const dx = a.dx[row];
+        const float rstd = a.rstd[row];
+        float mean = 0;
+        for (int c = threadIdx.x; c < a.width; c += kThreads)
+            mean += to_float(dout[c]) * to_float(a.weight[c]) * to_float(x[c]);
+        mean = block_sum(mean, scratch[parity]) / static_cast<float>(a.width);
+        parity ^= 1;
+        const float scale = mean * rstd * rstd;
+        for (int c = threadIdx.x; c < a.width; c += kThreads) {
+            const float g = to_float(dout[c]), value = to_float(x[c]);
+            partial[c] += g * (value * rstd);
+            const float d = rstd * (g * to_float(a.weight[c]) - value * scale);
+            dx[c] = from_float<T>(dresidual != nullptr ? to_float(dresidual[c]) + d : d);
+        }
+    }
+}
+
+// dweight (C) += the sum of partial (num_blocks, C) over its rows: 32 slices of the rows, each summed in index order,
+// then the slices in index order. A block takes 32 columns.
+__global__ void __launch_bounds__(1024)
+    sum_partials_kernel(float* dweight, const float* partial, int num_blocks, int width) {
+    __shared__ float sums[kWarpSize][kWarpSize];
+    const int c = blockIdx.x * kWarpSize + threadIdx.x;
+    float sum = 0;
+    if (c < width) {
+#pragma unroll 4
+        for (int block = threadIdx.y; block < num_blocks; block += kWarpSize)
+            sum += partial[static_cast<int64_t>(block) * width + c];
+    }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y != 0 || c >= width) return;
+    float total = 0;
+    for (int slice = 0; slice < kWarpSize; ++slice) total += sums[slice][threadIdx.x];
+    dweight[c] += total;
+}
+
+uint32_t num_rows(const Tensor& x) {
+    const int64_t rows = x.rank == 3 ? x.shape[0] * x.shape[1] : x.shape[0];
+    CHECK(rows < (int64_t{1} << 31) && x.shape[x.rank - 1] < (int64_t{1} << 30), "rmsnorm on CUDA: x is ", x.describe(),
+          ": at most 2^31 - 1 rows of less than 2^30 columns");
+    return static_cast<uint32_t>(rows);
+}
+int width(const Tensor& x) {
+    return static_cast<int>(x.shape[x.rank - 1]);
+}
+
+template <typename T>
+Rows<T> rows_of(const Tensor& x) {
+    if (!x) return {};
+    return {x.get<std::remove_const_t<T>>(), x.rank == 3 ? static_cast<uint32_t>(x.shape[1]) : 1u, x.stride[0],
+            x.rank == 3 ? x.stride[1] : 0};
+}
+
+bool fits_vectors(const Tensor& tensor) {
+    if (!tensor) return true;
+    if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) return false;
+    if (tensor.shape[tensor.rank - 1] * size_of(tensor.dtype) % 16 != 0) return false;
+    for (int axis = 0; axis + 1 < tensor.rank; ++axis)
+        if (tensor.stride[axis] * size_of(tensor.dtype) % 16 != 0) return false;
+    return true;
+}
+
+// The vectors of a row, or 0 if the scalar kernel must take it.
+int vectors_of(const Tensor& x) {
+    const int64_t bytes = x.shape[x.rank - 1] * size_of(x.dtype);
+    return bytes % 16 == 0 && bytes / 16 <= kMaxVectors ? static_cast<int>(bytes / 16) : 0;
+}
+
+// All sharings that are compiled, and the rows that each is for. Rows of more than 256 vectors go to whole blocks: a
+// warp with more than 8 vectors per lane would run out of registers in backward.
+template <typename Function>
+void with_share(int num_vectors, Function&& function) {
+    if (num_vectors <= 8) return function(Share<4, 2>{});
+    if (num_vectors <= 16) return function(Share<8, 2>{});
+    if (num_vectors <= 32) return function(Share<16, 2>{});
+    if (num_vectors <= 128) return function(Share<32, 4>{});
+    if (num_vectors <= 256) return function(Share<32, 8>{});
+    return function(Share<kWholeBlock, 4>{});
+}
+
+template <typename S>
+int threads_of(int num_vectors) {
+    if (!S::kIsBlock) return kThreads;
+    return (num_vectors + S::kVectors * kWarpSize - 1) / (S::kVectors * kWarpSize) * kWarpSize;
+}
+
+template <typename S>
+uint32_t row_blocks(uint32_t rows) {
+    return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
+}
+
+template <typename S>
+uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
+    const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;
+    return std::min(row_blocks<S>(rows), static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor));
+}
+uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
+    return std::min(rows, static_cast<uint32_t>(gpu.multiProcessorCount * kScalarBackwardBlocks));
+}
+
+template <typename T, bool kAdds>
+void launch_forward(const Device& device, const ForwardArgs<T>& args, int num_vectors) {
+    const cudaStream_t stream = device.context().stream;
+    if (num_vectors == 0) {
+        constexpr uint32_t kRows = kThreads / kWarpSize;
+        scalar_forward_kernel<T, kAdds><<<(args.num_rows + kRows - 1) / kRows, kThreads, 0, stream>>>(args);
+    } else {
+        with_share(num_vectors, [&](auto share) {
+            using S = decltype(share);
+            forward_kernel<T, S, kAdds><<<row_blocks<S>(args.num_rows), threads_of<S>(num_vectors), 0, stream>>>(args);
+        });
+    }
+    CUDA_CHECK_LAUNCH(kAdds ? "residual_rmsnorm_forward" : "rmsnorm_forward");
+}
+
+template <typename T>
+void launch_backward(const Device& device, const BackwardArgs<T>& args, float* dweight, int num_vectors) {
+    const CudaContext& context = device.context();
+    uint32_t blocks = 0;
+    if (num_vectors == 0) {
+        blocks = scalar_backward_blocks(context.properties, args.num_rows);
+        scalar_backward_kernel<T><<<blocks, kThreads, 0, context.stream>>>(args);
+    } else {
+        with_share(num_vectors, [&](auto share) {
+            using S = decltype(share);
+            blocks = backward_blocks<S>(context.properties, args.num_rows, num_vectors);
+            backward_kernel<T, S><<<blocks, threads_of<S>(num_vectors), 0, context.stream>>>(args);
+        });
+    }
+    CUDA_CHECK_LAUNCH("rmsnorm_backward");
+    sum_partials_kernel<<<(args.width + kWarpSize - 1) / kWarpSize, dim3(kWarpSize, kWarpSize), 0, context.stream>>>(
+        dweight, args.partial, static_cast<int>(blocks), args.width);
+    CUDA_CHECK_LAUNCH("rmsnorm_backward (dweight)");
+}
+
+}  // namespace
+
+void rmsnorm_forward_cuda(const Device& device, const RmsNormForward& a) {
+    const uint32_t rows = num_rows(a.x);
+    if (rows == 0) return;
+    const bool fits = fits_vectors(a.out) && fits_vectors(a.x) && fits_vectors(a.weight);
+    for_cuda_type(a.x.dtype, "rmsnorm", [&](auto element) {
+        using T = decltype(element);
+        launch_forward<T, false>(device,
+                                 {.out = rows_of<T>(a.out),
+                                  .sum = {},
+                                  .x = rows_of<const T>(a.x),
+                                  .branch = {},
+                                  .weight = a.weight.get<T>(),
+                                  .rstd = a.rstd.get<float>(),
+                                  .num_rows = rows,
+                                  .width = width(a.x),
+                                  .eps = static_cast<float>(a.eps)},
+                                 fits ? vectors_of(a.x) : 0);
+    });
+}
+
+void residual_rmsnorm_forward_cuda(const Device& device, const ResidualRmsNormForward& a) {
+    const uint32_t rows = num_rows(a.sum);
+    if (rows == 0) return;
+    const bool fits = fits_vectors(a.out) && fits_vectors(a.sum) && fits_vectors(a.residual) &&
+                      fits_vectors(a.branch) && fits_vectors(a.weight);
+    for_cuda_type(a.sum.dtype, "residual_rmsnorm", [&](auto element) {
+        using T = decltype(element);
+        launch_forward<T, true>(device,
+                                {.out = rows_of<T>(a.out),
+                                 .sum = rows_of<T>(a.sum),
+                                 .x = rows_of<const T>(a.residual),
+                                 .branch = rows_of<const T>(a.branch),
+                                 .weight = a.weight.get<T>(),
+                                 .rstd = a.rstd.get<float>(),
+                                 .num_rows = rows,
+                                 .width = width(a.sum),
+                                 .eps = static_cast<float>(a.eps)},
+                                fits ? vectors_of(a.sum) : 0);
+    });
+}
+
+// Whether a row fits vectors is a matter of pointers, which are not known here: room for the kernel with more blocks.
+size_t rmsnorm_backward_workspace_cuda(const Device& device, const Tensor& x) {
+    const cudaDeviceProp& gpu = device.context().properties;
+    const uint32_t rows = num_rows(x);
+    uint32_t blocks = scalar_backward_blocks(gpu, rows);
+    if (const int num_vectors = vectors_of(x); num_vectors > 0)
+        with_share(num_vectors, [&](auto share) {
+            blocks = std::max(blocks, backward_blocks<decltype(share)>(gpu, rows, num_vectors));
+        });
+    return static_cast<size_t>(blocks) * static_cast<size_t>(width(x)) * sizeof(float);
+}
+
+void rmsnorm_backward_cuda(const Device& device, const RmsNormBackward& a) {
+    const uint32_t rows = num_rows(a.x);
+    if (rows == 0) return;
+    const bool fits = fits_vectors(a.dx) && fits_vectors(a.dout) && fits_vectors(a.x) && fits_vectors(a.dresidual) &&
+                      fits_vectors(a.weight);
+    for_cuda_type(a.x.dtype, "rmsnorm", [&](auto element) {
+        using T = decltype(element);
+        launch_backward<T>(device,
+                           {.dx = rows_of<T>(a.dx),
+                            .dout = rows_of<const T>(a.dout),
+                            .x = rows_of<const T>(a.x),
+                            .dresidual = rows_of<const T>(a.dresidual),
+                            .weight = a.weight.get<T>(),
+                            .rstd = a.rstd.get<float>(),
+                            .partial = reinterpret_cast<float*>(a.workspace.data),
+                            .num_rows = rows,
+                            .width = width(a.x)},
+                           a.dweight.get<float>(), fits ? vectors_of(a.x) : 0);
+    });
+}
+
+}  // namespace ingot
