@@ -1,0 +1,206 @@
+// A case of attention for tests: fused buffers as a transformer has them, and the definition as a reference.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+#include "tests/support/tensors.h"
+
+namespace ingot::test {
+
+struct AttentionCase {
+    int64_t N, NH, NKV, HS;
+    bool is_causal = true, alibi = false;
+    std::vector<int64_t> starts = {0};
+    double value_scale = 1;
+    // {before, after}: query i sees keys [i - before, i + after] of the row. {-1, -1}: documents instead.
+    std::pair<int64_t, int64_t> window = {-1, -1};
+    std::string describe() const {
+        return join("N ", N, ", NH ", NH, ", NKV ", NKV, ", HS ", HS, is_causal ? ", causal" : ", full",
+                    alibi ? ", ALiBi" : "", ", documents ", starts.size(), ", window ", window.first, " ",
+                    window.second);
+    }
+};
+
+// out (N, NH, HS), lse (NH, N), dq (N, NH, HS), dk and dv (N, NKV, HS).
+struct AttentionResult {
+    std::vector<double> out, lse, dq, dk, dv;
+};
+
+inline testing::AssertionResult same_bits(const AttentionResult& a, const AttentionResult& b) {
+    for (const auto& [name, x, y] : {std::tuple{"out", &a.out, &b.out},
+                                     {"lse", &a.lse, &b.lse},
+                                     {"dq", &a.dq, &b.dq},
+                                     {"dk", &a.dk, &b.dk},
+                                     {"dv", &a.dv, &b.dv}})
+        if (const auto result = same(*x, *y); !result)
+            return testing::AssertionFailure() << name << ": " << result.message();
+    return testing::AssertionSuccess();
+}
+
+// q, k and v are slices of one (N, (NH + 2 NKV) HS) buffer, and so are their gradients; out and dout are (N, NH HS).
+struct AttentionRun {
+    AttentionRun(const AttentionCase& c, DType dtype)
+        : c(c),
+          qkv(cpu, dtype, {c.N, (c.NH + 2 * c.NKV) * c.HS},
+              rounded(normals(c.N * (c.NH + 2 * c.NKV) * c.HS, 21, c.value_scale), DType::f32)),
+          dqkv(cpu, dtype, {c.N, (c.NH + 2 * c.NKV) * c.HS}),
+          out(cpu, dtype, {c.N, c.NH * c.HS}),
+          dout(cpu, dtype, {c.N, c.NH * c.HS}, rounded(normals(c.N * c.NH * c.HS, 22), DType::f32)),
+          lse(cpu, dtype, {c.NH, c.N}),
+          slopes(cpu, dtype, {c.NH}, alibi_slopes(c.NH)),
+          first_key(cpu, DType::i32, {c.N}),
+          end_key(cpu, DType::i32, {c.N}),
+          first_query(cpu, DType::i32, {c.N}),
+          end_query(cpu, DType::i32, {c.N}) {
+        if (c.window.first < 0) {
+            fill_document_mask(mask(), c.starts, c.is_causal);
+            return;
+        }
+        std::vector<double> columns[4];
+        const auto clamp = [&](int64_t i) { return static_cast<double>(std::clamp<int64_t>(i, 0, c.N)); };
+        for (int64_t i = 0; i < c.N; ++i) {
+            columns[0].push_back(clamp(i - c.window.first));
+            columns[1].push_back(clamp(i + c.window.second + 1));
+            columns[2].push_back(clamp(i - c.window.second));
+            columns[3].push_back(clamp(i + c.window.first + 1));
+        }
+        set_mask(columns[0], columns[1], columns[2], columns[3]);
+    }
+
+    AttentionMask mask() const { return {first_key, end_key, first_query, end_query}; }
+    void set_mask(const std::vector<double>& first_keys, const std::vector<double>& end_keys,
+                  const std::vector<double>& first_queries, const std::vector<double>& end_queries) {
+        first_key.set(first_keys);
+        end_key.set(end_keys);
+        first_query.set(first_queries);
+        end_query.set(end_queries);
+    }
+
+    Tensor heads(const Buffer& fused, int64_t begin, int64_t count) const {
+        return fused.tensor().split_last(c.NH + 2 * c.NKV, c.HS).slice(1, begin, begin + count);
+    }
+    AttentionForward forward_arguments() const {
+        return {.out = out.tensor().split_last(c.NH, c.HS),
+                .lse = lse,
+                .q = heads(qkv, 0, c.NH),
+                .k = heads(qkv, c.NH, c.NKV),
+                .v = heads(qkv, c.NH + c.NKV, c.NKV),
+                .slopes = c.alibi ? slopes.tensor() : Tensor{},
+                .mask = mask(),
+                .scale = scale()};
+    }
+    AttentionBackward backward_arguments() const {
+        const AttentionForward f = forward_arguments();
+        return {.dq = heads(dqkv, 0, c.NH),
+                .dk = heads(dqkv, c.NH, c.NKV),
+                .dv = heads(dqkv, c.NH + c.NKV, c.NKV),
+                .dout = dout.tensor().split_last(c.NH, c.HS),
+                .out = f.out,
+                .lse = f.lse,
+                .q = f.q,
+                .k = f.k,
+                .v = f.v,
+                .slopes = f.slopes,
+                .mask = f.mask,
+                .scale = f.scale};
+    }
+    void forward() const { attention_forward(cpu, forward_arguments()); }
+    void backward() const { attention_backward(cpu, backward_arguments()); }
+    double scale() const { return 1 / std::sqrt(static_cast<double>(c.HS)); }
+
+    // Heads [begin, begin + count) of a fused list.
+    std::vector<double> part(const std::vector<double>& fused, int64_t begin, int64_t count) const {
+        std::vector<double> result;
+        const int64_t width = (c.NH + 2 * c.NKV) * c.HS;
+        for (int64_t n = 0; n < c.N; ++n)
+            result.insert(result.end(), fused.begin() + n * width + begin * c.HS,
+                          fused.begin() + n * width + (begin + count) * c.HS);
+        return result;
+    }
+    AttentionResult result() const {
+        const std::vector<double> d = dqkv.values();
+        return {out.values(), lse.values(), part(d, 0, c.NH), part(d, c.NH, c.NKV), part(d, c.NH + c.NKV, c.NKV)};
+    }
+
+    const Device cpu = Device::cpu();
+    const AttentionCase c;
+    Buffer qkv, dqkv, out, dout, lse, slopes, first_key, end_key, first_query, end_query;
+};
+
+inline AttentionResult run_attention(const AttentionCase& c, DType dtype) {
+    const AttentionRun run(c, dtype);
+    run.forward();
+    run.backward();
+    return run.result();
+}
+
+// The definition, a whole row of scores at a time, in T. Reads the key intervals alone.
+template <typename T = double>
+AttentionResult reference_attention(const AttentionRun& run) {
+    const AttentionCase& c = run.c;
+    const int64_t N = c.N, NH = c.NH, NKV = c.NKV, HS = c.HS, G = NH / NKV;
+    const auto cast = [](const std::vector<double>& values) { return std::vector<T>(values.begin(), values.end()); };
+    const std::vector<T> q = cast(run.part(run.qkv.values(), 0, NH)), k = cast(run.part(run.qkv.values(), NH, NKV));
+    const std::vector<T> v = cast(run.part(run.qkv.values(), NH + NKV, NKV)), dout = cast(run.dout.values());
+    const std::vector<double> first = run.first_key.values(), end = run.end_key.values(), slopes = alibi_slopes(NH);
+    const T scale = static_cast<T>(run.scale());
+    std::vector<T> out(q.size()), lse(static_cast<size_t>(NH * N)), dq(q.size()), dk(k.size()), dv(k.size());
+    for (int64_t h = 0; h < NH; ++h) {
+        const T slope = c.alibi ? static_cast<T>(slopes[static_cast<size_t>(h)]) : T(0);
+        for (int64_t i = 0; i < N; ++i) {
+            const auto at = [&](int64_t token, int64_t heads, int64_t head) {
+                return static_cast<size_t>((token * heads + head) * HS);
+            };
+            const auto dot = [&](const T* a, const T* b) {
+                T sum = 0;
+                for (int64_t d = 0; d < HS; ++d) sum += a[d] * b[d];
+                return sum;
+            };
+            const int64_t begin = static_cast<int64_t>(first[static_cast<size_t>(i)]);
+            const int64_t count = static_cast<int64_t>(end[static_cast<size_t>(i)]) - begin;
+            lse[static_cast<size_t>(h * N + i)] = -std::numeric_limits<T>::infinity();
+            if (count <= 0) continue;
+            std::vector<T> p(static_cast<size_t>(count));
+            T maximum = -std::numeric_limits<T>::infinity(), total = 0, delta = 0;
+            for (int64_t j = 0; j < count; ++j) {
+                const T distance = static_cast<T>(std::abs(i - begin - j));
+                p[static_cast<size_t>(j)] =
+                    scale * dot(&q[at(i, NH, h)], &k[at(begin + j, NKV, h / G)]) - slope * distance;
+                maximum = std::max(maximum, p[static_cast<size_t>(j)]);
+            }
+            for (T& s : p) total += s = std::exp(s - maximum);
+            lse[static_cast<size_t>(h * N + i)] = maximum + std::log(total);
+            for (int64_t j = 0; j < count; ++j) {
+                T& weight = p[static_cast<size_t>(j)];
+                weight /= total;
+                for (int64_t d = 0; d < HS; ++d)
+                    out[at(i, NH, h) + static_cast<size_t>(d)] +=
+                        weight * v[at(begin + j, NKV, h / G) + static_cast<size_t>(d)];
+                delta += weight * dot(&dout[at(i, NH, h)], &v[at(begin + j, NKV, h / G)]);
+            }
+            for (int64_t j = 0; j < count; ++j) {
+                const size_t key = at(begin + j, NKV, h / G), query = at(i, NH, h);
+                const T weight = p[static_cast<size_t>(j)], ds = weight * (dot(&dout[query], &v[key]) - delta) * scale;
+                for (size_t d = 0; d < static_cast<size_t>(HS); ++d) {
+                    dv[key + d] += weight * dout[query + d];
+                    dq[query + d] += ds * k[key + d];
+                    dk[key + d] += ds * q[query + d];
+                }
+            }
+        }
+    }
+    const auto widen = [](const std::vector<T>& values) { return std::vector<double>(values.begin(), values.end()); };
+    return {widen(out), widen(lse), widen(dq), widen(dk), widen(dv)};
+}
+
+template <typename T = double>
+AttentionResult reference_attention(const AttentionCase& c) {
+    return reference_attention<T>(AttentionRun(c, DType::f64));
+}
+
+}  // namespace ingot::test

@@ -1,0 +1,201 @@
+// Products on CUDA against the CPU twin in double precision.
+//
+// Tolerance: as in test_rmsnorm_cuda.cpp, twice the error of the fp32 twin whose result is rounded to the dtype, plus
+// two ulps of fp32 and two ulps of the dtype on one element. For 16-bit operands tensor cores add some 16 products at a
+// time and cut off what falls below the largest one's last bit (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor
+// cores"), where the twin rounds: one more ulp of fp32 for each such addition.
+#include <cmath>
+#include <limits>
+
+#include "kernels/matmul.h"
+#include "tests/support/tensors.h"
+
+namespace ingot::test {
+
+namespace {
+
+constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
+
+double bound(DType input, DType output, int64_t depth, const std::vector<double>& plain,
+             const std::vector<double>& exact) {
+    double squares = 0, largest = 0;
+    for (const double value : exact) {
+        squares += value * value;
+        largest = std::max(largest, std::abs(value));
+    }
+    const double ulp = output == DType::bf16 ? 0x1p-7 : output == DType::f16 ? 0x1p-10 : 0;
+    const double additions = input == DType::f32 ? 0 : static_cast<double>(depth / 16 + 1);
+    return 2 * relative_error(plain, exact) + (2 + additions) * 0x1p-23 + 2 * ulp * largest / std::sqrt(squares);
+}
+
+// A (rows, columns) matrix, its rows `gap` elements apart. What lies between is NaN and must stay so.
+class Matrix {
+  public:
+    Matrix(const Device& device, DType dtype, int64_t rows, int64_t columns, int64_t gap)
+        : rows_(rows), columns_(columns), stride_(columns + gap), buffer_(device, dtype, {rows, stride_}) {
+        tensor_ = buffer_.tensor().slice(1, 0, columns);
+    }
+    Matrix(const Device& device, DType dtype, int64_t rows, int64_t columns, int64_t gap,
+           const std::vector<double>& values)
+        : Matrix(device, dtype, rows, columns, gap) {
+        std::vector<double> all(static_cast<size_t>(rows * stride_), std::numeric_limits<double>::quiet_NaN());
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = 0; c < columns; ++c)
+                all[static_cast<size_t>(r * stride_ + c)] = values[static_cast<size_t>(r * columns + c)];
+        buffer_.set(all);
+    }
+    operator const Tensor&() const { return tensor_; }
+    std::vector<double> values() const {
+        const std::vector<double> all = buffer_.values();
+        std::vector<double> result;
+        for (int64_t r = 0; r < rows_; ++r)
+            for (int64_t c = 0; c < stride_; ++c) {
+                const double value = all[static_cast<size_t>(r * stride_ + c)];
+                if (c < columns_)
+                    result.push_back(value);
+                else
+                    EXPECT_TRUE(std::isnan(value)) << "written between the rows, at " << r << ", " << c;
+            }
+        return result;
+    }
+
+  private:
+    int64_t rows_, columns_, stride_;
+    Buffer buffer_;
+    Tensor tensor_;
+};
+
+struct Problem {
+    DType dtype;
+    int64_t N, O, I, gap;
+    std::vector<double> x, weight, residual, dout, dweight;
+
+    Problem(DType dtype_, int64_t N_, int64_t O_, int64_t I_, int64_t gap_, uint64_t seed = 1)
+        : dtype(dtype_), N(N_), O(O_), I(I_), gap(gap_) {
+        x = rounded(normals(N * I, seed), dtype);
+        weight = rounded(normals(O * I, seed + 1, 1 / std::sqrt(static_cast<double>(I))), dtype);
+        residual = rounded(normals(N * O, seed + 2), dtype);
+        dout = rounded(normals(N * O, seed + 3), dtype);
+        dweight = rounded(normals(O * I, seed + 4), DType::f32);
+    }
+    std::string describe() const { return join(name_of(dtype), " N ", N, " O ", O, " I ", I, " gap ", gap); }
+};
+
+enum class Residual { none, separate, in_place };
+
+std::vector<double> forward(const Device& device, DType dtype, const Problem& p, Residual residual) {
+    const Matrix x(device, dtype, p.N, p.I, p.gap, p.x), weight(device, dtype, p.O, p.I, 0, p.weight);
+    const Matrix addend(device, dtype, p.N, p.O, 2 * p.gap, p.residual);
+    const Matrix own(device, dtype, p.N, p.O, p.gap);
+    const Matrix& out = residual == Residual::in_place ? addend : own;
+    const Tensor none;
+    matmul_forward(device, {.out = out,
+                            .x = x,
+                            .weight = weight,
+                            .residual = residual == Residual::none ? none : static_cast<const Tensor&>(addend)});
+    return out.values();
+}
+
+std::vector<double> backward_input(const Device& device, DType dtype, const Problem& p) {
+    const Matrix dout(device, dtype, p.N, p.O, p.gap, p.dout), weight(device, dtype, p.O, p.I, 0, p.weight);
+    const Matrix dx(device, dtype, p.N, p.I, p.gap);
+    matmul_backward_input(device, {.dx = dx, .dout = dout, .weight = weight});
+    return dx.values();
+}
+
+std::vector<double> backward_weight(const Device& device, DType dtype, const Problem& p, bool accumulate) {
+    const Matrix dout(device, dtype, p.N, p.O, p.gap, p.dout), x(device, dtype, p.N, p.I, p.gap, p.x);
+    const DType out = accumulation_dtype(dtype);
+    const Matrix dweight = accumulate ? Matrix(device, out, p.O, p.I, 0, p.dweight) : Matrix(device, out, p.O, p.I, 0);
+    matmul_backward_weight(device, {.dweight = dweight, .dout = dout, .x = x, .accumulate = accumulate});
+    return dweight.values();
+}
+
+void check_all(const Device& device, const Problem& p) {
+    SCOPED_TRACE(p.describe());
+    const Device cpu = Device::cpu();
+    for (const Residual residual : {Residual::none, Residual::separate, Residual::in_place}) {
+        SCOPED_TRACE("forward, residual " + std::to_string(static_cast<int>(residual)));
+        const auto exact = forward(cpu, DType::f64, p, residual);
+        const auto plain = rounded(forward(cpu, DType::f32, p, residual), p.dtype);
+        EXPECT_TRUE(close(forward(device, p.dtype, p, residual), exact, bound(p.dtype, p.dtype, p.I, plain, exact)));
+    }
+    {
+        SCOPED_TRACE("backward, input");
+        const auto exact = backward_input(cpu, DType::f64, p);
+        const auto plain = rounded(backward_input(cpu, DType::f32, p), p.dtype);
+        EXPECT_TRUE(close(backward_input(device, p.dtype, p), exact, bound(p.dtype, p.dtype, p.O, plain, exact)));
+    }
+    for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(accumulate ? "backward, weight, accumulated" : "backward, weight");
+        const auto exact = backward_weight(cpu, DType::f64, p, accumulate);
+        const auto plain = backward_weight(cpu, DType::f32, p, accumulate);
+        EXPECT_TRUE(close(backward_weight(device, p.dtype, p, accumulate), exact,
+                          bound(p.dtype, DType::f32, p.N, plain, exact)));
+    }
+}
+
+}  // namespace
+
+TEST(MatmulCuda, Small) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const DType dtype : kDTypes) check_all(device, Problem(dtype, 16, 24, 40, 8));
+}
+
+TEST(MatmulCuda, Shapes) {
+    INGOT_CUDA_OR_SKIP(device);
+    const int64_t shapes[][3] = {{8, 8, 8},        {64, 128, 256},  {1, 64, 32},
+                                 {1000, 768, 256}, {257, 320, 768}, {512, 1152, 64}};
+    for (const auto& [N, O, I] : shapes)
+        for (const DType dtype : kDTypes)
+            for (const int64_t gap : {0, 8}) check_all(device, Problem(dtype, N, O, I, gap));
+}
+
+TEST(MatmulCuda, ShapesThatAreNoMultiplesOfEight) {
+    INGOT_CUDA_OR_SKIP(device);
+    const int64_t shapes[][3] = {{1, 1, 1}, {33, 65, 17}, {100, 50, 30}, {129, 7, 511}};
+    for (const auto& [N, O, I] : shapes)
+        for (const DType dtype : kDTypes)
+            for (const int64_t gap : {0, 3}) check_all(device, Problem(dtype, N, O, I, gap));
+}
+
+TEST(MatmulCuda, WeightGradientAccumulatesInFp32) {
+    INGOT_CUDA_OR_SKIP(device);
+    constexpr int64_t N = 512, O = 256, I = 128, kMicroSteps = 4;
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+        const Buffer dweight(device, DType::f32, {O, I}, std::vector<double>(static_cast<size_t>(O * I), 0));
+        const Buffer exact(Device::cpu(), DType::f64, {O, I}, std::vector<double>(static_cast<size_t>(O * I), 0));
+        for (int64_t micro_step = 0; micro_step < kMicroSteps; ++micro_step) {
+            const Problem p(dtype, N, O, I, 0, static_cast<uint64_t>(10 * micro_step + 1));
+            for (const bool is_exact : {false, true}) {
+                const Device where = is_exact ? Device::cpu() : device;
+                const DType scalar = is_exact ? DType::f64 : dtype;
+                const Buffer dout(where, scalar, {N, O}, p.dout), x(where, scalar, {N, I}, p.x);
+                matmul_backward_weight(where, {.dweight = is_exact ? exact : dweight, .dout = dout, .x = x});
+            }
+        }
+        // One rounding to bf16 or fp16 anywhere on the way would cost 1e-3 or 1e-4.
+        EXPECT_TRUE(close(dweight.values(), exact.values(), (N / 16) * kMicroSteps * 0x1p-23)) << name_of(dtype);
+    }
+}
+
+TEST(MatmulCuda, SameBitsEveryTime) {
+    INGOT_CUDA_OR_SKIP(device);
+    // Few output tiles and a long sum: where a library would like to split K.
+    for (const DType dtype : kDTypes) {
+        const Problem p(dtype, 8192, 64, 128, 0);
+        const auto first = backward_weight(device, dtype, p, true);
+        for (int repeat = 1; repeat < 10; ++repeat)
+            ASSERT_TRUE(same(backward_weight(device, dtype, p, true), first)) << name_of(dtype);
+    }
+}
+
+TEST(MatmulCuda, NanPropagatesAlongItsRow) {
+    INGOT_CUDA_OR_SKIP(device);
+    Problem p(DType::bf16, 16, 24, 32, 0);
+    p.x[5 * 32 + 3] = std::numeric_limits<double>::quiet_NaN();
+    const std::vector<double> out = forward(device, p.dtype, p, Residual::none);
+    for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i / 24 == 5) << i;
+}
+
+}  // namespace ingot::test
