@@ -175,30 +175,49 @@ struct BackwardArgs {
     int width;
 };
 
-// A persistent grid: each thread keeps its columns of dweight in registers over all rows that its block visits.
-template <typename T, typename S>
+// A persistent grid: each thread keeps its columns of dweight in registers over all rows that its block visits. While a
+// row is computed, the next one is on its way into shared memory by asynchronous copies: without them the loads of a warp
+// wait for its arithmetic, and registers for two rows at once do not exist. Every thread copies what it alone will read,
+// so no barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring banks.
+template <typename T, typename S, bool kHasResidual>
 __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
     backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
     using V = Vec<T>;
     __shared__ float scratch[2][kWarpSize];
+    extern __shared__ uint4 ring[];
     const int lane = S::lane(), lanes = S::lanes(), num_vectors = a.width / V::kSize;
-    const bool has_residual = a.dresidual.data != nullptr;
-    float dweight[S::kVectors][V::kSize] = {};
-    int parity = 0;
-    for (uint32_t first = blockIdx.x * S::kRowsPerBlock; first < a.num_rows; first += gridDim.x * S::kRowsPerBlock) {
-        const uint32_t row = first + S::group();
+    const uint32_t stride = gridDim.x * S::kRowsPerBlock;
+    const auto slot = [](int tensor, int i) { return ring + (tensor * S::kVectors + i) * blockDim.x + threadIdx.x; };
+    const auto fetch = [&](uint32_t row) {
         const int limit = row < a.num_rows ? num_vectors : 0;
-        const T *const x_row = a.x[row], *const dout_row = a.dout[row];
-        const T* const dresidual_row = has_residual ? a.dresidual[row] : nullptr;
-        const float rstd = limit > 0 ? a.rstd[row] : 0.0f;
-        V x[S::kVectors], dout[S::kVectors], dresidual[S::kVectors];
 #pragma unroll
         for (int i = 0; i < S::kVectors; ++i) {
             const int index = lane + i * lanes;
-            x[i] = index < limit ? load_streaming(x_row, index) : V::zero();
-            dout[i] = index < limit ? load_streaming(dout_row, index) : V::zero();
-            dresidual[i] = has_residual && index < limit ? load_streaming(dresidual_row, index) : V::zero();
+            if (index >= limit) continue;
+            copy_async(slot(0, i), a.x[row], index);
+            copy_async(slot(1, i), a.dout[row], index);
+            if constexpr (kHasResidual) copy_async(slot(2, i), a.dresidual[row], index);
         }
+        return limit > 0 ? a.rstd[row] : 0.0f;
+    };
+    float dweight[S::kVectors][V::kSize] = {};
+    int parity = 0;
+    uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
+    float next_rstd = fetch(row);
+    // All threads of a block go round equally often: sums over a block have barriers in them.
+    for (uint32_t first = blockIdx.x * S::kRowsPerBlock; first < a.num_rows; first += stride, row += stride) {
+        const int limit = row < a.num_rows ? num_vectors : 0;
+        const float rstd = next_rstd;
+        V x[S::kVectors], dout[S::kVectors], dresidual[S::kVectors];
+        wait_for_copies();
+#pragma unroll
+        for (int i = 0; i < S::kVectors; ++i) {
+            const bool is_inside = lane + i * lanes < limit;
+            x[i] = is_inside ? V{*slot(0, i)} : V::zero();
+            dout[i] = is_inside ? V{*slot(1, i)} : V::zero();
+            dresidual[i] = kHasResidual && is_inside ? V{*slot(2, i)} : V::zero();
+        }
+        next_rstd = fetch(row + stride);
         // mean(g * x), g = dout * weight
         float mean = 0;
 #pragma unroll
@@ -247,8 +266,9 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
                 if (index < num_vectors) partial[index * V::kSize + e] = dweight[i][e];
         }
     } else {
-        // First the groups of a warp, then the warps in index order.
-        __shared__ float columns[S::kLanes * S::kVectors * V::kSize];
+        // First the groups of a warp, then the warps in index order, in the ring's memory once all are done with it.
+        float* const columns = reinterpret_cast<float*>(ring);
+        __syncthreads();
         const int warp = threadIdx.x / kWarpSize;
 #pragma unroll
         for (int distance = S::kLanes; distance < kWarpSize; distance *= 2)
@@ -410,7 +430,16 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
         with_share(num_vectors, [&](auto share) {
             using S = decltype(share);
             blocks = backward_blocks<S>(context.properties, args.num_rows, num_vectors);
-            backward_kernel<T, S><<<blocks, threads_of<S>(num_vectors), 0, context.stream>>>(args);
+            const int threads = threads_of<S>(num_vectors);
+            const auto launch = [&](auto kernel, int num_tensors) {
+                const int bytes = num_tensors * S::kVectors * threads * 16;
+                CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+                kernel<<<blocks, threads, bytes, context.stream>>>(args);
+            };
+            if (args.dresidual.data != nullptr)
+                launch(backward_kernel<T, S, true>, 3);
+            else
+                launch(backward_kernel<T, S, false>, 2);
         });
     }
     CUDA_CHECK_LAUNCH("rmsnorm_backward");

@@ -4,6 +4,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 
 #include <cstdint>
 
@@ -142,6 +143,18 @@ __device__ Vec<T> load_streaming(const T* data, int64_t index) {
 template <typename T>
 __device__ Vec<T> load_constant(const T* data, int64_t index) {
     return {__ldg(reinterpret_cast<const uint4*>(data) + index)};
+}
+
+// Starts a copy of 16 bytes into shared memory that no register passes through (cp.async, sm_80 and up).
+template <typename T>
+__device__ void copy_async(uint4* shared, const T* data, int64_t index) {
+    __pipeline_memcpy_async(shared, reinterpret_cast<const uint4*>(data) + index, sizeof(uint4));
+}
+
+// Waits until all copies that this thread started are there, for this thread to read.
+__device__ inline void wait_for_copies() {
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
 }
 
 template <typename T>
