@@ -46,11 +46,10 @@ template <typename S, bool kAdds>
 constexpr int kForwardBlocks = S::kIsBlock        ? 2
                                : S::kVectors == 8 ? (kAdds ? 3 : 4)
                                                   : (kAdds ? 4 : 6);
-template <typename S>
-constexpr int kBackwardBlocks = S::kIsBlock        ? 1
-                                : S::kVectors == 8 ? 1
-                                : S::kVectors == 4 ? 2
-                                                   : 3;
+template <typename S, bool kHasResidual>
+constexpr int kBackwardBlocks = S::kIsBlock || S::kVectors == 8                          ? 1
+                                : S::kVectors == 4 || (S::kVectors == 3 && kHasResidual) ? 2
+                                                                                         : 3;
 constexpr int kScalarBackwardBlocks = 2;
 
 // Rows of a (N, C) tensor, or of a (N, H, HS) view, one after the other.
@@ -176,11 +175,12 @@ struct BackwardArgs {
 };
 
 // A persistent grid: each thread keeps its columns of dweight in registers over all rows that its block visits. While a
-// row is computed, the next one is on its way into shared memory by asynchronous copies: without them the loads of a warp
-// wait for its arithmetic, and registers for two rows at once do not exist. Every thread copies what it alone will read,
-// so no barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring banks.
+// row is computed, the next one is on its way into shared memory by asynchronous copies: without them the loads of a
+// warp wait for its arithmetic, and registers for two rows at once do not exist. Every thread copies what it alone will
+// read, so no barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring
+// banks.
 template <typename T, typename S, bool kHasResidual>
-__global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
+__global__ void __launch_bounds__(S::kMaxThreads, (kBackwardBlocks<S, kHasResidual>))
     backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
     using V = Vec<T>;
     __shared__ float scratch[2][kWarpSize];
@@ -379,6 +379,7 @@ void with_share(int num_vectors, Function&& function) {
     if (num_vectors <= 8) return function(Share<4, 2>{});
     if (num_vectors <= 16) return function(Share<8, 2>{});
     if (num_vectors <= 32) return function(Share<16, 2>{});
+    if (num_vectors <= 96) return function(Share<32, 3>{});  // 768 columns of a 16-bit type
     if (num_vectors <= 128) return function(Share<32, 4>{});
     if (num_vectors <= 256) return function(Share<32, 8>{});
     return function(Share<kWholeBlock, 4>{});
@@ -395,9 +396,10 @@ uint32_t row_blocks(uint32_t rows) {
     return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
 }
 
-template <typename S>
+template <typename S, bool kHasResidual>
 uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
-    const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;
+    const int per_multiprocessor =
+        S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S, kHasResidual>;
     return std::min(row_blocks<S>(rows), static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor));
 }
 uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
@@ -429,17 +431,19 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
     } else {
         with_share(num_vectors, [&](auto share) {
             using S = decltype(share);
-            blocks = backward_blocks<S>(context.properties, args.num_rows, num_vectors);
             const int threads = threads_of<S>(num_vectors);
-            const auto launch = [&](auto kernel, int num_tensors) {
-                const int bytes = num_tensors * S::kVectors * threads * 16;
+            const auto launch = [&](auto has_residual) {
+                constexpr bool kHasResidual = decltype(has_residual)::value;
+                blocks = backward_blocks<S, kHasResidual>(context.properties, args.num_rows, num_vectors);
+                const int bytes = (kHasResidual ? 3 : 2) * S::kVectors * threads * 16;
+                const auto kernel = backward_kernel<T, S, kHasResidual>;
                 CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
                 kernel<<<blocks, threads, bytes, context.stream>>>(args);
             };
             if (args.dresidual.data != nullptr)
-                launch(backward_kernel<T, S, true>, 3);
+                launch(std::true_type{});
             else
-                launch(backward_kernel<T, S, false>, 2);
+                launch(std::false_type{});
         });
     }
     CUDA_CHECK_LAUNCH("rmsnorm_backward");
@@ -498,7 +502,7 @@ size_t rmsnorm_backward_workspace_cuda(const Device& device, const Tensor& x) {
     uint32_t blocks = scalar_backward_blocks(gpu, rows);
     if (const int num_vectors = vectors_of(x); num_vectors > 0)
         with_share(num_vectors, [&](auto share) {
-            blocks = std::max(blocks, backward_blocks<decltype(share)>(gpu, rows, num_vectors));
+            blocks = std::max(blocks, backward_blocks<decltype(share), false>(gpu, rows, num_vectors));
         });
     return static_cast<size_t>(blocks) * static_cast<size_t>(width(x)) * sizeof(float);
 }

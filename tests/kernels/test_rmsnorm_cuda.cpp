@@ -210,14 +210,15 @@ Gradients backward_cuda(const Device& device, const Inputs& in, bool has_residua
     return {dx.values(), dweight.values()};
 }
 
-// dweight is a sum over rows whose terms cancel, and any other order of it errs by ulps of its terms, not of the sum: two
-// fp32 ulps of the sum of their magnitudes, as a part of the sum's norm.
+// dweight is a sum over rows whose terms cancel, and any other order of it errs by ulps of its terms, not of the sum:
+// two fp32 ulps of the sum of their magnitudes, as a part of the sum's norm.
 double cancellation(const Inputs& in, const std::vector<double>& rstds, const std::vector<double>& exact) {
     const size_t C = in.dweight.size();
     double magnitudes = 0, squares = 0;
     for (size_t c = 0; c < C; ++c) {
         double sum = std::abs(in.dweight[c]);
-        for (size_t row = 0; row < rstds.size(); ++row) sum += std::abs(in.dout[row * C + c] * in.x[row * C + c] * rstds[row]);
+        for (size_t row = 0; row < rstds.size(); ++row)
+            sum += std::abs(in.dout[row * C + c] * in.x[row * C + c] * rstds[row]);
         magnitudes += sum * sum;
         squares += exact[c] * exact[c];
     }
@@ -248,11 +249,11 @@ void for_each_shape(const std::function<void(const Inputs&)>& check) {
 }
 
 // Widths such that each compiled sharing of a row, and the scalar kernel, is met once: 4, 8, 16 and 32 lanes, 32 with
-// eight vectors, a whole block; the last is no multiple of 16 bytes.
+// three, four and eight vectors, a whole block; the last is no multiple of 16 bytes.
 void for_each_instantiation(const std::function<void(const Inputs&)>& check) {
     for (const DType dtype : kDTypes) {
         const int64_t per_vector = 16 / size_of(dtype);
-        for (const int64_t vectors : {7, 16, 24, 96, 200, 300})
+        for (const int64_t vectors : {7, 16, 24, 96, 120, 200, 300})
             check(Inputs(dtype, {.tokens = 5, .width = vectors * per_vector}));
         check(Inputs(dtype, {.tokens = 5, .width = 50}));
     }
