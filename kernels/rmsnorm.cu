@@ -46,10 +46,10 @@ template <typename S, bool kAdds>
 constexpr int kForwardBlocks = S::kIsBlock        ? 2
                                : S::kVectors == 8 ? (kAdds ? 3 : 4)
                                                   : (kAdds ? 4 : 6);
-template <typename S, bool kHasResidual>
-constexpr int kBackwardBlocks = S::kIsBlock || S::kVectors == 8                          ? 1
-                                : S::kVectors == 4 || (S::kVectors == 3 && kHasResidual) ? 2
-                                                                                         : 3;
+template <typename S>
+constexpr int kBackwardBlocks = S::kIsBlock || S::kVectors == 8 ? 1
+                                : S::kVectors > 2               ? 2
+                                                                : 3;
 constexpr int kScalarBackwardBlocks = 2;
 
 // Rows of a (N, C) tensor, or of a (N, H, HS) view, one after the other.
@@ -180,7 +180,7 @@ struct BackwardArgs {
 // read, so no barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring
 // banks.
 template <typename T, typename S, bool kHasResidual>
-__global__ void __launch_bounds__(S::kMaxThreads, (kBackwardBlocks<S, kHasResidual>))
+__global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
     backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
     using V = Vec<T>;
     __shared__ float scratch[2][kWarpSize];
@@ -200,6 +200,9 @@ __global__ void __launch_bounds__(S::kMaxThreads, (kBackwardBlocks<S, kHasResidu
         }
         return limit > 0 ? a.rstd[row] : 0.0f;
     };
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();  // lets the kernel that sums `partial` come up early
+#endif
     float dweight[S::kVectors][V::kSize] = {};
     int parity = 0;
     uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
@@ -320,24 +323,48 @@ __global__ void __launch_bounds__(kThreads) scalar_backward_kernel(const __grid_
     }
 }
 
-// dweight (C) += the sum of partial (num_blocks, C) over its rows: 32 slices of the rows, each summed in index order,
-// then the slices in index order. A block takes 32 columns.
+// dweight (C) += the sum of partial (num_blocks, C) over its rows, always in the same order. A block takes 32 columns,
+// and each of its warps every 32nd row; kBatch loads are on their way before the first is used.
 __global__ void __launch_bounds__(1024)
     sum_partials_kernel(float* dweight, const float* partial, int num_blocks, int width) {
-    __shared__ float sums[kWarpSize][kWarpSize];
+    constexpr int kBatch = 9;  // 288 rows at a time: two blocks on each of 132 multiprocessors are one batch
+    __shared__ float sums[kWarpSize][kWarpSize + 1];
     const int c = blockIdx.x * kWarpSize + threadIdx.x;
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
     float sum = 0;
-    if (c < width) {
-#pragma unroll 4
-        for (int block = threadIdx.y; block < num_blocks; block += kWarpSize)
-            sum += partial[static_cast<int64_t>(block) * width + c];
+    for (int first = threadIdx.y; c < width && first < num_blocks; first += kBatch * kWarpSize) {
+        float values[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+            const int block = first + i * kWarpSize;
+            values[i] = block < num_blocks ? partial[static_cast<int64_t>(block) * width + c] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) sum += values[i];
     }
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
-    if (threadIdx.y != 0 || c >= width) return;
-    float total = 0;
-    for (int slice = 0; slice < kWarpSize; ++slice) total += sums[slice][threadIdx.x];
-    dweight[c] += total;
+    // Now a warp per column.
+    const float total = group_sum<kWarpSize>(sums[threadIdx.x][threadIdx.y]);
+    const int column = blockIdx.x * kWarpSize + threadIdx.y;
+    if (threadIdx.x == 0 && column < width) dweight[column] += total;
+}
+
+// Follows the kernel that wrote `partial`; on Hopper its blocks come up while that one drains, and wait for it there
+// (programmatic dependent launch).
+void launch_sum_partials(const CudaContext& context, float* dweight, const float* partial, int num_blocks, int width) {
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<uint32_t>((width + kWarpSize - 1) / kWarpSize));
+    config.blockDim = dim3(kWarpSize, kWarpSize);
+    config.stream = context.stream;
+    config.attrs = &overlap;
+    config.numAttrs = context.properties.major >= 9 ? 1 : 0;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, sum_partials_kernel, dweight, partial, num_blocks, width));
 }
 
 uint32_t num_rows(const Tensor& x) {
@@ -396,11 +423,13 @@ uint32_t row_blocks(uint32_t rows) {
     return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
 }
 
-template <typename S, bool kHasResidual>
+// As many blocks as are resident at a time, or a few less, so that all of them go round equally often.
+template <typename S>
 uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
-    const int per_multiprocessor =
-        S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S, kHasResidual>;
-    return std::min(row_blocks<S>(rows), static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor));
+    const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;
+    const uint32_t resident = static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor);
+    const uint32_t rounds = (row_blocks<S>(rows) + resident - 1) / resident;
+    return (row_blocks<S>(rows) + rounds - 1) / rounds;
 }
 uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
     return std::min(rows, static_cast<uint32_t>(gpu.multiProcessorCount * kScalarBackwardBlocks));
@@ -434,7 +463,7 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
             const int threads = threads_of<S>(num_vectors);
             const auto launch = [&](auto has_residual) {
                 constexpr bool kHasResidual = decltype(has_residual)::value;
-                blocks = backward_blocks<S, kHasResidual>(context.properties, args.num_rows, num_vectors);
+                blocks = backward_blocks<S>(context.properties, args.num_rows, num_vectors);
                 const int bytes = (kHasResidual ? 3 : 2) * S::kVectors * threads * 16;
                 const auto kernel = backward_kernel<T, S, kHasResidual>;
                 CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
@@ -447,8 +476,7 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
         });
     }
     CUDA_CHECK_LAUNCH("rmsnorm_backward");
-    sum_partials_kernel<<<(args.width + kWarpSize - 1) / kWarpSize, dim3(kWarpSize, kWarpSize), 0, context.stream>>>(
-        dweight, args.partial, static_cast<int>(blocks), args.width);
+    launch_sum_partials(context, dweight, args.partial, static_cast<int>(blocks), args.width);
     CUDA_CHECK_LAUNCH("rmsnorm_backward (dweight)");
 }
 
@@ -502,7 +530,7 @@ size_t rmsnorm_backward_workspace_cuda(const Device& device, const Tensor& x) {
     uint32_t blocks = scalar_backward_blocks(gpu, rows);
     if (const int num_vectors = vectors_of(x); num_vectors > 0)
         with_share(num_vectors, [&](auto share) {
-            blocks = std::max(blocks, backward_blocks<decltype(share), false>(gpu, rows, num_vectors));
+            blocks = std::max(blocks, backward_blocks<decltype(share)>(gpu, rows, num_vectors));
         });
     return static_cast<size_t>(blocks) * static_cast<size_t>(width(x)) * sizeof(float);
 }
