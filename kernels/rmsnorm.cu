@@ -200,9 +200,20 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
         }
         return limit > 0 ? a.rstd[row] : 0.0f;
     };
-#if __CUDA_ARCH__ >= 900
-    cudaTriggerProgrammaticLaunchCompletion();  // lets the kernel that sums `partial` come up early
-#endif
+    // Few enough vectors leave registers for the weight, which every row needs twice.
+    constexpr bool kKeepsWeight = S::kVectors <= 3;
+    V kept_weight[S::kVectors];
+#pragma unroll
+    for (int i = 0; i < S::kVectors; ++i) {
+        const int index = lane + i * lanes;
+        if (kKeepsWeight && index < num_vectors) kept_weight[i] = load_constant(a.weight, index);
+    }
+    const auto weight_of = [&](int i, float(&values)[V::kSize]) {
+        if constexpr (kKeepsWeight)
+            kept_weight[i].unpack(values);
+        else
+            load_constant(a.weight, lane + i * lanes).unpack(values);
+    };
     float dweight[S::kVectors][V::kSize] = {};
     int parity = 0;
     uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
@@ -230,7 +241,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
                 float xs[V::kSize], douts[V::kSize], weight[V::kSize];
                 x[i].unpack(xs);
                 dout[i].unpack(douts);
-                load_constant(a.weight, index).unpack(weight);
+                weight_of(i, weight);
 #pragma unroll
                 for (int e = 0; e < V::kSize; ++e) mean += douts[e] * weight[e] * xs[e];
             }
@@ -249,7 +260,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
             x[i].unpack(xs);
             dout[i].unpack(douts);
             dresidual[i].unpack(dx);
-            load_constant(a.weight, index).unpack(weight);
+            weight_of(i, weight);
 #pragma unroll
             for (int e = 0; e < V::kSize; ++e) {
                 dweight[i][e] += douts[e] * (xs[e] * rstd);
@@ -352,8 +363,8 @@ __global__ void __launch_bounds__(1024)
     if (threadIdx.x == 0 && column < width) dweight[column] += total;
 }
 
-// Follows the kernel that wrote `partial`; on Hopper its blocks come up while that one drains, and wait for it there
-// (programmatic dependent launch).
+// Follows the kernel that wrote `partial`; on Hopper without the usual pause between two kernels (programmatic
+// dependent launch).
 void launch_sum_partials(const CudaContext& context, float* dweight, const float* partial, int num_blocks, int width) {
     cudaLaunchAttribute overlap{};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -423,13 +434,11 @@ uint32_t row_blocks(uint32_t rows) {
     return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
 }
 
-// As many blocks as are resident at a time, or a few less, so that all of them go round equally often.
+// As many blocks as are resident at a time.
 template <typename S>
 uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
     const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;
-    const uint32_t resident = static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor);
-    const uint32_t rounds = (row_blocks<S>(rows) + resident - 1) / resident;
-    return (row_blocks<S>(rows) + rounds - 1) / rounds;
+    return std::min(row_blocks<S>(rows), static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor));
 }
 uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
     return std::min(rows, static_cast<uint32_t>(gpu.multiProcessorCount * kScalarBackwardBlocks));
