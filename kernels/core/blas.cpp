@@ -1,5 +1,7 @@
 #include "kernels/core/blas.h"
 
+#include <omp.h>
+
 // OpenBLAS's own entry points; weak, so that another cblas (BLIS, a reference BLAS) links as well.
 extern "C" {
 [[gnu::weak]] void openblas_set_num_threads(int);
@@ -12,7 +14,10 @@ const char* blas_description() { return openblas_get_config != nullptr ? openbla
 
 void use_single_threaded_blas() {
     static const bool done = [] {
+        // An OpenBLAS built with OpenMP hands the number on to OpenMP, where it would also end our own threads.
+        const int num_threads = omp_get_max_threads();
         if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
+        omp_set_num_threads(num_threads);
         return true;
     }();
     static_cast<void>(done);

@@ -161,6 +161,19 @@ TEST(Matmul, BitsDoNotDependOnThreads) {
     omp_set_num_threads(threads);
 }
 
+// ctest runs each test in a process of its own, so this is that process's first BLAS call. Seen to catch: an OpenBLAS with
+// OpenMP that is told to use one thread, and tells OpenMP, which leaves one thread to everything.
+TEST(Matmul, LeavesTheNumberOfThreadsAlone) {
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(3);
+    const Buffer x(cpu, DType::f32, {2, 2}, {1, 2, 3, 4}), weight(cpu, DType::f32, {2, 2}, {1, 0, 0, 1});
+    const Buffer out(cpu, DType::f32, {2, 2});
+    matmul_forward(cpu, {.out = out, .x = x, .weight = weight});
+    EXPECT_TRUE(same(out.values(), {1, 2, 3, 4}));
+    EXPECT_EQ(omp_get_max_threads(), 3);
+    omp_set_num_threads(threads);
+}
+
 TEST(Matmul, Refuses) {
     const Buffer x(cpu, DType::f32, {4, 3}), weight(cpu, DType::f32, {5, 3}), out(cpu, DType::f32, {4, 5});
     const Buffer wide(cpu, DType::f64, {4, 5}), wrong(cpu, DType::f32, {5, 4}), half(cpu, DType::bf16, {4, 3});
