@@ -280,10 +280,11 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
                 if (index < num_vectors) partial[index * V::kSize + e] = dweight[i][e];
         }
     } else {
-        // First the groups of a warp, then the warps in index order, in the ring's memory once all are done with it.
+        // First the groups of a warp, then, through the ring's memory once all are done with it, the warps in index
+        // order.
+        constexpr int kWarps = kThreads / kWarpSize, kColumns = S::kLanes * S::kVectors * V::kSize;
+        static_assert(kWarps * kColumns * 4 <= 2 * S::kVectors * kThreads * 16, "the ring holds every warp's columns");
         float* const columns = reinterpret_cast<float*>(ring);
-        __syncthreads();
-        const int warp = threadIdx.x / kWarpSize;
 #pragma unroll
         for (int distance = S::kLanes; distance < kWarpSize; distance *= 2)
 #pragma unroll
@@ -291,19 +292,21 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
 #pragma unroll
                 for (int e = 0; e < V::kSize; ++e)
                     dweight[i][e] += __shfl_xor_sync(0xffffffffu, dweight[i][e], distance);
-        for (int turn = 0; turn < kThreads / kWarpSize; ++turn) {
-            if (warp == turn && threadIdx.x % kWarpSize < S::kLanes) {
+        __syncthreads();
+        if (threadIdx.x % kWarpSize < S::kLanes) {
 #pragma unroll
-                for (int i = 0; i < S::kVectors; ++i)
+            for (int i = 0; i < S::kVectors; ++i)
 #pragma unroll
-                    for (int e = 0; e < V::kSize; ++e) {
-                        float& column = columns[(lane + i * S::kLanes) * V::kSize + e];
-                        column = turn == 0 ? dweight[i][e] : column + dweight[i][e];
-                    }
-            }
-            __syncthreads();
+                for (int e = 0; e < V::kSize; ++e)
+                    columns[threadIdx.x / kWarpSize * kColumns + (lane + i * S::kLanes) * V::kSize + e] = dweight[i][e];
         }
-        for (int c = threadIdx.x; c < a.width; c += kThreads) partial[c] = columns[c];
+        __syncthreads();
+        for (int c = threadIdx.x; c < a.width; c += kThreads) {
+            float sum = 0;
+#pragma unroll
+            for (int warp = 0; warp < kWarps; ++warp) sum += columns[warp * kColumns + c];
+            partial[c] = sum;
+        }
     }
 }
 
@@ -434,11 +437,14 @@ uint32_t row_blocks(uint32_t rows) {
     return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
 }
 
-// As many blocks as are resident at a time.
+// As many blocks as are resident at a time. Where a multiprocessor has several, a few less, so that all go round
+// equally often; with one each, a multiprocessor without a block costs more than an uneven last round.
 template <typename S>
 uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
     const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;
-    return std::min(row_blocks<S>(rows), static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor));
+    const uint32_t resident = static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor);
+    const uint32_t rounds = per_multiprocessor > 1 ? (row_blocks<S>(rows) + resident - 1) / resident : 1;
+    return std::min(resident, (row_blocks<S>(rows) + rounds - 1) / rounds);
 }
 uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
     return std::min(rows, static_cast<uint32_t>(gpu.multiProcessorCount * kScalarBackwardBlocks));
