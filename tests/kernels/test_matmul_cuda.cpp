@@ -4,6 +4,7 @@
 // two ulps of fp32 and two ulps of the dtype on one element. For 16-bit operands tensor cores add some 16 products at a
 // time and cut off what falls below the largest one's last bit (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor
 // cores"), where the twin rounds: one more ulp of fp32 for each such addition.
+// Seen to catch: the addend left out (beta 0); TF32 in place of fp32.
 #include <cmath>
 #include <limits>
 
