@@ -83,8 +83,7 @@ void gradient_norm(const Device& device, const GradientNorm& a) {
     CHECK(a.gradient.rank == 1 && a.gradient.is_contiguous() && a.gradient.device == device.kind(),
           "gradient_norm: gradient is ", a.gradient.describe());
     CHECK(device.is_cpu(), "gradient_norm runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(a.gradient.dtype, "gradient_norm",
-                   [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); });
+    for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); });
 }
 
 }  // namespace ingot

@@ -1,5 +1,5 @@
-// Cross-entropy over a chunk of n tokens: loss and gradient in one pass, the logits turned into their gradient in place,
-// so that no second buffer of the vocabulary's size exists.
+// Cross-entropy over a chunk of n tokens: loss and gradient in one pass, the logits turned into their gradient in
+// place, so that no second buffer of the vocabulary's size exists.
 //
 //   loss[i]    = lse(logits[i]) - logits[i][target]                       (0 where target = -1)
 //   dlogits[i] = S * (softmax(logits[i]) * (1 + 2 z lse) - onehot(target))  (0 where target = -1)

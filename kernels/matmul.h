@@ -5,9 +5,9 @@
 //   backward, weight dweight (O, I) [+]= dout^T x
 //
 // dtypes: x, weight, out, residual, dout, dx in the compute type; dweight in fp32 (fp64 for fp64 input), into which the
-// product itself accumulates. Sums in fp32 (fp64), one rounding at the store. Rows (first axis) may be strided, the last
-// axis is contiguous. Deterministic; on the CPU also independent of the number of threads, because the result is cut into
-// fixed blocks and each block is one single-threaded BLAS call.
+// product itself accumulates. Sums in fp32 (fp64), one rounding at the store. Rows (first axis) may be strided, the
+// last axis is contiguous. Deterministic; on the CPU also independent of the number of threads, because the result is
+// cut into fixed blocks and each block is one single-threaded BLAS call.
 #pragma once
 
 #include "kernels/core/device.h"
@@ -35,7 +35,8 @@ struct MatmulBackwardWeight {
 void matmul_backward_weight(const Device&, const MatmulBackwardWeight&);
 
 // One product as the twins see it: out (M, N) = op(a) op(b) [+ addend], all row-major. a is (M, K), or (K, M) if
-// a_transposed; b is (K, N), or (N, K) if b_transposed. addend is null, or has the shape and dtype of out (and may be it).
+// a_transposed; b is (K, N), or (N, K) if b_transposed. addend is null, or has the shape and dtype of out (and may be
+// it).
 struct Product {
     Tensor out, a, b;
     Tensor addend = {};

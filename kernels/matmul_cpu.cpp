@@ -22,7 +22,8 @@ void product_cpu(const Product& p) {
     T* const out = p.out.get<T>();
     const T* const addend = p.addend ? p.addend.get<T>() : nullptr;
     const int64_t ldd = p.addend ? p.addend.stride[0] : 0;
-    const int64_t row_blocks = (M + kBlockRows - 1) / kBlockRows, column_blocks = (N + kBlockColumns - 1) / kBlockColumns;
+    const int64_t row_blocks = (M + kBlockRows - 1) / kBlockRows,
+                  column_blocks = (N + kBlockColumns - 1) / kBlockColumns;
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t row_block = 0; row_block < row_blocks; ++row_block) {
         for (int64_t column_block = 0; column_block < column_blocks; ++column_block) {
@@ -32,7 +33,8 @@ void product_cpu(const Product& p) {
                 for (int64_t m = m0; m < m1; ++m)
                     std::memcpy(out + m * ldc + n0, addend + m * ldd + n0, static_cast<size_t>(n1 - n0) * sizeof(T));
             gemm(p.a_transposed, p.b_transposed, m1 - m0, n1 - n0, K, T(1), p.a_transposed ? a + m0 : a + m0 * lda, lda,
-                 p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0, ldc);
+                 p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0,
+                 ldc);
         }
     }
 }
@@ -43,15 +45,15 @@ void check_matrix(const Device& device, const char* op, const char* name, const 
     check_tensor(op, name, tensor, {rows, columns}, dtype, device.kind());
     CHECK(tensor.stride[1] == 1 && tensor.stride[0] >= columns, op, ": ", name, " is ", tensor.describe(),
           ", its last axis must be contiguous");
-    CHECK(tensor.stride[0] <= std::numeric_limits<int>::max() && rows <= std::numeric_limits<int>::max(), op, ": ", name,
-          " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
+    CHECK(tensor.stride[0] <= std::numeric_limits<int>::max() && rows <= std::numeric_limits<int>::max(), op, ": ",
+          name, " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
 }
 
 void run(const Device& device, const Product& product) {
     if (product.out.numel() == 0) return;
-    INGOT_DISPATCH(device, for_cpu_scalar(product.a.dtype, "matmul",
-                                          [&](auto scalar) { product_cpu<decltype(scalar)>(product); }),
-                   matmul_cuda(device, product));
+    INGOT_DISPATCH(
+        device, for_cpu_scalar(product.a.dtype, "matmul", [&](auto scalar) { product_cpu<decltype(scalar)>(product); }),
+        matmul_cuda(device, product));
 }
 
 }  // namespace
@@ -87,11 +89,8 @@ void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a)
     check_matrix(device, "matmul_backward_weight", "dout", a.dout, N, O, dtype);
     check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
     check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
-    run(device, {.out = a.dweight,
-                 .a = a.dout,
-                 .b = a.x,
-                 .addend = a.accumulate ? a.dweight : Tensor{},
-                 .a_transposed = true});
+    run(device,
+        {.out = a.dweight, .a = a.dout, .b = a.x, .addend = a.accumulate ? a.dweight : Tensor{}, .a_transposed = true});
 }
 
 }  // namespace ingot

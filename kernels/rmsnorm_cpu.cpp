@@ -20,8 +20,12 @@ struct Rows {
     int64_t heads, token_stride, head_stride;
 };
 
-int64_t num_rows(const Tensor& x) { return x.rank == 3 ? x.shape[0] * x.shape[1] : x.shape[0]; }
-int64_t width(const Tensor& x) { return x.shape[x.rank - 1]; }
+int64_t num_rows(const Tensor& x) {
+    return x.rank == 3 ? x.shape[0] * x.shape[1] : x.shape[0];
+}
+int64_t width(const Tensor& x) {
+    return x.shape[x.rank - 1];
+}
 
 template <typename T>
 void forward_cpu(const RmsNormForward& a) {
@@ -119,31 +123,32 @@ void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
     check_rows(device, "x", a.x, a.x);
     check_rows(device, "out", a.out, a.x);
     check_vectors(device, a.x, a.rstd, a.weight);
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
+    INGOT_DISPATCH(device, for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
                    rmsnorm_forward_cuda(device, a));
 }
 
 void residual_rmsnorm_forward(const Device& device, const ResidualRmsNormForward& a) {
-    for (const auto& [name, tensor] : {std::pair{"sum", &a.sum}, {"out", &a.out}, {"residual", &a.residual},
-                                       {"branch", &a.branch}}) {
+    for (const auto& [name, tensor] :
+         {std::pair{"sum", &a.sum}, {"out", &a.out}, {"residual", &a.residual}, {"branch", &a.branch}}) {
         check_rows(device, name, *tensor, a.sum);
         CHECK(tensor->rank == 2 && tensor->is_contiguous(), "residual_rmsnorm: ", name, " is ", tensor->describe(),
               ", it must be (N, C) and contiguous");
     }
     check_vectors(device, a.sum, a.rstd, a.weight);
-    INGOT_DISPATCH(device, for_cpu_scalar(a.sum.dtype, "residual_rmsnorm", [&](auto scalar) {
-                       using T = decltype(scalar);
-                       add_cpu(a.sum.get<T>(), a.residual.get<T>(), a.branch.get<T>(), a.sum.numel());
-                       forward_cpu<T>({.out = a.out, .rstd = a.rstd, .x = a.sum, .weight = a.weight, .eps = a.eps});
-                   }),
-                   residual_rmsnorm_forward_cuda(device, a));
+    INGOT_DISPATCH(
+        device,
+        for_cpu_scalar(a.sum.dtype, "residual_rmsnorm",
+                       [&](auto scalar) {
+                           using T = decltype(scalar);
+                           add_cpu(a.sum.get<T>(), a.residual.get<T>(), a.branch.get<T>(), a.sum.numel());
+                           forward_cpu<T>({.out = a.out, .rstd = a.rstd, .x = a.sum, .weight = a.weight, .eps = a.eps});
+                       }),
+        residual_rmsnorm_forward_cuda(device, a));
 }
 
 size_t rmsnorm_backward_workspace(const Device& device, const Tensor& x) {
     size_t bytes = 0;
-    INGOT_DISPATCH(device,
-                   bytes = static_cast<size_t>(kBlocks * width(x) * size_of(accumulation_dtype(x.dtype))),
+    INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBlocks * width(x) * size_of(accumulation_dtype(x.dtype))),
                    bytes = rmsnorm_backward_workspace_cuda(device, x));
     return bytes;
 }

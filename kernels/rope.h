@@ -1,6 +1,6 @@
 // Rotary position embedding (Su et al. 2021) in the rotate-half layout: elements d and d + HS/2 of a head form a pair,
-// turned by the angle position * theta^(-2d / HS). In place, on a view x (N, H, HS) with any strides and a contiguous last
-// axis. positions: (N) int32, counted within the document. The gradient is turned back by the same angle.
+// turned by the angle position * theta^(-2d / HS). In place, on a view x (N, H, HS) with any strides and a contiguous
+// last axis. positions: (N) int32, counted within the document. The gradient is turned back by the same angle.
 #pragma once
 
 #include "kernels/core/device.h"

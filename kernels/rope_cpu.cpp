@@ -48,8 +48,12 @@ void rotate(const Device& device, const Rope& a, int direction) {
 
 }  // namespace
 
-void rope_forward(const Device& device, const Rope& a) { rotate(device, a, 1); }
-void rope_backward(const Device& device, const Rope& a) { rotate(device, a, -1); }
+void rope_forward(const Device& device, const Rope& a) {
+    rotate(device, a, 1);
+}
+void rope_backward(const Device& device, const Rope& a) {
+    rotate(device, a, -1);
+}
 
 void fill_rope_table(const Tensor& table, double theta) {
     CHECK(table.data != nullptr && table.rank == 2 && table.shape[1] % 2 == 0 && table.device == DeviceKind::cpu &&

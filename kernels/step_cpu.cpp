@@ -3,8 +3,8 @@
 namespace ingot {
 
 void step_begin(const Device& device, StepBlock* block, const StepSettings& settings) {
-    INGOT_DISPATCH(
-        device, block->settings = settings; block->sums = StepSums{}, step_begin_cuda(device, block, settings));
+    INGOT_DISPATCH(device, block->settings = settings;
+                   block->sums = StepSums{}, step_begin_cuda(device, block, settings));
 }
 
 void step_decide(const Device& device, StepBlock* block) {

@@ -46,7 +46,9 @@ void load_tensors(const SafetensorsFile& file, const ParameterTable& table, cons
     }
 }
 
-std::string folder_of(const std::string& run_dir) { return run_dir + "/checkpoints"; }
+std::string folder_of(const std::string& run_dir) {
+    return run_dir + "/checkpoints";
+}
 
 std::string step_name(int64_t step) {
     char name[32];
@@ -56,7 +58,8 @@ std::string step_name(int64_t step) {
 
 // Names alone; step-00001000.tmp-... is no checkpoint.
 bool is_step_name(const std::string& name) {
-    return name.size() >= 13 && name.rfind("step-", 0) == 0 && name.find_first_not_of("0123456789", 5) == std::string::npos;
+    return name.size() >= 13 && name.rfind("step-", 0) == 0 &&
+           name.find_first_not_of("0123456789", 5) == std::string::npos;
 }
 
 ordered_json read_manifest(const std::string& checkpoint) {
@@ -79,8 +82,9 @@ ordered_json read_manifest(const std::string& checkpoint) {
 void check_same_run(const ordered_json& manifest, const Config& config, const std::string& checkpoint) {
     const ordered_json now = config_to_json(config), &then = manifest.at("config");
     for (const auto& [key, value] : now.at("model").items())
-        REQUIRE(then.at("model").contains(key) && then.at("model").at(key) == value, checkpoint, " was trained with model.",
-                key, " = ", then.at("model").value(key, ordered_json()).dump(), ", the config says ", value.dump(),
+        REQUIRE(then.at("model").contains(key) && then.at("model").at(key) == value, checkpoint,
+                " was trained with model.", key, " = ", then.at("model").value(key, ordered_json()).dump(),
+                ", the config says ", value.dump(),
                 ": a resumed run cannot change the model; use another name or run_dir");
     REQUIRE(then.at("seed") == now.at("seed"), checkpoint, " was trained with seed ", then.at("seed").dump(),
             ", the config says ", now.at("seed").dump(), ": a resumed run cannot change the seed");
@@ -132,7 +136,8 @@ void save_checkpoint(const std::string& run_dir, const Config& config, const Tra
                                   {"consecutive_skips", training.state.consecutive_skips}};
         manifest["report"] = report_to_json(training.report);
         manifest["world_size"] = 1;
-        manifest["versions"] = {{"ingot", INGOT_VERSION}, {"blas", blas_description()}, {"device", model.device().name()}};
+        manifest["versions"] = {
+            {"ingot", INGOT_VERSION}, {"blas", blas_description()}, {"device", model.device().name()}};
         manifest["config"] = config_to_json(config);
         manifest["files"] = ordered_json::array();
         for (const char* file : {kModelFile, kOptimizerFile})
@@ -166,7 +171,8 @@ std::vector<std::string> list_checkpoints(const std::string& run_dir) {
     std::vector<std::string> result;
     std::error_code error;
     for (const auto& entry : fs::directory_iterator(folder_of(run_dir), error))
-        if (entry.is_directory() && is_step_name(entry.path().filename().string())) result.push_back(entry.path().string());
+        if (entry.is_directory() && is_step_name(entry.path().filename().string()))
+            result.push_back(entry.path().string());
     // Numbers of more than eight digits are longer, and later.
     std::sort(result.begin(), result.end(), [](const std::string& a, const std::string& b) {
         return a.size() != b.size() ? a.size() < b.size() : a < b;

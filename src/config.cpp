@@ -19,27 +19,34 @@ namespace {
 
 // ---- Names of enum values ----
 
-template <typename E> struct EnumNames;
-template <> struct EnumNames<Position> {
+template <typename E>
+struct EnumNames;
+template <>
+struct EnumNames<Position> {
     static constexpr std::pair<const char*, Position> values[] = {
         {"alibi", Position::alibi}, {"rope", Position::rope}, {"none", Position::none}};
 };
-template <> struct EnumNames<Recompute> {
+template <>
+struct EnumNames<Recompute> {
     static constexpr std::pair<const char*, Recompute> values[] = {
         {"none", Recompute::none}, {"light", Recompute::light}, {"block", Recompute::block}};
 };
-template <> struct EnumNames<ScheduleType> {
+template <>
+struct EnumNames<ScheduleType> {
     static constexpr std::pair<const char*, ScheduleType> values[] = {{"constant", ScheduleType::constant},
                                                                       {"linear", ScheduleType::linear},
                                                                       {"cosine", ScheduleType::cosine},
                                                                       {"wsd", ScheduleType::wsd}};
 };
-template <> struct EnumNames<EotSide> {
+template <>
+struct EnumNames<EotSide> {
     static constexpr std::pair<const char*, EotSide> values[] = {
         {"auto", EotSide::automatic}, {"start", EotSide::start}, {"end", EotSide::end}};
 };
-template <> struct EnumNames<NonFinite> {
-    static constexpr std::pair<const char*, NonFinite> values[] = {{"skip", NonFinite::skip}, {"stop", NonFinite::stop}};
+template <>
+struct EnumNames<NonFinite> {
+    static constexpr std::pair<const char*, NonFinite> values[] = {{"skip", NonFinite::skip},
+                                                                   {"stop", NonFinite::stop}};
 };
 
 // ---- The field lists: the only place that knows which keys there are ----
@@ -167,10 +174,20 @@ size_t edit_distance(const std::string& a, const std::string& b) {
 struct NameCollector {
     std::string prefix;
     std::vector<std::string> names;
-    template <typename T> void required(const char* name, T&) { names.push_back(prefix + name); }
-    template <typename T> void field(const char* name, T&) { names.push_back(prefix + name); }
-    template <typename T> void derived(const char* name, T&) { names.push_back(prefix + name); }
-    template <typename T> void section(const char* name, T& value, bool) {
+    template <typename T>
+    void required(const char* name, T&) {
+        names.push_back(prefix + name);
+    }
+    template <typename T>
+    void field(const char* name, T&) {
+        names.push_back(prefix + name);
+    }
+    template <typename T>
+    void derived(const char* name, T&) {
+        names.push_back(prefix + name);
+    }
+    template <typename T>
+    void section(const char* name, T& value, bool) {
         names.push_back(prefix + name);
         const std::string outer = prefix;
         prefix += std::string(name) + ".";
@@ -209,15 +226,18 @@ class Reader {
                 ", it must be an object in braces");
     }
 
-    template <typename T> void required(const char* name, T& value) {
+    template <typename T>
+    void required(const char* name, T& value) {
         REQUIRE(object_.contains(name), source_, ": ", path(name), " is missing: add it (see configs/tiny.json)");
         field(name, value);
     }
-    template <typename T> void field(const char* name, T& value) {
+    template <typename T>
+    void field(const char* name, T& value) {
         known_.insert(name);
         if (object_.contains(name)) read(object_.at(name), path(name), value);
     }
-    template <typename T> void derived(const char* name, T& value) {
+    template <typename T>
+    void derived(const char* name, T& value) {
         known_.insert(name);
         if (!object_.contains(name) || object_.at(name).is_null()) return;
         if (object_.at(name) == "auto" && std::string(name) == "micro_batch_size") return;
@@ -228,7 +248,8 @@ class Reader {
             REQUIRE(value != unset || std::string(name) == "eot_token", source_, ": ", path(name), " is ", value,
                     ", it must lie in [", unset + 1, ", ...]: use null for the default");
     }
-    template <typename T> void section(const char* name, T& value, bool is_required) {
+    template <typename T>
+    void section(const char* name, T& value, bool is_required) {
         known_.insert(name);
         REQUIRE(object_.contains(name) || !is_required, source_, ": the section \"", name,
                 "\" is missing: add it (see configs/tiny.json)");
@@ -272,7 +293,7 @@ class Reader {
         }
     }
     template <typename E>
-        requires std::is_enum_v<E>
+    requires std::is_enum_v<E>
     void read(const json& value, const std::string& path, E& out) const {
         std::string choices;
         for (const auto& [name, choice] : EnumNames<E>::values) {
@@ -295,17 +316,28 @@ class Reader {
 class Writer {
   public:
     ordered_json object = ordered_json::object();
-    template <typename T> void required(const char* name, T& value) { write(name, value); }
-    template <typename T> void field(const char* name, T& value) { write(name, value); }
-    template <typename T> void derived(const char* name, T& value) { write(name, value); }
-    template <typename T> void section(const char* name, T& value, bool) {
+    template <typename T>
+    void required(const char* name, T& value) {
+        write(name, value);
+    }
+    template <typename T>
+    void field(const char* name, T& value) {
+        write(name, value);
+    }
+    template <typename T>
+    void derived(const char* name, T& value) {
+        write(name, value);
+    }
+    template <typename T>
+    void section(const char* name, T& value, bool) {
         Writer writer;
         visit_fields(writer, value);
         object[name] = writer.object;
     }
 
   private:
-    template <typename T> void write(const std::string& name, const T& value) {
+    template <typename T>
+    void write(const std::string& name, const T& value) {
         if constexpr (std::is_enum_v<T>) {
             for (const auto& [text, choice] : EnumNames<T>::values)
                 if (choice == value) object[name] = text;
@@ -313,7 +345,8 @@ class Writer {
             object[name] = value;
         }
         // What is not there is null in the file, as it is read.
-        if ((name == "eot_token" && object[name] == -1) || (name == "tokenizer" && object[name] == "")) object[name] = nullptr;
+        if ((name == "eot_token" && object[name] == -1) || (name == "tokenizer" && object[name] == ""))
+            object[name] = nullptr;
     }
 };
 
@@ -360,8 +393,9 @@ void fill_defaults(Config& c, const std::string& source) {
     if (m.n_kv_heads == 0) m.n_kv_heads = m.n_heads;
     if (m.d_ff == 0) m.d_ff = (m.d_model * 8 / 3 + 63) / 64 * 64;
     if (m.head_dim == 0 && m.n_heads > 0) {
-        REQUIRE(m.d_model % m.n_heads == 0, "model.d_model ", m.d_model, " is not divisible by model.n_heads ", m.n_heads,
-                ": try ", std::max<int64_t>(1, m.d_model / m.n_heads) * m.n_heads, ", or set model.head_dim");
+        REQUIRE(m.d_model % m.n_heads == 0, "model.d_model ", m.d_model, " is not divisible by model.n_heads ",
+                m.n_heads, ": try ", std::max<int64_t>(1, m.d_model / m.n_heads) * m.n_heads,
+                ", or set model.head_dim");
         m.head_dim = m.d_model / m.n_heads;
     }
     TrainingConfig& t = c.training;
@@ -409,21 +443,23 @@ void check_rules(const Config& c) {
     REQUIRE(!c.data.train.empty(), "data.train is empty: name at least one shard or glob");
     REQUIRE(c.schedule.warmup_steps <= c.training.steps, "schedule.warmup_steps ", c.schedule.warmup_steps,
             " is more than training.steps ", c.training.steps, ": use at most ", c.training.steps);
-    REQUIRE(c.schedule.type != ScheduleType::wsd ||
-                c.schedule.warmup_steps + c.schedule.decay_steps <= c.training.steps,
-            "schedule.warmup_steps + schedule.decay_steps is more than training.steps ", c.training.steps);
+    REQUIRE(
+        c.schedule.type != ScheduleType::wsd || c.schedule.warmup_steps + c.schedule.decay_steps <= c.training.steps,
+        "schedule.warmup_steps + schedule.decay_steps is more than training.steps ", c.training.steps);
     REQUIRE(c.training.device == "auto" || c.training.device == "cpu", "training.device is \"", c.training.device,
             "\", it must be \"auto\" or \"cpu\" (this version trains on the CPU)");
     REQUIRE(c.data.tokenizer.empty() || c.data.tokenizer == "bytes", "data.tokenizer is \"", c.data.tokenizer,
             "\", it must be \"bytes\" or null");
     REQUIRE(c.data.tokenizer != "bytes" || m.vocab_size >= 256, "model.vocab_size ", m.vocab_size,
             " is too small for data.tokenizer \"bytes\": use 257");
-    REQUIRE(c.sample.every == 0 || (!c.data.tokenizer.empty() && !c.sample.prompts.empty()),
-            "sample.every is set, but there is no data.tokenizer or no sample.prompts: add them, or set sample.every to 0");
+    REQUIRE(
+        c.sample.every == 0 || (!c.data.tokenizer.empty() && !c.sample.prompts.empty()),
+        "sample.every is set, but there is no data.tokenizer or no sample.prompts: add them, or set sample.every to 0");
     for (const std::string& prompt : c.sample.prompts)
-        REQUIRE(static_cast<int64_t>(prompt.size()) + c.sample.tokens <= m.context_length, "a sample of ", prompt.size(),
-                " prompt bytes and ", c.sample.tokens, " tokens does not fit model.context_length ", m.context_length,
-                ": use sample.tokens of at most ", m.context_length - static_cast<int64_t>(prompt.size()));
+        REQUIRE(static_cast<int64_t>(prompt.size()) + c.sample.tokens <= m.context_length, "a sample of ",
+                prompt.size(), " prompt bytes and ", c.sample.tokens, " tokens does not fit model.context_length ",
+                m.context_length, ": use sample.tokens of at most ",
+                m.context_length - static_cast<int64_t>(prompt.size()));
 }
 
 json parse_json(const std::string& text, const std::string& source) {
@@ -453,8 +489,7 @@ void apply_override(json& root, const std::string& text) {
     const size_t equals = text.find('=');
     const bool is_path = equals != std::string::npos && equals > 0 && text[0] != '.' && text[equals - 1] != '.' &&
                          text.find("..") >= equals;
-    REQUIRE(is_path, "--set ", text,
-            ": write section.key=value, e.g. optimizer.lr=3e-4");
+    REQUIRE(is_path, "--set ", text, ": write section.key=value, e.g. optimizer.lr=3e-4");
     const std::string path = text.substr(0, equals), value = text.substr(equals + 1);
     json parsed = json::parse(value, nullptr, false);
     if (parsed.is_discarded()) parsed = value;  // a bare string

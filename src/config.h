@@ -1,5 +1,5 @@
-// The configuration of a run. One field list per section (visit_fields below) drives reading, --set, the unknown-key error
-// and the resolved config that is written to the run folder.
+// The configuration of a run. One field list per section (visit_fields below) drives reading, --set, the unknown-key
+// error and the resolved config that is written to the run folder.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,11 @@
 namespace ingot {
 
 enum class Position { alibi, rope, none };
-enum class Recompute { none, light, block };  // light: norms and SwiGLU are computed again in backward; block: all of a layer
+enum class Recompute {
+    none,
+    light,
+    block
+};  // light: norms and SwiGLU are computed again in backward; block: all of a layer
 enum class ScheduleType { constant, linear, cosine, wsd };
 enum class EotSide { automatic, start, end };  // whether EOT opens or closes a document
 enum class NonFinite { skip, stop };
@@ -62,7 +66,7 @@ struct ScheduleConfig {
 };
 
 struct EvalConfig {
-    int64_t every = 0;   // 0: at the end alone
+    int64_t every = 0;  // 0: at the end alone
     int64_t tokens = 10485760;
 };
 

@@ -23,8 +23,8 @@ HostBatch text_batch(const std::vector<int32_t>& tokens) {
     const auto view = [n](std::vector<int32_t>& values) {
         return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(n)});
     };
-    fill_document_mask({view(batch.first_key), view(batch.end_key), view(batch.first_query), view(batch.end_query)}, {0},
-                       true);
+    fill_document_mask({view(batch.first_key), view(batch.end_key), view(batch.first_query), view(batch.end_query)},
+                       {0}, true);
     return batch;
 }
 
@@ -56,7 +56,8 @@ std::string sample_text(Model& model, const BatchBuffers& buffers, const Tensor&
     for (int64_t i = 0; i < options.num_tokens; ++i) {
         const MicroBatch batch = buffers.upload(model.device(), text_batch(tokens));
         model.logits(batch, {static_cast<int64_t>(tokens.size()) - 1}, logits);
-        model.device().copy(Tensor::contiguous(host.data(), DType::f32, {logits.numel()}), logits.view({logits.numel()}));
+        model.device().copy(Tensor::contiguous(host.data(), DType::f32, {logits.numel()}),
+                            logits.view({logits.numel()}));
         const double uniform = random_bits(options.seed, stream_of(prompt.c_str()), static_cast<uint64_t>(i)) * 0x1p-32;
         const int32_t token = draw(host.data(), model.config().vocab_size, options.temperature, uniform);
         if (token == options.eot_token || token > 255) break;

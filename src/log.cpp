@@ -21,7 +21,9 @@ ordered_json number(double value) {
     return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
 }
 
-double parse_number(const ordered_json& value) { return value.is_string() ? std::stod(value.get<std::string>()) : value.get<double>(); }
+double parse_number(const ordered_json& value) {
+    return value.is_string() ? std::stod(value.get<std::string>()) : value.get<double>();
+}
 
 // "612k", "65.5k", "980": three significant digits.
 std::string short_count(double value) {
@@ -119,7 +121,9 @@ RunLog::RunLog(const std::string& path, int64_t last_step) : path_(path) {
     REQUIRE(file_ != nullptr, "cannot open ", path_, ": ", std::strerror(errno));
 }
 
-RunLog::~RunLog() { std::fclose(file_); }
+RunLog::~RunLog() {
+    std::fclose(file_);
+}
 
 void RunLog::write(const StepReport& report) {
     const std::string line = report_to_json(report).dump() + "\n";

@@ -9,11 +9,12 @@
 namespace {
 
 int run(int argc, char** argv) {
-    CLI::App app{"Ingot pretrains GPTs: ./train --config FILE\n\n"
-                 "  python3 scripts/prepare.py --machine-text --output data/tiny      text -> token shards\n"
-                 "  ./train --config configs/tiny.json                                train on them\n"
-                 "  ./train --config configs/tiny.json --resume auto                  go on where it stopped\n"
-                 "  ./train --config configs/tiny.json --set optimizer.lr=1e-3 --set name=faster"};
+    CLI::App app{
+        "Ingot pretrains GPTs: ./train --config FILE\n\n"
+        "  python3 scripts/prepare.py --machine-text --output data/tiny      text -> token shards\n"
+        "  ./train --config configs/tiny.json                                train on them\n"
+        "  ./train --config configs/tiny.json --resume auto                  go on where it stopped\n"
+        "  ./train --config configs/tiny.json --set optimizer.lr=1e-3 --set name=faster"};
     app.set_version_flag("--version", "ingot " INGOT_VERSION);
     ingot::TrainOptions options;
     std::string resume = "none", device;
@@ -21,7 +22,8 @@ int run(int argc, char** argv) {
     app.add_option("--set", options.overrides, "Override one field: section.key=value (repeatable)")
         ->take_all()
         ->allow_extra_args(false);
-    app.add_option("--resume", resume, "auto: go on from the newest whole checkpoint, or start anew where there is none")
+    app.add_option("--resume", resume,
+                   "auto: go on from the newest whole checkpoint, or start anew where there is none")
         ->check(CLI::IsMember({"auto", "none"}))
         ->capture_default_str();
     app.add_option("--device", device, "auto or cpu; overrides training.device");
@@ -37,8 +39,9 @@ int run(int argc, char** argv) {
         if (device == "cuda") {
             std::string why;
             const int count = ingot::Device::num_cuda_devices(&why);
-            throw ingot::UserError(count == 0 ? ingot::join("--device cuda: no CUDA device: ", why, ": use --device cpu")
-                                              : "--device cuda: this version trains on the CPU: use --device cpu");
+            throw ingot::UserError(count == 0
+                                       ? ingot::join("--device cuda: no CUDA device: ", why, ": use --device cpu")
+                                       : "--device cuda: this version trains on the CPU: use --device cpu");
         }
         options.overrides.push_back("training.device=" + device);
     }

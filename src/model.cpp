@@ -19,7 +19,9 @@ namespace {
 constexpr int64_t kLogitsBytes = 64 << 20;
 
 // The first n tokens of a buffer planned for N.
-Tensor first(const Tensor& tensor, int64_t n) { return tensor ? tensor.slice(0, 0, n) : tensor; }
+Tensor first(const Tensor& tensor, int64_t n) {
+    return tensor ? tensor.slice(0, 0, n) : tensor;
+}
 
 // A buffer (rows, N) reused as a contiguous (rows, n).
 Tensor first_columns(const Tensor& tensor, int64_t n) {
@@ -39,7 +41,8 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
       max_positions_(max_positions),
       recompute_(is_training ? recompute : Recompute::block),
       z_loss_(z_loss) {
-    const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers, VP = config.padded_vocab_size();
+    const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
+                  VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
     chunk_ = std::clamp<int64_t>(kLogitsBytes / (VP * size_of(dtype)), 1, N);
 
@@ -169,29 +172,42 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
     const Tensor x_out = first(residual_[static_cast<size_t>(layer + 1)], n);
     const double eps = config_.norm_eps;
 
-    rmsnorm_forward(device_, {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x,
-                              .weight = w.attention_norm, .eps = eps});
+    rmsnorm_forward(
+        device_,
+        {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
     matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv});
     const Heads heads = attention_heads(acts, n);
     if (config_.qk_norm) {
         const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS);
         const Tensor rstd = first_columns(acts.qk_rstd, n);
-        rmsnorm_forward(device_, {.out = heads.q, .rstd = rstd.slice(0, 0, NH).view({n, NH}),
-                                  .x = raw.slice(1, 0, NH), .weight = w.q_norm, .eps = eps});
-        rmsnorm_forward(device_, {.out = heads.k, .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
-                                  .x = raw.slice(1, NH, NH + NKV), .weight = w.k_norm, .eps = eps});
+        rmsnorm_forward(device_, {.out = heads.q,
+                                  .rstd = rstd.slice(0, 0, NH).view({n, NH}),
+                                  .x = raw.slice(1, 0, NH),
+                                  .weight = w.q_norm,
+                                  .eps = eps});
+        rmsnorm_forward(device_, {.out = heads.k,
+                                  .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
+                                  .x = raw.slice(1, NH, NH + NKV),
+                                  .weight = w.k_norm,
+                                  .eps = eps});
     }
     if (config_.position == Position::rope) {
         rope_forward(device_, {.x = heads.q, .positions = batch.positions, .table = rope_table_});
         rope_forward(device_, {.x = heads.k, .positions = batch.positions, .table = rope_table_});
     }
-    attention_forward(device_, {.out = acts.attention.split_last(NH, HS), .lse = acts.lse, .q = heads.q, .k = heads.k,
-                                .v = heads.v, .slopes = slopes_, .mask = batch.mask,
+    attention_forward(device_, {.out = acts.attention.split_last(NH, HS),
+                                .lse = acts.lse,
+                                .q = heads.q,
+                                .k = heads.k,
+                                .v = heads.v,
+                                .slopes = slopes_,
+                                .mask = batch.mask,
                                 .scale = 1 / std::sqrt(static_cast<double>(HS))});
     matmul_forward(device_, {.out = acts.residual_mid, .x = acts.attention, .weight = w.attention_out, .residual = x});
 
-    rmsnorm_forward(device_, {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid,
-                              .weight = w.mlp_norm, .eps = eps});
+    rmsnorm_forward(
+        device_,
+        {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
     matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up});
     swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
     if (is_recompute) return;  // what leaves the layer is still there
@@ -201,23 +217,31 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 void Model::forward_trunk(const MicroBatch& batch, int64_t n) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
     embedding_forward(device_, {.out = first(residual_[0], n),
-                                .weight = parameter_view(weights_, table_.find("embedding")), .tokens = batch.tokens});
+                                .weight = parameter_view(weights_, table_.find("embedding")),
+                                .tokens = batch.tokens});
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false);
-    rmsnorm_forward(device_, {.out = first(final_norm_, n), .rstd = first(final_rstd_, n),
+    rmsnorm_forward(device_, {.out = first(final_norm_, n),
+                              .rstd = first(final_rstd_, n),
                               .x = first(residual_.back(), n),
-                              .weight = parameter_view(weights_, table_.find("final_norm")), .eps = config_.norm_eps});
+                              .weight = parameter_view(weights_, table_.find("final_norm")),
+                              .eps = config_.norm_eps});
 }
 
-// Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a time.
+// Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
+// time.
 void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode) {
     const Tensor weight = head_weight(weights_);
     for (int64_t begin = 0; begin < n; begin += chunk_) {
         const int64_t end = std::min(begin + chunk_, n);
         const Tensor x = final_norm_.slice(0, begin, end), logits = first(logits_, end - begin);
         matmul_forward(device_, {.out = logits, .x = x, .weight = weight});
-        cross_entropy(device_, {.logits = logits, .losses = losses_.slice(0, begin, end),
-                                .targets = batch.targets.slice(0, begin, end), .vocab_size = config_.vocab_size,
-                                .z_loss = z_loss_, .step = step, .write_gradient = mode == HeadMode::train});
+        cross_entropy(device_, {.logits = logits,
+                                .losses = losses_.slice(0, begin, end),
+                                .targets = batch.targets.slice(0, begin, end),
+                                .vocab_size = config_.vocab_size,
+                                .z_loss = z_loss_,
+                                .step = step,
+                                .write_gradient = mode == HeadMode::train});
         if (mode != HeadMode::train) continue;
         matmul_backward_input(device_, {.dx = dnorm_.slice(0, begin, end), .dout = logits, .weight = weight});
         matmul_backward_weight(device_, {.dweight = head_weight(gradients_), .dout = logits, .x = x});
@@ -242,7 +266,8 @@ void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, co
     forward_trunk(batch, batch.tokens.shape[0]);
     for (size_t i = 0; i < rows.size(); ++i) {
         const int64_t out = static_cast<int64_t>(i);
-        matmul_forward(device_, {.out = logits.slice(0, out, out + 1), .x = final_norm_.slice(0, rows[i], rows[i] + 1),
+        matmul_forward(device_, {.out = logits.slice(0, out, out + 1),
+                                 .x = final_norm_.slice(0, rows[i], rows[i] + 1),
                                  .weight = head_weight(weights_)});
     }
 }
@@ -264,8 +289,9 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
 
     if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
     if (recompute_ == Recompute::light) {
-        rmsnorm_forward(device_, {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid,
-                                  .weight = w.mlp_norm, .eps = eps});
+        rmsnorm_forward(
+            device_,
+            {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
         swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
     }
     // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid))
@@ -274,8 +300,14 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
     swiglu_backward(device_, {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up});
     matmul_backward_weight(device_, {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm});
     matmul_backward_input(device_, {.dx = dnorm, .dout = dgate_up, .weight = w.gate_up});
-    rmsnorm_backward(device_, {.dx = dx, .dweight = dw.mlp_norm, .dout = dnorm, .x = acts.residual_mid,
-                               .rstd = acts.mlp_rstd, .weight = w.mlp_norm, .dresidual = dx, .workspace = workspace_});
+    rmsnorm_backward(device_, {.dx = dx,
+                               .dweight = dw.mlp_norm,
+                               .dout = dnorm,
+                               .x = acts.residual_mid,
+                               .rstd = acts.mlp_rstd,
+                               .weight = w.mlp_norm,
+                               .dresidual = dx,
+                               .workspace = workspace_});
 
     // x_mid = x + Wo attention(Wqkv norm(x))
     matmul_backward_weight(device_, {.dweight = dw.attention_out, .dout = dx, .x = acts.attention});
@@ -285,9 +317,17 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
     gradients.qkv = dqkv;
     gradients.qk = dqk_;
     const Heads dheads = attention_heads(gradients, n);
-    attention_backward(device_, {.dq = dheads.q, .dk = dheads.k, .dv = dheads.v, .dout = dattention.split_last(NH, HS),
-                                 .out = acts.attention.split_last(NH, HS), .lse = acts.lse, .q = heads.q, .k = heads.k,
-                                 .v = heads.v, .slopes = slopes_, .mask = batch.mask,
+    attention_backward(device_, {.dq = dheads.q,
+                                 .dk = dheads.k,
+                                 .dv = dheads.v,
+                                 .dout = dattention.split_last(NH, HS),
+                                 .out = acts.attention.split_last(NH, HS),
+                                 .lse = acts.lse,
+                                 .q = heads.q,
+                                 .k = heads.k,
+                                 .v = heads.v,
+                                 .slopes = slopes_,
+                                 .mask = batch.mask,
                                  .scale = 1 / std::sqrt(static_cast<double>(HS))});
     if (config_.position == Position::rope) {
         rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
@@ -296,20 +336,34 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
     if (config_.qk_norm) {
         const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS), draw = dqkv.split_last(NH + 2 * NKV, HS);
         const Tensor rstd = first_columns(acts.qk_rstd, n);
-        rmsnorm_backward(device_, {.dx = draw.slice(1, 0, NH), .dweight = dw.q_norm, .dout = dheads.q,
-                                   .x = raw.slice(1, 0, NH), .rstd = rstd.slice(0, 0, NH).view({n, NH}),
-                                   .weight = w.q_norm, .workspace = workspace_});
-        rmsnorm_backward(device_, {.dx = draw.slice(1, NH, NH + NKV), .dweight = dw.k_norm, .dout = dheads.k,
-                                   .x = raw.slice(1, NH, NH + NKV), .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
-                                   .weight = w.k_norm, .workspace = workspace_});
+        rmsnorm_backward(device_, {.dx = draw.slice(1, 0, NH),
+                                   .dweight = dw.q_norm,
+                                   .dout = dheads.q,
+                                   .x = raw.slice(1, 0, NH),
+                                   .rstd = rstd.slice(0, 0, NH).view({n, NH}),
+                                   .weight = w.q_norm,
+                                   .workspace = workspace_});
+        rmsnorm_backward(device_, {.dx = draw.slice(1, NH, NH + NKV),
+                                   .dweight = dw.k_norm,
+                                   .dout = dheads.k,
+                                   .x = raw.slice(1, NH, NH + NKV),
+                                   .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
+                                   .weight = w.k_norm,
+                                   .workspace = workspace_});
     }
     if (recompute_ == Recompute::light)
-        rmsnorm_forward(device_, {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x,
-                                  .weight = w.attention_norm, .eps = eps});
+        rmsnorm_forward(
+            device_,
+            {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
     matmul_backward_weight(device_, {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm});
     matmul_backward_input(device_, {.dx = dnorm, .dout = dqkv, .weight = w.qkv});
-    rmsnorm_backward(device_, {.dx = dx, .dweight = dw.attention_norm, .dout = dnorm, .x = x,
-                               .rstd = acts.attention_rstd, .weight = w.attention_norm, .dresidual = dx,
+    rmsnorm_backward(device_, {.dx = dx,
+                               .dweight = dw.attention_norm,
+                               .dout = dnorm,
+                               .x = x,
+                               .rstd = acts.attention_rstd,
+                               .weight = w.attention_norm,
+                               .dresidual = dx,
                                .workspace = workspace_});
 }
 
@@ -317,13 +371,16 @@ void Model::backward(const MicroBatch& batch) {
     const int64_t n = batch.tokens.shape[0];
     // dnorm_ holds the gradient of the final norm's output: head() left it there.
     rmsnorm_backward(device_, {.dx = first(dresidual_, n),
-                               .dweight = parameter_view(gradients_, table_.find("final_norm")), .dout = first(dnorm_, n),
-                               .x = first(residual_.back(), n), .rstd = first(final_rstd_, n),
+                               .dweight = parameter_view(gradients_, table_.find("final_norm")),
+                               .dout = first(dnorm_, n),
+                               .x = first(residual_.back(), n),
+                               .rstd = first(final_rstd_, n),
                                .weight = parameter_view(weights_, table_.find("final_norm")),
                                .workspace = workspace_});
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
     embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),
-                                 .dout = first(dresidual_, n), .tokens = batch.tokens});
+                                 .dout = first(dresidual_, n),
+                                 .tokens = batch.tokens});
 }
 
 }  // namespace ingot

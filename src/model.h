@@ -4,8 +4,8 @@
 //   per layer:  x += Wo attention(norm(x));   x += Wdown (silu(gate) * up),  [gate | up] = Wgu norm(x)
 //   logits = Whead norm(x)
 //
-// Shapes: N = B * T tokens of a micro-batch as one packed row, C width, F hidden, V / VP vocabulary and padded vocabulary,
-// L layers, NH / NKV query and key/value heads, HS head size.
+// Shapes: N = B * T tokens of a micro-batch as one packed row, C width, F hidden, V / VP vocabulary and padded
+// vocabulary, L layers, NH / NKV query and key/value heads, HS head size.
 #pragma once
 
 #include <memory>
@@ -39,8 +39,8 @@ struct LayerActivations {
 
 class Model {
   public:
-    // Plans all memory of weights, gradients and activations for micro-batches of up to `max_tokens` tokens. dtype is the
-    // compute type: fp32 on the CPU, fp64 for the oracle. `plan` is the caller's: others add to it before it is
+    // Plans all memory of weights, gradients and activations for micro-batches of up to `max_tokens` tokens. dtype is
+    // the compute type: fp32 on the CPU, fp64 for the oracle. `plan` is the caller's: others add to it before it is
     // allocated. max_positions bounds the positions within a document (the RoPE table's rows).
     Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
           Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan);
@@ -51,8 +51,8 @@ class Model {
     void initialize_constants();
     void initialize_weights(uint64_t seed);
 
-    // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient is
-    // already taken here, chunk by chunk, so that logits never exist for more than a chunk.
+    // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient
+    // is already taken here, chunk by chunk, so that logits never exist for more than a chunk.
     void forward(const MicroBatch& batch, StepBlock* step);
     // Accumulates gradients of S * (sum of token losses). Follows forward() of the same batch.
     void backward(const MicroBatch& batch);

@@ -82,10 +82,14 @@ Tensor part_view(const Tensor& flat, const Parameter& parameter, const OuterPart
 LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer) {
     LayerTensors tensors;
     const std::string prefix = join("layers.", layer, ".");
-    const std::pair<const char*, Tensor*> slots[] = {
-        {"attention_norm", &tensors.attention_norm}, {"qkv", &tensors.qkv},           {"q_norm", &tensors.q_norm},
-        {"k_norm", &tensors.k_norm},                 {"attention_out", &tensors.attention_out},
-        {"mlp_norm", &tensors.mlp_norm},             {"gate_up", &tensors.gate_up},   {"down", &tensors.down}};
+    const std::pair<const char*, Tensor*> slots[] = {{"attention_norm", &tensors.attention_norm},
+                                                     {"qkv", &tensors.qkv},
+                                                     {"q_norm", &tensors.q_norm},
+                                                     {"k_norm", &tensors.k_norm},
+                                                     {"attention_out", &tensors.attention_out},
+                                                     {"mlp_norm", &tensors.mlp_norm},
+                                                     {"gate_up", &tensors.gate_up},
+                                                     {"down", &tensors.down}};
     for (const Parameter& parameter : table.parameters()) {
         if (parameter.layer != layer) continue;
         for (const auto& [name, slot] : slots)

@@ -19,12 +19,12 @@ struct OuterPart {
 };
 
 struct Parameter {
-    std::string name;     // inner: "layers.3.qkv"
+    std::string name;       // inner: "layers.3.qkv"
     int64_t rows, columns;  // 1-D tensors (norm weights): rows = 1
-    bool is_matrix;       // 2-D tensors decay, 1-D ones do not
-    double init_std;      // matrices: N(0, init_std); norm weights: 1
-    int layer;            // -1: embedding, final norm, head
-    int64_t offset;       // in elements, in the flat space
+    bool is_matrix;         // 2-D tensors decay, 1-D ones do not
+    double init_std;        // matrices: N(0, init_std); norm weights: 1
+    int layer;              // -1: embedding, final norm, head
+    int64_t offset;         // in elements, in the flat space
     std::vector<OuterPart> parts;
     int64_t numel() const { return rows * columns; }
 };
@@ -35,8 +35,8 @@ class ParameterTable {
 
     const std::vector<Parameter>& parameters() const { return parameters_; }
     const Parameter& find(const std::string& name) const;
-    // Elements of the flat space: every tensor starts at a multiple of 64 elements (a whole number of 16-byte vectors and
-    // cache lines in any dtype); the gaps stay zero.
+    // Elements of the flat space: every tensor starts at a multiple of 64 elements (a whole number of 16-byte vectors
+    // and cache lines in any dtype); the gaps stay zero.
     int64_t flat_size() const { return flat_size_; }
     // Without padding: what a user means by "parameters".
     int64_t num_parameters() const;
@@ -63,8 +63,8 @@ struct LayerTensors {
 };
 LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer);
 
-// Draws the initial weights into a zeroed flat space on the host. Every element is a function of (seed, outer name, index
-// in the outer tensor) alone.
+// Draws the initial weights into a zeroed flat space on the host. Every element is a function of (seed, outer name,
+// index in the outer tensor) alone.
 void initialize_parameters(const ParameterTable& table, uint64_t seed, const Tensor& flat);
 
 }  // namespace ingot

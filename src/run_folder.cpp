@@ -16,7 +16,8 @@ namespace ingot {
 RunFolder::RunFolder(const Config& config) : path_(config.run_dir), lock_(-1) {
     std::error_code error;
     std::filesystem::create_directories(path_ + "/checkpoints", error);
-    REQUIRE(!error, "cannot create the run folder ", path_, ": ", error.message(), ": set run_dir to a folder that can be");
+    REQUIRE(!error, "cannot create the run folder ", path_, ": ", error.message(),
+            ": set run_dir to a folder that can be");
     const std::string file = path_ + "/lock";
     lock_ = open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     REQUIRE(lock_ >= 0, "cannot open ", file, ": ", std::strerror(errno));
@@ -26,7 +27,9 @@ RunFolder::RunFolder(const Config& config) : path_(config.run_dir), lock_(-1) {
     }
 }
 
-RunFolder::~RunFolder() { close(lock_); }
+RunFolder::~RunFolder() {
+    close(lock_);
+}
 
 void RunFolder::write_config(const Config& config) const {
     const std::string text = config_to_json(config).dump(2) + "\n", path = path_ + "/config.json";

@@ -15,7 +15,7 @@ static_assert(std::endian::native == std::endian::little, "safetensors and token
 
 namespace {
 
-constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64},   {"F32", DType::f32}, {"BF16", DType::bf16},
+constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64}, {"F32", DType::f32}, {"BF16", DType::bf16},
                                                      {"F16", DType::f16}, {"I32", DType::i32}, {"U8", DType::u8}};
 
 // 100 MB, the limit of the reference implementation.
@@ -61,7 +61,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
             // A negative one wraps round and lies outside the file.
             const uint64_t begin = static_cast<uint64_t>(integer(offsets.at(0)));
             const uint64_t end = static_cast<uint64_t>(integer(offsets.at(1)));
-            if (shape.empty() || shape.size() > Tensor::kMaxRank) throw fail(join(name, " has ", shape.size(), " axes"));
+            if (shape.empty() || shape.size() > Tensor::kMaxRank)
+                throw fail(join(name, " has ", shape.size(), " axes"));
             Tensor tensor;
             tensor.dtype = known->second;
             tensor.rank = static_cast<int>(shape.size());
@@ -97,7 +98,8 @@ std::vector<std::string> SafetensorsFile::names() const {
 
 Tensor SafetensorsFile::tensor(const std::string& name) const {
     const auto found = entries_.find(name);
-    REQUIRE(found != entries_.end(), path_, ": holds no tensor ", name, ": was it written by another version or model?");
+    REQUIRE(found != entries_.end(), path_, ": holds no tensor ", name,
+            ": was it written by another version or model?");
     return found->second;
 }
 

@@ -1,5 +1,5 @@
-// The safetensors file format: an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte range), raw
-// little-endian data. https://github.com/huggingface/safetensors, "Format".
+// The safetensors file format: an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte range),
+// raw little-endian data. https://github.com/huggingface/safetensors, "Format".
 #pragma once
 
 #include <cstdint>

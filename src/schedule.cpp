@@ -15,8 +15,10 @@ double learning_rate(const ScheduleConfig& schedule, double lr, int64_t steps, i
         return static_cast<double>(step - begin) / static_cast<double>(std::max<int64_t>(1, steps - begin));
     };
     switch (schedule.type) {
-        case ScheduleType::constant: return lr;
-        case ScheduleType::linear: return lr * (1 - (1 - low) * progress(warmup));
+        case ScheduleType::constant:
+            return lr;
+        case ScheduleType::linear:
+            return lr * (1 - (1 - low) * progress(warmup));
         case ScheduleType::cosine:
             return lr * (low + (1 - low) * 0.5 * (1 + std::cos(std::numbers::pi * progress(warmup))));
         case ScheduleType::wsd: {

@@ -26,6 +26,8 @@ void install_stop_handlers() {
     for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
 }
 
-int stop_signal() { return received; }
+int stop_signal() {
+    return received;
+}
 
 }  // namespace ingot

@@ -33,7 +33,8 @@ double seconds_now() {
 }
 
 Device choose_device(const TrainingConfig& config) {
-    if (config.device == "auto") std::printf("device: CPU (the CUDA device cannot train yet: not every op has its kernel)\n");
+    if (config.device == "auto")
+        std::printf("device: CPU (the CUDA device cannot train yet: not every op has its kernel)\n");
     return Device::cpu();
 }
 
@@ -118,9 +119,9 @@ void Trainer::print_summary() const {
                 static_cast<long>(m.head_dim), config_.data.mask_documents ? "masked" : "not masked");
     std::printf("data: %s\n", train_shards_.describe().c_str());
     if (val_shards_) std::printf("validation: %s\n", val_shards_->describe().c_str());
-    std::printf("step: %ld micro-batches of %ld x %ld tokens, fp32, %d threads, %s\n", static_cast<long>(num_micro_steps_),
-                static_cast<long>(micro_batch_), static_cast<long>(m.context_length), omp_get_max_threads(),
-                blas_description());
+    std::printf("step: %ld micro-batches of %ld x %ld tokens, fp32, %d threads, %s\n",
+                static_cast<long>(num_micro_steps_), static_cast<long>(micro_batch_),
+                static_cast<long>(m.context_length), omp_get_max_threads(), blas_description());
     std::printf("memory plan:\n%s", plan_.table().c_str());
 }
 
@@ -151,8 +152,13 @@ bool Trainer::train_step() {
     report.step = training_.step + 1;
     report.lr = learning_rate(config_.schedule, config_.optimizer.lr, config_.training.steps, report.step);
     const OptimizerConfig& o = config_.optimizer;
-    step_begin(device_, step_block_, {.lr = report.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps,
-                                      .weight_decay = o.weight_decay, .grad_clip = o.grad_clip});
+    step_begin(device_, step_block_,
+               {.lr = report.lr,
+                .beta1 = o.beta1,
+                .beta2 = o.beta2,
+                .eps = o.eps,
+                .weight_decay = o.weight_decay,
+                .grad_clip = o.grad_clip});
     device_.zero(model_.gradients());
     for (int64_t micro_step = 0; micro_step < num_micro_steps_; ++micro_step) {
         if (stop_signal() != 0) return false;
@@ -203,14 +209,13 @@ void Trainer::save() {
 
 void Trainer::sample() {
     for (const std::string& prompt : config_.sample.prompts) {
-        const std::string text =
-            sample_text(model_, batch_, sample_logits_, prompt,
-                        {.num_tokens = config_.sample.tokens,
-                         .temperature = config_.sample.temperature,
-                         .seed = static_cast<uint64_t>(config_.seed + training_.step),
-                         .eot_token = static_cast<int32_t>(config_.data.eot_token)});
-        std::printf("--- sample at step %ld ---\n%s%s\n", static_cast<long>(training_.step),
-                    printable(prompt).c_str(), printable(text).c_str());
+        const std::string text = sample_text(model_, batch_, sample_logits_, prompt,
+                                             {.num_tokens = config_.sample.tokens,
+                                              .temperature = config_.sample.temperature,
+                                              .seed = static_cast<uint64_t>(config_.seed + training_.step),
+                                              .eot_token = static_cast<int32_t>(config_.data.eot_token)});
+        std::printf("--- sample at step %ld ---\n%s%s\n", static_cast<long>(training_.step), printable(prompt).c_str(),
+                    printable(text).c_str());
     }
     std::printf("---\n");
 }
@@ -220,7 +225,8 @@ int Trainer::stop_for_nonfinite() const {
     if (config_.training.on_nonfinite == NonFinite::skip &&
         training_.state.consecutive_skips <= config_.training.max_skipped_steps)
         return kExitDone;
-    std::fprintf(stderr, "error: the loss or the gradient norm is not finite at step %ld (%d steps in a row): lower "
+    std::fprintf(stderr,
+                 "error: the loss or the gradient norm is not finite at step %ld (%d steps in a row): lower "
                  "optimizer.lr, or go back to an earlier checkpoint\n",
                  static_cast<long>(training_.step), training_.state.consecutive_skips);
     return kExitDiverged;

@@ -23,8 +23,8 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
           ", they must be (N, heads, HS)");
     const int64_t N = q.shape[0], NH = q.shape[1], NKV = k.shape[1], HS = q.shape[2];
     CHECK(NKV >= 1 && NH % NKV == 0, "attention: ", NH, " query heads are not a multiple of ", NKV, " key/value heads");
-    CHECK(HS >= 2 && HS % 2 == 0 && HS <= kMaxHeadSize, "attention: head size ", HS, " is not supported on the CPU: use ",
-          "an even one up to ", kMaxHeadSize);
+    CHECK(HS >= 2 && HS % 2 == 0 && HS <= kMaxHeadSize, "attention: head size ", HS,
+          " is not supported on the CPU: use ", "an even one up to ", kMaxHeadSize);
     check_heads(device, "q", q, N, NH, q);
     check_heads(device, "k", k, N, NKV, q);
     check_heads(device, "v", v, N, NKV, q);

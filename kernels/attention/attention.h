@@ -4,8 +4,8 @@
 //   out[i][h]  = sum over j of softmax(s[h][i])[j] * v[j][h / G]
 //
 // The micro-batch is one packed row of N tokens: there is no batch dimension, each sequence start is one more document
-// boundary. Which keys a query sees is an interval, and the same from the key's side; causal, full, documents and sliding
-// windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
+// boundary. Which keys a query sees is an interval, and the same from the key's side; causal, full, documents and
+// sliding windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
 //
 // Flash attention (Dao et al. 2022; Dao 2023), GQA (Ainslie et al. 2023), ALiBi (Press et al. 2022).
 #pragma once
@@ -22,9 +22,9 @@ struct AttentionMask {
     Tensor first_key, end_key, first_query, end_query;
 };
 
-// q, out: (N, NH, HS); k, v: (N, NKV, HS): strided views with a contiguous last axis, e.g. slices of a fused QKV buffer.
-// lse: (NH, N) fp32 (fp64 for fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query sees no
-// key (its output is 0 then). slopes: (NH) fp32 (fp64), or none.
+// q, out: (N, NH, HS); k, v: (N, NKV, HS): strided views with a contiguous last axis, e.g. slices of a fused QKV
+// buffer. lse: (NH, N) fp32 (fp64 for fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query
+// sees no key (its output is 0 then). slopes: (NH) fp32 (fp64), or none.
 struct AttentionForward {
     Tensor out, lse;
     Tensor q, k, v, slopes;
@@ -42,12 +42,12 @@ struct AttentionBackward {
 };
 void attention_backward(const Device&, const AttentionBackward&);
 
-// The slopes of the paper, section 3, also for a head count that is not a power of two (appendix A.3): with n2 the largest
-// power of two <= NH, head h gets 2^(-8 (h + 1) / n2), and beyond n2 the odd powers of 2^(-4 / n2).
+// The slopes of the paper, section 3, also for a head count that is not a power of two (appendix A.3): with n2 the
+// largest power of two <= NH, head h gets 2^(-8 (h + 1) / n2), and beyond n2 the odd powers of 2^(-4 / n2).
 std::vector<double> alibi_slopes(int64_t num_heads);
 
-// Fills the four arrays (host tensors) for documents that start at `document_starts` (ascending, the first is 0), causal
-// or full within each document.
+// Fills the four arrays (host tensors) for documents that start at `document_starts` (ascending, the first is 0),
+// causal or full within each document.
 void fill_document_mask(const AttentionMask& mask, const std::vector<int64_t>& document_starts, bool is_causal);
 
 }  // namespace ingot

@@ -1,7 +1,8 @@
 // Attention in tiles of queries x keys through the BLAS.
 //
-// A task is one key/value head of one segment: a range of tokens that no other token sees or is seen by (a document, or a
-// sequence). Tasks write disjoint memory and each runs its tiles in index order, so the bits do not depend on threads.
+// A task is one key/value head of one segment: a range of tokens that no other token sees or is seen by (a document, or
+// a sequence). Tasks write disjoint memory and each runs its tiles in index order, so the bits do not depend on
+// threads.
 #include "kernels/attention/attention_cpu.h"
 
 #include <algorithm>
@@ -19,9 +20,7 @@ constexpr int64_t kTile = 64;
 
 struct Intervals {
     explicit Intervals(const AttentionMask& mask)
-        : first_key(mask.first_key.get<int32_t>()),
-          end_key(mask.end_key.get<int32_t>()),
-          N(mask.first_key.shape[0]) {
+        : first_key(mask.first_key.get<int32_t>()), end_key(mask.end_key.get<int32_t>()), N(mask.first_key.shape[0]) {
         for (int64_t i = 0; i < N; ++i)
             CHECK(0 <= first_key[i] && end_key[i] <= N &&
                       (i == 0 || (first_key[i - 1] <= first_key[i] && end_key[i - 1] <= end_key[i])),
@@ -81,7 +80,8 @@ void score_tile(const Intervals& intervals, const Tile& tile, const T* q, int64_
     }
 }
 
-// Calls work(segment, kv_head) for all tasks; the largest segments first, so that no thread is left with one at the end.
+// Calls work(segment, kv_head) for all tasks; the largest segments first, so that no thread is left with one at the
+// end.
 template <typename Work>
 void for_tasks(const Intervals& intervals, int64_t NKV, Work&& work) {
     auto segments = intervals.segments();
@@ -89,8 +89,7 @@ void for_tasks(const Intervals& intervals, int64_t NKV, Work&& work) {
                      [](const auto& a, const auto& b) { return a.second - a.first > b.second - b.first; });
     const int64_t num_tasks = static_cast<int64_t>(segments.size()) * NKV;
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < num_tasks; ++task)
-        work(segments[static_cast<size_t>(task / NKV)], task % NKV);
+    for (int64_t task = 0; task < num_tasks; ++task) work(segments[static_cast<size_t>(task / NKV)], task % NKV);
 }
 
 template <typename T>
@@ -134,8 +133,9 @@ void forward_cpu(const AttentionForward& a) {
 #pragma omp simd
                         for (int64_t d = 0; d < HS; ++d) out_row[d] *= shrink;
                     }
-                    gemm(false, false, tile.rows(), HS, tile.columns(), T(1), scores, kTile, v + tile.k0 * a.v.stride[0],
-                         a.v.stride[0], T(1), out + tile.q0 * a.out.stride[0], a.out.stride[0]);
+                    gemm(false, false, tile.rows(), HS, tile.columns(), T(1), scores, kTile,
+                         v + tile.k0 * a.v.stride[0], a.v.stride[0], T(1), out + tile.q0 * a.out.stride[0],
+                         a.out.stride[0]);
                 });
                 for (int64_t i = q0; i < q1; ++i) {
                     const T total = sum[i - q0];
@@ -160,7 +160,8 @@ void backward_cpu(const AttentionBackward& a) {
         for (int64_t j = segment.first; j < segment.second; ++j)
             for (int64_t d = 0; d < HS; ++d) dk[j * a.dk.stride[0] + d] = dv[j * a.dv.stride[0] + d] = 0;
         for (int64_t head = kv_head * G; head < (kv_head + 1) * G; ++head) {
-            const T *const q = a.q.get<T>() + head * a.q.stride[1], *const out = a.out.get<T>() + head * a.out.stride[1];
+            const T *const q = a.q.get<T>() + head * a.q.stride[1], *const out =
+                                                                        a.out.get<T>() + head * a.out.stride[1];
             const T* const dout = a.dout.get<T>() + head * a.dout.stride[1];
             T* const dq = a.dq.get<T>() + head * a.dq.stride[1];
             const T* const lse = a.lse.get<T>() + head * N;
@@ -171,7 +172,8 @@ void backward_cpu(const AttentionBackward& a) {
                     // D = rowsum(dout * out) (Dao 2023, algorithm 2): what the softmax's normalisation takes back.
                     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t d = 0; d < HS; ++d) sum += dout[i * a.dout.stride[0] + d] * out[i * a.out.stride[0] + d];
+                    for (int64_t d = 0; d < HS; ++d)
+                        sum += dout[i * a.dout.stride[0] + d] * out[i * a.out.stride[0] + d];
                     delta[i - q0] = sum;
                     for (int64_t d = 0; d < HS; ++d) dq[i * a.dq.stride[0] + d] = 0;
                 }
@@ -183,7 +185,8 @@ void backward_cpu(const AttentionBackward& a) {
                          a.v.stride[0], T(0), dscores, kTile);
                     for (int64_t r = 0; r < rows; ++r) {
                         T *const p = probabilities + r * kTile, *const ds = dscores + r * kTile;
-                        const T row_lse = lse[tile.q0 + r] > -std::numeric_limits<T>::infinity() ? lse[tile.q0 + r] : T(0);
+                        const T row_lse =
+                            lse[tile.q0 + r] > -std::numeric_limits<T>::infinity() ? lse[tile.q0 + r] : T(0);
 #pragma omp simd
                         for (int64_t c = 0; c < columns; ++c) {
                             p[c] = fast_exp(p[c] - row_lse);

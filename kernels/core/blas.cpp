@@ -10,7 +10,9 @@ extern "C" {
 
 namespace ingot {
 
-const char* blas_description() { return openblas_get_config != nullptr ? openblas_get_config() : "cblas"; }
+const char* blas_description() {
+    return openblas_get_config != nullptr ? openblas_get_config() : "cblas";
+}
 
 void use_single_threaded_blas() {
     static const bool done = [] {

@@ -44,14 +44,13 @@ std::string join(const Parts&... parts) {
 }  // namespace ingot
 
 // CHECK(condition, "what is wrong with ", values, ": what to do"). Throws Error with exit code 1.
-#define CHECK(condition, ...)                                                                        \
-    do {                                                                                             \
-        if (!(condition))                                                                            \
-            ::ingot::check_failed(__FILE__, __LINE__, #condition, ::ingot::join(__VA_ARGS__));       \
+#define CHECK(condition, ...)                                                                                \
+    do {                                                                                                     \
+        if (!(condition)) ::ingot::check_failed(__FILE__, __LINE__, #condition, ::ingot::join(__VA_ARGS__)); \
     } while (false)
 
 // The same for input that the user can mend. Throws UserError (exit code 2); the text alone is shown.
-#define REQUIRE(condition, ...)                                                                      \
-    do {                                                                                             \
-        if (!(condition)) throw ::ingot::UserError(::ingot::join(__VA_ARGS__));                      \
+#define REQUIRE(condition, ...)                                                 \
+    do {                                                                        \
+        if (!(condition)) throw ::ingot::UserError(::ingot::join(__VA_ARGS__)); \
     } while (false)

@@ -16,7 +16,9 @@ namespace {
 
 constexpr size_t kAlignment = 256;  // what cudaMalloc gives; also a multiple of every vector width
 
-size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t align_up(size_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
 
 }  // namespace
 
@@ -39,7 +41,9 @@ Device Device::cuda(int index) {
     return device;
 }
 
-int Device::num_cuda_devices(std::string* why) { return cuda_device_count(why); }
+int Device::num_cuda_devices(std::string* why) {
+    return cuda_device_count(why);
+}
 
 #else
 
@@ -102,7 +106,8 @@ std::shared_ptr<void> Device::allocate(size_t bytes) const {
 #endif
     void* memory = std::aligned_alloc(kAlignment, bytes);
     if (memory == nullptr)
-        throw Error(kExitAllocation, join("could not allocate ", format_bytes(bytes), " of host memory: use a smaller "
+        throw Error(kExitAllocation, join("could not allocate ", format_bytes(bytes),
+                                          " of host memory: use a smaller "
                                           "training.micro_batch_size or training.recompute = \"block\""));
     return {memory, std::free};
 }
@@ -132,8 +137,10 @@ std::string MemoryPlan::table() const {
     std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
     std::ostringstream text;
     for (const auto& [name, bytes] : rows)
-        text << "  " << std::left << std::setw(28) << name << std::right << std::setw(12) << format_bytes(bytes) << "\n";
-    text << "  " << std::left << std::setw(28) << "total" << std::right << std::setw(12) << format_bytes(total_) << "\n";
+        text << "  " << std::left << std::setw(28) << name << std::right << std::setw(12) << format_bytes(bytes)
+             << "\n";
+    text << "  " << std::left << std::setw(28) << "total" << std::right << std::setw(12) << format_bytes(total_)
+         << "\n";
     return text.str();
 }
 

@@ -28,8 +28,8 @@ class Device {
     const std::string& name() const { return name_; }
     CudaContext& context() const;  // CUDA only
 
-    // Copies all elements; both tensors contiguous, same dtype and count, each on the host or on this device. A copy that
-    // touches the host's memory is complete when it returns.
+    // Copies all elements; both tensors contiguous, same dtype and count, each on the host or on this device. A copy
+    // that touches the host's memory is complete when it returns.
     void copy(const Tensor& destination, const Tensor& source) const;
     // Sets all bytes, in stream order.
     void fill_bytes(const Tensor& tensor, uint8_t value) const;

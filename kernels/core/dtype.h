@@ -12,30 +12,42 @@ enum class DType : uint8_t { f64, f32, bf16, f16, i32, u8 };
 
 constexpr int64_t size_of(DType dtype) {
     switch (dtype) {
-        case DType::f64: return 8;
+        case DType::f64:
+            return 8;
         case DType::f32:
-        case DType::i32: return 4;
+        case DType::i32:
+            return 4;
         case DType::bf16:
-        case DType::f16: return 2;
-        case DType::u8: return 1;
+        case DType::f16:
+            return 2;
+        case DType::u8:
+            return 1;
     }
     return 0;
 }
 
 constexpr const char* name_of(DType dtype) {
     switch (dtype) {
-        case DType::f64: return "fp64";
-        case DType::f32: return "fp32";
-        case DType::bf16: return "bf16";
-        case DType::f16: return "fp16";
-        case DType::i32: return "int32";
-        case DType::u8: return "uint8";
+        case DType::f64:
+            return "fp64";
+        case DType::f32:
+            return "fp32";
+        case DType::bf16:
+            return "bf16";
+        case DType::f16:
+            return "fp16";
+        case DType::i32:
+            return "int32";
+        case DType::u8:
+            return "uint8";
     }
     return "?";
 }
 
 // Statistics, losses and gradients of weights are kept in fp32; the double-precision oracle keeps them in fp64.
-constexpr DType accumulation_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+constexpr DType accumulation_dtype(DType dtype) {
+    return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
 
 // Storage only: 16-bit values are computed with as float.
 struct bf16 {
@@ -66,13 +78,32 @@ f16 to_f16(float value);
 float to_float(f16 value);
 
 // Maps a C++ type to its DType; Tensor::get<T>() uses it to refuse the wrong type.
-template <typename T> struct DTypeOf;
-template <> struct DTypeOf<double> { static constexpr DType value = DType::f64; };
-template <> struct DTypeOf<float> { static constexpr DType value = DType::f32; };
-template <> struct DTypeOf<bf16> { static constexpr DType value = DType::bf16; };
-template <> struct DTypeOf<f16> { static constexpr DType value = DType::f16; };
-template <> struct DTypeOf<int32_t> { static constexpr DType value = DType::i32; };
-template <> struct DTypeOf<uint8_t> { static constexpr DType value = DType::u8; };
+template <typename T>
+struct DTypeOf;
+template <>
+struct DTypeOf<double> {
+    static constexpr DType value = DType::f64;
+};
+template <>
+struct DTypeOf<float> {
+    static constexpr DType value = DType::f32;
+};
+template <>
+struct DTypeOf<bf16> {
+    static constexpr DType value = DType::bf16;
+};
+template <>
+struct DTypeOf<f16> {
+    static constexpr DType value = DType::f16;
+};
+template <>
+struct DTypeOf<int32_t> {
+    static constexpr DType value = DType::i32;
+};
+template <>
+struct DTypeOf<uint8_t> {
+    static constexpr DType value = DType::u8;
+};
 
 // Calls function(T{}) with the scalar type of the CPU twins: float is the device, double the oracle.
 template <typename Function>

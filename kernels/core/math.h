@@ -37,6 +37,8 @@ inline float fast_exp(float x) {
 }
 
 // The oracle's.
-inline double fast_exp(double x) { return std::exp(x); }
+inline double fast_exp(double x) {
+    return std::exp(x);
+}
 
 }  // namespace ingot

@@ -50,7 +50,9 @@ INGOT_HD inline float multiply(float a, float b) {
 #endif
 }
 
-INGOT_HD inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+INGOT_HD inline float fused(float a, float b, float c) {
+    return fmaf(a, b, c);
+}
 
 INGOT_HD inline float root(float a) {
 #ifdef __CUDA_ARCH__

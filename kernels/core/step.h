@@ -1,5 +1,6 @@
-// The scalars of an optimizer step. They live in one struct in the device's memory: the host uploads `settings` once per
-// step, kernels read and update the rest, and the host reads a copy back one step late. So no step waits for the host.
+// The scalars of an optimizer step. They live in one struct in the device's memory: the host uploads `settings` once
+// per step, kernels read and update the rest, and the host reads a copy back one step late. So no step waits for the
+// host.
 #pragma once
 
 #include <cmath>
@@ -12,34 +13,34 @@ namespace ingot {
 // Written by the host before each step.
 struct StepSettings {
     double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
-    double grad_clip = 1.0;           // 0 = no clipping
-    int32_t dynamic_loss_scale = 0;   // 1 for fp16
+    double grad_clip = 1.0;          // 0 = no clipping
+    int32_t dynamic_loss_scale = 0;  // 1 for fp16
     int32_t reserved = 0;
 };
 
 // Sums over the micro-steps of one step; zeroed when it begins.
 struct StepSums {
-    double loss = 0;            // sum of token cross-entropies, without z-loss and without the loss scale
-    int64_t targets = 0;        // how many targets were not ignored
-    double squared_norm = 0;    // of the accumulated gradients as they stand: S * d(sum of token losses)
+    double loss = 0;          // sum of token cross-entropies, without z-loss and without the loss scale
+    int64_t targets = 0;      // how many targets were not ignored
+    double squared_norm = 0;  // of the accumulated gradients as they stand: S * d(sum of token losses)
 };
 
 // What outlives a step and is checkpointed.
 struct StepState {
-    int64_t updates_applied = 0;      // bias correction counts these, not the attempted steps
-    double loss_scale = 1;            // S; 1 unless fp16
-    int32_t good_steps = 0;           // since the last change of S
-    int32_t consecutive_skips = 0;    // non-finite steps that no change of S explains
+    int64_t updates_applied = 0;    // bias correction counts these, not the attempted steps
+    double loss_scale = 1;          // S; 1 unless fp16
+    int32_t good_steps = 0;         // since the last change of S
+    int32_t consecutive_skips = 0;  // non-finite steps that no change of S explains
 };
 
 // What decide_step() makes of the sums; AdamW and the log read it.
 struct StepDecision {
-    int32_t apply = 0;             // 0: the update is skipped and nothing changes
-    int32_t nonfinite = 0;         // loss or gradient norm was not finite
-    double gradient_factor = 0;    // clip / (S * targets)
+    int32_t apply = 0;           // 0: the update is skipped and nothing changes
+    int32_t nonfinite = 0;       // loss or gradient norm was not finite
+    double gradient_factor = 0;  // clip / (S * targets)
     double bias_correction1 = 1, bias_correction2 = 1;
-    double loss = 0;               // mean over the targets
-    double grad_norm = 0;          // of the mean loss, before clipping
+    double loss = 0;       // mean over the targets
+    double grad_norm = 0;  // of the mean loss, before clipping
 };
 
 struct StepBlock {
@@ -65,7 +66,9 @@ INGOT_HD inline double power(double x, int64_t n) {
 }
 
 // False for NaN and infinities.
-INGOT_HD inline bool is_finite(double x) { return x - x == 0; }
+INGOT_HD inline bool is_finite(double x) {
+    return x - x == 0;
+}
 
 // The decision of one step (shared by the CPU twin and the CUDA kernel). A step without targets, or with a loss or a
 // gradient norm that is not finite, is skipped; in fp16 it halves S instead of counting as a skip while S is above its

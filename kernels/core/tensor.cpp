@@ -55,8 +55,8 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
 }
 
 Tensor Tensor::split_last(int64_t count, int64_t size) const {
-    CHECK(rank >= 1 && rank < kMaxRank && shape[rank - 1] == count * size && stride[rank - 1] == 1, "split_last(", count,
-          ", ", size, ") of ", describe());
+    CHECK(rank >= 1 && rank < kMaxRank && shape[rank - 1] == count * size && stride[rank - 1] == 1, "split_last(",
+          count, ", ", size, ") of ", describe());
     Tensor result = *this;
     result.rank = rank + 1;
     result.shape[rank - 1] = count;
@@ -89,8 +89,8 @@ std::string Tensor::describe() const {
 
 void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                   DType dtype, DeviceKind device) {
-    const bool matches = tensor.data != nullptr && tensor.has_shape(shape) && tensor.dtype == dtype &&
-                         tensor.device == device;
+    const bool matches =
+        tensor.data != nullptr && tensor.has_shape(shape) && tensor.dtype == dtype && tensor.device == device;
     if (matches) return;
     const Tensor expected = Tensor::contiguous(nullptr, dtype, shape, device);
     CHECK(matches, op, ": ", name, " is ", tensor.describe(), tensor.data == nullptr ? " (null)" : "", ", expected ",

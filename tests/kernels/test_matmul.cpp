@@ -161,8 +161,8 @@ TEST(Matmul, BitsDoNotDependOnThreads) {
     omp_set_num_threads(threads);
 }
 
-// ctest runs each test in a process of its own, so this is that process's first BLAS call. Seen to catch: an OpenBLAS with
-// OpenMP that is told to use one thread, and tells OpenMP, which leaves one thread to everything.
+// ctest runs each test in a process of its own, so this is that process's first BLAS call. Seen to catch: an OpenBLAS
+// with OpenMP that is told to use one thread, and tells OpenMP, which leaves one thread to everything.
 TEST(Matmul, LeavesTheNumberOfThreadsAlone) {
     const int threads = omp_get_max_threads();
     omp_set_num_threads(3);

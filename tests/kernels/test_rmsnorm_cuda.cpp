@@ -6,8 +6,8 @@
 // two ulps of the dtype on one element, the largest: a value next to a tie may round either way, and in a tensor of few
 // elements the plain version may happen to be exact.
 //
-// Seen to catch: rstd in place of its square; dweight overwritten; the last warp's part of dweight lost; the wait for the
-// asynchronous copies left out; a residual sum that is normalised before it is rounded.
+// Seen to catch: rstd in place of its square; dweight overwritten; the last warp's part of dweight lost; the wait for
+// the asynchronous copies left out; a residual sum that is normalised before it is rounded.
 #include <cmath>
 #include <functional>
 #include <limits>

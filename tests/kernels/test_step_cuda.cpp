@@ -1,3 +1,5 @@
+// The step's state on the device against the CPU twin, bit for bit.
+// Seen to catch: a state that is not written back.
 #include <cmath>
 #include <cstddef>
 #include <cstring>

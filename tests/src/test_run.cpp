@@ -43,7 +43,8 @@ std::vector<std::string> lines_of(const std::string& path) {
 }  // namespace
 
 TEST(Schedule, WarmsUpLinearlyAndReachesTheFullRate) {
-    for (const ScheduleType type : {ScheduleType::constant, ScheduleType::linear, ScheduleType::cosine, ScheduleType::wsd}) {
+    for (const ScheduleType type :
+         {ScheduleType::constant, ScheduleType::linear, ScheduleType::cosine, ScheduleType::wsd}) {
         const ScheduleConfig schedule{.type = type, .warmup_steps = 10, .final_lr_fraction = 0.1, .decay_steps = 20};
         for (int64_t step = 1; step <= 10; ++step)
             EXPECT_DOUBLE_EQ(learning_rate(schedule, 2.0, 100, step), 0.2 * static_cast<double>(step));
@@ -51,7 +52,8 @@ TEST(Schedule, WarmsUpLinearlyAndReachesTheFullRate) {
 }
 
 TEST(Schedule, EndsWhereItShould) {
-    ScheduleConfig schedule{.type = ScheduleType::cosine, .warmup_steps = 10, .final_lr_fraction = 0.1, .decay_steps = 20};
+    ScheduleConfig schedule{
+        .type = ScheduleType::cosine, .warmup_steps = 10, .final_lr_fraction = 0.1, .decay_steps = 20};
     EXPECT_NEAR(learning_rate(schedule, 1.0, 110, 60), 0.55, 1e-12);  // half way
     EXPECT_NEAR(learning_rate(schedule, 1.0, 110, 110), 0.1, 1e-12);
     schedule.type = ScheduleType::linear;
@@ -72,8 +74,12 @@ TEST(Schedule, WithoutWarmupStartsAtTheFullRate) {
 }
 
 TEST(Log, ReportsSurviveJson) {
-    StepReport report{.step = 7, .loss = 1.0 / 3, .grad_norm = std::numeric_limits<double>::infinity(), .lr = 3e-4,
-                      .tokens = int64_t{1} << 40, .skipped = true};
+    StepReport report{.step = 7,
+                      .loss = 1.0 / 3,
+                      .grad_norm = std::numeric_limits<double>::infinity(),
+                      .lr = 3e-4,
+                      .tokens = int64_t{1} << 40,
+                      .skipped = true};
     const nlohmann::ordered_json object = nlohmann::ordered_json::parse(report_to_json(report).dump());
     EXPECT_EQ(object["grad_norm"], "inf");
     EXPECT_TRUE(object["val_loss"].is_null());
@@ -88,10 +94,17 @@ TEST(Log, ReportsSurviveJson) {
 }
 
 TEST(Log, LineReadsWell) {
-    StepReport report{.step = 1200, .loss = 3.41273, .grad_norm = 0.414, .lr = 5.9e-4, .val_loss = 3.44021,
-                      .tokens_per_second = 612345, .step_seconds = 1, .memory_bytes = uint64_t{3} << 29};
-    EXPECT_EQ(report_line(report, 19073),
-              "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 1.50 GiB | eta 4h57m");
+    StepReport report{.step = 1200,
+                      .loss = 3.41273,
+                      .grad_norm = 0.414,
+                      .lr = 5.9e-4,
+                      .val_loss = 3.44021,
+                      .tokens_per_second = 612345,
+                      .step_seconds = 1,
+                      .memory_bytes = uint64_t{3} << 29};
+    EXPECT_EQ(
+        report_line(report, 19073),
+        "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 1.50 GiB | eta 4h57m");
     report.val_loss.reset();
     report.tokens_per_second = 5712;
     report.skipped = true;

@@ -10,28 +10,46 @@ namespace ingot::test {
 
 namespace {
 
-constexpr int64_t kFence = 256;         // bytes on each side; keeps the alignment that a plan gives
+constexpr int64_t kFence = 256;  // bytes on each side; keeps the alignment that a plan gives
 constexpr uint8_t kSentinel = 0xa5;
 
 void store(DType dtype, void* data, int64_t index, double value) {
     switch (dtype) {
-        case DType::f64: static_cast<double*>(data)[index] = value; break;
-        case DType::f32: static_cast<float*>(data)[index] = static_cast<float>(value); break;
-        case DType::bf16: static_cast<bf16*>(data)[index] = to_bf16(static_cast<float>(value)); break;
-        case DType::f16: static_cast<f16*>(data)[index] = to_f16(static_cast<float>(value)); break;
-        case DType::i32: static_cast<int32_t*>(data)[index] = static_cast<int32_t>(value); break;
-        case DType::u8: static_cast<uint8_t*>(data)[index] = static_cast<uint8_t>(value); break;
+        case DType::f64:
+            static_cast<double*>(data)[index] = value;
+            break;
+        case DType::f32:
+            static_cast<float*>(data)[index] = static_cast<float>(value);
+            break;
+        case DType::bf16:
+            static_cast<bf16*>(data)[index] = to_bf16(static_cast<float>(value));
+            break;
+        case DType::f16:
+            static_cast<f16*>(data)[index] = to_f16(static_cast<float>(value));
+            break;
+        case DType::i32:
+            static_cast<int32_t*>(data)[index] = static_cast<int32_t>(value);
+            break;
+        case DType::u8:
+            static_cast<uint8_t*>(data)[index] = static_cast<uint8_t>(value);
+            break;
     }
 }
 
 double load(DType dtype, const void* data, int64_t index) {
     switch (dtype) {
-        case DType::f64: return static_cast<const double*>(data)[index];
-        case DType::f32: return static_cast<const float*>(data)[index];
-        case DType::bf16: return to_float(static_cast<const bf16*>(data)[index]);
-        case DType::f16: return to_float(static_cast<const f16*>(data)[index]);
-        case DType::i32: return static_cast<const int32_t*>(data)[index];
-        case DType::u8: return static_cast<const uint8_t*>(data)[index];
+        case DType::f64:
+            return static_cast<const double*>(data)[index];
+        case DType::f32:
+            return static_cast<const float*>(data)[index];
+        case DType::bf16:
+            return to_float(static_cast<const bf16*>(data)[index]);
+        case DType::f16:
+            return to_float(static_cast<const f16*>(data)[index]);
+        case DType::i32:
+            return static_cast<const int32_t*>(data)[index];
+        case DType::u8:
+            return static_cast<const uint8_t*>(data)[index];
     }
     return std::numeric_limits<double>::quiet_NaN();
 }
@@ -119,7 +137,8 @@ double max_abs_error(const std::vector<double>& actual, const std::vector<double
     double worst = 0;
     for (size_t i = 0; i < actual.size(); ++i) {
         const double difference = std::abs(actual[i] - expected[i]);
-        if (!(difference <= worst)) worst = difference == difference ? difference : std::numeric_limits<double>::infinity();
+        if (!(difference <= worst))
+            worst = difference == difference ? difference : std::numeric_limits<double>::infinity();
     }
     return worst;
 }
@@ -136,7 +155,8 @@ testing::AssertionResult same(const std::vector<double>& actual, const std::vect
         return testing::AssertionFailure() << actual.size() << " elements, expected " << expected.size();
     for (size_t i = 0; i < actual.size(); ++i)
         if (!(actual[i] == expected[i]) || std::signbit(actual[i]) != std::signbit(expected[i]))
-            return testing::AssertionFailure() << "element " << i << " is " << actual[i] << ", expected " << expected[i];
+            return testing::AssertionFailure()
+                   << "element " << i << " is " << actual[i] << ", expected " << expected[i];
     return testing::AssertionSuccess();
 }
 

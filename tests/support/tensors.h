@@ -52,8 +52,8 @@ std::shared_ptr<Device> cuda_device(std::string* why);
 
 }  // namespace ingot::test
 
-#define INGOT_CUDA_OR_SKIP(variable)                                                             \
-    std::string variable##_why;                                                                  \
+#define INGOT_CUDA_OR_SKIP(variable)                                                                         \
+    std::string variable##_why;                                                                              \
     const std::shared_ptr<::ingot::Device> variable##_pointer = ::ingot::test::cuda_device(&variable##_why); \
-    if (!variable##_pointer) GTEST_SKIP() << "needs a GPU: " << variable##_why;                  \
+    if (!variable##_pointer) GTEST_SKIP() << "needs a GPU: " << variable##_why;                              \
     const ::ingot::Device& variable = *variable##_pointer
