@@ -48,7 +48,7 @@ class Trainer {
     void start_or_resume();
     bool train_step();  // false: a signal came, the unfinished step is dropped
     void evaluate();
-    void save();
+    void save(bool is_last_chance);
     void sample();
     int stop_for_nonfinite() const;
 
@@ -138,6 +138,8 @@ void Trainer::start_or_resume() {
         saved_step_ = training_.step;
         report_is_pending_ = training_.step > 0;
         std::printf("resumed from step %ld\n", static_cast<long>(training_.step));
+        if (training_.step >= config_.training.steps)
+            std::printf("this run is finished: raise training.steps to go on\n");
     }
     folder_.write_config(config_);
     // The line of the checkpoint's own step is written again: a kill may have come between saving and logging.
@@ -201,8 +203,15 @@ void Trainer::evaluate() {
     training_.report.val_loss = eval_block_->sums.loss / static_cast<double>(eval_block_->sums.targets);
 }
 
-void Trainer::save() {
-    save_checkpoint(folder_.path(), config_, training_, model_, optimizer_);
+// A save that fails (a full disk) leaves the older checkpoints whole, and the run alive unless it was the last one.
+void Trainer::save(bool is_last_chance) {
+    try {
+        save_checkpoint(folder_.path(), config_, training_, model_, optimizer_);
+    } catch (const Error& error) {
+        if (is_last_chance) throw;
+        std::fprintf(stderr, "WARNING: %s; training goes on without this checkpoint\n", error.what());
+        return;
+    }
     saved_step_ = training_.step;
     std::printf("checkpoint of step %ld committed\n", static_cast<long>(training_.step));
 }
@@ -238,7 +247,7 @@ int Trainer::run() {
     for (;;) {
         const bool is_last = training_.step >= config_.training.steps;
         // After an update: first save, so that nothing that follows can lose it; then evaluate, log, sample.
-        if ((is_due(config_.checkpoint.every) || is_last) && saved_step_ != training_.step) save();
+        if ((is_due(config_.checkpoint.every) || is_last) && saved_step_ != training_.step) save(is_last);
         if (val_rows_ && (is_due(config_.eval.every) || is_last)) evaluate();
         if (report_is_pending_) {
             log_->write(training_.report);
@@ -251,7 +260,7 @@ int Trainer::run() {
         std::fflush(stdout);
         if (is_last) return kExitDone;
         if (stop_signal() != 0 || !train_step()) {
-            if (saved_step_ != training_.step && training_.step > 0) save();
+            if (saved_step_ != training_.step && training_.step > 0) save(true);
             std::fprintf(stderr, "stopped by signal %d after step %ld: go on with --resume auto\n", stop_signal(),
                          static_cast<long>(training_.step));
             return kExitInterrupted;

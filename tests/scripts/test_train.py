@@ -179,8 +179,21 @@ class Training(unittest.TestCase):
     def test_finished_run_is_left_as_it_is(self):
         reference = self.reference()
         before = self.tensors(reference)
-        self.run_train(reference, "--resume", "auto")
+        result = self.run_train(reference, "--resume", "auto")
+        self.assertIn("this run is finished", result.stdout)
         self.assertEqual(before, self.tensors(reference))
+
+    def test_save_that_fails_leaves_the_run_alive(self):
+        # Files of at most 100 kB (ulimit -f counts blocks of 1 kB): the weights do not fit, the log does.
+        command = " ".join(f"'{word}'" for word in self.command("full-disk"))
+        result = subprocess.run(["bash", "-c", f"trap '' XFSZ; ulimit -f 100; {command}"], cwd=self.folder, text=True,
+                                capture_output=True)
+        self.assertIn("training goes on without this checkpoint", result.stderr)
+        self.assertEqual(result.returncode, 5, result.stderr)  # the last save had no later one to make up for it
+        self.assertEqual([entry["step"] for entry in self.log("full-disk")], list(range(1, 12)))
+        self.assertEqual(list((self.run_folder("full-disk") / "checkpoints").iterdir()), [])
+        self.run_train("full-disk", "--resume", "auto")
+        self.assert_same_run(self.reference(), "full-disk")
 
     def test_checkpoints_are_kept_and_leftovers_removed(self):
         leftover = self.run_folder("kept") / "checkpoints" / "step-00000003.tmp-1-1"
