@@ -18,4 +18,8 @@ struct SwigluBackward {
 };
 void swiglu_backward(const Device&, const SwigluBackward&);
 
+// The CUDA twins, called by the functions above once shapes are checked.
+void swiglu_forward_cuda(const Device&, const SwigluForward&);
+void swiglu_backward_cuda(const Device&, const SwigluBackward&);
+
 }  // namespace ingot

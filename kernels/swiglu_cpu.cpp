@@ -42,20 +42,23 @@ void check(const Device& device, const Tensor& out, const Tensor& gate_up) {
     check_tensor("swiglu", "out", out, {out.shape[0], out.shape[1]}, out.dtype, device.kind());
     check_tensor("swiglu", "gate_up", gate_up, {out.shape[0], 2 * out.shape[1]}, out.dtype, device.kind());
     CHECK(out.is_contiguous() && gate_up.is_contiguous(), "swiglu: all tensors must be contiguous");
-    CHECK(device.is_cpu(), "swiglu runs on the CPU device only: use Device::cpu()");
 }
 
 }  // namespace
 
 void swiglu_forward(const Device& device, const SwigluForward& a) {
     check(device, a.out, a.gate_up);
-    for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
+                   swiglu_forward_cuda(device, a));
 }
 
 void swiglu_backward(const Device& device, const SwigluBackward& a) {
     check(device, a.dout, a.gate_up);
     check(device, a.dout, a.dgate_up);
-    for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
+                   swiglu_backward_cuda(device, a));
 }
 
 }  // namespace ingot

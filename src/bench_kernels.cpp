@@ -14,6 +14,7 @@
 #include "kernels/core/rng.h"
 #include "kernels/matmul.h"
 #include "kernels/rmsnorm.h"
+#include "kernels/swiglu.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
 #endif
@@ -97,6 +98,7 @@ class Bench {
         std::printf("%-28s %-26s %-5s %10s %10s %9s %8s %7s %8s\n", "op", "shape", "dtype", "us", "us again", "MB",
                     "GB/s", "% copy", "TFLOP/s");
         for (const int64_t C : options_.widths) norms(options_.rows, C);
+        for (const int64_t C : options_.widths) swiglu(options_.rows, hidden(C));
         for (const int64_t C : options_.widths) products(C > 1024 ? options_.rows / 2 : options_.rows, C);
     }
 
@@ -229,8 +231,28 @@ class Bench {
         }
     }
 
+    // The MLP of a model of width C.
+    static int64_t hidden(int64_t C) {
+        return (8 * C / 3 + 127) / 128 * 128;
+    }
+
+    void swiglu(int64_t N, int64_t F) {
+        const double row_bytes = static_cast<double>(N * F * size_of(dtype_));
+        const std::string shape = join("N ", N, ", F ", F);
+        report("swiglu_forward", shape, 3 * row_bytes, 0, [&] {
+            const SwigluForward args{.out = tensor(dtype_, {N, F}), .gate_up = tensor(dtype_, {N, 2 * F})};
+            return [this, args] { swiglu_forward(device_, args); };
+        });
+        report("swiglu_backward", shape, 5 * row_bytes, 0, [&] {
+            const SwigluBackward args{.dgate_up = tensor(dtype_, {N, 2 * F}),
+                                      .dout = tensor(dtype_, {N, F}),
+                                      .gate_up = tensor(dtype_, {N, 2 * F})};
+            return [this, args] { swiglu_backward(device_, args); };
+        });
+    }
+
     void products(int64_t N, int64_t C) {
-        const int64_t F = (8 * C / 3 + 127) / 128 * 128;
+        const int64_t F = hidden(C);
         const struct {
             const char* name;
             int64_t O, I;

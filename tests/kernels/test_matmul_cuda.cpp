@@ -1,6 +1,6 @@
 // Products on CUDA against the CPU twin in double precision.
 //
-// Tolerance: as in test_rmsnorm_cuda.cpp, twice the error of the fp32 twin whose result is rounded to the dtype, plus
+// Tolerance: as in precision_bound(), twice the error of the fp32 twin whose result is rounded to the dtype, plus
 // two ulps of fp32 and two ulps of the dtype on one element. For 16-bit operands tensor cores add some 16 products at a
 // time and cut off what falls below the largest one's last bit (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor
 // cores"), where the twin rounds: one more ulp of fp32 for each such addition.

@@ -1,10 +1,6 @@
 // RMSNorm on CUDA against the CPU twin in double precision.
 //
-// Tolerance: inputs are rounded to the dtype first. The plain version of the same precision is the CPU twin in fp32,
-// its outputs rounded to the dtype once; the kernel's relative L2 error may be twice the plain version's, plus a floor.
-// The floor is two ulps of fp32, because both compute in fp32 and a row's rstd shifts all of its elements alike, plus
-// two ulps of the dtype on one element, the largest: a value next to a tie may round either way, and in a tensor of few
-// elements the plain version may happen to be exact.
+// Tolerance: precision_bound() of tests/support/tensors.h.
 //
 // Seen to catch: rstd in place of its square; dweight overwritten; the last warp's part of dweight lost; the wait for
 // the asynchronous copies left out; a residual sum that is normalised before it is rounded.
@@ -20,16 +16,6 @@ namespace ingot::test {
 namespace {
 
 constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
-
-double bound(DType dtype, const std::vector<double>& plain, const std::vector<double>& exact) {
-    double squares = 0, largest = 0;
-    for (const double value : exact) {
-        squares += value * value;
-        largest = std::max(largest, std::abs(value));
-    }
-    const double ulp = dtype == DType::bf16 ? 0x1p-7 : dtype == DType::f16 ? 0x1p-10 : 0;
-    return 2 * relative_error(plain, exact) + 2 * 0x1p-23 + (squares > 0 ? 2 * ulp * largest / std::sqrt(squares) : 0);
-}
 
 // Rows of `width` elements somewhere in a buffer.
 struct Layout {
@@ -160,8 +146,8 @@ void check_forward(const Device& device, const Inputs& in, bool in_place) {
     const Rows& out = in_place ? x : other;
     const Buffer rstd = make_rstd(device, in.layout), weight(device, in.dtype, {in.layout.width}, in.weight);
     rmsnorm_forward(device, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = in.eps});
-    EXPECT_TRUE(close(out.values(), exact.out, bound(in.dtype, rounded(plain.out, in.dtype), exact.out)));
-    EXPECT_TRUE(close(rstd.values(), exact.rstd, bound(DType::f32, plain.rstd, exact.rstd)));
+    EXPECT_TRUE(close(out.values(), exact.out, precision_bound(in.dtype, rounded(plain.out, in.dtype), exact.out)));
+    EXPECT_TRUE(close(rstd.values(), exact.rstd, precision_bound(DType::f32, plain.rstd, exact.rstd)));
     if (!in_place) {
         EXPECT_TRUE(same(x.values(), in.x));
     }
@@ -186,8 +172,8 @@ void check_residual_forward(const Device& device, const Inputs& in, SumIs sum_is
     // Two numbers of the dtype, added in fp32 and rounded: in 16-bit types and in fp32 alike the double sum, which is
     // exact or a fp32 sum's own rounding away, gives the same bits.
     EXPECT_TRUE(same(sum.values(), exact.sum));
-    EXPECT_TRUE(close(out.values(), exact.out, bound(in.dtype, rounded(plain.out, in.dtype), exact.out)));
-    EXPECT_TRUE(close(rstd.values(), exact.rstd, bound(DType::f32, plain.rstd, exact.rstd)));
+    EXPECT_TRUE(close(out.values(), exact.out, precision_bound(in.dtype, rounded(plain.out, in.dtype), exact.out)));
+    EXPECT_TRUE(close(rstd.values(), exact.rstd, precision_bound(DType::f32, plain.rstd, exact.rstd)));
 }
 
 enum class DxIs { own, dout, dresidual };
@@ -235,9 +221,10 @@ void check_backward(const Device& device, const Inputs& in, bool has_residual, D
     const Gradients exact = backward_twin(in, DType::f64, has_residual, rstds);
     const Gradients plain = backward_twin(in, DType::f32, has_residual, rstds);
     const Gradients actual = backward_cuda(device, in, has_residual, dx_is, rstds);
-    EXPECT_TRUE(close(actual.dx, exact.dx, bound(in.dtype, rounded(plain.dx, in.dtype), exact.dx)));
-    EXPECT_TRUE(close(actual.dweight, exact.dweight,
-                      bound(DType::f32, plain.dweight, exact.dweight) + cancellation(in, rstds, exact.dweight)));
+    EXPECT_TRUE(close(actual.dx, exact.dx, precision_bound(in.dtype, rounded(plain.dx, in.dtype), exact.dx)));
+    EXPECT_TRUE(
+        close(actual.dweight, exact.dweight,
+              precision_bound(DType::f32, plain.dweight, exact.dweight) + cancellation(in, rstds, exact.dweight)));
 }
 
 void for_each_shape(const std::function<void(const Inputs&)>& check) {

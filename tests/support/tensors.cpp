@@ -1,5 +1,6 @@
 #include "tests/support/tensors.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -158,6 +159,16 @@ testing::AssertionResult same(const std::vector<double>& actual, const std::vect
             return testing::AssertionFailure()
                    << "element " << i << " is " << actual[i] << ", expected " << expected[i];
     return testing::AssertionSuccess();
+}
+
+double precision_bound(DType dtype, const std::vector<double>& plain, const std::vector<double>& exact) {
+    double squares = 0, largest = 0;
+    for (const double value : exact) {
+        squares += value * value;
+        largest = std::max(largest, std::abs(value));
+    }
+    const double ulp = dtype == DType::bf16 ? 0x1p-7 : dtype == DType::f16 ? 0x1p-10 : 0;
+    return 2 * relative_error(plain, exact) + 2 * 0x1p-23 + (squares > 0 ? 2 * ulp * largest / std::sqrt(squares) : 0);
 }
 
 std::shared_ptr<Device> cuda_device(std::string* why) {

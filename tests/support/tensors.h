@@ -47,6 +47,13 @@ testing::AssertionResult close(const std::vector<double>& actual, const std::vec
 // Bit for bit (values widened exactly); NaN never equals.
 testing::AssertionResult same(const std::vector<double>& actual, const std::vector<double>& expected);
 
+// The tolerance of a kernel: inputs are rounded to the dtype first. `plain` is the CPU twin in fp32, its outputs
+// rounded to the dtype once; the kernel's relative L2 error against `exact` may be twice the plain version's, plus a
+// floor: two ulps of fp32, because both compute in fp32 and a scalar that belongs to a row shifts all of its elements
+// alike, plus two ulps of the dtype on one element, the largest: a value next to a tie may round either way, and in a
+// tensor of few elements the plain version may happen to be exact.
+double precision_bound(DType dtype, const std::vector<double>& plain, const std::vector<double>& exact);
+
 // The CUDA device, or null with the reason in *why: such tests say that they were skipped, and why.
 std::shared_ptr<Device> cuda_device(std::string* why);
 

@@ -1,0 +1,142 @@
+// SwiGLU on CUDA: bound by memory, one thread per 16 bytes of out. Widths that are no multiple of 16 bytes take the
+// scalar version of the same kernels.
+#include <algorithm>
+
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/vec.cuh"
+#include "kernels/swiglu.h"
+
+namespace ingot {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// 1 / (1 + e^-x). In 16-bit types the fast exponential and division (ex2.approx and rcp.approx, a few fp32 ulps) lie
+// far below the rounding of the store, and the exact ones would cost more time than the memory does. For x below about
+// -88 e^-x is infinite and the result 0, as it should be.
+template <typename T>
+__device__ float sigmoid(float x) {
+    if constexpr (sizeof(T) == 4)
+        return 1.0f / (1.0f + expf(-x));
+    else
+        return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+
+// kSize consecutive elements: 16 bytes, or one.
+template <typename T, bool kIsVector>
+struct Chunk {
+    static constexpr int kSize = kIsVector ? Vec<T>::kSize : 1;
+    __device__ static void load(const T* data, float (&values)[kSize]) {
+        if constexpr (kIsVector)
+            load_streaming(data, 0).unpack(values);
+        else
+            values[0] = to_float(*data);
+    }
+    __device__ static void store(T* data, const float (&values)[kSize]) {
+        if constexpr (kIsVector)
+            ingot::store(data, 0, Vec<T>::pack(values));
+        else
+            *data = from_float<T>(values[0]);
+    }
+};
+
+// Where a thread's chunk lies: element f of token n. num_chunks and chunks_per_row count chunks.
+struct Grid {
+    uint32_t num_chunks, chunks_per_row;
+};
+
+template <typename T, bool kIsVector>
+__global__ void __launch_bounds__(kThreads) forward_kernel(T* out, const T* gate_up, Grid grid) {
+    using C = Chunk<T, kIsVector>;
+    const uint32_t chunk = blockIdx.x * kThreads + threadIdx.x;
+    if (chunk >= grid.num_chunks) return;
+    const int64_t F = int64_t{grid.chunks_per_row} * C::kSize;
+    const uint32_t n = chunk / grid.chunks_per_row;
+    const int64_t f = int64_t{chunk - n * grid.chunks_per_row} * C::kSize;
+    float gate[C::kSize], up[C::kSize];
+    C::load(gate_up + n * 2 * F + f, gate);
+    C::load(gate_up + n * 2 * F + F + f, up);
+#pragma unroll
+    for (int e = 0; e < C::kSize; ++e) gate[e] *= sigmoid<T>(gate[e]) * up[e];
+    C::store(out + n * F + f, gate);
+}
+
+template <typename T, bool kIsVector>
+__global__ void __launch_bounds__(kThreads) backward_kernel(T* dgate_up, const T* dout, const T* gate_up, Grid grid) {
+    using C = Chunk<T, kIsVector>;
+    const uint32_t chunk = blockIdx.x * kThreads + threadIdx.x;
+    if (chunk >= grid.num_chunks) return;
+    const int64_t F = int64_t{grid.chunks_per_row} * C::kSize;
+    const uint32_t n = chunk / grid.chunks_per_row;
+    const int64_t f = int64_t{chunk - n * grid.chunks_per_row} * C::kSize;
+    float gate[C::kSize], up[C::kSize], d[C::kSize];
+    C::load(gate_up + n * 2 * F + f, gate);
+    C::load(gate_up + n * 2 * F + F + f, up);
+    C::load(dout + n * F + f, d);
+#pragma unroll
+    for (int e = 0; e < C::kSize; ++e) {
+        const float s = sigmoid<T>(gate[e]);
+        const float dup = d[e] * gate[e] * s;
+        gate[e] = d[e] * up[e] * s * (1 + gate[e] * (1 - s));
+        up[e] = dup;
+    }
+    C::store(dgate_up + n * 2 * F + f, gate);
+    C::store(dgate_up + n * 2 * F + F + f, up);
+}
+
+// Calls launch(first_row, is_vector, grid, blocks) over parts of the rows whose chunks can be counted in 31 bits.
+template <typename T, typename Launch>
+void for_row_parts(const Tensor& out, bool fits_vectors, Launch&& launch) {
+    const int64_t N = out.shape[0], F = out.shape[1];
+    if (N == 0 || F == 0) return;
+    const int64_t size = fits_vectors ? Vec<T>::kSize : 1, per_row = F / size;
+    const int64_t most_rows = std::max<int64_t>(1, ((int64_t{1} << 31) - 1) / per_row);
+    CHECK(per_row < (int64_t{1} << 31), "swiglu on CUDA: F is ", F, ", at most 2^31 - 1");
+    for (int64_t first = 0; first < N; first += most_rows) {
+        const int64_t chunks = std::min(most_rows, N - first) * per_row;
+        launch(first, Grid{static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row)},
+               static_cast<uint32_t>((chunks + kThreads - 1) / kThreads));
+    }
+}
+
+template <typename T>
+bool fits_vectors(int64_t F, std::initializer_list<const Tensor*> tensors) {
+    bool fits = F % Vec<T>::kSize == 0;
+    for (const Tensor* tensor : tensors) fits = fits && reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0;
+    return fits;
+}
+
+}  // namespace
+
+void swiglu_forward_cuda(const Device& device, const SwigluForward& a) {
+    const cudaStream_t stream = device.context().stream;
+    for_cuda_type(a.out.dtype, "swiglu", [&](auto element) {
+        using T = decltype(element);
+        const int64_t F = a.out.shape[1];
+        const bool fits = fits_vectors<T>(F, {&a.out, &a.gate_up});
+        for_row_parts<T>(a.out, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
+            const auto kernel = fits ? forward_kernel<T, true> : forward_kernel<T, false>;
+            kernel<<<blocks, kThreads, 0, stream>>>(a.out.get<T>() + first * F, a.gate_up.get<T>() + first * 2 * F,
+                                                    grid);
+            CUDA_CHECK_LAUNCH("swiglu_forward");
+        });
+    });
+}
+
+void swiglu_backward_cuda(const Device& device, const SwigluBackward& a) {
+    const cudaStream_t stream = device.context().stream;
+    for_cuda_type(a.dout.dtype, "swiglu", [&](auto element) {
+        using T = decltype(element);
+        const int64_t F = a.dout.shape[1];
+        const bool fits = fits_vectors<T>(F, {&a.dgate_up, &a.dout, &a.gate_up});
+        for_row_parts<T>(a.dout, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
+            const auto kernel = fits ? backward_kernel<T, true> : backward_kernel<T, false>;
+            kernel<<<blocks, kThreads, 0, stream>>>(a.dgate_up.get<T>() + first * 2 * F, a.dout.get<T>() + first * F,
+                                                    a.gate_up.get<T>() + first * 2 * F, grid);
+            CUDA_CHECK_LAUNCH("swiglu_backward");
+        });
+    });
+}
+
+}  // namespace ingot
