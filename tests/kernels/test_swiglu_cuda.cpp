@@ -1,5 +1,6 @@
 // SwiGLU on CUDA against the CPU twin in double precision, by the tolerance of precision_bound()
 // (tests/support/tensors.h).
+// Seen to catch: the gate's derivative with s in place of 1 - s; the last chunk not written.
 #include "kernels/swiglu.h"
 #include "tests/support/tensors.h"
 
