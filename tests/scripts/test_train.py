@@ -121,7 +121,7 @@ class Training(unittest.TestCase):
             self.assertLess(log[-1]["loss"], log[0]["loss"])
 
     def test_killed_and_resumed_same_bits(self):
-        """SIGKILL at random moments, a few milliseconds after a step was printed: some fall into saves."""
+        """SIGKILL at random moments, a few milliseconds after a step was printed; some may fall into saves."""
         sets = ["training.steps=80", "checkpoint.every=7", "eval.every=9", "sample.every=0"]
         self.run_train("whole", sets=sets)
         generator = random.Random(11)
