@@ -10,8 +10,26 @@ namespace ingot {
 
 namespace {
 
-// Blocks of the result: large enough for the BLAS to reach its speed, small enough to feed many threads.
-constexpr int64_t kBlockRows = 256, kBlockColumns = 512;
+// Into how many blocks the result is cut, from its shape alone. A large block is packed less often by the BLAS, many
+// blocks feed many threads: so at most 512 x 1024 and, down to 128 x 256, at least eight. Powers of two, since two
+// threads that share three blocks are no faster than with four.
+struct BlockCounts {
+    int64_t rows = 1, columns = 1;
+};
+
+BlockCounts count_blocks(int64_t M, int64_t N) {
+    constexpr int64_t kMaxRows = 512, kMaxColumns = 1024, kMinRows = 128, kMinColumns = 256, kMinBlocks = 8;
+    BlockCounts counts;
+    while (M > counts.rows * kMaxRows) counts.rows *= 2;
+    while (N > counts.columns * kMaxColumns) counts.columns *= 2;
+    while (counts.rows * counts.columns < kMinBlocks) {
+        const int64_t halves_of_rows = M / (2 * counts.rows * kMinRows),
+                      halves_of_columns = N / (2 * counts.columns * kMinColumns);
+        if (halves_of_rows == 0 && halves_of_columns == 0) break;
+        (halves_of_rows >= halves_of_columns ? counts.rows : counts.columns) *= 2;
+    }
+    return counts;
+}
 
 template <typename T>
 void product_cpu(const Product& p) {
@@ -22,8 +40,8 @@ void product_cpu(const Product& p) {
     T* const out = p.out.get<T>();
     const T* const addend = p.addend ? p.addend.get<T>() : nullptr;
     const int64_t ldd = p.addend ? p.addend.stride[0] : 0;
-    const int64_t row_blocks = (M + kBlockRows - 1) / kBlockRows,
-                  column_blocks = (N + kBlockColumns - 1) / kBlockColumns;
+    const BlockCounts counts = count_blocks(M, N);
+    const int64_t row_blocks = counts.rows, column_blocks = counts.columns;
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t row_block = 0; row_block < row_blocks; ++row_block) {
         for (int64_t column_block = 0; column_block < column_blocks; ++column_block) {

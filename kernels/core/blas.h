@@ -1,18 +1,35 @@
-// Single-threaded BLAS products for the CPU twins, which do their own threading over fixed blocks.
+// Single-threaded products for the CPU twins, which do their own threading over fixed blocks. fp32 is oneDNN's where
+// the build has it (on x86-64 it is the fastest of the distributions' libraries, see BENCHMARKS.md), else the CBLAS's;
+// fp64, the oracle's, is always the CBLAS's.
 #pragma once
 
 #include <cblas.h>
 
 #include <cstdint>
 
+#if INGOT_HAS_ONEDNN
+#include <oneapi/dnnl/dnnl.h>
+
+#include "kernels/core/check.h"
+#endif
+
 namespace ingot {
 
-// c (m, n) = alpha * op(a) op(b) + beta * c, row-major; lda, ldb, ldc are row strides of the matrices as stored.
+// c (m, n) = alpha * op(a) op(b) + beta * c, row-major; lda, ldb, ldc are row strides of the matrices as stored. With
+// beta = 0 what stands in c is not read. Runs on the calling thread alone if that is one of an OpenMP team, or if
+// OpenMP has one thread.
 inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                  int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+#if INGOT_HAS_ONEDNN
+    const dnnl_status_t status =
+        dnnl_sgemm(a_transposed ? 'T' : 'N', b_transposed ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    CHECK(status == dnnl_success, "dnnl_sgemm of ", m, " x ", n, " x ", k, " (row strides ", lda, ", ", ldb, ", ", ldc,
+          ") returned ", static_cast<int>(status), ": out of memory?");
+#else
     cblas_sgemm(CblasRowMajor, a_transposed ? CblasTrans : CblasNoTrans, b_transposed ? CblasTrans : CblasNoTrans,
                 static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b,
                 static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
+#endif
 }
 inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
                  int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
@@ -21,7 +38,7 @@ inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int
                 static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
 }
 
-// The library's own description of itself, for the log and the manifest.
+// What computes fp32 products, with its version and, where the library tells, its build: for the log and the manifest.
 const char* blas_description();
 
 // Makes BLAS calls run on the calling thread alone; takes effect at the first call.
