@@ -57,27 +57,44 @@ void for_key_tiles(const Intervals& intervals, int64_t q0, int64_t q1, Visit&& v
         visit(Tile{q0, q1, k0, std::min(k0 + kTile, end)});
 }
 
-// scores (rows, kTile) = scale * q k^T - slope * |i - j|, -inf where the query does not see the key.
+// Which columns of a tile's row need work: those that the query sees, rounded out to whole vectors.
+struct Columns {
+    int64_t begin, end;
+};
+
+// scores (rows, kTile) = scale * q k^T - slope * |i - j| in each row's Columns, -inf there where the query does not see
+// the key; what stands beyond them is no score.
 template <typename T>
 void score_tile(const Intervals& intervals, const Tile& tile, const T* q, int64_t q_stride, const T* k,
-                int64_t k_stride, int64_t HS, T scale, T slope, T* scores) {
+                int64_t k_stride, int64_t HS, T scale, T slope, T* scores, Columns* visible) {
+    constexpr int64_t kVector = 8;
     gemm(false, true, tile.rows(), tile.columns(), HS, scale, q + tile.q0 * q_stride, q_stride, k + tile.k0 * k_stride,
          k_stride, T(0), scores, kTile);
     const T infinity = std::numeric_limits<T>::infinity();
     for (int64_t r = 0; r < tile.rows(); ++r) {
         T* const row = scores + r * kTile;
         const int64_t i = tile.q0 + r;
+        const int64_t begin = std::clamp<int64_t>(intervals.first_key[i] - tile.k0, 0, tile.columns());
+        const int64_t end = std::clamp<int64_t>(intervals.end_key[i] - tile.k0, begin, tile.columns());
+        const int64_t first = begin / kVector * kVector,
+                      last = std::min((end + kVector - 1) / kVector * kVector, tile.columns());
         if (slope != 0) {
             const T offset = static_cast<T>(i - tile.k0);
 #pragma omp simd
-            for (int64_t c = 0; c < tile.columns(); ++c)
+            for (int64_t c = first; c < last; ++c)
                 row[c] -= slope * std::abs(offset - static_cast<T>(static_cast<int32_t>(c)));
         }
-        const int64_t begin = std::clamp<int64_t>(intervals.first_key[i] - tile.k0, 0, tile.columns());
-        const int64_t end = std::clamp<int64_t>(intervals.end_key[i] - tile.k0, begin, tile.columns());
-        for (int64_t c = 0; c < begin; ++c) row[c] = -infinity;
-        for (int64_t c = end; c < tile.columns(); ++c) row[c] = -infinity;
+        for (int64_t c = first; c < begin; ++c) row[c] = -infinity;
+        for (int64_t c = end; c < last; ++c) row[c] = -infinity;
+        visible[r] = {first, last};
     }
+}
+
+// Sets to zero what a row holds beyond its visible columns, so that products over the whole tile may read it.
+template <typename T>
+void zero_beyond(T* row, Columns visible, int64_t columns) {
+    for (int64_t c = 0; c < visible.begin; ++c) row[c] = 0;
+    for (int64_t c = visible.end; c < columns; ++c) row[c] = 0;
 }
 
 // Calls work(segment, kv_head) for all tasks; the largest segments first, so that no thread is left with one at the
@@ -99,6 +116,7 @@ void forward_cpu(const AttentionForward& a) {
     const Intervals intervals(a.mask);
     for_tasks(intervals, NKV, [&](std::pair<int64_t, int64_t> segment, int64_t kv_head) {
         T scores[kTile * kTile], maximum[kTile], sum[kTile];
+        Columns visible[kTile];
         const T *const k = a.k.get<T>() + kv_head * a.k.stride[1], *const v = a.v.get<T>() + kv_head * a.v.stride[1];
         for (int64_t head = kv_head * G; head < (kv_head + 1) * G; ++head) {
             const T* const q = a.q.get<T>() + head * a.q.stride[1];
@@ -113,20 +131,21 @@ void forward_cpu(const AttentionForward& a) {
                     for (int64_t d = 0; d < HS; ++d) out[i * a.out.stride[0] + d] = 0;
                 }
                 for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
-                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, scores);
+                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, scores, visible);
                     // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
                     for (int64_t r = 0; r < tile.rows(); ++r) {
                         T* const row = scores + r * kTile;
+                        const int64_t begin = visible[r].begin, end = visible[r].end;
                         T row_maximum = maximum[r];
 #pragma omp simd reduction(max : row_maximum)
-                        for (int64_t c = 0; c < tile.columns(); ++c)
-                            row_maximum = row[c] > row_maximum ? row[c] : row_maximum;
+                        for (int64_t c = begin; c < end; ++c) row_maximum = row[c] > row_maximum ? row[c] : row_maximum;
                         // No key seen so far: keep exp's argument finite, every exponential is 0.
                         const T reference = row_maximum == -std::numeric_limits<T>::infinity() ? T(0) : row_maximum;
                         const T shrink = fast_exp(maximum[r] - reference);
                         T row_sum = 0;
 #pragma omp simd reduction(+ : row_sum)
-                        for (int64_t c = 0; c < tile.columns(); ++c) row_sum += row[c] = fast_exp(row[c] - reference);
+                        for (int64_t c = begin; c < end; ++c) row_sum += row[c] = fast_exp(row[c] - reference);
+                        zero_beyond(row, visible[r], tile.columns());
                         sum[r] = sum[r] * shrink + row_sum;
                         maximum[r] = row_maximum;
                         T* const out_row = out + (tile.q0 + r) * a.out.stride[0];
@@ -155,6 +174,7 @@ void backward_cpu(const AttentionBackward& a) {
     const Intervals intervals(a.mask);
     for_tasks(intervals, NKV, [&](std::pair<int64_t, int64_t> segment, int64_t kv_head) {
         T probabilities[kTile * kTile], dscores[kTile * kTile], delta[kTile];
+        Columns visible[kTile];
         const T *const k = a.k.get<T>() + kv_head * a.k.stride[1], *const v = a.v.get<T>() + kv_head * a.v.stride[1];
         T *const dk = a.dk.get<T>() + kv_head * a.dk.stride[1], *const dv = a.dv.get<T>() + kv_head * a.dv.stride[1];
         for (int64_t j = segment.first; j < segment.second; ++j)
@@ -180,18 +200,22 @@ void backward_cpu(const AttentionBackward& a) {
                 for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
                     const int64_t rows = tile.rows(), columns = tile.columns();
                     const T* const dout_tile = dout + tile.q0 * a.dout.stride[0];
-                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, probabilities);
+                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, probabilities,
+                               visible);
                     gemm(false, true, rows, columns, HS, T(1), dout_tile, a.dout.stride[0], v + tile.k0 * a.v.stride[0],
                          a.v.stride[0], T(0), dscores, kTile);
                     for (int64_t r = 0; r < rows; ++r) {
                         T *const p = probabilities + r * kTile, *const ds = dscores + r * kTile;
+                        const int64_t begin = visible[r].begin, end = visible[r].end;
                         const T row_lse =
                             lse[tile.q0 + r] > -std::numeric_limits<T>::infinity() ? lse[tile.q0 + r] : T(0);
 #pragma omp simd
-                        for (int64_t c = 0; c < columns; ++c) {
+                        for (int64_t c = begin; c < end; ++c) {
                             p[c] = fast_exp(p[c] - row_lse);
                             ds[c] = p[c] * (ds[c] - delta[r]);
                         }
+                        zero_beyond(p, visible[r], columns);
+                        zero_beyond(ds, visible[r], columns);
                     }
                     gemm(true, false, columns, HS, rows, T(1), probabilities, kTile, dout_tile, a.dout.stride[0], T(1),
                          dv + tile.k0 * a.dv.stride[0], a.dv.stride[0]);

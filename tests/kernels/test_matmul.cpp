@@ -148,16 +148,19 @@ TEST(Matmul, RowsMayBeStrided) {
 
 TEST(Matmul, BitsDoNotDependOnThreads) {
     const int threads = omp_get_max_threads();
-    const Shape s = {530, 40, 1030};
-    for (const DType dtype : {DType::f32, DType::f64}) {
-        omp_set_num_threads(1);
-        const Results one = run(s, dtype);
-        omp_set_num_threads(2);
-        const Results two = run(s, dtype);
-        EXPECT_TRUE(same(two.with_residual, one.with_residual));
-        EXPECT_TRUE(same(two.dx, one.dx));
-        EXPECT_TRUE(same(two.accumulated, one.accumulated));
-    }
+    // The last one is a single block in every direction.
+    for (const Shape& s : {Shape{530, 40, 1030}, Shape{1100, 300, 280}, Shape{100, 60, 200}})
+        for (const DType dtype : {DType::f32, DType::f64}) {
+            omp_set_num_threads(1);
+            const Results one = run(s, dtype);
+            for (const int num_threads : {2, 3}) {
+                omp_set_num_threads(num_threads);
+                const Results more = run(s, dtype);
+                EXPECT_TRUE(same(more.with_residual, one.with_residual));
+                EXPECT_TRUE(same(more.dx, one.dx));
+                EXPECT_TRUE(same(more.accumulated, one.accumulated));
+            }
+        }
     omp_set_num_threads(threads);
 }
 
