@@ -138,8 +138,12 @@ void RunLog::open() {
 }
 
 void RunLog::write(const StepReport& report) {
-    struct stat info {};
-    if (file_ == nullptr || fstat(fileno(file_), &info) != 0 || info.st_nlink == 0) {
+    // Two calls a step that never wait for a disk: a folder that was moved away must not take the log with it unseen.
+    struct stat info {
+    }, there{};
+    const bool is_there = file_ != nullptr && fstat(fileno(file_), &info) == 0 && stat(path_.c_str(), &there) == 0 &&
+                          info.st_ino == there.st_ino && info.st_dev == there.st_dev;
+    if (!is_there) {
         std::fprintf(stderr, "WARNING: %s was removed: a new one begins at step %ld\n", path_.c_str(),
                      static_cast<long>(report.step));
         std::error_code ignored;

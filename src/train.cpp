@@ -74,23 +74,24 @@ Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingDa
 // ---- Start ----
 
 void Trainer::resume_from(const Checkpoint& checkpoint) {
+    bool has_changed = false;
     for (const ConfigChange& change : config_changes(config_to_json(checkpoint.config), config_)) {
-        const bool is_fixed = change.on_resume == OnResume::fixed;
-        REQUIRE(!is_fixed, checkpoint.folder, " was trained with ", change.path, " = ", change.then,
-                ", the config says ", change.now, ": a resumed run cannot change the ",
+        REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ",
+                change.then, ", the config says ", change.now, ": a resumed run cannot change the ",
                 change.path == "seed" ? "seed" : "model", "; set it back, or use another name or run_dir");
-        if (change.on_resume == OnResume::from_now)
-            std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), change.then.c_str(),
-                        change.now.c_str());
+        if (change.on_resume == OnResume::free) continue;
+        has_changed = true;
+        std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), change.then.c_str(),
+                    change.now.c_str());
     }
     training_ = load_training(checkpoint, plan_.model, plan_.optimizer);
     plan_.step->state = training_.state;
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
     const std::string differences = environment_changes(
         checkpoint.manifest.value("environment", nlohmann::ordered_json::object()), environment(plan_.device()));
-    if (differences.empty())
-        std::printf("bits: as if the run had not stopped (device and libraries are those of the checkpoint)\n");
-    else
+    if (differences.empty() && !has_changed)
+        std::printf("bits: as if the run had not stopped (config, device and libraries are those of the checkpoint)\n");
+    if (!differences.empty())
         std::printf("bits: not promised to be those of an uninterrupted run, since %s\n", differences.c_str());
     // What lies ahead of the resumed step is damaged, or of a future that will not be.
     for (const std::string& path : set_aside_checkpoints_after(folder_.path(), training_.step))

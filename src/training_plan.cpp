@@ -99,9 +99,9 @@ std::string TrainingPlan::features() const {
     text += line("attention: causal, %s, %ld query / %ld kv heads of %ld, documents %s",
                  positions[static_cast<int>(m.position)], heads, kv_heads, static_cast<long>(m.head_dim),
                  config_.data.mask_documents ? "masked" : "not masked");
-    text += line("optimizer: AdamW, lr %.3g %s to %.3g after %ld warm-up steps, betas %g and %g, weight decay %g, %s",
-                 o.lr, name_of_choice(s.type), s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction,
-                 static_cast<long>(s.warmup_steps), o.beta1, o.beta2, o.weight_decay,
+    text += line("optimizer: AdamW, lr %.3g (warm-up %ld steps, then %s to %.3g), betas %g and %g, weight decay %g, %s",
+                 o.lr, static_cast<long>(s.warmup_steps), name_of_choice(s.type),
+                 s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction, o.beta1, o.beta2, o.weight_decay,
                  o.grad_clip > 0 ? join("gradients clipped at ", o.grad_clip).c_str() : "no clipping");
     text += line("step: %ld micro-batches of %ld x %ld tokens, %s, recompute %s", static_cast<long>(num_micro_steps()),
                  static_cast<long>(t.micro_batch_size), static_cast<long>(m.context_length), name_of(model.dtype()),
