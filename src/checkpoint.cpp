@@ -115,15 +115,16 @@ Checkpoint open_checkpoint(const std::string& folder) {
                          " is whole: move the folder away, or start anew with another name"));
 }
 
-void load_weights(const Checkpoint& checkpoint, const Model& model) {
-    load_tensors(SafetensorsFile(checkpoint.folder + "/" + kModelFile), model.table(), model.weights(), "");
+void load_weights(const Checkpoint& checkpoint, Model* model) {
+    load_tensors(SafetensorsFile(checkpoint.folder + "/" + kModelFile), model->table(), model->weights(), "");
+    model->refresh_compute_weights();
 }
 
-TrainingState load_training(const Checkpoint& checkpoint, const Model& model, const Optimizer& optimizer) {
+TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer) {
     load_weights(checkpoint, model);
     const SafetensorsFile moments(checkpoint.folder + "/" + kOptimizerFile);
-    load_tensors(moments, model.table(), optimizer.m(), "m.");
-    load_tensors(moments, model.table(), optimizer.v(), "v.");
+    load_tensors(moments, model->table(), optimizer.m(), "m.");
+    load_tensors(moments, model->table(), optimizer.v(), "v.");
     const ordered_json& manifest = checkpoint.manifest;
     try {
         TrainingState training;

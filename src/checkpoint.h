@@ -46,9 +46,9 @@ std::vector<std::string> list_checkpoints(const std::string& run_dir);
 Checkpoint open_checkpoint(const std::string& folder);
 
 // Copies weights into a model of the checkpoint's configuration.
-void load_weights(const Checkpoint& checkpoint, const Model& model);
+void load_weights(const Checkpoint& checkpoint, Model* model);
 // The same for AdamW's moments, and what else training goes on from.
-TrainingState load_training(const Checkpoint& checkpoint, const Model& model, const Optimizer& optimizer);
+TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer);
 
 // ---- For whoever owns the run folder ----
 

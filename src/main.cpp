@@ -25,6 +25,7 @@ int run(int argc, char** argv) {
     app.add_option("--resume", options.resume,
                    "auto: go on from the newest whole checkpoint, or start anew where there is none")
         ->capture_default_str();
+    app.add_flag("--dry-run", options.is_dry_run, "Print the plan and stop");
     app.add_option("--device", device, "auto or cpu; overrides training.device");
     try {
         app.parse(argc, argv);
@@ -34,13 +35,6 @@ int run(int argc, char** argv) {
         return is_help ? ingot::kExitDone : ingot::kExitUsage;
     }
     if (!device.empty()) {
-        if (device == "cuda") {
-            std::string why;
-            const int count = ingot::Device::num_cuda_devices(&why);
-            throw ingot::UserError(count == 0
-                                       ? ingot::join("--device cuda: no CUDA device: ", why, ": use --device cpu")
-                                       : "--device cuda: this version trains on the CPU: use --device cpu");
-        }
         options.overrides.push_back("training.device=" + device);
     }
     return ingot::train(options);

@@ -84,7 +84,7 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
         std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), change.then.c_str(),
                     change.now.c_str());
     }
-    training_ = load_training(checkpoint, plan_.model, plan_.optimizer);
+    training_ = load_training(checkpoint, &plan_.model, plan_.optimizer);
     plan_.step->state = training_.state;
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
     const std::string differences = environment_changes(
@@ -283,31 +283,60 @@ int Trainer::run() {
 Device choose_device(const Config& config) {
     std::string why;
     const int num_gpus = Device::num_cuda_devices(&why);
-    const std::string reason =
-        num_gpus > 0 ? "this version trains on the CPU: not every op has its CUDA kernel yet" : why;
-    REQUIRE(config.training.device != DeviceChoice::cuda, "training.device is \"cuda\": ", reason,
-            ": use --device cpu (--dry-run plans for CUDA without a GPU)");
-    if (config.training.device == DeviceChoice::automatic)
-        std::printf("device: the CPU, since %s\n", num_gpus > 0 ? reason.c_str() : join("no GPU: ", why).c_str());
+    if (num_gpus > 0) why = "this version trains on the CPU: not every op has its CUDA kernel yet";
+    REQUIRE(config.training.device != DeviceChoice::cuda, "training.device is \"cuda\": ", why,
+            ": use --device cpu (with --dry-run a plan for CUDA needs no GPU)");
+    if (config.training.device == DeviceChoice::automatic) std::printf("device: the CPU, since %s\n", why.c_str());
     REQUIRE(config.training.precision == Precision::automatic || config.training.precision == Precision::fp32,
             "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
     return Device::cpu();
+}
+
+void print_plan(const TrainingPlan& plan) {
+    std::printf("%s%s", plan.features().c_str(), plan.memory_table().c_str());
+}
+
+void print_data(const TrainingData& data) {
+    std::printf("data: %s\n", data.train_shards.describe().c_str());
+    if (data.val_shards) std::printf("validation: %s\n", data.val_shards->describe().c_str());
+}
+
+// What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
+// them on this machine.
+int dry_run(Config config) {
+    const bool is_for_cuda = config.training.device == DeviceChoice::cuda;
+    const Device device = is_for_cuda ? Device::planned_cuda() : choose_device(config);
+    try {
+        const TrainingData data(config);
+        print_data(data);
+        resolve_steps(&config, data.train_shards.num_tokens());
+    } catch (const UserError& error) {
+        if (config.training.steps == 0)
+            throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
+        std::printf("data: a run would stop here: %s\n", error.what());
+    }
+    const TrainingPlan plan(config, device);
+    print_plan(plan);
+    if (is_for_cuda) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
+    plan.check_memory();
+    std::printf("nothing was started: this was --dry-run\n");
+    return kExitDone;
 }
 
 }  // namespace
 
 int train(const TrainOptions& options) {
     Config config = read_config(options.config_file, options.overrides);
+    if (options.is_dry_run) return dry_run(config);
     install_stop_handlers();
     const RunFolder folder(config);
     const Device device = choose_device(config);
     const TrainingData data(config);
     resolve_steps(&config, data.train_shards.num_tokens());
     TrainingPlan plan(config, device);
-    std::printf("data: %s\n", data.train_shards.describe().c_str());
-    if (data.val_shards) std::printf("validation: %s\n", data.val_shards->describe().c_str());
-    std::printf("%senvironment: %s\n%s", plan.features().c_str(), environment_hash(environment(device)).c_str(),
-                plan.memory_table().c_str());
+    print_data(data);
+    print_plan(plan);
+    std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
     plan.allocate();
     Trainer trainer(config, folder, data, &plan);
     trainer.start_or_resume(options.resume);

@@ -58,12 +58,16 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device)
         memory_.add("sample_logits", DType::f32, {1, config.model.padded_vocab_size()}, &sample_logits);
 }
 
-void TrainingPlan::allocate() {
+void TrainingPlan::check_memory() const {
     const uint64_t available = available_memory();
     const uint64_t host_bytes = device_.is_cpu() ? memory_.total_bytes() : host_memory_.total_bytes();
     REQUIRE(available == 0 || host_bytes <= available, "the plan needs ", format_bytes(host_bytes), " of memory, ",
             format_bytes(available),
             " are free: use a smaller training.micro_batch_size, training.recompute = \"block\", or a smaller model");
+}
+
+void TrainingPlan::allocate() {
+    check_memory();
     allocation_ = memory_.allocate(device_);
     if (!device_.is_cpu()) host_allocation_ = host_memory_.allocate(Device::cpu());
     step = new (step_tensor_.data) StepBlock{};

@@ -20,6 +20,9 @@ class TrainingPlan {
     TrainingPlan(const TrainingPlan&) = delete;
     TrainingPlan& operator=(const TrainingPlan&) = delete;
 
+    // Throws UserError if it is more than the host has free.
+    void check_memory() const;
+    // Checks that first.
     void allocate();
     size_t total_bytes() const { return memory_.total_bytes(); }
     int64_t num_micro_steps() const;

@@ -62,8 +62,8 @@ class Kills(TrainerCase):
         self.assertGreaterEqual(kills, num_kills)
         self.assertGreater(kills_inside_saves, 0)
         print(f"{kills} kills, {kills_inside_saves} inside saves", file=sys.stderr)
-        self.assertEqual(self.log("whole"), self.log("killed"))
-        self.assertEqual(self.tensors("whole", steps), self.tensors("killed", steps))
+        self.assert_same_log("whole", "killed")
+        self.assert_same_tensors("whole", "killed", steps)
 
 
 class Damage(TrainerCase):
@@ -142,8 +142,7 @@ class Saving(TrainerCase):
             result = self.run_train(name, sets=sets + ["checkpoint.every=1", "checkpoint.keep=100"])
             self.run_train(name + "-async", sets=["checkpoint.every=1", "checkpoint.keep=100"])
             for step in range(1, 13):
-                self.assertEqual(self.tensors(name, step), self.tensors(name + "-async", step), f"{name}, step {step}")
-                self.assertEqual(len(self.tensors(name, step)), 2)
+                self.assert_same_tensors(name, name + "-async", step)
             expected = {"synchronous": "kept, synchronous", "no-snapshot": "without a snapshot",
                         "moments-alone": "the moments from a snapshot"}[name]
             self.assertIn(expected, result.stdout)
@@ -240,8 +239,8 @@ class Resuming(TrainerCase):
             self.assertIn("stopped after training.max_minutes 0.002", result.stderr)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertGreater(runs, 1)
-        self.assertEqual(self.log("unlimited"), self.log("limited"))
-        self.assertEqual(self.tensors("unlimited", 300), self.tensors("limited", 300))
+        self.assert_same_log("unlimited", "limited")
+        self.assert_same_tensors("unlimited", "limited", 300)
 
     def test_resume_from_a_path(self):
         reference = self.run_folder(self.reference())
