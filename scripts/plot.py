@@ -207,7 +207,8 @@ def draw(runs: list[Run], x_axis: str, smoothing: Optional[float], matplotlib):
         for axis in (loss, lr, norm, speed):
             axis.set_xlabel("step" if x_axis == "steps" else "tokens")
             axis.xaxis.set_major_formatter(ticker.FuncFormatter(short_count))
-            axis.xaxis.set_major_locator(ticker.MaxNLocator(8 if axis is loss else 4, integer=True, steps=(1, 2, 5, 10)))
+            num_ticks = 8 if axis is loss else 4
+            axis.xaxis.set_major_locator(ticker.MaxNLocator(num_ticks, integer=True, steps=(1, 2, 5, 10)))
             axis.margins(x=0.02)
         loss.legend(loc="upper right", ncol=1 if is_alone else max(1, math.ceil(len(runs) / 8)))
     return picture
