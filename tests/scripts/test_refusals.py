@@ -1,12 +1,13 @@
-"""Bad input, as a user meets it: `./train ...` ends with exit code 2 and one line that says what, where, and what to do.
+"""Bad input, as a user meets it: `./train ...` ends with exit code 2 and one line: what, where, and what to do.
 
-Each row of a table is a case: its input, a fragment of the line that names the key, file or option, and, where it matters,
-the fix that must stand in it. Without a fix of its own, a row wants one of FIXES after that fragment.
+Each row of a table is a case: its input, a fragment of the line that names the key, file or option, and, where it
+matters, the fix that must stand in it. Without a fix of its own, a row wants one of FIXES after that fragment.
 
 Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -26,8 +27,8 @@ TRAINING = '"training": {"steps": 2, "batch_tokens": 64, "micro_batch_size": 2}'
 GOOD = f"{{\n{MODEL},\n{DATA},\n{TRAINING}\n}}\n"
 
 # What a line tells the reader to do. A message without any of these leaves them alone with the problem.
-FIXES = re.compile(r"\b(must|did you mean|belongs at|try|use|set|add|remove|keep|check|close|write|name|give|make|copy|"
-                   r"choose|wait|move|go on|start anew|see|raise|lower|leave|put|look)\b", re.IGNORECASE)
+FIXES = re.compile(r"\b(must|did you mean|belongs at|try|use|set|add|remove|keep|check|close|write|name|give|make|"
+                   r"copy|choose|wait|move|go on|start|see|raise|lower|leave|put|look|known|options)\b", re.IGNORECASE)
 
 # ---- The config as a file: bytes or text, what the line names, the fix ----
 FILES = [
@@ -80,6 +81,11 @@ VALUES = [
     ("training.on_nonfinite=ignore", "training.on_nonfinite", "skip"),
     ("data.eot=middle", "data.eot", "start"),
     ("training.device=tpu", "training.device", "cpu"),
+    ("training.precision=fp64", "training.precision", "bf16"),
+    ("training.precision=bf16", "training.precision", "fp32"),
+    ("checkpoint.async=yes", "checkpoint.async", "true or false"),
+    ("checkpoint.host_memory=some", "checkpoint.host_memory", None),
+    ("log.jsonl=1", "log.jsonl", "true or false"),
     ("data.tokenizer=gpt2", "data.tokenizer", "bytes"),
     # Ranges: zero, negative, huge, not finite.
     ("model.n_layers=0", "model.n_layers", None),
@@ -99,6 +105,9 @@ VALUES = [
     ("training.micro_batch_size=1000000000000", "training.micro_batch_size", None),
     ("training.max_skipped_steps=-1", "training.max_skipped_steps", None),
     ("training.z_loss=-1", "training.z_loss", None),
+    ("training.max_minutes=-5", "training.max_minutes", None),
+    ("training.max_minutes=0", "training.max_minutes", None),
+    ("training.max_minutes=soon", "training.max_minutes", "number"),
     ("optimizer.lr=-0.001", "optimizer.lr", None),
     ("optimizer.lr=1e30", "optimizer.lr", None),
     ("optimizer.beta1=1", "optimizer.beta1", None),
@@ -112,6 +121,7 @@ VALUES = [
     ("sample.temperature=-1", "sample.temperature", None),
     ("checkpoint.every=0", "checkpoint.every", None),
     ("checkpoint.keep=0", "checkpoint.keep", None),
+    ("checkpoint.keep_every=-1", "checkpoint.keep_every", None),
     ("log.every=0", "log.every", None),
     ("seed=-1", "seed", None),
     ("seed=0.5", "seed", "integer"),
@@ -126,6 +136,8 @@ VALUES = [
     ("training.micro_batch_size=3", "training.micro_batch_size 3", None),
     ("training.batch_tokens=1", "training.batch_tokens 1", "try 32"),
     ("schedule.warmup_steps=3", "schedule.warmup_steps 3", "at most 2"),
+    ("training.epochs=2", "training.epochs", "keep one"),
+    ("training.steps=null", "training.steps", "training.epochs"),
     ("sample.every=1", "sample.every", "sample.prompts"),
     ("model.vocab_size=200", "data.eot_token", "199"),
     ("data.eot_token=257", "data.eot_token", None),
@@ -155,6 +167,8 @@ ARGUMENTS = [
     (["--config", "case.json/x"], "case.json/x", "check the path"),
     (["--config", ""], "config", None),
     (["--config", "case.json", "--device", "tpu"], "device", "cpu"),
+    (["--config", "case.json", "--resume", "nowhere"], "nowhere", "name"),
+    (["--config", "case.json", "--resume", "folder"], "folder", None),
 ]
 
 
@@ -188,6 +202,12 @@ SHARDS = [
 ]
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 class Refusals(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -195,6 +215,7 @@ class Refusals(unittest.TestCase):
         cls.folder = pathlib.Path(cls.temporary.name)
         for name in ("train.bin", "val.bin"):
             (cls.folder / name).write_bytes(shard(ids=[number % 257 for number in range(600)]))
+        (cls.folder / "other.bin").write_bytes(shard(ids=[300] * 600))
         (cls.folder / "folder").mkdir()
         (cls.folder / "good.json").write_text(GOOD)
         cls.run_train("--config", "good.json", code=0)  # the table changes one thing at a time in what works
@@ -212,7 +233,8 @@ class Refusals(unittest.TestCase):
         result = subprocess.run([TRAIN, *arguments], cwd=cls.folder, text=True, capture_output=True, timeout=60,
                                 errors="replace", env={**os.environ, "OMP_NUM_THREADS": "1"})
         if result.returncode != code:
-            raise AssertionError(f"exit code {result.returncode}, not {code}\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+            output = result.stdout[-2000:] + result.stderr[-2000:]
+            raise AssertionError(f"exit code {result.returncode}, not {code}\n{output}")
         return result
 
     def refused(self, *arguments, says, fix=None, code=2, num_warnings=0):
@@ -268,6 +290,10 @@ class Refusals(unittest.TestCase):
         (self.folder / "bad.bin").write_bytes(shard(ids=range(16)))
         self.refused_with('data.val=["bad.bin"]', says="data.val")
 
+    def test_schedules_that_do_not_fit(self):
+        self.refused_with("schedule.type=wsd", "schedule.decay_steps=2", "schedule.warmup_steps=1",
+                          says="schedule.warmup_steps + schedule.decay_steps")
+
     def test_vocabulary_too_small_for_bytes(self):
         self.refused_with("model.vocab_size=200", "data.eot_token=null", says="model.vocab_size 200", fix="257")
 
@@ -282,10 +308,10 @@ class Refusals(unittest.TestCase):
 
     def test_resumed_as_something_else(self):
         for assignment, says in (("model.n_layers=2", "model.n_layers"), ("model.position=rope", "model.position"),
-                                 ("model.d_ff=64", "model.d_ff")):
+                                 ("model.d_ff=64", "model.d_ff"), ("seed=7", "seed")):
             with self.subTest(assignment):
-                self.refused_with("name=done", assignment, "training.steps=4", arguments=["--resume", "auto"], says=says,
-                                  fix="name")
+                self.refused_with("name=done", assignment, "training.steps=4", arguments=["--resume", "auto"],
+                                  says=says, fix="name")
 
     def copy_of_done(self, name):
         shutil.copytree(self.folder / "runs/done", self.folder / "runs" / name)
@@ -294,14 +320,19 @@ class Refusals(unittest.TestCase):
     def test_checkpoint_of_another_version(self):
         path = self.copy_of_done("version") / "manifest.json"
         manifest = json.loads(path.read_text())
+        del manifest["sha256"]
         manifest["format_version"] = 99
-        path.write_text(json.dumps(manifest, indent=2))
-        self.refused_with("name=version", arguments=["--resume", "auto"], says="runs/version", num_warnings=1)
+        # Sealed as the format wants it: the last key is the hash of all bytes before it.
+        body = json.dumps(manifest, indent=2)[:-2] + ",\n  "
+        path.write_text(f'{body}"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+        self.refused_with("name=version", arguments=["--resume", "auto"], says="version 99")
 
     def test_no_checkpoint_is_whole(self):
         for name, damage in (("no-manifest", lambda step: (step / "manifest.json").unlink()),
                              ("empty-manifest", lambda step: (step / "manifest.json").write_text("")),
                              ("no-weights", lambda step: next(step.glob("model-*")).unlink()),
+                             ("one-bit", lambda step: flip_a_bit(next(step.glob("model-*")))),
+                             ("manifest-changed", lambda step: flip_a_bit(step / "manifest.json")),
                              ("short-weights", lambda step: os.truncate(next(step.glob("model-*")), 100))):
             with self.subTest(name):
                 damage(self.copy_of_done(name))
