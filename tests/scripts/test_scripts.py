@@ -1,9 +1,9 @@
-"""quickstart, test and what they share: packages, the choice of devices, options; and prepare.py's progress.
+"""quickstart, test and what they share: packages, the choice of devices, options; the pages; prepare.py's progress.
 
-The commands that they ask (nvidia-smi, nvcc, id, apt-get) are stood in for by scripts of a line, so that every machine can be
-had. The whole quickstart is no test here: it installs, builds and trains for minutes.
+The commands that they ask (nvidia-smi, nvcc, id, apt-get) are stood in for by scripts of a line, so that every machine
+can be had. The whole quickstart is no test here: it installs, builds and trains for minutes.
 
-Seen to catch: versions compared as text (12.10 before 12.4); a package that README.md does not name.
+Seen to catch: versions compared as text (12.10 before 12.4); a package or a file that README.md names wrongly.
 """
 
 import importlib.util
@@ -200,6 +200,21 @@ class Devices(Scripts):
         text, options = self.choose(says_yes=1, driver="13.0")
         self.assertIn("could not be installed", text)
         self.assertEqual(options, "-DINGOT_CUDA=OFF")
+
+
+class Pages(unittest.TestCase):
+    def test_what_they_name_is_there(self):
+        """Links, and paths in backticks that begin with a folder of ours; shards, runs and the like are made later."""
+        for page in ("README.md", "CONTRIBUTING.md", "data/README.md", "kernels/README.md", "BENCHMARKS.md"):
+            text = (ROOT / page).read_text()
+            named = {(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+            named |= {ROOT / path for path in
+                      re.findall(r"`((?:\./)?(?:configs|kernels|scripts|src|tests)/[\w./]*)[` ]", text)}
+            if page == "CONTRIBUTING.md":
+                self.assertGreater(len(named), 10)  # else the patterns above miss what they look for
+            for path in sorted(named):
+                with self.subTest(page=page, path=str(path)):
+                    self.assertTrue(path.exists())
 
 
 class PrepareProgress(unittest.TestCase):
