@@ -81,7 +81,8 @@ make_venv() {
     have_matplotlib && return 0
     .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1
     # No builds from source: a picture is not worth a compiler's hour. Few retries: without network it ends soon.
-    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 matplotlib
+    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 \
+        matplotlib
 }
 
 # ---- The GPU ----
@@ -111,7 +112,7 @@ toolkit_fits() {
     if ! at_least "$2" 12.4; then
         echo "the CUDA toolkit is $2, Ingot needs 12.4 or later"
     elif ! at_least "$1" "${2%%.*}.0"; then
-        echo "the driver runs programs of CUDA $1, the toolkit is $2: update the driver, or install a toolkit ${1%%.*}.x"
+        echo "the driver runs CUDA $1, the toolkit is $2: update the driver, or install a toolkit ${1%%.*}.x"
     else
         return 0
     fi

@@ -51,7 +51,7 @@ offer_toolkit() {
     version=$(toolkit_for_driver "$1")
     system=$(nvidia_system)
     if [ -z "$version" ]; then
-        echo "Device: CPU, because the driver runs CUDA $1 at most, and Ingot needs 12.0: update the driver to use the GPU."
+        echo "Device: CPU, because the driver runs CUDA $1, and Ingot needs 12.0: update the driver to use the GPU."
         return 1
     fi
     if [ -z "$system" ]; then
@@ -61,8 +61,8 @@ offer_toolkit() {
     packages="cuda-nvcc-$version cuda-cudart-dev-$version libcublas-dev-$version"
     echo "A GPU is here, but no nvcc to build for it. The driver runs CUDA $1, so this toolkit fits: ${version/-/.}"
     echo "To install: NVIDIA's package repository for this system, and from it $packages"
-    echo "That is about 1 GB to download and 2.5 GB on the disk. This version still trains on the CPU then; the GPU runs"
-    echo "its kernels in ./bench and in the tests."
+    echo "That is about 1 GB to download and 2.5 GB on the disk."
+    echo "This version still trains on the CPU then; the GPU runs its kernels in ./bench and in the tests."
     if ! can_install; then
         echo "Device: CPU (installing needs root, or sudo without a question)."
         return 1
