@@ -73,11 +73,18 @@ int main(int argc, char** argv) {
     }
     const int64_t rows = std::atol(argv[1]), columns = std::atol(argv[2]), depth = std::atol(argv[3]);
     const double seconds = std::atof(argv[4]);
-    const std::vector<std::pair<const char*, std::vector<Shape>>> models = {
-        {"4x256", {{"qkv", 2048, 384, 256, 4}, {"o", 2048, 256, 256, 4}, {"gate_up", 2048, 1408, 256, 4},
-                   {"down", 2048, 256, 704, 4}, {"head", 2048, 8192, 256, 1}}},
-        {"12x768", {{"qkv", 512, 1280, 768, 12}, {"o", 512, 768, 768, 12}, {"gate_up", 512, 4096, 768, 12},
-                    {"down", 512, 768, 2048, 12}, {"head", 512, 50304, 768, 1}}}};
+    const std::vector<std::pair<const char*, std::vector<Shape>>> models = {{"4x256",
+                                                                             {{"qkv", 2048, 384, 256, 4},
+                                                                              {"o", 2048, 256, 256, 4},
+                                                                              {"gate_up", 2048, 1408, 256, 4},
+                                                                              {"down", 2048, 256, 704, 4},
+                                                                              {"head", 2048, 8192, 256, 1}}},
+                                                                            {"12x768",
+                                                                             {{"qkv", 512, 1280, 768, 12},
+                                                                              {"o", 512, 768, 768, 12},
+                                                                              {"gate_up", 512, 4096, 768, 12},
+                                                                              {"down", 512, 768, 2048, 12},
+                                                                              {"head", 512, 50304, 768, 1}}}};
     std::vector<float> a(64 << 20), b(64 << 20), c(64 << 20);
     std::mt19937 generator(1);
     std::uniform_real_distribution<float> uniform(-1, 1);
@@ -117,7 +124,10 @@ int main(int argc, char** argv) {
                     const double f = 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K);
                     total += best * static_cast<double>(s.count);
                     flops += f * static_cast<double>(s.count);
-                    std::printf("  %s %7.1f", direction == 0 ? "forward" : direction == 1 ? "input" : "weight",
+                    std::printf("  %s %7.1f",
+                                direction == 0   ? "forward"
+                                : direction == 1 ? "input"
+                                                 : "weight",
                                 f / best / 1e9);
                 }
                 std::printf("  GFLOP/s\n");

@@ -1,46 +1,129 @@
-# Shared by quickstart and test: installs what is missing, and builds. Sourced, not run.
+# shellcheck shell=bash disable=SC2086
+# Shared by quickstart and test: what is missing, how it is installed, what is built. Sourced, not run.
 
 say() { printf '\n== %s\n' "$*"; }
+# die MESSAGE: what a person can mend. fault MESSAGE: what they cannot.
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 2
 }
+fault() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
 
 have() { command -v "$1" >/dev/null 2>&1; }
+have_file() { # is one of these below /usr or /usr/local?
+    local file
+    for file in "$@"; do
+        [ ! -e "/usr/$file" ] && [ ! -e "/usr/local/$file" ] || return 0
+    done
+    return 1
+}
+have_header() { [ -n "$(find /usr/include /usr/local/include -name "$1" -print -quit 2>/dev/null)" ]; }
+have_matplotlib() {
+    python3 -c 'import matplotlib' 2>/dev/null || .venv/bin/python -c 'import matplotlib' 2>/dev/null
+}
 
-# The Debian and Ubuntu packages that are missing, one line.
+apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
+
+# ---- Packages: this list, and the line in README.md ----
+
+# The Debian and Ubuntu packages that are missing, one a line. With "tests" also what only the tests need.
 missing_packages() {
     have g++ || echo g++
     have cmake || echo cmake
     have ninja || echo ninja-build
-    have git || echo git
     have python3 || echo python3
-    [ -n "$(find /usr/include /usr/local/include -name cblas.h -print -quit 2>/dev/null)" ] || echo libopenblas-openmp-dev
-    # oneDNN makes the CPU device faster on x86-64; where the distribution has none, the CBLAS does its work.
-    if [ "$(uname -m)" = x86_64 ] && [ ! -e /usr/include/oneapi/dnnl/dnnl.h ] &&
-        [ ! -e /usr/local/include/oneapi/dnnl/dnnl.h ] && apt-cache show libdnnl-dev >/dev/null 2>&1; then
+    have_header cblas.h || echo libopenblas-openmp-dev
+    # fp32 products; on x86-64 alone, and not where a distribution has OpenBLAS but no oneDNN.
+    if [ "$(uname -m)" = x86_64 ] && ! have_file include/oneapi/dnnl/dnnl.h &&
+        { apt_knows libdnnl-dev || ! apt_knows libopenblas-openmp-dev; }; then
         echo libdnnl-dev
     fi
-    [ -e /usr/include/nlohmann/json.hpp ] || [ -e /usr/local/include/nlohmann/json.hpp ] || echo nlohmann-json3-dev
-    [ -e /usr/include/CLI/CLI.hpp ] || [ -e /usr/local/include/CLI/CLI.hpp ] || echo libcli11-dev
-    [ -e /usr/include/gtest/gtest.h ] || [ -e /usr/local/include/gtest/gtest.h ] || echo libgtest-dev
+    have_file include/nlohmann/json.hpp || echo nlohmann-json3-dev
+    have_file include/CLI/CLI.hpp || echo libcli11-dev
+    have_header evp.h || echo libssl-dev
+    [ "${1:-}" != tests ] || have_file include/gtest/gtest.h || echo libgtest-dev
 }
 
-install_missing() {
-    local packages
-    packages=$(missing_packages | tr '\n' ' ')
-    [ -n "$packages" ] || return 0
-    local install="apt-get install -y --no-install-recommends $packages"
-    have apt-get || die "these packages are missing: $packages; install them with your system's package manager"
+# For .venv, which holds matplotlib; not worth stopping for.
+missing_extras() {
+    have_matplotlib || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+}
+
+# apt_get OPTIONS: as root or through sudo, or returns 1 where neither can be had without a question.
+can_install() { have apt-get && { [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }; }; }
+apt_get() {
     if [ "$(id -u)" = 0 ]; then
-        say "Installing: $packages"
-        apt-get update -q && DEBIAN_FRONTEND=noninteractive $install
-    elif have sudo && sudo -n true 2>/dev/null; then
-        say "Installing: $packages"
-        sudo apt-get update -q && sudo DEBIAN_FRONTEND=noninteractive $install
+        DEBIAN_FRONTEND=noninteractive apt-get "$@"
     else
-        die "some packages are missing; run this once, then again what you ran:  sudo $install"
+        sudo DEBIAN_FRONTEND=noninteractive apt-get "$@"
     fi
+}
+
+# install_missing [tests]: asks apt-get only when something is missing, so that it works without network otherwise.
+install_missing() {
+    local packages extras
+    packages=$(missing_packages "$@" | tr '\n' ' ')
+    extras=$(missing_extras | tr '\n' ' ')
+    if [ -z "$packages" ]; then
+        echo "Every package that the build needs is here."
+        if [ -n "$extras" ] && can_install; then
+            apt_get install -y -q --no-install-recommends $extras || echo "Going on without $extras"
+        fi
+        return 0
+    fi
+    local install="apt-get install -y --no-install-recommends $packages$extras"
+    have apt-get || die "these packages are missing: $packages; install them with your system's package manager"
+    can_install || die "some packages are missing; run this once, then again what you ran:  sudo $install"
+    echo "Installing $packages$extras"
+    apt_get update -q || echo "Not every package list could be reached: going on with those that are here"
+    apt_get install -y -q --no-install-recommends $packages $extras ||
+        die "apt-get could not install them: mend what it says above (is there a network?), then run this again"
+}
+
+# Puts matplotlib into .venv unless this Python has it; returns 1 where that fails.
+make_venv() {
+    have_matplotlib && return 0
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1
+    # No builds from source: a picture is not worth a compiler's hour. Few retries: without network it ends soon.
+    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 \
+        matplotlib
+}
+
+# ---- The GPU ----
+
+has_gpu() { have nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU 0'; }
+
+# The newest CUDA that the driver can run, as "13.0"; nothing if it does not say.
+driver_cuda() { nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p' | head -n 1; }
+
+find_nvcc() {
+    local nvcc
+    for nvcc in "$(command -v nvcc)" /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc; do
+        if [ -x "$nvcc" ]; then
+            echo "$nvcc"
+            return 0
+        fi
+    done
+    return 1
+}
+toolkit_cuda() { "$1" --version | sed -n 's/.*release \([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p'; }
+
+# at_least A B: is version A = x.y not below B?
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+# toolkit_fits DRIVER TOOLKIT: prints why not. Within one major version an older driver runs a newer toolkit's programs.
+toolkit_fits() {
+    if ! at_least "$2" 12.4; then
+        echo "the CUDA toolkit is $2, Ingot needs 12.4 or later"
+    elif ! at_least "$1" "${2%%.*}.0"; then
+        echo "the driver runs CUDA $1, the toolkit is $2: update the driver, or install a toolkit ${1%%.*}.x"
+    else
+        return 0
+    fi
+    return 1
 }
 
 # Which GPU architecture to build for: that of the first GPU here, else sm_80, so that the code is at least compiled.
@@ -55,10 +138,19 @@ cuda_architecture() {
     esac
 }
 
+# ---- Building ----
+
 # build PRESET [cmake options]
 build() {
-    local preset=$1
+    local preset=$1 log
     shift
-    cmake --preset "$preset" "$@"
-    cmake --build --preset "$preset"
+    mkdir -p build
+    log=build/configure-$preset.log
+    if ! cmake --preset "$preset" "$@" >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        fault "cmake could not configure the build: its last lines stand above, all of them in $log"
+    fi
+    grep -E '^-- (CUDA device|BLAS)' "$log" || true
+    cmake --build --preset "$preset" ||
+        fault "the build failed: the compiler's message stands above; with little memory try again (it goes on)"
 }

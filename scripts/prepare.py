@@ -113,6 +113,9 @@ class Progress:
     def _show(self, now: float) -> None:
         speed = self.done / MB / max(now - self.start, 1e-9)
         text = f"{self.done / MB:.1f} of {self.total / MB:.1f} MB, {speed:.1f} MB/s"
+        if self.done > 0:
+            left = round(max(0, self.total - self.done) / MB / max(speed, 1e-9))
+            text += f", {left // 60}m{left % 60:02}s left"
         if self.terminal:
             filled = int(30 * min(1.0, self.done / max(self.total, 1)))
             tell(sys.stderr, f"\r[{'#' * filled}{'.' * (30 - filled)}] {text}\033[K")

@@ -2,10 +2,12 @@
 // optimizer-00000-of-00001.safetensors (fp32, the names and shapes of the outer model, vocabulary unpadded).
 //
 // A checkpoint is committed by one rename: everything is written into step-00001000.tmp-NONCE and synced before. What a
-// kill leaves behind has the wrong name and is removed by the next run.
+// kill leaves behind has the wrong name and is removed by the next run. Writing: checkpoint_writer.h.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -14,8 +16,12 @@
 #include "src/log.h"
 #include "src/model.h"
 #include "src/optimizer.h"
+#include "src/safetensors.h"
 
 namespace ingot {
+
+constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
+constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
 
 // What a run needs besides weights and moments to go on exactly.
 struct TrainingState {
@@ -25,20 +31,41 @@ struct TrainingState {
     StepReport report;  // of step `step`, so that the log line of that step is written by whoever goes on
 };
 
-// Writes checkpoints/step-NNNNNNNN of `run_dir` and then removes the oldest beyond `keep`. Throws Error; the older
-// checkpoints are whole then.
-void save_checkpoint(const std::string& run_dir, const Config& config, const TrainingState& training,
-                     const Model& model, const Optimizer& optimizer);
+// A committed checkpoint that was found whole: its manifest and every byte of its files match their checksums.
+struct Checkpoint {
+    std::string folder;
+    int64_t step = 0;
+    nlohmann::ordered_json manifest;
+    Config config;  // resolved, of the run that wrote it
+    // Mapped, so that they can be read after a run that goes on has removed the folder.
+    std::shared_ptr<const SafetensorsFile> weights, moments;
+};
 
 // The committed checkpoints of a run folder, oldest first.
 std::vector<std::string> list_checkpoints(const std::string& run_dir);
 
-// Loads the newest checkpoint that is whole into model and optimizer; damaged ones are named on stderr and passed over.
-// Throws UserError if there are some and none is whole, or if the newest whole one belongs to another model or seed.
-TrainingState load_newest_checkpoint(const std::string& run_dir, const Config& config, const Model& model,
-                                     const Optimizer& optimizer);
+// Opens a step folder, or the newest checkpoint of a run folder that verifies; damaged ones are named on stderr and
+// passed over. Takes no lock: a run may go on there. Throws UserError if there is none, if none is whole, or if a whole
+// one cannot be read by this program.
+Checkpoint open_checkpoint(const std::string& folder);
 
-// Removes what killed runs left behind in `run_dir`.
+// Copies weights into a model of the checkpoint's configuration.
+void load_weights(const Checkpoint& checkpoint, Model* model);
+// The same for AdamW's moments, and what else training goes on from.
+TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer);
+
+// ---- For whoever owns the run folder ----
+
+// "RUN_DIR/checkpoints/step-00001000".
+std::string checkpoint_folder(const std::string& run_dir, int64_t step);
+// Removes what killed runs left behind.
 void remove_unfinished_checkpoints(const std::string& run_dir);
+// Removes all but the newest `keep`, and those at multiples of `keep_every` (0: none is kept for good).
+void prune_checkpoints(const std::string& run_dir, int64_t keep, int64_t keep_every);
+// Takes the checkpoints of later steps out of the run: they are renamed, not removed. Returns their new paths.
+std::vector<std::string> set_aside_checkpoints_after(const std::string& run_dir, int64_t step);
+
+// All outer tensors of a flat space, under `prefix`: the order in which a file has them.
+std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix);
 
 }  // namespace ingot

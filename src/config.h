@@ -1,5 +1,6 @@
-// The configuration of a run. One field list per section (visit_fields below) drives reading, --set, the unknown-key
-// error and the resolved config that is written to the run folder.
+// The configuration of a run. One field list per section (config_fields.h) drives reading, --set, the unknown-key
+// error, ranges, the schema for editors, the resolved config that is written to the run folder, and what a resumed run
+// may change.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,8 @@ enum class Recompute {
 enum class ScheduleType { constant, linear, cosine, wsd };
 enum class EotSide { automatic, start, end };  // whether EOT opens or closes a document
 enum class NonFinite { skip, stop };
+enum class DeviceChoice { automatic, cpu, cuda };
+enum class Precision { automatic, fp32, bf16, fp16 };
 
 struct ModelConfig {
     int64_t n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0;
@@ -44,14 +47,17 @@ struct DataConfig {
 };
 
 struct TrainingConfig {
-    std::string device = "auto";  // auto, cpu
-    int64_t steps = 0;
+    DeviceChoice device = DeviceChoice::automatic;
+    Precision precision = Precision::automatic;
+    int64_t steps = 0;  // 0 until resolve_steps(), where epochs stand instead
+    double epochs = 0;  // 0: steps are given
     int64_t batch_tokens = 0;
     int64_t micro_batch_size = 0;  // rows
     Recompute recompute = Recompute::none;
     double z_loss = 0;
     NonFinite on_nonfinite = NonFinite::skip;
     int64_t max_skipped_steps = 20;
+    double max_minutes = 0;  // 0: no limit
 };
 
 struct OptimizerConfig {
@@ -60,9 +66,9 @@ struct OptimizerConfig {
 
 struct ScheduleConfig {
     ScheduleType type = ScheduleType::cosine;
-    int64_t warmup_steps = 0;
+    int64_t warmup_steps = -1;  // -1 until the defaults are filled in
     double final_lr_fraction = 0.1;
-    int64_t decay_steps = 0;  // wsd: how many of the last steps decay
+    int64_t decay_steps = -1;  // wsd: how many of the last steps decay
 };
 
 struct EvalConfig {
@@ -80,10 +86,14 @@ struct SampleConfig {
 struct CheckpointConfig {
     int64_t every = 1000;
     int64_t keep = 3;
+    int64_t keep_every = 0;  // those at multiples of it are never removed; 0: none
+    bool async = true;
+    int64_t host_memory = -1;  // bytes for the snapshot of an asynchronous save; -1: auto
 };
 
 struct LogConfig {
     int64_t every = 1;
+    bool jsonl = true;
 };
 
 struct Config {
@@ -107,7 +117,27 @@ Config read_config(const std::string& file, const std::vector<std::string>& over
 // The same from JSON text; `source` names it in errors.
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);
 
-// The resolved config, every field spelled out.
+// Turns training.epochs into training.steps, and fills the defaults that depend on them, once the number of training
+// tokens is known. Does nothing where steps are given. Throws UserError as read_config() does.
+void resolve_steps(Config* config, int64_t train_tokens);
+
+// The resolved config, every field spelled out. It reads back as the same config.
 nlohmann::ordered_json config_to_json(const Config& config);
+
+// The JSON schema of a config file (draft 7), for editors: configs/schema.json.
+nlohmann::ordered_json config_schema();
+
+// What a resumed run does with a field that was changed.
+enum class OnResume {
+    fixed,     // refuses: the checkpoint would mean something else
+    from_now,  // goes on with the new value, and says so
+    free       // takes no notice: the computation does not depend on it
+};
+struct ConfigChange {
+    std::string path, then, now;  // "optimizer.lr", and both values as JSON
+    OnResume on_resume;
+};
+// The fields in which a resolved config of before, as config_to_json() wrote it, and `now` differ.
+std::vector<ConfigChange> config_changes(const nlohmann::ordered_json& then, const Config& now);
 
 }  // namespace ingot

@@ -1,5 +1,8 @@
 #include "src/log.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -104,10 +107,12 @@ RunLog::RunLog(const std::string& path, int64_t last_step) : path_(path) {
         const json object = json::parse(line, nullptr, false);
         const bool is_whole = !old.eof() && object.is_object() && object.contains("step") &&
                               object["step"].is_number_integer() && object["step"].get<int64_t>() <= last_step;
-        if (is_whole)
+        if (is_whole) {
             kept += line + "\n";
-        else
+            has_last_step_ = has_last_step_ || object["step"] == last_step;
+        } else {
             is_cut = true;
+        }
     }
     old.close();
     if (is_cut) {
@@ -117,20 +122,43 @@ RunLog::RunLog(const std::string& path, int64_t last_step) : path_(path) {
         file.sync_and_close();
         std::filesystem::rename(temporary, path_);
     }
-    file_ = std::fopen(path_.c_str(), "a");
+    open();
     REQUIRE(file_ != nullptr, "cannot open ", path_, ": ", std::strerror(errno));
 }
 
 RunLog::~RunLog() {
-    std::fclose(file_);
+    if (file_ != nullptr) std::fclose(file_);
+}
+
+void RunLog::open() {
+    if (file_ != nullptr) std::fclose(file_);
+    file_ = std::fopen(path_.c_str(), "ae");
+    // Unbuffered: what a full disk refuses must not come back to haunt a later line.
+    if (file_ != nullptr) std::setvbuf(file_, nullptr, _IONBF, 0);
 }
 
 void RunLog::write(const StepReport& report) {
+    // Two calls a step that never wait for a disk: a folder that was moved away must not take the log with it unseen.
+    struct stat info {
+    }, there{};
+    const bool is_there = file_ != nullptr && fstat(fileno(file_), &info) == 0 && stat(path_.c_str(), &there) == 0 &&
+                          info.st_ino == there.st_ino && info.st_dev == there.st_dev;
+    if (!is_there) {
+        std::fprintf(stderr, "WARNING: %s was removed: a new one begins at step %ld\n", path_.c_str(),
+                     static_cast<long>(report.step));
+        std::error_code ignored;
+        std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
+        open();
+        info.st_size = 0;
+    }
     const std::string line = report_to_json(report).dump() + "\n";
-    // The log must not end a run: a full disk costs lines, and is said.
-    if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0) {
-        std::fprintf(stderr, "warning: cannot write %s: %s\n", path_.c_str(), std::strerror(errno));
+    if (file_ == nullptr || std::fwrite(line.data(), 1, line.size(), file_) != line.size()) {
+        std::fprintf(stderr, "WARNING: the line of step %ld cannot be written to %s: %s\n",
+                     static_cast<long>(report.step), path_.c_str(), std::strerror(errno));
+        if (file_ == nullptr) return;
         std::clearerr(file_);
+        // Half a line would spoil the next one.
+        if (ftruncate(fileno(file_), info.st_size) != 0) std::fprintf(stderr, "WARNING: %s ends torn\n", path_.c_str());
     }
 }
 

@@ -36,11 +36,17 @@ class RunLog {
     ~RunLog();
     RunLog(const RunLog&) = delete;
     RunLog& operator=(const RunLog&) = delete;
+    // Whether the line of `last_step` was there.
+    bool has_last_step() const { return has_last_step_; }
+    // A line that cannot be written (a full disk) costs that line and a warning, not the run. A file that was removed
+    // under it is begun anew.
     void write(const StepReport& report);
 
   private:
+    void open();
     std::string path_;
-    std::FILE* file_;
+    bool has_last_step_ = false;
+    std::FILE* file_ = nullptr;
 };
 
 }  // namespace ingot

@@ -17,15 +17,15 @@ int run(int argc, char** argv) {
         "  ./train --config configs/tiny.json --set optimizer.lr=1e-3 --set name=faster"};
     app.set_version_flag("--version", "ingot " INGOT_VERSION);
     ingot::TrainOptions options;
-    std::string resume = "none", device;
+    std::string device;
     app.add_option("--config", options.config_file, "The run's configuration (JSON, comments allowed)")->required();
     app.add_option("--set", options.overrides, "Override one field: section.key=value (repeatable)")
         ->take_all()
         ->allow_extra_args(false);
-    app.add_option("--resume", resume,
+    app.add_option("--resume", options.resume,
                    "auto: go on from the newest whole checkpoint, or start anew where there is none")
-        ->check(CLI::IsMember({"auto", "none"}))
         ->capture_default_str();
+    app.add_flag("--dry-run", options.is_dry_run, "Print the plan and stop");
     app.add_option("--device", device, "auto or cpu; overrides training.device");
     try {
         app.parse(argc, argv);
@@ -34,15 +34,7 @@ int run(int argc, char** argv) {
         app.exit(error);
         return is_help ? ingot::kExitDone : ingot::kExitUsage;
     }
-    options.resumes = resume == "auto";
     if (!device.empty()) {
-        if (device == "cuda") {
-            std::string why;
-            const int count = ingot::Device::num_cuda_devices(&why);
-            throw ingot::UserError(count == 0
-                                       ? ingot::join("--device cuda: no CUDA device: ", why, ": use --device cpu")
-                                       : "--device cuda: this version trains on the CPU: use --device cpu");
-        }
         options.overrides.push_back("training.device=" + device);
     }
     return ingot::train(options);

@@ -47,6 +47,7 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     chunk_ = std::clamp<int64_t>(kLogitsBytes / (VP * size_of(dtype)), 1, N);
 
     plan->add("weights", stats_, {table_.flat_size()}, &weights_);
+    if (dtype != stats_) plan->add("compute_weights", dtype, {table_.flat_size()}, &compute_weights_);
     if (is_training) plan->add("gradients", stats_, {table_.flat_size()}, &gradients_);
     if (config.position == Position::alibi) plan->add("constants.slopes", stats_, {NH}, &slopes_);
     if (config.position == Position::rope) plan->add("constants.rope_table", stats_, {max_positions, HS}, &rope_table_);
@@ -140,6 +141,21 @@ void Model::initialize_weights(uint64_t seed) {
     device_.zero(host);
     initialize_parameters(table_, seed, host);
     if (memory != nullptr) device_.copy(weights_, host);
+    refresh_compute_weights();
+}
+
+// Through the host: it happens once, when a run begins.
+void Model::refresh_compute_weights() {
+    if (!compute_weights_) return;
+    const int64_t count = weights_.numel();
+    const std::shared_ptr<void> memory = Device::cpu().allocate(static_cast<size_t>(count) * 6);
+    float* const master = static_cast<float*>(memory.get());
+    uint16_t* const rounded = reinterpret_cast<uint16_t*>(master + count);
+    device_.copy(Tensor::contiguous(master, DType::f32, {count}), weights_);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; ++i)
+        rounded[i] = dtype_ == DType::bf16 ? to_bf16(master[i]).bits : to_f16(master[i]).bits;
+    device_.copy(compute_weights_, Tensor::contiguous(rounded, dtype_, {count}));
 }
 
 LayerActivations Model::activations(int64_t layer, int64_t n) const {
@@ -165,7 +181,7 @@ Tensor Model::head_weight(const Tensor& flat) const {
 // ---- Forward ----
 
 void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute) {
-    const LayerTensors w = layer_tensors(table_, weights_, layer);
+    const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
     const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
@@ -217,20 +233,20 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 void Model::forward_trunk(const MicroBatch& batch, int64_t n) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
     embedding_forward(device_, {.out = first(residual_[0], n),
-                                .weight = parameter_view(weights_, table_.find("embedding")),
+                                .weight = parameter_view(compute_weights(), table_.find("embedding")),
                                 .tokens = batch.tokens});
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false);
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
                               .rstd = first(final_rstd_, n),
                               .x = first(residual_.back(), n),
-                              .weight = parameter_view(weights_, table_.find("final_norm")),
+                              .weight = parameter_view(compute_weights(), table_.find("final_norm")),
                               .eps = config_.norm_eps});
 }
 
 // Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
 // time.
 void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode) {
-    const Tensor weight = head_weight(weights_);
+    const Tensor weight = head_weight(compute_weights());
     for (int64_t begin = 0; begin < n; begin += chunk_) {
         const int64_t end = std::min(begin + chunk_, n);
         const Tensor x = final_norm_.slice(0, begin, end), logits = first(logits_, end - begin);
@@ -268,14 +284,14 @@ void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, co
         const int64_t out = static_cast<int64_t>(i);
         matmul_forward(device_, {.out = logits.slice(0, out, out + 1),
                                  .x = final_norm_.slice(0, rows[i], rows[i] + 1),
-                                 .weight = head_weight(weights_)});
+                                 .weight = head_weight(compute_weights())});
     }
 }
 
 // ---- Backward ----
 
 void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
-    const LayerTensors w = layer_tensors(table_, weights_, layer);
+    const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerTensors dw = layer_tensors(table_, gradients_, layer);
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
@@ -375,7 +391,7 @@ void Model::backward(const MicroBatch& batch) {
                                .dout = first(dnorm_, n),
                                .x = first(residual_.back(), n),
                                .rstd = first(final_rstd_, n),
-                               .weight = parameter_view(weights_, table_.find("final_norm")),
+                               .weight = parameter_view(compute_weights(), table_.find("final_norm")),
                                .workspace = workspace_});
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
     embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),

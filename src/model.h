@@ -50,6 +50,8 @@ class Model {
     // After the plan was allocated: tables, slopes; then weights from the seed.
     void initialize_constants();
     void initialize_weights(uint64_t seed);
+    // After the weights were written from outside: rounds the copy that is computed with.
+    void refresh_compute_weights();
 
     // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient
     // is already taken here, chunk by chunk, so that logits never exist for more than a chunk.
@@ -64,7 +66,9 @@ class Model {
     const ModelConfig& config() const { return config_; }
     const ParameterTable& table() const { return table_; }
     const Device& device() const { return device_; }
-    const Tensor& weights() const { return weights_; }      // flat, fp32 (fp64)
+    const Tensor& weights() const { return weights_; }  // flat, fp32 (fp64)
+    // What products and norms read: a copy of the weights in the compute type, or the weights themselves.
+    const Tensor& compute_weights() const { return compute_weights_ ? compute_weights_ : weights_; }
     const Tensor& gradients() const { return gradients_; }  // flat, the same layout
     const Tensor& losses() const { return losses_; }        // (N) of the last forward() or evaluate()
     DType dtype() const { return dtype_; }
@@ -94,7 +98,7 @@ class Model {
     double z_loss_;
     int64_t chunk_;  // tokens whose logits exist at a time
 
-    Tensor weights_, gradients_;
+    Tensor weights_, compute_weights_, gradients_;
     Tensor slopes_, rope_table_;
     std::vector<LayerActivations> layers_;
     std::vector<Tensor> residual_;  // L + 1 of (N, C): what enters each layer, and what leaves the last

@@ -17,10 +17,12 @@ void Optimizer::update(const Model& model, StepBlock* step) const {
     step_decide(device, step);
     for (const Parameter& parameter : model.table().parameters()) {
         const int64_t begin = parameter.offset, end = parameter.offset + parameter.numel();
+        const bool has_copy = model.dtype() != accumulation_dtype(model.dtype());
         adamw(device, {.weights = model.weights().slice(0, begin, end),
                        .m = m_.slice(0, begin, end),
                        .v = v_.slice(0, begin, end),
                        .gradient = model.gradients().slice(0, begin, end),
+                       .compute = has_copy ? model.compute_weights().slice(0, begin, end) : Tensor{},
                        .step = step,
                        .decays = parameter.is_matrix});
     }

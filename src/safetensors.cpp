@@ -104,7 +104,7 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
 }
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums) {
     ordered_json header = ordered_json::object();
     if (!metadata.empty()) header["__metadata__"] = metadata;
     uint64_t offset = 0;
@@ -130,9 +130,13 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     text.resize((text.size() + 7) / 8 * 8, ' ');  // so that data starts aligned
     const uint64_t header_bytes = text.size();
     OutputFile file(path);
-    file.write(&header_bytes, 8);
-    file.write(text.data(), text.size());
-    for (const NamedTensor& named : sorted) file.write(named.tensor.data, static_cast<size_t>(named.tensor.bytes()));
+    const auto write = [&](const void* data, size_t bytes) {
+        file.write(data, bytes);
+        if (checksums != nullptr) checksums->update(data, bytes);
+    };
+    write(&header_bytes, 8);
+    write(text.data(), text.size());
+    for (const NamedTensor& named : sorted) write(named.tensor.data, static_cast<size_t>(named.tensor.bytes()));
     file.sync_and_close();
 }
 

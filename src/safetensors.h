@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/core/tensor.h"
+#include "src/checksum.h"
 
 namespace ingot {
 
@@ -38,8 +39,8 @@ struct NamedTensor {
 };
 
 // Writes and syncs a new file, tensors of larger elements first, so that each is aligned; throws Error (kExitAllocation
-// for a full disk or a failed write) naming the path.
+// for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the file.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata);
+                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums = nullptr);
 
 }  // namespace ingot

@@ -1,149 +1,135 @@
-// Reading order: Trainer::run() is the loop; each line of it is a function below.
+// Reading order: Trainer::run() is the loop; each line of it is a function above.
 #include "src/train.h"
-
-#include <omp.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 
-#include "kernels/core/blas.h"
 #include "kernels/step.h"
 #include "src/batch.h"
 #include "src/checkpoint.h"
 #include "src/config.h"
-#include "src/data/rows.h"
-#include "src/data/shards.h"
+#include "src/environment.h"
 #include "src/generate.h"
 #include "src/log.h"
-#include "src/model.h"
-#include "src/optimizer.h"
 #include "src/run_folder.h"
 #include "src/schedule.h"
 #include "src/signals.h"
+#include "src/training_data.h"
+#include "src/training_plan.h"
 
 namespace ingot {
 
 namespace {
 
+namespace fs = std::filesystem;
+
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Device choose_device(const TrainingConfig& config) {
-    if (config.device == "auto")
-        std::printf("device: CPU (the CUDA device cannot train yet: not every op has its kernel)\n");
-    return Device::cpu();
-}
-
 class Trainer {
   public:
-    Trainer(const Config& config, bool resumes);
+    // All three outlive the trainer.
+    Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan);
+    void start_or_resume(const std::string& resume);
     int run();
 
   private:
-    void print_summary() const;
-    void start_or_resume();
-    bool train_step();  // false: a signal came, the unfinished step is dropped
-    void evaluate();
-    void save(bool is_last_chance);
+    enum class SaveMode {
+        running,     // training goes on, also if it fails
+        last_chance  // waits for the end, and throws if it fails
+    };
+    bool train_step();  // false: the run must stop, the unfinished step is dropped
+    bool evaluate();    // false: the same
+    void save(SaveMode mode);
+    void note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode);
+    void write_log();
     void sample();
+    void resume_from(const Checkpoint& checkpoint);
     int stop_for_nonfinite() const;
+    int stop();
+    bool must_stop() const;
+    bool is_due(int64_t every) const { return every > 0 && training_.step > 0 && training_.step % every == 0; }
+    bool is_last() const { return training_.step >= config_.training.steps; }
 
-    Config config_;
-    RunFolder folder_;
-    TokenShards train_shards_;
-    std::unique_ptr<TokenShards> val_shards_;
-    RowSource rows_;
-    std::unique_ptr<ValidationRows> val_rows_;
-    Device device_;
-    MemoryPlan plan_;
-    int64_t micro_batch_, num_micro_steps_;
-    Model model_;
-    Optimizer optimizer_;
-    BatchBuffers batch_;
-    Tensor step_tensor_, eval_tensor_, sample_logits_;
-    std::shared_ptr<void> memory_;
-    StepBlock *step_block_ = nullptr, *eval_block_ = nullptr;
+    const Config& config_;
+    const RunFolder& folder_;
+    const TrainingData& data_;
+    TrainingPlan& plan_;
+    const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
     HostBatch host_batch_;
     TrainingState training_;
-    bool resumes_, report_is_pending_ = false;
-    int64_t saved_step_ = -1;
+    bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
+    int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
 };
 
-Trainer::Trainer(const Config& config, bool resumes)
-    : config_(config),
-      folder_(config),
-      train_shards_(config.data.train, "data.train", config.model.vocab_size, config.data.eot_token, config.data.eot),
-      rows_(train_shards_, config.data, config.model.context_length, static_cast<uint64_t>(config.seed)),
-      device_(choose_device(config.training)),
-      micro_batch_(config.training.micro_batch_size),
-      num_micro_steps_(config.training.batch_tokens / (micro_batch_ * config.model.context_length)),
-      model_(device_, config.model, DType::f32, micro_batch_ * config.model.context_length, config.model.context_length,
-             config.training.recompute, config.training.z_loss, true, &plan_),
-      optimizer_(model_, &plan_),
-      batch_(model_.max_tokens(), &plan_),
-      resumes_(resumes) {
-    if (!config.data.val.empty()) {
-        val_shards_ = std::make_unique<TokenShards>(config.data.val, "data.val", config.model.vocab_size,
-                                                    config.data.eot_token, config.data.eot);
-        val_rows_ = std::make_unique<ValidationRows>(*val_shards_, config.data, config.model.context_length,
-                                                     config.eval.tokens);
-        for (const std::string& file : shared_files(train_shards_, *val_shards_))
-            std::fprintf(stderr, "WARNING: %s is in data.train and in data.val: the validation loss will be too good\n",
-                         file.c_str());
+Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan)
+    : config_(config), folder_(folder), data_(data), plan_(*plan) {}
+
+// ---- Start ----
+
+void Trainer::resume_from(const Checkpoint& checkpoint) {
+    bool has_changed = false;
+    for (const ConfigChange& change : config_changes(config_to_json(checkpoint.config), config_)) {
+        REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ",
+                change.then, ", the config says ", change.now, ": a resumed run cannot change the ",
+                change.path == "seed" ? "seed" : "model", "; set it back, or use another name or run_dir");
+        if (change.on_resume == OnResume::free) continue;
+        has_changed = true;
+        std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), change.then.c_str(),
+                    change.now.c_str());
     }
-    plan_.add("step", DType::u8, {sizeof(StepBlock)}, &step_tensor_);
-    plan_.add("eval_step", DType::u8, {sizeof(StepBlock)}, &eval_tensor_);
-    if (config.sample.every > 0)
-        plan_.add("sample_logits", DType::f32, {1, config.model.padded_vocab_size()}, &sample_logits_);
-    print_summary();
-    memory_ = plan_.allocate(device_);
-    step_block_ = new (step_tensor_.data) StepBlock{};
-    eval_block_ = new (eval_tensor_.data) StepBlock{};
-    model_.initialize_constants();
+    training_ = load_training(checkpoint, &plan_.model, plan_.optimizer);
+    plan_.step->state = training_.state;
+    std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
+    const std::string differences = environment_changes(
+        checkpoint.manifest.value("environment", nlohmann::ordered_json::object()), environment(plan_.device()));
+    if (differences.empty() && !has_changed)
+        std::printf("bits: as if the run had not stopped (config, device and libraries are those of the checkpoint)\n");
+    if (!differences.empty())
+        std::printf("bits: not promised to be those of an uninterrupted run, since %s\n", differences.c_str());
+    // What lies ahead of the resumed step is damaged, or of a future that will not be.
+    for (const std::string& path : set_aside_checkpoints_after(folder_.path(), training_.step))
+        std::printf("set aside, remove it when you like: %s\n", path.c_str());
 }
 
-void Trainer::print_summary() const {
-    const ModelConfig& m = config_.model;
-    const char* const positions[] = {"ALiBi", "RoPE", "no positions"};
-    std::printf("model: %.2fM parameters, %ld layers, width %ld, context %ld, vocabulary %ld%s%s\n",
-                static_cast<double>(model_.table().num_parameters()) / 1e6, static_cast<long>(m.n_layers),
-                static_cast<long>(m.d_model), static_cast<long>(m.context_length), static_cast<long>(m.vocab_size),
-                m.tie_embeddings ? ", tied embeddings" : "", m.qk_norm ? ", QK-norm" : "");
-    std::printf("attention: causal, %s, %ld query / %ld kv heads of %ld, documents %s\n",
-                positions[static_cast<int>(m.position)], static_cast<long>(m.n_heads), static_cast<long>(m.n_kv_heads),
-                static_cast<long>(m.head_dim), config_.data.mask_documents ? "masked" : "not masked");
-    std::printf("data: %s\n", train_shards_.describe().c_str());
-    if (val_shards_) std::printf("validation: %s\n", val_shards_->describe().c_str());
-    std::printf("step: %ld micro-batches of %ld x %ld tokens, fp32, %d threads, %s\n",
-                static_cast<long>(num_micro_steps_), static_cast<long>(micro_batch_),
-                static_cast<long>(m.context_length), omp_get_max_threads(), blas_description());
-    std::printf("memory plan:\n%s", plan_.table().c_str());
-}
-
-void Trainer::start_or_resume() {
-    remove_unfinished_checkpoints(folder_.path());
-    const std::vector<std::string> existing = list_checkpoints(folder_.path());
-    REQUIRE(existing.empty() || resumes_, folder_.path(), " holds a checkpoint (", existing.back(),
+void Trainer::start_or_resume(const std::string& resume) {
+    const std::string& run_dir = folder_.path();
+    remove_unfinished_checkpoints(run_dir);
+    const std::vector<std::string> existing = list_checkpoints(run_dir);
+    const bool takes_path = resume != "none" && resume != "auto";
+    REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
             "): go on with --resume auto, or start anew with another name or run_dir");
-    if (existing.empty()) {
-        model_.initialize_weights(static_cast<uint64_t>(config_.seed));
+    if (takes_path) {
+        const Checkpoint checkpoint = open_checkpoint(resume);
+        const fs::path owner = fs::weakly_canonical(checkpoint.folder).parent_path().parent_path();
+        REQUIRE(existing.empty() || owner == fs::weakly_canonical(run_dir), run_dir,
+                " holds checkpoints of its own, and ", resume,
+                " belongs to another run: start with another name or run_dir");
+        resume_from(checkpoint);
+    } else if (!existing.empty()) {
+        resume_from(open_checkpoint(run_dir));
     } else {
-        training_ = load_newest_checkpoint(folder_.path(), config_, model_, optimizer_);
-        step_block_->state = training_.state;
-        saved_step_ = training_.step;
-        report_is_pending_ = training_.step > 0;
-        std::printf("resumed from step %ld\n", static_cast<long>(training_.step));
-        if (training_.step >= config_.training.steps)
-            std::printf("this run is finished: raise training.steps to go on\n");
+        plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
     }
+    const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
+    saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
     folder_.write_config(config_);
-    // The line of the checkpoint's own step is written again: a kill may have come between saving and logging.
-    log_ = std::make_unique<RunLog>(folder_.path() + "/log.jsonl", training_.step - 1);
+    if (config_.log.jsonl) log_ = std::make_unique<RunLog>(run_dir + "/log.jsonl", training_.step);
+    // A kill may have come between the save and the log line of its step.
+    report_is_pending_ = training_.step > 0 && (log_ == nullptr || !log_->has_last_step());
+}
+
+// ---- The parts of the loop ----
+
+bool Trainer::must_stop() const {
+    const double minutes = config_.training.max_minutes;
+    return stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes);
 }
 
 // One optimizer step: micro-steps of forward and backward, then one update.
@@ -154,33 +140,36 @@ bool Trainer::train_step() {
     report.step = training_.step + 1;
     report.lr = learning_rate(config_.schedule, config_.optimizer.lr, config_.training.steps, report.step);
     const OptimizerConfig& o = config_.optimizer;
-    step_begin(device_, step_block_,
+    Model& model = plan_.model;
+    const int64_t micro_batch = config_.training.micro_batch_size, num_micro_steps = plan_.num_micro_steps();
+    step_begin(plan_.device(), plan_.step,
                {.lr = report.lr,
                 .beta1 = o.beta1,
                 .beta2 = o.beta2,
                 .eps = o.eps,
                 .weight_decay = o.weight_decay,
                 .grad_clip = o.grad_clip});
-    device_.zero(model_.gradients());
-    for (int64_t micro_step = 0; micro_step < num_micro_steps_; ++micro_step) {
-        if (stop_signal() != 0) return false;
+    plan_.device().zero(model.gradients());
+    for (int64_t micro_step = 0; micro_step < num_micro_steps; ++micro_step) {
+        if (must_stop()) return false;
         const double data_begin = seconds_now();
-        fill_batch(rows_, static_cast<uint64_t>(training_.rows_consumed + micro_step * micro_batch_), micro_batch_,
-                   micro_batch_, &host_batch_);
+        fill_batch(data_.train, static_cast<uint64_t>(training_.rows_consumed + micro_step * micro_batch), micro_batch,
+                   micro_batch, &host_batch_);
         data_seconds += seconds_now() - data_begin;
-        const MicroBatch batch = batch_.upload(device_, host_batch_);
-        model_.forward(batch, step_block_);
-        model_.backward(batch);
+        const MicroBatch batch = plan_.batch.upload(plan_.device(), host_batch_);
+        model.forward(batch, plan_.step);
+        model.backward(batch);
     }
-    optimizer_.update(model_, step_block_);
+    plan_.writer.wait_until_copied();
+    plan_.optimizer.update(model, plan_.step);
 
     training_.step += 1;
-    training_.rows_consumed += num_micro_steps_ * micro_batch_;
-    training_.state = step_block_->state;
-    report.loss = step_block_->decision.loss;
-    report.grad_norm = step_block_->decision.grad_norm;
-    report.skipped = step_block_->decision.apply == 0;
-    report.loss_scale = step_block_->state.loss_scale;
+    training_.rows_consumed += num_micro_steps * micro_batch;
+    training_.state = plan_.step->state;
+    report.loss = plan_.step->decision.loss;
+    report.grad_norm = plan_.step->decision.grad_norm;
+    report.skipped = plan_.step->decision.apply == 0;
+    report.loss_scale = plan_.step->state.loss_scale;
     report.tokens = training_.rows_consumed * config_.model.context_length;
     report.memory_bytes = plan_.total_bytes();
     report.step_seconds = seconds_now() - begin;
@@ -191,34 +180,51 @@ bool Trainer::train_step() {
     return true;
 }
 
-// Mean loss over the validation rows; a signal leaves it empty.
-void Trainer::evaluate() {
-    *eval_block_ = StepBlock{};
-    for (int64_t row = 0; row < val_rows_->num_rows(); row += micro_batch_) {
-        if (stop_signal() != 0) return;
-        const int64_t num_rows = std::min(micro_batch_, val_rows_->num_rows() - row);
-        fill_batch(*val_rows_, static_cast<uint64_t>(row), num_rows, micro_batch_, &host_batch_);
-        model_.evaluate(batch_.upload(device_, host_batch_), eval_block_);
+// Mean loss over the validation rows.
+bool Trainer::evaluate() {
+    *plan_.eval_step = StepBlock{};
+    const int64_t micro_batch = config_.training.micro_batch_size;
+    for (int64_t row = 0; row < data_.val->num_rows(); row += micro_batch) {
+        if (must_stop()) return false;
+        const int64_t num_rows = std::min(micro_batch, data_.val->num_rows() - row);
+        fill_batch(*data_.val, static_cast<uint64_t>(row), num_rows, micro_batch, &host_batch_);
+        plan_.model.evaluate(plan_.batch.upload(plan_.device(), host_batch_), plan_.eval_step);
     }
-    training_.report.val_loss = eval_block_->sums.loss / static_cast<double>(eval_block_->sums.targets);
+    training_.report.val_loss = plan_.eval_step->sums.loss / static_cast<double>(plan_.eval_step->sums.targets);
+    return true;
 }
 
 // A save that fails (a full disk) leaves the older checkpoints whole, and the run alive unless it was the last one.
-void Trainer::save(bool is_last_chance) {
-    try {
-        save_checkpoint(folder_.path(), config_, training_, model_, optimizer_);
-    } catch (const Error& error) {
-        if (is_last_chance) throw;
-        std::fprintf(stderr, "WARNING: %s; training goes on without this checkpoint\n", error.what());
+void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode) {
+    if (!result) return;
+    if (result->fault.empty()) {
+        std::printf("checkpoint of step %ld committed\n", static_cast<long>(result->step));
         return;
     }
-    saved_step_ = training_.step;
-    std::printf("checkpoint of step %ld committed\n", static_cast<long>(training_.step));
+    saved_step_ = -1;
+    if (mode == SaveMode::last_chance) throw Error(kExitAllocation, result->fault);
+    std::fprintf(stderr, "WARNING: %s; training goes on without this checkpoint\n", result->fault.c_str());
+}
+
+void Trainer::save(SaveMode mode) {
+    note_save(plan_.writer.wait(), SaveMode::running);
+    if (saved_step_ != training_.step) {
+        plan_.writer.start(config_, training_);
+        saved_step_ = training_.step;
+    }
+    note_save(mode == SaveMode::last_chance ? plan_.writer.wait() : plan_.writer.poll(), mode);
+}
+
+void Trainer::write_log() {
+    if (log_) log_->write(training_.report);
+    if (is_due(config_.log.every) || is_last() || training_.report.val_loss)
+        std::printf("%s\n", report_line(training_.report, config_.training.steps).c_str());
+    report_is_pending_ = false;
 }
 
 void Trainer::sample() {
     for (const std::string& prompt : config_.sample.prompts) {
-        const std::string text = sample_text(model_, batch_, sample_logits_, prompt,
+        const std::string text = sample_text(plan_.model, plan_.batch, plan_.sample_logits, prompt,
                                              {.num_tokens = config_.sample.tokens,
                                               .temperature = config_.sample.temperature,
                                               .seed = static_cast<uint64_t>(config_.seed + training_.step),
@@ -230,50 +236,110 @@ void Trainer::sample() {
 }
 
 int Trainer::stop_for_nonfinite() const {
-    if (!training_.report.skipped || step_block_->decision.nonfinite == 0) return kExitDone;
+    if (!training_.report.skipped || plan_.step->decision.nonfinite == 0) return kExitDone;
     if (config_.training.on_nonfinite == NonFinite::skip &&
         training_.state.consecutive_skips <= config_.training.max_skipped_steps)
         return kExitDone;
     std::fprintf(stderr,
                  "error: the loss or the gradient norm is not finite at step %ld (%d steps in a row): lower "
-                 "optimizer.lr, or go back to an earlier checkpoint\n",
+                 "optimizer.lr, or go back to an earlier checkpoint with --resume PATH\n",
                  static_cast<long>(training_.step), training_.state.consecutive_skips);
     return kExitDiverged;
 }
 
+int Trainer::stop() {
+    if (training_.step > 0) save(SaveMode::last_chance);
+    const std::string why = stop_signal() != 0 ? join("by signal ", stop_signal())
+                                               : join("after training.max_minutes ", config_.training.max_minutes);
+    std::fprintf(stderr, "stopped %s, after step %ld: go on with --resume auto\n", why.c_str(),
+                 static_cast<long>(training_.step));
+    return kExitInterrupted;
+}
+
 int Trainer::run() {
-    start_or_resume();
-    const auto is_due = [&](int64_t every) { return every > 0 && training_.step > 0 && training_.step % every == 0; };
+    if (is_last() && !report_is_pending_ && saved_step_ == training_.step) {
+        std::printf("this run is finished: raise training.steps to go on\n");
+        return kExitDone;
+    }
     for (;;) {
-        const bool is_last = training_.step >= config_.training.steps;
         // After an update: first save, so that nothing that follows can lose it; then evaluate, log, sample.
-        if ((is_due(config_.checkpoint.every) || is_last) && saved_step_ != training_.step) save(is_last);
-        if (val_rows_ && (is_due(config_.eval.every) || is_last)) evaluate();
+        note_save(plan_.writer.poll(), SaveMode::running);
+        if (is_last() || (is_due(config_.checkpoint.every) && saved_step_ != training_.step))
+            save(is_last() ? SaveMode::last_chance : SaveMode::running);
         if (report_is_pending_) {
-            log_->write(training_.report);
-            if (is_due(config_.log.every) || is_last || training_.report.val_loss)
-                std::printf("%s\n", report_line(training_.report, config_.training.steps).c_str());
-            report_is_pending_ = false;
+            if (data_.val && (is_due(config_.eval.every) || is_last()) && !evaluate()) return stop();
+            write_log();
             if (const int code = stop_for_nonfinite(); code != kExitDone) return code;
         }
-        if (config_.sample.every > 0 && (is_due(config_.sample.every) || is_last) && stop_signal() == 0) sample();
+        if (config_.sample.every > 0 && (is_due(config_.sample.every) || is_last()) && !must_stop()) sample();
         std::fflush(stdout);
-        if (is_last) return kExitDone;
-        if (stop_signal() != 0 || !train_step()) {
-            if (saved_step_ != training_.step && training_.step > 0) save(true);
-            std::fprintf(stderr, "stopped by signal %d after step %ld: go on with --resume auto\n", stop_signal(),
-                         static_cast<long>(training_.step));
-            return kExitInterrupted;
-        }
+        if (is_last()) return kExitDone;
+        if (must_stop() || !train_step()) return stop();
     }
+}
+
+// ---- Before the run ----
+
+Device choose_device(const Config& config) {
+    std::string why;
+    const int num_gpus = Device::num_cuda_devices(&why);
+    if (num_gpus > 0) why = "this version trains on the CPU: not every op has its CUDA kernel yet";
+    REQUIRE(config.training.device != DeviceChoice::cuda, "training.device is \"cuda\": ", why,
+            ": use --device cpu (with --dry-run a plan for CUDA needs no GPU)");
+    if (config.training.device == DeviceChoice::automatic) std::printf("device: the CPU, since %s\n", why.c_str());
+    REQUIRE(config.training.precision == Precision::automatic || config.training.precision == Precision::fp32,
+            "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
+    return Device::cpu();
+}
+
+void print_plan(const TrainingPlan& plan) {
+    std::printf("%s%s", plan.features().c_str(), plan.memory_table().c_str());
+}
+
+void print_data(const TrainingData& data) {
+    std::printf("data: %s\n", data.train_shards.describe().c_str());
+    if (data.val_shards) std::printf("validation: %s\n", data.val_shards->describe().c_str());
+}
+
+// What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
+// them on this machine.
+int dry_run(Config config) {
+    const bool is_for_cuda = config.training.device == DeviceChoice::cuda;
+    const Device device = is_for_cuda ? Device::planned_cuda() : choose_device(config);
+    try {
+        const TrainingData data(config);
+        print_data(data);
+        resolve_steps(&config, data.train_shards.num_tokens());
+    } catch (const UserError& error) {
+        if (config.training.steps == 0)
+            throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
+        std::printf("data: a run would stop here: %s\n", error.what());
+    }
+    const TrainingPlan plan(config, device);
+    print_plan(plan);
+    if (is_for_cuda) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
+    plan.check_memory();
+    std::printf("nothing was started: this was --dry-run\n");
+    return kExitDone;
 }
 
 }  // namespace
 
 int train(const TrainOptions& options) {
-    const Config config = read_config(options.config_file, options.overrides);
+    Config config = read_config(options.config_file, options.overrides);
+    if (options.is_dry_run) return dry_run(config);
     install_stop_handlers();
-    Trainer trainer(config, options.resumes);
+    const RunFolder folder(config);
+    const Device device = choose_device(config);
+    const TrainingData data(config);
+    resolve_steps(&config, data.train_shards.num_tokens());
+    TrainingPlan plan(config, device);
+    print_data(data);
+    print_plan(plan);
+    std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
+    plan.allocate();
+    Trainer trainer(config, folder, data, &plan);
+    trainer.start_or_resume(options.resume);
     return trainer.run();
 }
 

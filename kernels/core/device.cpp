@@ -28,6 +28,13 @@ Device Device::cpu() {
     return device;
 }
 
+Device Device::planned_cuda() {
+    Device device;
+    device.kind_ = DeviceKind::cuda;
+    device.name_ = "CUDA (planned)";
+    return device;
+}
+
 #if INGOT_HAS_CUDA
 
 Device Device::cuda(int index) {
@@ -59,7 +66,7 @@ int Device::num_cuda_devices(std::string* why) {
 #endif
 
 CudaContext& Device::context() const {
-    CHECK(context_ != nullptr, "a CUDA op was called with the CPU device");
+    CHECK(context_ != nullptr, "a CUDA op was called with the CPU device, or with one for plans alone");
     return *context_;
 }
 
@@ -100,6 +107,7 @@ void Device::synchronize() const {
 }
 
 std::shared_ptr<void> Device::allocate(size_t bytes) const {
+    CHECK(!is_planned(), "memory was asked of a device for plans alone");
     bytes = align_up(std::max<size_t>(bytes, 1));
 #if INGOT_HAS_CUDA
     if (!is_cpu()) return cuda_allocate(context(), bytes);

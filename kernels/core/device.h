@@ -20,11 +20,14 @@ class Device {
     static Device cpu();
     // Opens GPU `index`. Throws UserError if this build has no CUDA, or if there is no such GPU.
     static Device cuda(int index);
+    // A CUDA device for plans alone, in a build without CUDA too: it has no memory and runs nothing.
+    static Device planned_cuda();
     // How many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
     static int num_cuda_devices(std::string* why);
 
     DeviceKind kind() const { return kind_; }
     bool is_cpu() const { return kind_ == DeviceKind::cpu; }
+    bool is_planned() const { return kind_ == DeviceKind::cuda && context_ == nullptr; }
     const std::string& name() const { return name_; }
     CudaContext& context() const;  // CUDA only
 

@@ -65,7 +65,9 @@ TEST(Config, Defaults) {
     EXPECT_EQ(c.data.eot, EotSide::automatic);
     EXPECT_TRUE(c.data.shuffle);
     EXPECT_EQ(c.data.tokenizer, "");
-    EXPECT_EQ(c.training.device, "auto");
+    EXPECT_EQ(c.training.device, DeviceChoice::automatic);
+    EXPECT_EQ(c.training.precision, Precision::automatic);
+    EXPECT_EQ(c.training.max_minutes, 0);
     EXPECT_EQ(c.training.batch_tokens, 32 * 64);
     EXPECT_EQ(c.training.micro_batch_size, 8);
     EXPECT_EQ(c.training.recompute, Recompute::none);
@@ -91,7 +93,11 @@ TEST(Config, Defaults) {
     EXPECT_EQ(c.sample.temperature, 0.8);
     EXPECT_EQ(c.checkpoint.every, 1000);
     EXPECT_EQ(c.checkpoint.keep, 3);
+    EXPECT_EQ(c.checkpoint.keep_every, 0);
+    EXPECT_TRUE(c.checkpoint.async);
+    EXPECT_EQ(c.checkpoint.host_memory, -1);
     EXPECT_EQ(c.log.every, 1);
+    EXPECT_TRUE(c.log.jsonl);
 }
 
 TEST(Config, TheMicroBatchDividesTheStep) {
@@ -104,7 +110,8 @@ TEST(Config, TheMicroBatchDividesTheStep) {
 TEST(Config, NullMeansTheDerivedDefault) {
     for (const char* const key :
          {"name", "run_dir", "model.n_kv_heads", "model.head_dim", "model.d_ff", "data.eot_token", "data.tokenizer",
-          "training.batch_tokens", "training.micro_batch_size", "schedule.warmup_steps", "schedule.decay_steps"})
+          "training.batch_tokens", "training.micro_batch_size", "training.max_minutes", "schedule.warmup_steps",
+          "schedule.decay_steps", "checkpoint.host_memory"})
         EXPECT_EQ(config_to_json(parse(kMinimal, {join(key, "=null")})), config_to_json(parse(kMinimal))) << key;
 }
 
@@ -145,6 +152,7 @@ TEST(Config, EveryKeyIsRead) {
                                                 "data.shuffle=false",
                                                 "data.tokenizer=bytes",
                                                 "training.device=cpu",
+                                                "training.precision=fp32",
                                                 "training.steps=77",
                                                 "training.batch_tokens=96",
                                                 "training.micro_batch_size=3",
@@ -152,6 +160,7 @@ TEST(Config, EveryKeyIsRead) {
                                                 "training.z_loss=1e-4",
                                                 "training.on_nonfinite=stop",
                                                 "training.max_skipped_steps=2",
+                                                "training.max_minutes=1.5",
                                                 "optimizer.lr=1",
                                                 "optimizer.beta1=0.5",
                                                 "optimizer.beta2=0.6",
@@ -170,11 +179,17 @@ TEST(Config, EveryKeyIsRead) {
                                                 "sample.temperature=0",
                                                 "checkpoint.every=17",
                                                 "checkpoint.keep=18",
-                                                "log.every=19"};
+                                                "checkpoint.keep_every=51",
+                                                "checkpoint.async=false",
+                                                "checkpoint.host_memory=0",
+                                                "log.every=19",
+                                                "log.jsonl=false"};
     const nlohmann::ordered_json after = config_to_json(parse(kMinimal, overrides));
     const json flat_before = json(before).flatten(), flat_after = json(after).flatten();
-    for (const auto& [key, value] : flat_before.items())
+    for (const auto& [key, value] : flat_before.items()) {
+        if (key == "/training/epochs") continue;  // stands instead of steps: a test of its own
         EXPECT_TRUE(!flat_after.contains(key) || flat_after.at(key) != value) << key << " was not changed";
+    }
     // And back: what is written is read as the same, for the defaults and for none of them.
     for (const auto& dump : {before, after}) EXPECT_EQ(config_to_json(parse(dump.dump())), dump);
     EXPECT_EQ(config_to_json(parse(before.dump(2), {"optimizer.lr=0.1"}))["optimizer"]["lr"], 0.1);
@@ -287,7 +302,7 @@ TEST(Config, RulesAcrossFields) {
     EXPECT_EQ(parse(kMinimal, {"schedule.type=cosine", "schedule.warmup_steps=900", "schedule.decay_steps=900"})
                   .schedule.warmup_steps,
               900);
-    expect_error({"training.device=tpu"}, {"training.device is \"tpu\"", "\"cpu\""});
+    expect_error({"training.device=tpu"}, {"training.device is \"tpu\"", "auto, cpu, cuda"});
     expect_error({"data.tokenizer=gpt2"}, {"data.tokenizer is \"gpt2\"", "\"bytes\" or null"});
     expect_error({"data.tokenizer=bytes", "model.vocab_size=255"}, {"model.vocab_size 255 is too small", "use 257"});
     expect_error({"data.eot_token=300"}, {"data.eot_token is 300", "[-1, 299]"});
@@ -331,6 +346,64 @@ TEST(Config, Overrides) {
     for (const char* const text : {"model..d_ff=3", ".seed=3", "seed.=3"})
         expect_error({text}, {"--set", "section.key=value"});
     expect_error({"name=\xff"}, {"--set", "UTF-8"});
+}
+
+TEST(Config, EpochsStandInsteadOfSteps) {
+    Config c = parse(kMinimal, {"training.steps=null", "training.epochs=2.5", "training.batch_tokens=128"});
+    EXPECT_EQ(c.training.steps, 0);
+    resolve_steps(&c, 1000);
+    EXPECT_EQ(c.training.steps, 20);  // 2500 tokens in steps of 128, rounded up
+    EXPECT_EQ(c.training.epochs, 0);
+    EXPECT_EQ(c.schedule.warmup_steps, 1);
+    EXPECT_EQ(c.schedule.decay_steps, 4);
+    const Config before = c;
+    resolve_steps(&c, 5);
+    EXPECT_EQ(config_to_json(c), config_to_json(before)) << "steps are given: the data say nothing";
+    EXPECT_EQ(config_to_json(parse(config_to_json(c).dump())), config_to_json(c));
+
+    expect_error({"training.epochs=1"}, {"training.steps and training.epochs are both given"});
+    expect_error({"training.steps=null"}, {"training.steps is missing", "training.epochs"});
+    expect_error({"training.steps=null", "training.epochs=0"}, {"training.epochs is 0", "(0,"});
+    Config warm = parse(kMinimal, {"training.steps=null", "training.epochs=1", "schedule.warmup_steps=9"});
+    EXPECT_THROW(resolve_steps(&warm, 2048), UserError) << "one step, nine of warm-up";
+}
+
+TEST(Config, WhatAResumedRunMayChange) {
+    const Config then = parse(kMinimal);
+    EXPECT_TRUE(config_changes(config_to_json(then), then).empty());
+    const Config now = parse(kMinimal, {"model.d_ff=512", "seed=3", "optimizer.lr=0.1", "log.every=7"});
+    const std::vector<ConfigChange> changes = config_changes(config_to_json(then), now);
+    ASSERT_EQ(changes.size(), 4u);
+    EXPECT_EQ(changes[0].path, "seed");
+    EXPECT_EQ(changes[0].on_resume, OnResume::fixed);
+    EXPECT_EQ(changes[1].path, "model.d_ff");
+    EXPECT_EQ(changes[1].then, "256");
+    EXPECT_EQ(changes[1].now, "512");
+    EXPECT_EQ(changes[1].on_resume, OnResume::fixed);
+    EXPECT_EQ(changes[2].path, "optimizer.lr");
+    EXPECT_EQ(changes[2].on_resume, OnResume::from_now);
+    EXPECT_EQ(changes[3].path, "log.every");
+    EXPECT_EQ(changes[3].on_resume, OnResume::free);
+}
+
+TEST(Config, TheSchemaIsTheCommittedOne) {
+    std::ifstream stream(INGOT_SOURCE_DIR "/configs/schema.json");
+    std::stringstream text;
+    text << stream.rdbuf();
+    EXPECT_EQ(text.str(), config_schema().dump(2) + "\n")
+        << "make it anew: ./train info --schema > configs/schema.json";
+}
+
+TEST(Config, EditorsMayBeToldTheSchema) {
+    std::string text = kMinimal;
+    text.insert(1, "\"$schema\": \"schema.json\",");
+    EXPECT_EQ(error_of({}, text), "accepted");
+    expect_error({"model.$schema=x"}, {"unknown key model.$schema"});
+}
+
+TEST(Config, SixteenBitsNeedAGpu) {
+    expect_error({"training.device=cpu", "training.precision=bf16"}, {"training.precision", "\"cpu\"", "\"auto\""});
+    EXPECT_EQ(parse(kMinimal, {"training.precision=bf16"}).training.precision, Precision::bf16);
 }
 
 TEST(Config, FilesAreRead) {

@@ -1,0 +1,190 @@
+#include "src/checkpoint_writer.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+
+#include "src/environment.h"
+#include "src/files.h"
+#include "src/manifest.h"
+#include "src/safetensors.h"
+
+namespace ingot {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+struct CheckpointWriter::Job {
+    std::string run_dir;
+    CheckpointConfig config;
+    TrainingState training;
+    ordered_json manifest;  // all but the files
+};
+
+namespace {
+
+ordered_json manifest_head(const Config& config, const TrainingState& training, const Device& device) {
+    ordered_json manifest;
+    manifest["format_version"] = kCheckpointFormatVersion;
+    manifest["step"] = training.step;
+    manifest["tokens"] = training.report.tokens;
+    manifest["rows_consumed"] = training.rows_consumed;
+    manifest["seed"] = config.seed;
+    manifest["step_state"] = {{"updates_applied", training.state.updates_applied},
+                              {"loss_scale", training.state.loss_scale},
+                              {"good_steps", training.state.good_steps},
+                              {"consecutive_skips", training.state.consecutive_skips}};
+    manifest["report"] = report_to_json(training.report);
+    manifest["world_size"] = 1;
+    manifest["environment"] = environment(device);
+    manifest["config"] = config_to_json(config);
+    return manifest;
+}
+
+uint64_t bytes_of(const std::vector<NamedTensor>& tensors) {
+    uint64_t bytes = 0;
+    for (const NamedTensor& named : tensors) bytes += static_cast<uint64_t>(named.tensor.bytes());
+    return bytes;
+}
+
+// Before anything is written, so that a full disk costs no time and leaves nothing behind. Headers and the manifest
+// take less than the margin.
+void check_free_space(const std::string& folder, uint64_t bytes) {
+    constexpr uint64_t kMargin = 1 << 20;
+    const fs::space_info space = fs::space(folder);
+    if (space.available >= bytes + kMargin) return;
+    throw Error(kExitAllocation,
+                join("cannot save to ", folder, ": a checkpoint needs ", format_bytes(bytes + kMargin), ", ",
+                     format_bytes(space.available), " are free: free some space, or set a lower checkpoint.keep"));
+}
+
+}  // namespace
+
+CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, const Optimizer& optimizer,
+                                   MemoryPlan* host_plan)
+    : model_(model), optimizer_(optimizer), is_async_(config.checkpoint.async) {
+    if (!is_async_) return;
+    const DType dtype = model.weights().dtype;
+    const int64_t count = model.table().flat_size(), bytes = count * size_of(dtype);
+    const int64_t budget = config.checkpoint.host_memory >= 0 ? config.checkpoint.host_memory
+                                                              : static_cast<int64_t>(available_memory() / 4);
+    snapshots_weights_ = budget >= 3 * bytes;
+    snapshots_moments_ = budget >= 2 * bytes;
+    if (snapshots_weights_) host_plan->add("checkpoint_snapshot.weights", dtype, {count}, &weights_);
+    if (snapshots_moments_) {
+        host_plan->add("checkpoint_snapshot.m", dtype, {count}, &m_);
+        host_plan->add("checkpoint_snapshot.v", dtype, {count}, &v_);
+    }
+}
+
+CheckpointWriter::~CheckpointWriter() {
+    if (writing_.valid()) writing_.wait();
+}
+
+std::string CheckpointWriter::describe() const {
+    if (!is_async_) return "synchronous";
+    if (snapshots_weights_)
+        return join("asynchronous, from a snapshot of ", format_bytes(static_cast<size_t>(3 * weights_.bytes())));
+    if (snapshots_moments_)
+        return join("asynchronous, the moments from a snapshot of ", format_bytes(static_cast<size_t>(2 * m_.bytes())),
+                    ", updates wait until the weights are written");
+    return "asynchronous without a snapshot (no memory for one): updates wait until all is written";
+}
+
+void CheckpointWriter::start(const Config& config, const TrainingState& training) {
+    CHECK(!writing_.valid(), "a save was started while another is in flight");
+    std::promise<void> copied;
+    copied_ = copied.get_future();
+    Job job{config.run_dir, config.checkpoint, training, manifest_head(config, training, model_.device())};
+    auto run = [this, job = std::move(job), copied = std::move(copied)]() mutable {
+        Result result{job.training.step, ""};
+        try {
+            write(job, &copied);
+        } catch (const std::exception& error) {
+            result.fault = error.what();
+        }
+        try {
+            copied.set_value();  // a save that failed early holds nobody up
+        } catch (const std::future_error&) {}
+        return result;
+    };
+    writing_ = std::async(std::launch::async, std::move(run));
+    if (!is_async_) writing_.wait();
+}
+
+void CheckpointWriter::wait_until_copied() {
+    if (copied_.valid()) copied_.get();
+}
+
+std::optional<CheckpointWriter::Result> CheckpointWriter::wait() {
+    if (!writing_.valid()) return std::nullopt;
+    wait_until_copied();
+    return writing_.get();
+}
+
+std::optional<CheckpointWriter::Result> CheckpointWriter::poll() {
+    if (!writing_.valid() || writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready)
+        return std::nullopt;
+    return wait();
+}
+
+// Flat spaces on the host for now: the CPU device's own memory.
+void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
+    const auto snapshot = [](bool is_taken, const Tensor& buffer, const Tensor& live) {
+        if (is_taken) Device::cpu().copy(buffer, live);
+        return is_taken ? buffer : live;
+    };
+    const Tensor m = snapshot(snapshots_moments_, m_, optimizer_.m());
+    const Tensor v = snapshot(snapshots_moments_, v_, optimizer_.v());
+    const Tensor weights = snapshot(snapshots_weights_, weights_, model_.weights());
+    if (snapshots_weights_) copied->set_value();
+
+    const std::string final_name = checkpoint_folder(job.run_dir, job.training.step);
+    const std::string parent = fs::path(final_name).parent_path();
+    const auto nonce = std::chrono::system_clock::now().time_since_epoch().count();
+    const std::string temporary = join(final_name, ".tmp-", nonce, "-", getpid());
+    const auto clean_up = [&] {
+        std::error_code ignored;
+        fs::remove_all(temporary, ignored);
+    };
+    try {
+        fs::create_directories(temporary);
+        const std::vector<NamedTensor> model_tensors = outer_tensors(model_.table(), weights, "");
+        std::vector<NamedTensor> moments = outer_tensors(model_.table(), m, "m.");
+        for (const NamedTensor& named : outer_tensors(model_.table(), v, "v.")) moments.push_back(named);
+        check_free_space(parent, bytes_of(model_tensors) + bytes_of(moments));
+
+        std::vector<FileRecord> files;
+        const auto write_file = [&](const char* name, const std::vector<NamedTensor>& tensors) {
+            ChunkedSha256 checksums;
+            write_safetensors(temporary + "/" + name, tensors, {{"format", "pt"}}, &checksums);
+            files.push_back(checksums.finish(name));
+        };
+        write_file(kModelFile, model_tensors);
+        if (snapshots_moments_ && !snapshots_weights_) copied->set_value();
+        write_file(kOptimizerFile, moments);
+        if (!snapshots_moments_) copied->set_value();
+
+        ordered_json manifest = job.manifest;
+        manifest["files"] = to_json(files);
+        const std::string text = manifest_text(manifest);
+        OutputFile file(temporary + "/manifest.json");
+        file.write(text.data(), text.size());
+        file.sync_and_close();
+        sync_folder(temporary);
+        // A checkpoint of this step that is there already was found damaged.
+        fs::remove_all(final_name);
+        fs::rename(temporary, final_name);
+        sync_folder(parent);
+    } catch (const fs::filesystem_error& error) {
+        clean_up();
+        throw Error(kExitAllocation, join("cannot save ", final_name, ": ", error.what()));
+    } catch (...) {
+        clean_up();
+        throw;
+    }
+    prune_checkpoints(job.run_dir, job.config.keep, job.config.keep_every);
+}
+
+}  // namespace ingot

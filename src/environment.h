@@ -1,0 +1,23 @@
+// What the bits of a run depend on besides its config: device, libraries, how many processes share the work.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+// "AMD EPYC", as the system names the processor; "unknown CPU" where it does not.
+std::string cpu_model();
+// Bytes that the system could give to programs now, and 0 if it does not say.
+uint64_t available_memory();
+
+// {"ingot": version, "device": ..., "blas": ..., "world_size": 1, ...}
+nlohmann::ordered_json environment(const Device& device);
+// Eight digits that stand for it.
+std::string environment_hash(const nlohmann::ordered_json& environment);
+// "blas was A, is B; device was ...", or an empty text.
+std::string environment_changes(const nlohmann::ordered_json& then, const nlohmann::ordered_json& now);
+
+}  // namespace ingot

@@ -1,0 +1,53 @@
+// Everything of a run that takes memory, planned by name before any of it is allocated: what `--dry-run` prints is what
+// a run allocates.
+#pragma once
+
+#include <string>
+
+#include "kernels/core/device.h"
+#include "src/batch.h"
+#include "src/checkpoint_writer.h"
+#include "src/config.h"
+#include "src/model.h"
+#include "src/optimizer.h"
+
+namespace ingot {
+
+class TrainingPlan {
+  public:
+    // Nothing is allocated yet. `config` is resolved.
+    TrainingPlan(const Config& config, const Device& device);
+    TrainingPlan(const TrainingPlan&) = delete;
+    TrainingPlan& operator=(const TrainingPlan&) = delete;
+
+    // Throws UserError if it is more than the host has free.
+    void check_memory() const;
+    // Checks that first.
+    void allocate();
+    size_t total_bytes() const { return memory_.total_bytes(); }
+    int64_t num_micro_steps() const;
+
+    // What is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints.
+    std::string features() const;
+    // The memory plan by name.
+    std::string memory_table() const;
+
+    const Device& device() const { return device_; }
+
+  private:
+    Config config_;
+    Device device_;
+    MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
+    std::shared_ptr<void> allocation_, host_allocation_;
+    Tensor step_tensor_, eval_tensor_;
+
+  public:
+    Model model;
+    Optimizer optimizer;
+    BatchBuffers batch;
+    Tensor sample_logits;  // (1, VP), if samples are written
+    StepBlock *step = nullptr, *eval_step = nullptr;
+    CheckpointWriter writer;  // last: it reads the model until its save has ended
+};
+
+}  // namespace ingot

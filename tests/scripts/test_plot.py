@@ -1,0 +1,160 @@
+"""plot.py: what it reads from a log, the average, the picture, and what it refuses.
+
+Seen to catch: a NaN that spoils the average after it; an average pulled towards 0 at its start.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "plot.py"
+
+specification = importlib.util.spec_from_file_location("plot", SCRIPT)
+plot = importlib.util.module_from_spec(specification)
+sys.modules["plot"] = plot
+specification.loader.exec_module(plot)
+
+
+def entry(step, **changes):
+    base = {"step": step, "loss": 5 / step, "val_loss": None, "grad_norm": 0.5, "lr": 1e-3, "tokens": 64 * step,
+            "tokens_per_second": 1000.0, "mfu": None, "loss_scale": 1.0, "skipped": False}
+    return {**base, **changes}
+
+
+def matplotlib_is_there():
+    pythons = [sys.executable] + [str(path) for path in [ROOT / ".venv/bin/python"] if path.exists()]
+    return any(subprocess.run([python, "-c", "import matplotlib"], capture_output=True).returncode == 0
+               for python in pythons)
+
+
+class Folder(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = pathlib.Path(self.temporary.name)
+
+    def tearDown(self):
+        self.temporary.cleanup()
+
+    def write(self, name, entries, tail=""):
+        run = self.folder / name
+        run.mkdir()
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in entries) + tail)
+        return run
+
+
+class Average(unittest.TestCase):
+    def test_a_constant_stays_itself_from_its_first_value_on(self):
+        for value in plot.smooth([3.0] * 50, 10):
+            self.assertAlmostEqual(value, 3.0, delta=3.0 * 50 * 2.0**-52)  # one rounding or so per value
+
+    def test_span_1_changes_nothing(self):
+        self.assertEqual(plot.smooth([1.0, 5.0, 2.0], 1), [1.0, 5.0, 2.0])
+
+    def test_nan_is_a_gap_and_no_more(self):
+        averaged = plot.smooth([1.0, math.nan, 1.0], 4)
+        self.assertEqual([math.isnan(value) for value in averaged], [False, True, False])
+
+    def test_it_weighs_what_is_near_more(self):
+        averaged = plot.smooth([0.0] * 10 + [1.0], 3)  # weight 2 / (3 + 1) for the newest, of nearly 1 in all
+        self.assertAlmostEqual(averaged[-1], 0.5, delta=0.5**11)
+
+
+class Reading(Folder):
+    def test_values_steps_and_tokens(self):
+        run = plot.read_run(self.write("a", [entry(1, val_loss=2.0), entry(2)]))
+        self.assertEqual((run.name, run.steps, run.tokens), ("a", [1, 2], [64, 128]))
+        self.assertEqual(run.values["loss"], [5.0, 2.5])
+        self.assertEqual(run.values["val_loss"][0], 2.0)
+        self.assertTrue(math.isnan(run.values["val_loss"][1]))
+
+    def test_nonfinite_values_and_skipped_steps(self):
+        run = plot.read_run(self.write("a", [entry(1), entry(2, loss="nan", grad_norm="inf", skipped=True),
+                                             entry(3, loss="-inf")]))
+        self.assertEqual([math.isnan(value) for value in run.values["loss"]], [False, True, True])
+        self.assertTrue(math.isnan(run.values["grad_norm"][1]))
+        self.assertEqual(run.skipped, [1])
+
+    def test_torn_last_line(self):
+        self.assertEqual(plot.read_run(self.write("a", [entry(1)], tail='{"step": 2, "lo')).steps, [1])
+
+    def test_a_step_that_stands_twice_counts_once(self):
+        run = plot.read_run(self.write("a", [entry(1), entry(2), entry(2, loss=9.0), entry(3)]))
+        self.assertEqual(run.steps, [1, 2, 3])
+        self.assertEqual(run.values["loss"][1], 9.0)
+
+    def test_names_that_are_the_same(self):
+        runs = [plot.Run("x"), plot.Run("x"), plot.Run("y")]
+        plot.distinct_names(runs, [pathlib.Path("one/x"), pathlib.Path("two/x"), pathlib.Path("one/y")])
+        self.assertEqual([run.name for run in runs], ["one/x", "two/x", "y"])
+
+
+class Program(Folder):
+    def plot(self, *arguments, code=0):
+        environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "MPLBACKEND")}
+        result = subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], cwd=self.folder, text=True,
+                                capture_output=True, env=environment)
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        return result
+
+    def refused(self, *arguments, text):
+        lines = self.plot(*arguments, code=2).stderr.splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn(text, lines[0])
+
+    def test_refusals(self):
+        self.refused("nowhere", text="there is no nowhere")
+        (self.folder / "bare").mkdir()
+        self.refused("bare", text="cannot read bare/log.jsonl")
+        self.write("empty", [])
+        self.refused("empty", text="no step yet")
+        self.write("other", [], tail="hello\n")
+        self.refused("other", text="is it the log of a run?")
+        self.write("a", [entry(1)])
+        self.refused("a", "--output", "a.txt", text=".png, .svg or .pdf")
+        self.refused("a", "--smooth", "0", text="--smooth")
+        self.refused("a", "--smooth", "nan", text="--smooth")
+        self.refused("a", "--x", "hours", text="--x")
+        self.refused(text="RUN")
+
+    def assert_png(self, path):
+        data = path.read_bytes()
+        self.assertEqual(data[:8], b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">II", data[16:24])
+        self.assertGreater(min(width, height), 500)
+        return data
+
+    @unittest.skipUnless(matplotlib_is_there(), "matplotlib is neither in this Python nor in .venv")
+    def test_pictures(self):
+        wild = [entry(step, loss="nan" if step % 7 == 0 else 5 / step, skipped=step % 7 == 0,
+                      grad_norm=1e4 if step == 50 else 0.5, val_loss=2.0 if step % 20 == 0 else None)
+                for step in range(1, 101)]
+        self.write("wild", wild, tail='{"st')
+        self.write("one", [entry(1)])
+        self.write("none", [entry(1, loss="nan", grad_norm="nan", skipped=True)])
+        for name in ("wild", "one", "none"):  # a run that has only begun, and one without any finite value
+            with self.subTest(name):
+                self.assertIn(f"wrote {name}/plot.png", self.plot(name).stdout)
+                self.assert_png(self.folder / name / "plot.png")
+        self.plot("one", "wild", "none", "--output", "all.png", "--x", "tokens", "--smooth", "5")
+        self.assertNotEqual(self.assert_png(self.folder / "all.png"), self.assert_png(self.folder / "wild/plot.png"))
+        self.plot("wild/log.jsonl", "--output", "wild.svg")
+        self.assertIn("<svg", (self.folder / "wild.svg").read_text()[:2000])
+        note = self.plot(self.write("torn", [entry(1)], tail='{"st\n' + json.dumps(entry(2)) + "\n")).stderr
+        self.assertIn("line 2", note)
+
+    @unittest.skipUnless(matplotlib_is_there(), "matplotlib is neither in this Python nor in .venv")
+    def test_output_that_cannot_be_written(self):
+        self.write("a", [entry(1)])
+        self.refused("a", "--output", "nowhere/a.png", text="cannot write nowhere/a.png")
+
+
+if __name__ == "__main__":
+    unittest.main()

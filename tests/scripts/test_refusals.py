@@ -1,0 +1,357 @@
+"""Bad input, as a user meets it: `./train ...` ends with exit code 2 and one line: what, where, and what to do.
+
+Each row of a table is a case: its input, a fragment of the line that names the key, file or option, and, where it
+matters, the fix that must stand in it. Without a fix of its own, a row wants one of FIXES after that fragment.
+
+Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+
+MODEL = '"model": {"n_layers": 1, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "context_length": 16, "vocab_size": 257}'
+DATA = '"data": {"train": ["train.bin"], "val": ["val.bin"], "eot_token": 256, "tokenizer": "bytes"}'
+TRAINING = '"training": {"steps": 2, "batch_tokens": 64, "micro_batch_size": 2}'
+GOOD = f"{{\n{MODEL},\n{DATA},\n{TRAINING}\n}}\n"
+
+# What a line tells the reader to do. A message without any of these leaves them alone with the problem.
+FIXES = re.compile(r"\b(must|did you mean|belongs at|try|use|set|add|remove|keep|check|close|write|name|give|make|"
+                   r"copy|choose|wait|move|go on|start|see|raise|lower|leave|put|look|known|options)\b", re.IGNORECASE)
+
+# ---- The config as a file: bytes or text, what the line names, the fix ----
+FILES = [
+    ("a list", "[1, 2]", "case.json", "object"),
+    ("a number", "3", "case.json", "object"),
+    ("string not closed", '{"name": "tiny\n}', "line 2, column", None),
+    ("half a surrogate pair", '{"name": "\\ud800"}', "line 1, column", None),
+    ("10,000 objects", '{"model": ' * 10_000 + "1" + "}" * 10_000, "case.json", None),
+    ("a key twice", GOOD.replace('"steps": 2', '"steps": 2, "steps": 3'), '"steps"', "keep one"),
+    ("a section twice", f"{{{MODEL}, {DATA}, {TRAINING}, {TRAINING}}}", '"training"', "keep one"),
+    ("section missing", f"{{{DATA}, {TRAINING}}}", "model", "add"),
+    ("required key missing", GOOD.replace('"n_heads": 4, ', ""), "model.n_heads", "add"),
+    ("section is null", f'{{"model": null, {DATA}, {TRAINING}}}', "model", "object"),
+    ("section is a list", f'{{{MODEL}, "data": [], {TRAINING}}}', "data", "object"),
+    ("section is text", f'{{{MODEL}, {DATA}, "training": "fast"}}', "training", "object"),
+]
+
+# ---- One value: --set, what the line names, the fix ----
+VALUES = [
+    # Names.
+    ("model.d_modle=32", "model.d_modle", "did you mean model.d_model?"),
+    ("optimiser.lr=1e-3", "optimiser", "optimizer"),
+    ("lr=1e-3", "lr", "belongs at optimizer.lr"),
+    ("training.lr=1e-3", "training.lr", "belongs at optimizer.lr"),
+    ("model.steps=3", "model.steps", "belongs at training.steps"),
+    ("data.trian=[]", "data.trian", "did you mean data.train?"),
+    ("Model.n_layers=1", "Model", "model"),
+    # Types.
+    ("model.n_layers=two", "model.n_layers", "integer"),
+    ("model.n_layers=1.5", "model.n_layers", "integer"),
+    ("model.n_layers=true", "model.n_layers", "integer"),
+    ("model.n_layers=null", "model.n_layers", None),
+    ("model.n_layers=[1]", "model.n_layers", "integer"),
+    ("model.n_layers={}", "model.n_layers", "integer"),
+    ("training.steps=2.0", "training.steps", "integer"),
+    ("training.steps=1e3", "training.steps", "integer"),
+    ("model.tie_embeddings=1", "model.tie_embeddings", "true or false"),
+    ("model.tie_embeddings=yes", "model.tie_embeddings", "true or false"),
+    ("optimizer.lr=fast", "optimizer.lr", "number"),
+    ("optimizer.lr=nan", "optimizer.lr", "number"),
+    ("optimizer.lr=1e999", "optimizer.lr", "number"),
+    ("name=5", "name", "string"),
+    ("data.train=train.bin", "data.train", "list"),
+    ("data.train=[1]", "data.train[0]", "string"),
+    ("data.train={}", "data.train", "list"),
+    ("model.position=alibbi", "model.position", "alibi, rope, none"),
+    ("model.position=3", "model.position", "alibi, rope, none"),
+    ("schedule.type=cosin", "schedule.type", "cosine"),
+    ("training.recompute=all", "training.recompute", "block"),
+    ("training.on_nonfinite=ignore", "training.on_nonfinite", "skip"),
+    ("data.eot=middle", "data.eot", "start"),
+    ("training.device=tpu", "training.device", "cpu"),
+    ("training.precision=fp64", "training.precision", "bf16"),
+    ("training.precision=bf16", "training.precision", "fp32"),
+    ("checkpoint.async=yes", "checkpoint.async", "true or false"),
+    ("checkpoint.host_memory=some", "checkpoint.host_memory", None),
+    ("log.jsonl=1", "log.jsonl", "true or false"),
+    ("data.tokenizer=gpt2", "data.tokenizer", "bytes"),
+    # Ranges: zero, negative, huge, not finite.
+    ("model.n_layers=0", "model.n_layers", None),
+    ("model.n_layers=-1", "model.n_layers", None),
+    ("model.n_layers=9223372036854775807", "model.n_layers", None),
+    ("model.n_layers=99999999999999999999999", "model.n_layers", None),
+    ("model.d_model=1000000000000", "model.d_model", None),
+    ("model.context_length=0", "model.context_length", None),
+    ("model.context_length=-16", "model.context_length", None),
+    ("model.vocab_size=1", "model.vocab_size", None),
+    ("model.rope_theta=0", "model.rope_theta", None),
+    ("model.norm_eps=0", "model.norm_eps", None),
+    ("model.init_std=-1", "model.init_std", None),
+    ("training.steps=0", "training.steps", None),
+    ("training.steps=-5", "training.steps", None),
+    ("training.micro_batch_size=-1", "training.micro_batch_size", None),
+    ("training.micro_batch_size=1000000000000", "training.micro_batch_size", None),
+    ("training.max_skipped_steps=-1", "training.max_skipped_steps", None),
+    ("training.z_loss=-1", "training.z_loss", None),
+    ("training.max_minutes=-5", "training.max_minutes", None),
+    ("training.max_minutes=0", "training.max_minutes", None),
+    ("training.max_minutes=soon", "training.max_minutes", "number"),
+    ("optimizer.lr=-0.001", "optimizer.lr", None),
+    ("optimizer.lr=1e30", "optimizer.lr", None),
+    ("optimizer.beta1=1", "optimizer.beta1", None),
+    ("optimizer.beta2=1.5", "optimizer.beta2", None),
+    ("optimizer.eps=0", "optimizer.eps", None),
+    ("optimizer.weight_decay=-0.1", "optimizer.weight_decay", None),
+    ("optimizer.grad_clip=-1", "optimizer.grad_clip", None),
+    ("schedule.final_lr_fraction=2", "schedule.final_lr_fraction", None),
+    ("eval.every=-1", "eval.every", None),
+    ("eval.tokens=0", "eval.tokens", None),
+    ("sample.temperature=-1", "sample.temperature", None),
+    ("checkpoint.every=0", "checkpoint.every", None),
+    ("checkpoint.keep=0", "checkpoint.keep", None),
+    ("checkpoint.keep_every=-1", "checkpoint.keep_every", None),
+    ("log.every=0", "log.every", None),
+    ("seed=-1", "seed", None),
+    ("seed=0.5", "seed", "integer"),
+    # Values that do not go together.
+    ("model.d_model=33", "model.d_model 33 is not divisible by model.n_heads 4", "try 32"),
+    ("model.n_heads=5", "model.n_heads 5", "try 30"),
+    ("model.n_kv_heads=3", "model.n_kv_heads 3", "try n_kv_heads 2"),
+    ("model.n_kv_heads=8", "model.n_kv_heads 8", None),
+    ("model.head_dim=7", "model.head_dim 7", "even"),
+    ("model.head_dim=512", "model.head_dim", "256"),
+    ("training.batch_tokens=100", "training.batch_tokens 100", "try 96"),
+    ("training.micro_batch_size=3", "training.micro_batch_size 3", None),
+    ("training.batch_tokens=1", "training.batch_tokens 1", "try 32"),
+    ("schedule.warmup_steps=3", "schedule.warmup_steps 3", "at most 2"),
+    ("training.epochs=2", "training.epochs", "keep one"),
+    ("training.steps=null", "training.steps", "training.epochs"),
+    ("sample.every=1", "sample.every", "sample.prompts"),
+    ("model.vocab_size=200", "data.eot_token", "199"),
+    ("data.eot_token=257", "data.eot_token", None),
+    ("data.eot_token=-2", "data.eot_token", None),
+    # Files.
+    ("data.train=[]", "data.train", None),
+    ('data.train=["nowhere/*.bin"]', "nowhere/*.bin", "check the path"),
+    ('data.train=["nowhere.bin"]', "nowhere.bin", "check the path"),
+    ('data.train=["train.bin", "nowhere.bin"]', "nowhere.bin", "check the path"),
+    ('data.val=["nowhere-*.bin"]', "data.val", "check the path"),
+    ('data.train=["folder"]', "folder", None),
+    ('data.train=[""]', "data.train", None),
+    # The assignment itself.
+    ("model.n_layers", "--set model.n_layers", "section.key=value"),
+    ("=3", "--set =3", "section.key=value"),
+    (".n_layers=3", "--set .n_layers=3", "section.key=value"),
+    ("model..n_layers=3", "--set model..n_layers=3", "section.key=value"),
+    ("model.=3", "--set model.=3", "section.key=value"),
+    ("model=3", "model", "object"),
+    ("seed.x=3", "seed", None),
+]
+
+# ---- The command line: arguments, what the line names, the fix ----
+ARGUMENTS = [
+    (["--config", "nowhere.json"], "nowhere.json", "check the path"),
+    (["--config", "folder"], "folder", None),
+    (["--config", "case.json/x"], "case.json/x", "check the path"),
+    (["--config", ""], "config", None),
+    (["--config", "case.json", "--device", "tpu"], "device", "cpu"),
+    (["--config", "case.json", "--resume", "nowhere"], "nowhere", "name"),
+    (["--config", "case.json", "--resume", "folder"], "folder", None),
+]
+
+
+# ---- Shards: bytes of a file that stands in data.train, a fragment, the fix ----
+def shard(ids=range(64), magic=20240520, version=1, count=None, code="H"):
+    ids = list(ids)
+    header = [magic, version, len(ids) if count is None else count] + [0] * 253
+    return struct.pack("<256i", *header) + struct.pack(f"<{len(ids)}{code}", *ids)
+
+
+SHARDS = [
+    ("no byte at all", b"", "0 bytes", None),
+    ("half a header", shard()[:512], "512 bytes", None),
+    ("header alone", shard(ids=[]), "0 tokens", None),
+    ("cut short by one token", shard()[:-2], "cut short", "copy it"),
+    ("cut in the middle of a token", shard()[:-1], "cut short", "copy it"),
+    ("longer than it says", shard() + b"\0\0", "longer", None),
+    ("count too large", shard(count=2**31 - 1), "2147483647", None),
+    ("count negative", shard(count=-1), "-1 tokens", None),
+    ("text", b"It was a dark and stormy night. " * 100, "bad.bin", "prepare.py"),
+    ("zeros", bytes(5000), "bad.bin", "prepare.py"),
+    ("gzip", b"\x1f\x8b\x08\0" + bytes(3000), "bad.bin", "prepare.py"),
+    ("big-endian", struct.pack(">256i", 20240520, 1, 64, *[0] * 253) + bytes(128), "bad.bin", "prepare.py"),
+    ("another version", shard(version=2), "version 2", "prepare.py"),
+    ("version of the other format", shard(version=7), "version 7", "prepare.py"),
+    ("32-bit magic over 16-bit tokens", shard(magic=20240801, version=7), "bad.bin", None),
+    ("an id of another tokenizer", shard(ids=[1, 2, 300] + [3] * 60), "token 2 is 300", "301"),
+    ("the last id alone", shard(ids=[3] * 60 + [257]), "token 60 is 257", "258"),
+    ("32-bit ids beyond int32", shard(ids=[2**32 - 1] * 40, magic=20240801, version=7, code="I"), "4294967295", None),
+    ("fewer tokens than a row takes", shard(ids=range(16)), "16 tokens", None),
+]
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+class Refusals(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory()
+        cls.folder = pathlib.Path(cls.temporary.name)
+        for name in ("train.bin", "val.bin"):
+            (cls.folder / name).write_bytes(shard(ids=[number % 257 for number in range(600)]))
+        (cls.folder / "other.bin").write_bytes(shard(ids=[300] * 600))
+        (cls.folder / "folder").mkdir()
+        (cls.folder / "good.json").write_text(GOOD)
+        cls.run_train("--config", "good.json", code=0)  # the table changes one thing at a time in what works
+        cls.run_train("--config", "good.json", "--set", "name=done", code=0)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    def setUp(self):
+        (self.folder / "case.json").write_text(GOOD)
+
+    @classmethod
+    def run_train(cls, *arguments, code):
+        result = subprocess.run([TRAIN, *arguments], cwd=cls.folder, text=True, capture_output=True, timeout=60,
+                                errors="replace", env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if result.returncode != code:
+            output = result.stdout[-2000:] + result.stderr[-2000:]
+            raise AssertionError(f"exit code {result.returncode}, not {code}\n{output}")
+        return result
+
+    def refused(self, *arguments, says, fix=None, code=2, num_warnings=0):
+        lines = [line for line in self.run_train(*arguments, code=code).stderr.splitlines() if line.strip()]
+        warnings, errors = lines[:num_warnings], lines[num_warnings:]
+        self.assertTrue(all("WARNING" in line for line in warnings), lines)
+        self.assertEqual(len(errors), 1, "one line, not:\n" + "\n".join(line[:300] for line in lines))
+        self.assertLess(len(errors[0]), 500, "a line that nobody reads to its end")
+        self.assertIn(says, errors[0])
+        after = errors[0][errors[0].index(says) + len(says):]
+        if fix is not None:
+            self.assertIn(fix, errors[0])
+        else:
+            self.assertRegex(after, FIXES, f"no fix in: {errors[0]}")
+
+    def refused_with(self, *assignments, says, fix=None, arguments=(), **more):
+        sets = [word for assignment in assignments for word in ("--set", assignment)]
+        self.refused("--config", "case.json", *sets, *arguments, says=says, fix=fix, **more)
+
+    def test_there_are_enough(self):
+        self.assertGreaterEqual(len(FILES) + len(VALUES) + len(ARGUMENTS) + len(SHARDS), 60)
+
+    def test_config_files(self):
+        for name, text, says, fix in FILES:
+            with self.subTest(name):
+                (self.folder / "case.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+                self.refused("--config", "case.json", says=says, fix=fix)
+
+    def test_values(self):
+        for assignment, says, fix in VALUES:
+            with self.subTest(assignment):
+                self.refused_with(assignment, says=says, fix=fix)
+
+    def test_command_lines(self):
+        for arguments, says, fix in ARGUMENTS:
+            with self.subTest(" ".join(arguments)):
+                self.refused(*arguments, says=says, fix=fix)
+
+    def test_no_such_device(self):
+        if pathlib.Path("/dev/nvidia0").exists():
+            self.skipTest("this machine has a GPU")
+        self.refused_with(arguments=["--device", "cuda"], says="cuda", fix="cpu")
+        self.refused_with("training.device=cuda", says="cuda", fix="cpu")
+
+    def test_shards(self):
+        for name, content, says, fix in SHARDS:
+            with self.subTest(name):
+                (self.folder / "bad.bin").write_bytes(content)
+                self.refused_with('data.train=["bad.bin"]', says=says, fix=fix)
+        (self.folder / "bad.bin").write_bytes(shard()[:-2])
+        self.refused_with('data.train=["train.bin", "bad.bin"]', says="bad.bin", fix="copy it")
+        self.refused_with('data.val=["bad.bin"]', says="bad.bin", fix="copy it")
+        (self.folder / "bad.bin").write_bytes(shard(ids=range(16)))
+        self.refused_with('data.val=["bad.bin"]', says="data.val")
+
+    def test_schedules_that_do_not_fit(self):
+        self.refused_with("schedule.type=wsd", "schedule.decay_steps=2", "schedule.warmup_steps=1",
+                          says="schedule.warmup_steps + schedule.decay_steps")
+
+    def test_vocabulary_too_small_for_bytes(self):
+        self.refused_with("model.vocab_size=200", "data.eot_token=null", says="model.vocab_size 200", fix="257")
+
+    def test_samples_that_do_not_fit(self):
+        self.refused_with("sample.every=1", 'sample.prompts=["0123456789"]', "sample.tokens=10",
+                          says="sample", fix="at most 6")
+
+    # ---- Run folders ----
+
+    def test_a_run_that_is_there_already(self):
+        self.refused_with("name=done", says="runs/done", fix="--resume auto")
+
+    def test_resumed_as_something_else(self):
+        for assignment, says in (("model.n_layers=2", "model.n_layers"), ("model.position=rope", "model.position"),
+                                 ("model.d_ff=64", "model.d_ff"), ("seed=7", "seed")):
+            with self.subTest(assignment):
+                self.refused_with("name=done", assignment, "training.steps=4", arguments=["--resume", "auto"],
+                                  says=says, fix="name")
+
+    def copy_of_done(self, name):
+        shutil.copytree(self.folder / "runs/done", self.folder / "runs" / name)
+        return self.folder / "runs" / name / "checkpoints/step-00000002"
+
+    def test_checkpoint_of_another_version(self):
+        path = self.copy_of_done("version") / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["sha256"]
+        manifest["format_version"] = 99
+        # Sealed as the format wants it: the last key is the hash of all bytes before it.
+        body = json.dumps(manifest, indent=2)[:-2] + ",\n  "
+        path.write_text(f'{body}"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+        self.refused_with("name=version", arguments=["--resume", "auto"], says="version 99")
+
+    def test_no_checkpoint_is_whole(self):
+        for name, damage in (("no-manifest", lambda step: (step / "manifest.json").unlink()),
+                             ("empty-manifest", lambda step: (step / "manifest.json").write_text("")),
+                             ("no-weights", lambda step: next(step.glob("model-*")).unlink()),
+                             ("one-bit", lambda step: flip_a_bit(next(step.glob("model-*")))),
+                             ("manifest-changed", lambda step: flip_a_bit(step / "manifest.json")),
+                             ("short-weights", lambda step: os.truncate(next(step.glob("model-*")), 100))):
+            with self.subTest(name):
+                damage(self.copy_of_done(name))
+                self.refused_with(f"name={name}", arguments=["--resume", "auto"], says=f"runs/{name}", num_warnings=1)
+
+    def test_run_folder_that_cannot_be(self):
+        (self.folder / "file").write_text("")
+        self.refused_with("run_dir=file", says="file", fix="run_dir")
+        self.refused_with("run_dir=file/inner", says="file/inner", fix="run_dir")
+        (self.folder / "half").mkdir()
+        (self.folder / "half/checkpoints").write_text("")
+        self.refused_with("run_dir=half", says="half", fix="run_dir")
+
+    def test_run_folder_of_another_process(self):
+        (self.folder / "owned").mkdir()
+        with open(self.folder / "owned/lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.refused_with("run_dir=owned", says="another process")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,289 @@
+"""What a run survives: kills, damaged files, full disks, folders that vanish, time limits. CPU only.
+
+INGOT_LONG=1 makes the two random tests long: 100 kills, 200 damaged checkpoints.
+
+Seen to catch: the folder synced after the rename alone; AdamW not waiting for the snapshot; a manifest that is trusted
+without its checksum; pruning that counts a damaged checkpoint as one of the newest.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from trainer_case import TrainerCase
+
+IS_LONG = os.environ.get("INGOT_LONG") == "1"
+SEAL_KEY, SEAL_END = '"sha256": "', '"\n}\n'
+
+
+def seal(text):
+    """A manifest with its last key made anew."""
+    body = text[: text.rindex(SEAL_KEY)]
+    return body + SEAL_KEY + hashlib.sha256(body.encode()).hexdigest() + SEAL_END
+
+
+class Kills(TrainerCase):
+    def test_killed_and_resumed_same_bits(self):
+        """SIGKILL at random moments, between steps and inside saves: no bit and no line of the log is lost."""
+        num_kills, steps = (100, 900) if IS_LONG else (12, 110)
+        sets = [f"training.steps={steps}", "checkpoint.every=3", "eval.every=9", "sample.every=0", "model.d_model=64"]
+        self.run_train("whole", sets=sets)
+        generator = random.Random(11)
+        kills = kills_inside_saves = 0
+        for _ in range(10 * num_kills):
+            process = subprocess.Popen(self.command("killed", "--resume", "auto", sets=sets), cwd=self.folder, text=True,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+            steps_left = generator.randint(1, 8) if kills < num_kills else steps + 1
+            for line in process.stdout:
+                steps_left -= line.startswith("step  ")
+                if steps_left == 0:
+                    time.sleep(generator.uniform(0, 0.006))
+                    process.kill()
+                    kills += 1
+                    break
+            _, error = process.communicate()
+            checkpoints = self.run_folder("killed") / "checkpoints"
+            kills_inside_saves += any(".tmp-" in path.name for path in checkpoints.iterdir())
+            if process.returncode == 0:
+                break
+            self.assertEqual(process.returncode, -signal.SIGKILL, error)
+            self.assertNotIn("damaged", error)
+        self.assertEqual(process.returncode, 0)
+        self.assertGreaterEqual(kills, num_kills)
+        self.assertGreater(kills_inside_saves, 0)
+        print(f"{kills} kills, {kills_inside_saves} inside saves", file=sys.stderr)
+        self.assert_same_log("whole", "killed")
+        self.assert_same_tensors("whole", "killed", steps)
+
+
+class Damage(TrainerCase):
+    def damage(self, path, generator):
+        """One flipped bit, a truncation or a deletion; says which."""
+        data = bytearray(path.read_bytes())
+        kind = generator.choice(["flip", "flip", "flip", "truncate", "delete"])
+        if kind == "delete":
+            path.unlink()
+        elif kind == "truncate":
+            path.write_bytes(data[: generator.randrange(len(data))])
+        else:
+            # Headers are short: half of the flips go there.
+            at = generator.randrange(min(len(data), 4000) if generator.random() < 0.5 else len(data))
+            data[at] ^= 1 << generator.randrange(8)
+            path.write_bytes(data)
+            kind = f"flip at {at}"
+        return kind
+
+    def test_any_damage_is_found_and_the_one_before_taken(self):
+        reference = self.run_folder(self.reference())
+        files = ["manifest.json", "model-00000-of-00001.safetensors", "optimizer-00000-of-00001.safetensors"]
+        generator = random.Random(5)
+        for number in range(200 if IS_LONG else 25):
+            run = self.run_folder("damaged")
+            shutil.rmtree(run, ignore_errors=True)
+            shutil.copytree(reference, run)
+            victim = run / "checkpoints" / "step-00000012" / files[number % 3]
+            kind = self.damage(victim, generator)
+            with self.subTest(file=victim.name, kind=kind):
+                result = self.run_train("damaged", "--resume", "auto")
+                self.assertIn("passing over a damaged checkpoint", result.stderr)
+                self.assertIn(f"step-00000012/{victim.name}", result.stderr)
+                self.assertIn("resumed from step 10 ", result.stdout)
+                self.assert_same_run("reference", "damaged")
+
+    def test_when_nothing_is_whole_the_run_is_refused(self):
+        shutil.copytree(self.run_folder(self.reference()), self.run_folder("ruined"))
+        for manifest in self.run_folder("ruined").glob("checkpoints/*/manifest.json"):
+            manifest.write_text(manifest.read_text().replace('"step": ', '"step":  '))
+        result = self.run_train("ruined", "--resume", "auto", code=2)
+        self.assertIn("none of the 3 checkpoints", result.stderr)
+
+    def test_a_damaged_newest_checkpoint_is_not_counted_as_kept(self):
+        sets = ["checkpoint.every=2", "checkpoint.keep=1"]
+        self.run_train("miscounted", sets=sets + ["checkpoint.keep=2"])
+        newest = self.run_folder("miscounted") / "checkpoints" / "step-00000012" / "manifest.json"
+        newest.write_text(newest.read_text()[:-9])
+        result = self.run_train("miscounted", "--resume", "auto", sets=sets + ["training.steps=11"])
+        self.assertIn("set aside", result.stdout)
+        self.run_train("miscounted", "--resume", "auto", sets=sets + ["training.steps=12"])
+        self.assert_same_run_but_lr("miscounted")
+
+    def assert_same_run_but_lr(self, name):
+        self.assertEqual([entry["step"] for entry in self.log(name)], list(range(1, 13)))
+        names = [path.name for path in (self.run_folder(name) / "checkpoints").iterdir() if "set-aside" not in path.name]
+        self.assertEqual(names, ["step-00000012"])
+
+    def test_another_version_is_refused_and_not_passed_over(self):
+        shutil.copytree(self.run_folder(self.reference()), self.run_folder("newer"))
+        manifest = self.run_folder("newer") / "checkpoints" / "step-00000012" / "manifest.json"
+        text = manifest.read_text()
+        self.assertEqual(seal(text), text)
+        manifest.write_text(seal(text.replace('"format_version": 2', '"format_version": 3')))
+        result = self.run_train("newer", "--resume", "auto", code=2)
+        self.assertIn("format version 3, this program reads version 2", result.stderr)
+
+
+class Saving(TrainerCase):
+    def test_asynchronous_saves_have_the_bytes_of_synchronous_ones(self):
+        reference = self.reference()
+        bytes_of_flat = sum(len(data) for data in self.tensors(reference).values()) // 3
+        for name, sets in (("synchronous", ["checkpoint.async=false"]),
+                           ("no-snapshot", ["checkpoint.host_memory=0"]),
+                           ("moments-alone", [f"checkpoint.host_memory={5 * bytes_of_flat // 2}"])):
+            result = self.run_train(name, sets=sets + ["checkpoint.every=1", "checkpoint.keep=100"])
+            self.run_train(name + "-async", sets=["checkpoint.every=1", "checkpoint.keep=100"])
+            for step in range(1, 13):
+                self.assert_same_tensors(name, name + "-async", step)
+            expected = {"synchronous": "kept, synchronous", "no-snapshot": "without a snapshot",
+                        "moments-alone": "the moments from a snapshot"}[name]
+            self.assertIn(expected, result.stdout)
+
+    def test_checkpoints_are_kept_and_leftovers_removed(self):
+        leftover = self.run_folder("kept") / "checkpoints" / "step-00000003.tmp-1-1"
+        leftover.mkdir(parents=True)
+        self.run_train("kept", sets=["checkpoint.every=1", "checkpoint.keep=2", "checkpoint.keep_every=4"])
+        names = sorted(path.name for path in (self.run_folder("kept") / "checkpoints").iterdir())
+        self.assertEqual(names, ["step-00000004", "step-00000008", "step-00000011", "step-00000012"])
+
+    def test_save_that_fails_leaves_the_run_alive(self):
+        # Files of at most 100 kB (ulimit -f counts blocks of 1 kB): the weights do not fit, the log does.
+        command = " ".join(f"'{word}'" for word in self.command("limited"))
+        result = subprocess.run(["bash", "-c", f"trap '' XFSZ; ulimit -f 100; {command}"], cwd=self.folder, text=True,
+                                capture_output=True)
+        self.assertIn("training goes on without this checkpoint", result.stderr)
+        self.assertEqual(result.returncode, 5, result.stderr)  # the last save had no later one to make up for it
+        self.assertEqual([entry["step"] for entry in self.log("limited")], list(range(1, 12)))
+        self.assertEqual(list((self.run_folder("limited") / "checkpoints").iterdir()), [])
+        self.run_train("limited", "--resume", "auto")
+        self.assert_same_run(self.reference(), "limited")
+
+    def test_full_disk(self):
+        """A file system with room for one checkpoint and no second one."""
+        disk = self.folder / "disk"
+        disk.mkdir()
+        size = sum(len(data) for data in self.tensors(self.reference()).values())
+        mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2 + (1 << 20)}", "tmpfs", str(disk)],
+                               capture_output=True, text=True)
+        if mount.returncode != 0:
+            self.skipTest(f"no file system can be mounted here: {mount.stderr.strip()}")
+        try:
+            sets = [f"run_dir={disk}/run"]
+            result = self.run_train("full", sets=sets, code=5)
+            self.assertIn("a checkpoint needs", result.stderr)
+            self.assertIn("training goes on without this checkpoint", result.stderr)
+            names = [path.name for path in (disk / "run" / "checkpoints").iterdir()]
+            self.assertEqual(names, ["step-00000005"])  # whole, and nothing half-written beside it
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            result = self.run_train("full", "--resume", "auto", sets=sets)
+            self.assertIn("resumed from step 5 ", result.stdout)
+            shutil.copytree(disk / "run", self.run_folder("full"))
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+        self.assert_same_run("reference", "full")
+
+    def run_with(self, name, act, sets):
+        """Runs, and calls act() after the tenth step."""
+        process = subprocess.Popen(self.command(name, sets=sets), cwd=self.folder, text=True, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        steps = 0
+        for line in process.stdout:
+            steps += line.startswith("step ")
+            if steps == 10:
+                act()
+                break
+        _, error = process.communicate()
+        return process.returncode, error
+
+    def test_a_run_folder_that_vanishes_comes_back(self):
+        sets = ["training.steps=400", "sample.every=0", "eval.every=0", "checkpoint.every=50"]
+        vanish = lambda: self.run_folder("vanished").rename(self.folder / "elsewhere")
+        code, error = self.run_with("vanished", vanish, sets)
+        self.assertEqual(code, 0, error)
+        self.assertIn("was removed: a new one begins", error)
+        self.assertEqual(len(self.tensors("vanished", 400)), 2)
+
+    def test_a_folder_that_cannot_be_written_costs_checkpoints_alone(self):
+        sets = ["training.steps=400", "sample.every=0", "eval.every=0", "checkpoint.every=50"]
+
+        def block():
+            folder = self.run_folder("blocked") / "checkpoints"
+            folder.rename(self.run_folder("blocked") / "old-checkpoints")
+            folder.write_text("a file is in the way")
+
+        code, error = self.run_with("blocked", block, sets)
+        self.assertEqual(code, 5, error)
+        self.assertIn("training goes on without this checkpoint", error)
+        self.assertEqual(len(self.log("blocked")), 399)  # the last step's save comes before its line
+
+
+class Resuming(TrainerCase):
+    def test_max_minutes_saves_and_stops(self):
+        sets = ["training.steps=300", "sample.every=0", "eval.every=50", "checkpoint.every=1000"]
+        self.run_train("unlimited", sets=sets)
+        runs = 0
+        for runs in range(1, 200):
+            result = subprocess.run(self.command("limited", "--resume", "auto",
+                                                 sets=sets + ["training.max_minutes=0.002"]),
+                                    cwd=self.folder, text=True, capture_output=True)
+            if result.returncode != 75:
+                break
+            self.assertIn("stopped after training.max_minutes 0.002", result.stderr)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertGreater(runs, 1)
+        self.assert_same_log("unlimited", "limited")
+        self.assert_same_tensors("unlimited", "limited", 300)
+
+    def test_resume_from_a_path(self):
+        reference = self.run_folder(self.reference())
+        # Back to an earlier step of the same run: what lay ahead is set aside, the log is cut.
+        shutil.copytree(reference, self.run_folder("back"))
+        result = self.run_train("back", "--resume", "runs/back/checkpoints/step-00000005")
+        self.assertIn("resumed from step 5 ", result.stdout)
+        self.assertEqual(result.stdout.count("set aside"), 2)
+        self.assert_same_run("reference", "back")
+        # From another run: this one begins there.
+        result = self.run_train("fork", "--resume", str(reference), sets=["training.steps=15", "optimizer.lr=1e-4"])
+        self.assertIn("changed from now on: optimizer.lr was 0.001, is 0.0001", result.stdout)
+        self.assertEqual([entry["step"] for entry in self.log("fork")], [12, 13, 14, 15])
+        # But not where there is a run already.
+        result = self.run_train("back", "--resume", str(reference), sets=["training.steps=20"], code=2)
+        self.assertIn("belongs to another run", result.stderr)
+        result = self.run_train("new", "--resume", "runs/nowhere", code=2)
+        self.assertIn("there is no checkpoint runs/nowhere", result.stderr)
+
+    def test_a_finished_run_is_left_as_it_is_and_can_be_made_longer(self):
+        name = "finished"
+        self.run_train(name, sets=["eval.every=5"])
+        before = (self.run_folder(name) / "log.jsonl").read_bytes()
+        result = self.run_train(name, "--resume", "auto", sets=["eval.every=5"])
+        self.assertIn("this run is finished", result.stdout)
+        self.assertEqual((self.run_folder(name) / "log.jsonl").read_bytes(), before)
+        self.run_train(name, "--resume", "auto", sets=["eval.every=5", "training.steps=14"])
+        log = (self.run_folder(name) / "log.jsonl").read_bytes()
+        self.assertTrue(log.startswith(before))
+        self.assertEqual([entry["step"] for entry in self.log(name)], list(range(1, 15)))
+
+    def test_a_config_that_resumes_from_its_resolved_form(self):
+        self.run_train("resolved", sets=["training.steps=null", "training.epochs=0.5"])
+        config = json.loads((self.run_folder("resolved") / "config.json").read_text())
+        self.assertGreater(config["training"]["steps"], 0)
+        self.assertIsNone(config["training"]["epochs"])
+        again = subprocess.run(self.command("resolved", "--resume", "auto")[:1]
+                               + ["--config", "runs/resolved/config.json", "--resume", "auto"],
+                               cwd=self.folder, text=True, capture_output=True)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertIn("this run is finished", again.stdout)
+        self.assertNotIn("changed", again.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

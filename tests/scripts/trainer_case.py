@@ -1,0 +1,99 @@
+"""A small run on generated text, as a user starts it: what the tests of ./train share. CPU only."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+
+CONFIG = {
+    "name": "test",
+    "model": {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "context_length": 32, "vocab_size": 257},
+    "data": {"train": ["data/train-*.bin"], "val": ["data/val-*.bin"], "eot_token": 256, "tokenizer": "bytes"},
+    "training": {"steps": 12, "batch_tokens": 256, "micro_batch_size": 4},
+    "optimizer": {"lr": 1e-3},
+    "eval": {"every": 4, "tokens": 512},
+    "checkpoint": {"every": 5},
+    "sample": {"every": 6, "prompts": ["ab"], "tokens": 8},
+}
+
+
+class TrainerCase(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory()
+        cls.folder = pathlib.Path(cls.temporary.name)
+        generator = random.Random(7)
+        text = cls.folder / "text"
+        text.mkdir()
+        words = ["alpha", "beta", "gamma", "delta", "(", ")", "\n", "= 1"]
+        for number in range(60):
+            length = generator.randint(1, 120)
+            (text / f"{number:03}.txt").write_text(" ".join(generator.choice(words) for _ in range(length)))
+        subprocess.run([sys.executable, str(ROOT / "scripts/prepare.py"), "--input", str(text), "--tokenizer", "bytes",
+                        "--val-fraction", "0.2", "--output", str(cls.folder / "data")],
+                       check=True, capture_output=True)
+        (cls.folder / "config.json").write_text(json.dumps(CONFIG))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    def command(self, name, *arguments, sets=()):
+        command = [TRAIN, "--config", "config.json", "--set", f"name={name}"]
+        for assignment in sets:
+            command += ["--set", assignment]
+        return command + list(arguments)
+
+    def run_train(self, name, *arguments, sets=(), code=0, threads=1):
+        result = subprocess.run(self.command(name, *arguments, sets=sets), cwd=self.folder, text=True,
+                                capture_output=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        return result
+
+    def run_folder(self, name):
+        return self.folder / "runs" / name
+
+    def log(self, name):
+        """The lines of log.jsonl without what the clock decides."""
+        lines = []
+        for line in (self.run_folder(name) / "log.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            for key in ("tokens_per_second", "step_seconds", "data_wait_seconds", "memory_bytes"):
+                entry.pop(key)
+            lines.append(entry)
+        return lines
+
+    def tensors(self, name, step=12):
+        folder = self.run_folder(name) / "checkpoints" / f"step-{step:08}"
+        return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+    def assert_same_run(self, one, other):
+        self.assert_same_log(one, other)
+        self.assert_same_tensors(one, other)
+
+    # Not assertEqual on the whole: describing how two files of bytes differ would take it minutes.
+    def assert_same_log(self, one, other):
+        log, other_log = self.log(one), self.log(other)
+        self.assertEqual([entry["step"] for entry in log], [entry["step"] for entry in other_log])
+        for entry, other_entry in zip(log, other_log):
+            self.assertEqual(entry, other_entry)
+
+    def assert_same_tensors(self, one, other, step=12):
+        tensors, others = self.tensors(one, step), self.tensors(other, step)
+        self.assertEqual(len(tensors), 2)
+        self.assertEqual(tensors.keys(), others.keys())
+        for name in tensors:
+            self.assertTrue(tensors[name] == others[name], f"{name} of step {step} of {one} and {other} differ")
+
+    def reference(self):
+        """One uninterrupted run, made by whichever test needs it first."""
+        if not self.run_folder("reference").exists():
+            self.run_train("reference")
+        return "reference"
