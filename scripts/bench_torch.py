@@ -3,9 +3,10 @@
 
     python3 scripts/bench_torch.py step --config FILE [--set KEY=VALUE]... --output DIR
 
-`step` times the training step of one config: the same weights, token ids, documents, micro-batches, loss, clipping and
-AdamW on both sides, in float32. The two take turns (Ingot, PyTorch, Ingot, PyTorch, ...), `--rounds` runs each, with the
-same number of threads. A run's figure is the median of its steps after the warm-up; the ratio is that of the best runs.
+`step` times the training step of one config: the same weights, token ids, documents, micro-batches, loss, clipping
+and AdamW on both sides, in float32. The two take turns (Ingot, PyTorch, Ingot, PyTorch, ...), `--rounds` runs each,
+with the same number of threads. A run's figure is the median of its steps after the warm-up; the ratio is that of the
+best runs.
 
 Ingot runs as a user runs it, `./train --config FILE --set ...`; its time is `step_seconds` of log.jsonl. The model that
 PyTorch runs is what a careful user of PyTorch would write in eager mode: fused QKV and gate-up projections,
@@ -46,8 +47,9 @@ IGNORED = -1
 # moves it by more than 1e-3.
 FIRST_LOSS_TOLERANCE = 1e-4
 # Not to be inherited: they would tie one side's threads and leave the other free.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS", "GOTO_NUM_THREADS",
-                    "OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY",
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS",
+                    "GOTO_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "OMP_PROC_BIND", "OMP_PLACES",
+                    "GOMP_CPU_AFFINITY",
                     "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME")
 
 
@@ -239,7 +241,8 @@ class Gpt(nn.Module):
         for layer in self.layers:
             x = layer(x, attend, mask, rope)
         logits = self.head(F.rms_norm(x, x.shape[-1:], self.final_norm, self.m["norm_eps"]))
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=IGNORED,
+                               reduction="sum")
 
     @torch.no_grad()
     def load(self, path: pathlib.Path) -> None:
@@ -404,7 +407,8 @@ class Comparison:
                "result": str(result_file)}
         environment = dict(self.environment)
         if self.args.keep_memory:  # glibc: never hand freed memory back to the system
-            environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
+            environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+                            "MALLOC_TOP_PAD_": str(1 << 26)}
         result = subprocess.run([sys.executable, __file__, "worker", json.dumps(job)], env=environment)
         if result.returncode != 0:
             fail("PyTorch's side failed: its message stands above")
@@ -416,9 +420,9 @@ class Comparison:
         folder, printed = self.ingot("initial", 1, "optimizer.lr=0")
         (weights,) = (folder / "checkpoints").glob("*/model-*.safetensors")
         print(f"{cpu_name()}, {os.cpu_count()} processors, {system_name()}; {args.threads} threads on both sides")
-        print(f"Ingot: {next((line for line in printed.splitlines() if line.startswith('model:')), '')}")
-        print(f"       {next((line for line in printed.splitlines() if line.startswith('attention:')), '')}")
-        print(f"       {next((line for line in printed.splitlines() if line.startswith('step:')), '')}")
+        for line in printed.splitlines():
+            if line.startswith(("model:", "attention:", "step:", "device: CPU,")):
+                print(f"Ingot: {line}")
         print(f"PyTorch {torch.__version__}, {'MKL' if torch.backends.mkl.is_available() else 'no MKL'}, "
               f"{torch.backends.cpu.get_cpu_capability()}" + (", freed memory kept" if args.keep_memory else ""))
         best = {"Ingot": math.inf, "PyTorch": math.inf}
