@@ -1,8 +1,9 @@
 // Cross-entropy on CUDA: bound by memory, so a row of logits is read once and written once if it fits on chip.
 //
 // The resident kernel keeps a row in shared memory: in that of one block, or, on Hopper, spread over a cluster of up to
-// eight blocks, which then exchange one maximum and one sum each. Shares are kept small enough for two blocks on a
-// multiprocessor, so that one reads while the other computes. That holds up to about 450,000 columns in 16-bit types.
+// eight blocks, which then exchange one maximum and one sum each. Shares are kept small enough for two or four blocks
+// on a multiprocessor, so that one reads while another computes. That holds up to about 450,000 columns in 16-bit
+// types.
 //
 // The streaming kernel takes the rest: rows that fit nowhere, or are not aligned to 16 bytes (read a second time for
 // the gradient, mostly from the L2), and calls that want no gradient, which need a row only once.
@@ -264,23 +265,38 @@ int threads_for(int64_t chunks) {
     return static_cast<int>(std::clamp<int64_t>(warps, 1, kMaxWarps)) * kWarpSize;
 }
 
-// Over how many blocks a row of so many bytes goes in the resident kernel; 0 if it does not fit.
-int cluster_for(const cudaDeviceProp& gpu, int64_t row_bytes) {
+// The most of a row that a block may hold for so many blocks to fit on a multiprocessor, in bytes.
+int64_t share_limit(const cudaDeviceProp& gpu, int num_blocks) {
     constexpr int64_t kStatic = (kMaxWarps + kMaxCluster) * sizeof(Softmax) + 128;  // and some for alignment
-    const auto most = static_cast<int64_t>(gpu.sharedMemPerBlockOptin) - kStatic;
-    if (gpu.major < 9) return row_bytes <= most ? 1 : 0;
-    const auto half =
-        static_cast<int64_t>(gpu.sharedMemPerMultiprocessor / 2 - gpu.reservedSharedMemPerBlock) - kStatic;
-    for (int size = 1; size <= kMaxCluster; size *= 2)
-        if ((row_bytes + size - 1) / size + 16 <= half) return size;
+    const auto part = static_cast<int64_t>(gpu.sharedMemPerMultiprocessor) / num_blocks;
+    return std::min(part - static_cast<int64_t>(gpu.reservedSharedMemPerBlock),
+                    static_cast<int64_t>(gpu.sharedMemPerBlockOptin)) -
+           kStatic;
+}
+
+int64_t share_of(int64_t num_vectors, int cluster_size) {
+    return (num_vectors + cluster_size - 1) / cluster_size * static_cast<int64_t>(sizeof(uint4));
+}
+
+// Over how many blocks a row goes in the resident kernel; 0 if it does not fit. A row that two blocks of a
+// multiprocessor can hold each stays in one. Blocks of a cluster wait for each other, so there four on a
+// multiprocessor do better than two.
+int cluster_for(const cudaDeviceProp& gpu, int64_t num_vectors) {
+    if (gpu.major < 9) return share_of(num_vectors, 1) <= share_limit(gpu, 1) ? 1 : 0;
+    if (share_of(num_vectors, 1) <= share_limit(gpu, 2)) return 1;
+    for (const int per_multiprocessor : {4, 2})
+        for (int size = 2; size <= kMaxCluster; ++size)
+            if (share_of(num_vectors, size) <= share_limit(gpu, per_multiprocessor)) return size;
     return 0;
 }
 
 template <typename T>
 void launch_resident(const Device& device, const Args<T>& args, int64_t num_rows) {
     const int64_t num_vectors = args.row_size / Vec<T>::kSize;
-    const int64_t per_block = (num_vectors + args.cluster_size - 1) / args.cluster_size;
-    const auto bytes = static_cast<size_t>(per_block) * sizeof(uint4);
+    const int64_t bytes = share_of(num_vectors, args.cluster_size);
+    // Where four blocks fit a multiprocessor's shared memory, its registers shall not be what keeps them away.
+    const bool is_small = bytes <= share_limit(device.context().properties, 4);
+    const int threads = std::min(threads_for(bytes / 16), is_small ? kMaxThreads / 2 : kMaxThreads);
     const auto kernel = resident_kernel<T>;
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
     cudaLaunchAttribute cluster{};
@@ -289,8 +305,8 @@ void launch_resident(const Device& device, const Args<T>& args, int64_t num_rows
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(num_rows * args.cluster_size));
-    config.blockDim = dim3(static_cast<unsigned>(threads_for(per_block)));
-    config.dynamicSmemBytes = bytes;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(bytes);
     config.stream = device.context().stream;
     config.attrs = &cluster;
     config.numAttrs = args.cluster_size > 1 ? 1 : 0;
@@ -357,7 +373,7 @@ void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
                         .z_loss = static_cast<float>(a.z_loss),
                         .writes_gradient = a.write_gradient};
         const bool fits_vectors = VP % Vec<T>::kSize == 0 && is_aligned(args.logits);
-        args.cluster_size = cluster_for(device.context().properties, VP * static_cast<int64_t>(sizeof(T)));
+        args.cluster_size = cluster_for(device.context().properties, VP / Vec<T>::kSize);
         if (a.write_gradient && fits_vectors && args.cluster_size > 0)
             launch_resident(device, args, n);
         else

@@ -1,6 +1,7 @@
 // AdamW and the gradient norm on CUDA against the CPU twin in double precision.
 //
-// Seen to catch: see the list at the end of this comment.
+// Seen to catch: the last element of a range left out; eps inside the root; a skipped step applied; the head of a range
+// left out of the norm; squares in fp32.
 #include <cmath>
 #include <limits>
 

@@ -1,6 +1,8 @@
 // Cross-entropy on CUDA against the CPU twin in double precision.
 //
-// Seen to catch: see the list at the end of this comment.
+// Seen to catch: padding that counts; the last block of a cluster left out; the wait for the copies left out; a sum
+// that is not rescaled to a new maximum; z-loss's factor 1 instead of 2; -inf subtracted from -inf; ignored targets
+// counted; padding that keeps its logits.
 #include <cmath>
 #include <limits>
 
@@ -109,12 +111,13 @@ void check(const Device& device, const Case& c) {
 
 }  // namespace
 
-// One row in one block, in clusters of two, four and eight, and by the streaming kernel, with and without vectors.
+// On Hopper: a small and a large row in one block, clusters of small shares, one of large shares, and the streaming
+// kernel, with and without vectors.
 TEST(CrossEntropyCuda, Small) {
     INGOT_CUDA_OR_SKIP(device);
     for (const DType dtype : kDTypes) {
         const int64_t per_vector = 16 / size_of(dtype);
-        for (const int64_t vectors : {48, 8000, 16000, 32000, 70000})
+        for (const int64_t vectors : {48, 6000, 8000, 19000, 32000, 70000})
             check(device, {.dtype = dtype,
                            .n = 3,
                            .V = vectors * per_vector - 3,

@@ -1,6 +1,8 @@
 // Embedding on CUDA against the CPU twin in double precision.
 //
-// Seen to catch: see the list at the end of this comment.
+// Seen to catch: equal tokens in reverse order; the tile itself counted as one before it; a run that goes on taken for
+// one that ends; the search for a run's end stopped after one round; dweight overwritten; both passes of the sort by
+// the same digit.
 #include <cmath>
 #include <cstdlib>
 

@@ -1,6 +1,6 @@
 // RoPE on CUDA against the CPU twin in double precision.
 //
-// Seen to catch: see the list at the end of this comment.
+// Seen to catch: backward turned forwards; the angles of another position.
 #include <cmath>
 #include <limits>
 
