@@ -125,7 +125,8 @@ template <typename T>
 __global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_constant__ Args<T> a) {
     using V = Vec<T>;
     extern __shared__ uint4 share[];  // this block's part of the row
-    __shared__ Softmax warps[kMaxWarps], parts[kMaxCluster];
+    __shared__ Softmax warps[kMaxWarps];
+    [[maybe_unused]] __shared__ Softmax parts[kMaxCluster];  // of the blocks of a cluster
     const int num_blocks = a.cluster_size;
     const int64_t row = blockIdx.x / num_blocks;
     const int rank = static_cast<int>(blockIdx.x - row * num_blocks);
