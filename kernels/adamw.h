@@ -5,14 +5,19 @@
 //   w -= lr * (m / bias1 / (sqrt(v / bias2) + eps) + weight_decay * w)
 //
 // Does nothing if the step's decision says so. lr, betas and flags are read from the StepBlock on the device.
+//
+// On CUDA all is fp32, and a range of a flat space may begin at any element; it is fastest where all tensors lie alike
+// relative to 16 bytes, as ranges of flat spaces do.
 #pragma once
+
+#include <cstddef>
 
 #include "kernels/core/device.h"
 #include "kernels/core/step.h"
 
 namespace ingot {
 
-// All (n), contiguous; fp32, or fp64 throughout for the oracle.
+// All (n), contiguous; fp32, or fp64 throughout for the oracle. No two overlap.
 struct AdamW {
     Tensor weights, m, v;
     Tensor gradient;
@@ -25,8 +30,15 @@ void adamw(const Device&, const AdamW&);
 // step->sums.squared_norm += sum of gradient^2, in double and in a fixed order: the same bits for any thread count.
 struct GradientNorm {
     StepBlock* step;
-    Tensor gradient;  // (n)
+    Tensor gradient;        // (n)
+    Tensor workspace = {};  // uint8, at least gradient_norm_workspace(device); may be empty on the CPU
 };
 void gradient_norm(const Device&, const GradientNorm&);
+size_t gradient_norm_workspace(const Device&);  // in bytes
+
+// The CUDA twins, called by the functions above once shapes are checked.
+void adamw_cuda(const Device&, const AdamW&);
+void gradient_norm_cuda(const Device&, const GradientNorm&);
+size_t gradient_norm_workspace_cuda(const Device&);
 
 }  // namespace ingot

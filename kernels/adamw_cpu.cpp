@@ -75,15 +75,28 @@ void adamw(const Device& device, const AdamW& a) {
               a.compute.describe(), ", it must be bf16 or fp16");
         check_tensor("adamw", "compute", a.compute, {n}, a.compute.dtype, device.kind());
     }
-    CHECK(device.is_cpu(), "adamw runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(dtype, "adamw", [&](auto scalar) { adamw_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(device, for_cpu_scalar(dtype, "adamw", [&](auto scalar) { adamw_cpu<decltype(scalar)>(a); }),
+                   adamw_cuda(device, a));
 }
 
 void gradient_norm(const Device& device, const GradientNorm& a) {
     CHECK(a.gradient.rank == 1 && a.gradient.is_contiguous() && a.gradient.device == device.kind(),
           "gradient_norm: gradient is ", a.gradient.describe());
-    CHECK(device.is_cpu(), "gradient_norm runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); });
+    const auto workspace = static_cast<int64_t>(gradient_norm_workspace(device));
+    CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
+                             a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
+          "gradient_norm: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
+          " bytes: plan gradient_norm_workspace()");
+    INGOT_DISPATCH(
+        device,
+        for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); }),
+        gradient_norm_cuda(device, a));
+}
+
+size_t gradient_norm_workspace(const Device& device) {
+    size_t bytes = 0;
+    INGOT_DISPATCH(device, bytes = 0, bytes = gradient_norm_workspace_cuda(device));
+    return bytes;
 }
 
 }  // namespace ingot

@@ -7,6 +7,9 @@
 // z_loss z adds z * lse^2 to what is differentiated (PaLM, Chowdhery et al. 2022, section 5), not to the loss reported.
 // The gradient is that of the SUM of token losses, times the loss scale S: how many targets a step has is known only at
 // its end, and AdamW divides by it. Columns from V to VP are padding: they count for nothing and their gradient is 0.
+//
+// fp32 inside (fp64 for fp64 logits), one rounding at the store. On CUDA no host sees the targets: one outside [-1, V)
+// stops the program with a CUDA error.
 #pragma once
 
 #include "kernels/core/device.h"
@@ -31,5 +34,9 @@ struct LossSum {
     Tensor losses, targets;  // (N), (N)
 };
 void loss_sum(const Device&, const LossSum&);
+
+// The CUDA twins, called by the functions above once shapes are checked.
+void cross_entropy_cuda(const Device&, const CrossEntropy&);
+void loss_sum_cuda(const Device&, const LossSum&);
 
 }  // namespace ingot

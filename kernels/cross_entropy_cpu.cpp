@@ -79,16 +79,19 @@ void cross_entropy(const Device& device, const CrossEntropy& a) {
     check_tensor("cross_entropy", "targets", a.targets, {n}, DType::i32, device.kind());
     CHECK(a.vocab_size >= 1 && a.vocab_size <= a.logits.shape[1], "cross_entropy: a vocabulary of ", a.vocab_size,
           " in logits ", a.logits.describe());
-    CHECK(device.is_cpu(), "cross_entropy runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(a.logits.dtype, "cross_entropy", [&](auto scalar) { cross_entropy_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(
+        device,
+        for_cpu_scalar(a.logits.dtype, "cross_entropy", [&](auto scalar) { cross_entropy_cpu<decltype(scalar)>(a); }),
+        cross_entropy_cuda(device, a));
 }
 
 void loss_sum(const Device& device, const LossSum& a) {
     CHECK(a.losses.rank == 1, "loss_sum: losses are ", a.losses.describe());
     check_tensor("loss_sum", "losses", a.losses, {a.losses.shape[0]}, a.losses.dtype, device.kind());
     check_tensor("loss_sum", "targets", a.targets, {a.losses.shape[0]}, DType::i32, device.kind());
-    CHECK(device.is_cpu(), "loss_sum runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(a.losses.dtype, "loss_sum", [&](auto scalar) { loss_sum_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.losses.dtype, "loss_sum", [&](auto scalar) { loss_sum_cpu<decltype(scalar)>(a); }),
+                   loss_sum_cuda(device, a));
 }
 
 }  // namespace ingot

@@ -15,8 +15,6 @@ void check(const Device& device, const Tensor& rows, const Tensor& weight, const
     check_tensor("embedding", "rows", rows, {rows.shape[0], rows.shape[1]}, rows.dtype, device.kind());
     CHECK(rows.is_contiguous() && weight.is_contiguous() && tokens.is_contiguous(),
           "embedding: all tensors must be contiguous");
-    // No CUDA twin yet: the trainer refuses --device cuda before it gets here.
-    CHECK(device.is_cpu(), "embedding runs on the CPU device only: use Device::cpu()");
 }
 
 const int32_t* checked_tokens(const Tensor& tokens, int64_t vocabulary) {
@@ -62,12 +60,28 @@ void backward_cpu(const EmbeddingBackward& a) {
 
 void embedding_forward(const Device& device, const EmbeddingForward& a) {
     check(device, a.out, a.weight, a.tokens, a.out.dtype);
-    for_cpu_scalar(a.out.dtype, "embedding", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.out.dtype, "embedding", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
+                   embedding_forward_cuda(device, a));
 }
 
 void embedding_backward(const Device& device, const EmbeddingBackward& a) {
     check(device, a.dout, a.dweight, a.tokens, accumulation_dtype(a.dout.dtype));
-    for_cpu_scalar(a.dout.dtype, "embedding", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
+    const auto workspace = static_cast<int64_t>(embedding_backward_workspace(device, a.dout));
+    CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
+                             a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
+          "embedding_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
+          " bytes: plan embedding_backward_workspace()");
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.dout.dtype, "embedding", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
+                   embedding_backward_cuda(device, a));
+}
+
+size_t embedding_backward_workspace(const Device& device, const Tensor& dout) {
+    CHECK(dout.rank == 2, "embedding_backward: dout is ", dout.describe(), ", it must be (N, C)");
+    size_t bytes = 0;
+    INGOT_DISPATCH(device, bytes = 0, bytes = embedding_backward_workspace_cuda(device, dout));
+    return bytes;
 }
 
 }  // namespace ingot

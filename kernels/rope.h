@@ -1,6 +1,9 @@
 // Rotary position embedding (Su et al. 2021) in the rotate-half layout: elements d and d + HS/2 of a head form a pair,
 // turned by the angle position * theta^(-2d / HS). In place, on a view x (N, H, HS) with any strides and a contiguous
 // last axis. positions: (N) int32, counted within the document. The gradient is turned back by the same angle.
+//
+// Products in fp32, one rounding at the store. q and k that lie side by side, as in a fused buffer, can go in one call.
+// On CUDA no host sees the positions: one outside the table stops the program with a CUDA error.
 #pragma once
 
 #include "kernels/core/device.h"
@@ -14,6 +17,9 @@ struct Rope {
 };
 void rope_forward(const Device&, const Rope&);
 void rope_backward(const Device&, const Rope&);  // x holds the gradient
+
+// The CUDA twin of both: direction is 1 or -1.
+void rope_cuda(const Device&, const Rope&, int direction);
 
 // Fills a table on the host; angles are computed in double.
 void fill_rope_table(const Tensor& table, double theta);

@@ -39,11 +39,13 @@ void rotate(const Device& device, const Rope& a, int direction) {
     check_tensor("rope", "table", a.table, {a.table.shape[0], a.x.shape[2]}, accumulation_dtype(a.x.dtype),
                  device.kind());
     CHECK(a.table.is_contiguous(), "rope: the table is ", a.table.describe(), ", it must be contiguous");
-    CHECK(device.is_cpu(), "rope runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(a.x.dtype, "rope", [&](auto scalar) {
-        using T = decltype(scalar);
-        rotate_cpu<T>(a, static_cast<T>(direction));
-    });
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.x.dtype, "rope",
+                                  [&](auto scalar) {
+                                      using T = decltype(scalar);
+                                      rotate_cpu<T>(a, static_cast<T>(direction));
+                                  }),
+                   rope_cuda(device, a, direction));
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 // SwiGLU on CUDA: bound by memory, one thread per 16 bytes of out. Widths that are no multiple of 16 bytes take the
 // scalar version of the same kernels.
-#include <algorithm>
-
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/swiglu.h"
@@ -22,24 +20,6 @@ __device__ float sigmoid(float x) {
     else
         return __fdividef(1.0f, 1.0f + __expf(-x));
 }
-
-// kSize consecutive elements: 16 bytes, or one.
-template <typename T, bool kIsVector>
-struct Chunk {
-    static constexpr int kSize = kIsVector ? Vec<T>::kSize : 1;
-    __device__ static void load(const T* data, float (&values)[kSize]) {
-        if constexpr (kIsVector)
-            load_streaming(data, 0).unpack(values);
-        else
-            values[0] = to_float(*data);
-    }
-    __device__ static void store(T* data, const float (&values)[kSize]) {
-        if constexpr (kIsVector)
-            ingot::store(data, 0, Vec<T>::pack(values));
-        else
-            *data = from_float<T>(values[0]);
-    }
-};
 
 // Where a thread's chunk lies: element f of token n. num_chunks and chunks_per_row count chunks.
 struct Grid {
@@ -85,25 +65,21 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(T* dgate_up, const T
     C::store(dgate_up + n * 2 * F + F + f, up);
 }
 
-// Calls launch(first_row, is_vector, grid, blocks) over parts of the rows whose chunks can be counted in 31 bits.
+// Calls launch(first_row, grid, blocks) over parts of the rows.
 template <typename T, typename Launch>
-void for_row_parts(const Tensor& out, bool fits_vectors, Launch&& launch) {
-    const int64_t N = out.shape[0], F = out.shape[1];
-    if (N == 0 || F == 0) return;
-    const int64_t size = fits_vectors ? Vec<T>::kSize : 1, per_row = F / size;
-    const int64_t most_rows = std::max<int64_t>(1, ((int64_t{1} << 31) - 1) / per_row);
-    CHECK(per_row < (int64_t{1} << 31), "swiglu on CUDA: F is ", F, ", at most 2^31 - 1");
-    for (int64_t first = 0; first < N; first += most_rows) {
-        const int64_t chunks = std::min(most_rows, N - first) * per_row;
+void for_grids(const Tensor& out, bool fits_vectors, Launch&& launch) {
+    const int64_t per_row = out.shape[1] / (fits_vectors ? Vec<T>::kSize : 1);
+    for_row_parts("swiglu", out.shape[0], per_row, [&](int64_t first, int64_t count) {
+        const int64_t chunks = count * per_row;
         launch(first, Grid{static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row)},
                static_cast<uint32_t>((chunks + kThreads - 1) / kThreads));
-    }
+    });
 }
 
 template <typename T>
 bool fits_vectors(int64_t F, std::initializer_list<const Tensor*> tensors) {
     bool fits = F % Vec<T>::kSize == 0;
-    for (const Tensor* tensor : tensors) fits = fits && reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0;
+    for (const Tensor* tensor : tensors) fits = fits && is_aligned(tensor->data);
     return fits;
 }
 
@@ -115,7 +91,7 @@ void swiglu_forward_cuda(const Device& device, const SwigluForward& a) {
         using T = decltype(element);
         const int64_t F = a.out.shape[1];
         const bool fits = fits_vectors<T>(F, {&a.out, &a.gate_up});
-        for_row_parts<T>(a.out, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
+        for_grids<T>(a.out, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
             const auto kernel = fits ? forward_kernel<T, true> : forward_kernel<T, false>;
             kernel<<<blocks, kThreads, 0, stream>>>(a.out.get<T>() + first * F, a.gate_up.get<T>() + first * 2 * F,
                                                     grid);
@@ -130,7 +106,7 @@ void swiglu_backward_cuda(const Device& device, const SwigluBackward& a) {
         using T = decltype(element);
         const int64_t F = a.dout.shape[1];
         const bool fits = fits_vectors<T>(F, {&a.dgate_up, &a.dout, &a.gate_up});
-        for_row_parts<T>(a.dout, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
+        for_grids<T>(a.dout, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
             const auto kernel = fits ? backward_kernel<T, true> : backward_kernel<T, false>;
             kernel<<<blocks, kThreads, 0, stream>>>(a.dgate_up.get<T>() + first * 2 * F, a.dout.get<T>() + first * F,
                                                     a.gate_up.get<T>() + first * 2 * F, grid);

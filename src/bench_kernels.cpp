@@ -11,9 +11,13 @@
 #include <functional>
 #include <memory>
 
+#include "kernels/adamw.h"
 #include "kernels/core/rng.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
 #include "kernels/matmul.h"
 #include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
 #include "kernels/swiglu.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
@@ -99,6 +103,10 @@ class Bench {
                     "GB/s", "% copy", "TFLOP/s");
         for (const int64_t C : options_.widths) norms(options_.rows, C);
         for (const int64_t C : options_.widths) swiglu(options_.rows, hidden(C));
+        for (const int64_t C : options_.widths) embedding(options_.rows, C);
+        for (const int64_t C : options_.widths) rope(options_.rows, C / 64, 64);
+        for (const int64_t V : {50304, 151936}) cross_entropies(options_.rows / 8, V);
+        optimizer(124'000'000);
         for (const int64_t C : options_.widths) products(C > 1024 ? options_.rows / 2 : options_.rows, C);
     }
 
@@ -177,6 +185,35 @@ class Bench {
             each =
                 median_seconds(device_, options_.seconds, num_sets, [&](int set) { sets[static_cast<size_t>(set)](); });
         device_.synchronize();
+        print(op, shape, bytes, flops, seconds);
+        memory_.clear();
+    }
+
+    // For an op that spoils its inputs: prepare() makes them anew before each launch, outside the clock. Launches must
+    // be long beside the microseconds that two events cost. The tensors stay the caller's.
+    void report_fresh(const char* op, const std::string& shape, double bytes, const std::function<void()>& prepare,
+                      const std::function<void()>& launch) {
+        Stopwatch stopwatch(device_);
+        double seconds[2];
+        for (double& each : seconds) {
+            std::vector<double> samples;
+            double total = 0;
+            while (samples.size() < (device_.is_cpu() ? 3u : 21u) ||
+                   (total < options_.seconds && samples.size() < 201)) {
+                prepare();
+                stopwatch.start();
+                launch();
+                samples.push_back(stopwatch.stop());
+                total += samples.back();
+            }
+            std::nth_element(samples.begin(), samples.begin() + static_cast<int64_t>(samples.size() / 2),
+                             samples.end());
+            each = samples[samples.size() / 2];
+        }
+        print(op, shape, bytes, 0, seconds);
+    }
+
+    void print(const char* op, const std::string& shape, double bytes, double flops, const double (&seconds)[2]) {
         const double rate = bytes / seconds[0];
         std::printf("%-28s %-26s %-5s %10.2f %10.2f %9.1f %8.1f", op, shape.c_str(), name_of(dtype_), seconds[0] * 1e6,
                     seconds[1] * 1e6, bytes * 1e-6, rate * 1e-9);
@@ -185,7 +222,6 @@ class Bench {
         else
             std::printf(" %7.1f\n", 100 * rate / copy_rate_);
         std::fflush(stdout);
-        memory_.clear();
     }
 
     void norms(int64_t N, int64_t C) {
@@ -248,6 +284,134 @@ class Bench {
                                       .dout = tensor(dtype_, {N, F}),
                                       .gate_up = tensor(dtype_, {N, 2 * F})};
             return [this, args] { swiglu_backward(device_, args); };
+        });
+    }
+
+    // int32 values on the device.
+    Tensor integers(const std::vector<int32_t>& values) {
+        const auto count = static_cast<int64_t>(values.size());
+        Tensor result = Tensor::contiguous(nullptr, DType::i32, {count}, device_.kind());
+        memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
+        result.data = memory_.back().get();
+        device_.copy(result, Tensor::contiguous(const_cast<int32_t*>(values.data()), DType::i32, {count}));
+        return result;
+    }
+
+    // Tokens as text has them, nearly: the k-th most frequent with a probability near 1 / k, so that one in eleven is
+    // the first. `frequent` of all are one token more.
+    std::vector<int32_t> tokens(int64_t N, int64_t V, double frequent) {
+        std::vector<int32_t> result;
+        for (int64_t n = 0; n < N; ++n) {
+            const auto at = static_cast<uint64_t>(n);
+            const double u = random_bits(1, 1, at) * 0x1p-32, rank = std::pow(static_cast<double>(V), u);
+            const bool is_frequent = random_bits(1, 2, at) * 0x1p-32 < frequent;
+            result.push_back(is_frequent ? 0 : static_cast<int32_t>(std::min<int64_t>(V - 1, std::lround(rank) - 1)));
+        }
+        return result;
+    }
+
+    void embedding(int64_t N, int64_t C) {
+        constexpr int64_t V = 50304;
+        const double element = static_cast<double>(size_of(dtype_));
+        const auto bytes_of = [&](const std::vector<int32_t>& ids, double per_row, double per_token) {
+            std::vector<bool> occurs(V);
+            for (const int32_t id : ids) occurs[static_cast<size_t>(id)] = true;
+            const auto rows = static_cast<double>(std::count(occurs.begin(), occurs.end(), true));
+            return rows * static_cast<double>(C) * per_row +
+                   static_cast<double>(N) * (static_cast<double>(C) * per_token + 4);
+        };
+        const std::vector<int32_t> ids = tokens(N, V, 0);
+        report("embedding_forward", join("N ", N, ", C ", C, ", V ", V), bytes_of(ids, element, element), 0, [&] {
+            const EmbeddingForward args{
+                .out = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {V, C}), .tokens = integers(ids)};
+            return [this, args] { embedding_forward(device_, args); };
+        });
+        for (const double frequent : {0.0, 0.2}) {
+            const std::vector<int32_t> batch = tokens(N, V, frequent);
+            report(frequent > 0 ? "embedding_backward, one 20%" : "embedding_backward",
+                   join("N ", N, ", C ", C, ", V ", V), bytes_of(batch, 8, element), 0, [&] {
+                       const Tensor dout = tensor(dtype_, {N, C}, 1e-3f);
+                       const auto workspace = static_cast<int64_t>(embedding_backward_workspace(device_, dout));
+                       const EmbeddingBackward args{.dweight = tensor(DType::f32, {V, C}),
+                                                    .dout = dout,
+                                                    .tokens = integers(batch),
+                                                    .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
+                       return [this, args] { embedding_backward(device_, args); };
+                   });
+        }
+    }
+
+    void rope(int64_t N, int64_t H, int64_t HS) {
+        constexpr int64_t T = 1024;
+        std::vector<int32_t> positions;
+        for (int64_t n = 0; n < N; ++n) positions.push_back(static_cast<int32_t>(n % T));
+        const std::shared_ptr<void> memory = Device::cpu().allocate(T * static_cast<size_t>(HS) * 4);
+        const Tensor table_on_host = Tensor::contiguous(memory.get(), DType::f32, {T, HS});
+        fill_rope_table(table_on_host, 10000);
+        const double bytes = 2.0 * static_cast<double>(N * H * HS * size_of(dtype_)) + 4.0 * static_cast<double>(N);
+        report("rope_forward", join("N ", N, ", H ", H, ", HS ", HS), bytes, 0, [&] {
+            const Tensor table = tensor(DType::f32, {T, HS});
+            device_.copy(table, table_on_host);
+            const Rope args{.x = tensor(dtype_, {N, H, HS}), .positions = integers(positions), .table = table};
+            return [this, args] { rope_forward(device_, args); };
+        });
+    }
+
+    StepBlock* step_block() {
+        StepBlock step;
+        step.settings.lr = 1e-6;
+        step.decision = {.apply = 1, .gradient_factor = 1, .bias_correction1 = 0.5, .bias_correction2 = 0.5};
+        const Tensor bytes = tensor(DType::u8, {sizeof step});
+        device_.copy(bytes, Tensor::contiguous(&step, DType::u8, {sizeof step}));
+        return static_cast<StepBlock*>(bytes.data);
+    }
+
+    // The op works in place, and a gradient is no row of logits: they are made anew before each launch. Reading others
+    // after that clears the caches of them.
+    void cross_entropies(int64_t n, int64_t V) {
+        std::vector<int32_t> targets;
+        for (int64_t i = 0; i < n; ++i)
+            targets.push_back(
+                static_cast<int32_t>(random_bits(1, 3, static_cast<uint64_t>(i)) % static_cast<uint64_t>(V)));
+        const Tensor fresh = tensor(dtype_, {n, V}, 2);
+        const CrossEntropy args{.logits = tensor(dtype_, {n, V}),
+                                .losses = tensor(DType::f32, {n}),
+                                .targets = integers(targets),
+                                .vocab_size = V};
+        CrossEntropy loss_alone = args;
+        loss_alone.logits = fresh;
+        loss_alone.write_gradient = false;
+        const double row_bytes = static_cast<double>(n * V * size_of(dtype_)), rest = 8.0 * static_cast<double>(n);
+        report_fresh(
+            "cross_entropy", join("n ", n, ", V ", V), 2 * row_bytes + rest,
+            [&] {
+                device_.copy(args.logits, fresh);
+                cross_entropy(device_, loss_alone);
+            },
+            [&] { cross_entropy(device_, args); });
+        report("cross_entropy, loss alone", join("n ", n, ", V ", V), row_bytes + rest, 0,
+               [&] { return [this, loss_alone] { cross_entropy(device_, loss_alone); }; });
+    }
+
+    void optimizer(int64_t n) {
+        const std::string shape = join("n ", n);
+        const bool has_copy = dtype_ != DType::f32;
+        report("adamw", shape, static_cast<double>(n) * (has_copy ? 30 : 28), 0, [&] {
+            AdamW args{.weights = tensor(DType::f32, {n}),
+                       .m = tensor(DType::f32, {n}, 1e-3f),
+                       .v = tensor(DType::f32, {n}, 1e-3f),
+                       .gradient = tensor(DType::f32, {n}, 1e-3f),
+                       .compute = has_copy ? tensor(dtype_, {n}) : Tensor{},
+                       .step = step_block(),
+                       .decays = true};
+            return [this, args] { adamw(device_, args); };
+        });
+        report("gradient_norm", shape, static_cast<double>(n) * 4, 0, [&] {
+            const auto workspace = static_cast<int64_t>(gradient_norm_workspace(device_));
+            const GradientNorm args{.step = step_block(),
+                                    .gradient = tensor(DType::f32, {n}, 1e-3f),
+                                    .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
+            return [this, args] { gradient_norm(device_, args); };
         });
     }
 

@@ -6,7 +6,9 @@
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/core/tensor.h"
 
@@ -160,6 +162,86 @@ __device__ inline void wait_for_copies() {
 template <typename T>
 __device__ void store(T* data, int64_t index, Vec<T> value) {
     reinterpret_cast<uint4*>(data)[index] = value.raw;
+}
+
+// kSize consecutive elements: 16 bytes, or one where something is not aligned.
+template <typename T, bool kIsVector>
+struct Chunk {
+    static constexpr int kSize = kIsVector ? Vec<T>::kSize : 1;
+    using Packed = std::conditional_t<kIsVector, Vec<T>, T>;
+
+    __device__ static Packed fetch(const T* data) {
+        if constexpr (kIsVector)
+            return load_streaming(data, 0);
+        else
+            return *data;
+    }
+    __device__ static Packed fetch_constant(const T* data) {
+        if constexpr (kIsVector)
+            return load_constant(data, 0);
+        else
+            return __ldg(data);
+    }
+    __device__ static void put(T* data, Packed value) {
+        if constexpr (kIsVector)
+            ingot::store(data, 0, value);
+        else
+            *data = value;
+    }
+    __device__ static void unpack(Packed packed, float (&values)[kSize]) {
+        if constexpr (kIsVector)
+            packed.unpack(values);
+        else
+            values[0] = to_float(packed);
+    }
+    __device__ static void load(const T* data, float (&values)[kSize]) { unpack(fetch(data), values); }
+    __device__ static void store(T* data, const float (&values)[kSize]) {
+        if constexpr (kIsVector)
+            put(data, Vec<T>::pack(values));
+        else
+            put(data, from_float<T>(values[0]));
+    }
+};
+
+// kSize consecutive floats: in steps of 16 bytes if there are that many, and then aligned to them.
+template <int kSize>
+__device__ void load_floats(const float* data, float (&values)[kSize]) {
+    if constexpr (kSize % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < kSize / 4; ++i) {
+            const float4 four = reinterpret_cast<const float4*>(data)[i];
+            values[4 * i] = four.x, values[4 * i + 1] = four.y, values[4 * i + 2] = four.z, values[4 * i + 3] = four.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) values[i] = data[i];
+    }
+}
+template <int kSize>
+__device__ void store_floats(float* data, const float (&values)[kSize]) {
+    if constexpr (kSize % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < kSize / 4; ++i)
+            reinterpret_cast<float4*>(data)[i] =
+                make_float4(values[4 * i], values[4 * i + 1], values[4 * i + 2], values[4 * i + 3]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) data[i] = values[i];
+    }
+}
+
+inline bool is_aligned(const void* data, int bytes = 16) {
+    return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+// Calls launch(first, count) over parts of the rows whose chunks, per_row of them in a row, can be counted in 31 bits.
+template <typename Launch>
+void for_row_parts(const char* op, int64_t rows, int64_t per_row, Launch&& launch) {
+    if (rows == 0 || per_row == 0) return;
+    constexpr int64_t kMost = (int64_t{1} << 31) - 1;
+    CHECK(per_row <= kMost, op, " on CUDA: rows of ", per_row, " elements, at most 2^31 - 1");
+    const int64_t most_rows = kMost / per_row;
+    for (int64_t first = 0; first < rows; first += most_rows) launch(first, std::min(most_rows, rows - first));
 }
 
 }  // namespace ingot

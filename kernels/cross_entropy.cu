@@ -1,0 +1,392 @@
+// Cross-entropy on CUDA: bound by memory, so a row of logits is read once and written once if it fits on chip.
+//
+// The resident kernel keeps a row in shared memory: in that of one block, or, on Hopper, spread over a cluster of up to
+// eight blocks, which then exchange one maximum and one sum each. Shares are kept small enough for two or four blocks
+// on a multiprocessor, so that one reads while another computes. That holds up to about 450,000 columns in 16-bit
+// types.
+//
+// The streaming kernel takes the rest: rows that fit nowhere, or are not aligned to 16 bytes (read a second time for
+// the gradient, mostly from the L2), and calls that want no gradient, which need a row only once.
+#include <cooperative_groups.h>
+
+#include <algorithm>
+
+#include "kernels/cross_entropy.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/vec.cuh"
+
+namespace ingot {
+
+namespace {
+
+constexpr int kMaxThreads = 512;
+constexpr int kStreamingThreads = 256;  // three blocks of 85 registers a thread on a multiprocessor
+constexpr int kMaxWarps = kMaxThreads / kWarpSize;
+constexpr int kMaxCluster = 8;     // what every Hopper GPU can schedule
+constexpr int kLoadsAtOnce = 4;    // chunks that a thread of the streaming kernel has on their way
+constexpr int kChunksAThread = 8;  // of a resident row, before a block gets more threads
+
+template <typename T>
+struct Args {
+    T* logits;
+    float* losses;
+    const int32_t* targets;
+    const StepBlock* step;
+    int64_t row_size;  // VP
+    int vocab_size, cluster_size;
+    float z_loss;
+    bool writes_gradient;
+};
+
+// e^x for x <= 0. In 16-bit types ex2.approx of a rounded product: its error, 2^-23 |x| of the result at most, shows
+// only where the result itself is nothing.
+template <typename T>
+__device__ float exponential(float x) {
+    if constexpr (sizeof(T) == 4)
+        return expf(x);
+    else
+        return __expf(x);
+}
+
+// Of a part of a row: its maximum, and the sum of e^(x - maximum). A part may be empty: maximum -inf, sum 0.
+struct Softmax {
+    float maximum, sum;
+    // What exponents are taken relative to: in an empty part, or one of -inf alone, anything finite.
+    __device__ float origin() const { return maximum == -INFINITY ? 0.0f : maximum; }
+};
+
+template <typename T>
+__device__ Softmax combine(Softmax a, Softmax b) {
+    Softmax both{fmaxf(a.maximum, b.maximum), 0};
+    const float origin = both.origin();
+    both.sum = a.sum * exponential<T>(a.maximum - origin) + b.sum * exponential<T>(b.maximum - origin);
+    return both;
+}
+
+// Over the block, in an order that the number of threads alone fixes; the same bits in all threads. One barrier.
+template <typename T>
+__device__ Softmax block_softmax(Softmax part, Softmax (&warps)[kMaxWarps]) {
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
+        part = combine<T>(part, {__shfl_down_sync(0xffffffffu, part.maximum, distance),
+                                 __shfl_down_sync(0xffffffffu, part.sum, distance)});
+    if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = part;
+    __syncthreads();
+    Softmax total = warps[0];
+    for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarpSize; ++warp) total = combine<T>(total, warps[warp]);
+    return total;
+}
+
+// The target of a row, -1 if it is ignored. No host saw it: what lies outside the vocabulary stops the program.
+template <typename T>
+__device__ int target_of(const Args<T>& a, int64_t row) {
+    const int target = a.targets[row];
+    if (target < -1 || target >= a.vocab_size) __trap();
+    return target;
+}
+
+// What turns a row of logits into its gradient.
+struct Gradient {
+    float origin, factor, loss_scale;
+    int target, vocab_size;
+};
+
+template <typename T>
+__device__ Gradient gradient_of(const Args<T>& a, Softmax row, float lse, int target) {
+    const float S = a.step != nullptr ? static_cast<float>(a.step->state.loss_scale) : 1.0f;
+    return {row.origin(), S * (1 + 2 * a.z_loss * lse) / row.sum, S, target, a.vocab_size};
+}
+
+// Columns [column, column + kSize), which hold at least one of the vocabulary.
+template <typename T, int kSize>
+__device__ void to_gradient(float (&x)[kSize], int64_t column, const Gradient& g) {
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) x[e] = exponential<T>(x[e] - g.origin) * g.factor;
+    if (g.target >= column && g.target < column + kSize) {
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) x[e] -= g.target == column + e ? g.loss_scale : 0.0f;
+    }
+    if (column + kSize > g.vocab_size) {
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) x[e] = column + e < g.vocab_size ? x[e] : 0.0f;
+    }
+}
+
+// Padding does not count: whatever it holds becomes -inf.
+template <int kSize>
+__device__ void mask_padding(float (&x)[kSize], int64_t column, int vocab_size) {
+    if (column + kSize <= vocab_size) return;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) x[e] = column + e < vocab_size ? x[e] : -INFINITY;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_constant__ Args<T> a) {
+    using V = Vec<T>;
+    extern __shared__ uint4 share[];  // this block's part of the row
+    __shared__ Softmax warps[kMaxWarps];
+    [[maybe_unused]] __shared__ Softmax parts[kMaxCluster];  // of the blocks of a cluster
+    const int num_blocks = a.cluster_size;
+    const int64_t row = blockIdx.x / num_blocks;
+    const int rank = static_cast<int>(blockIdx.x - row * num_blocks);
+    const int num_vectors = static_cast<int>(a.row_size / V::kSize);
+    const int per_block = (num_vectors + num_blocks - 1) / num_blocks;
+    const int begin = min(rank * per_block, num_vectors), end = min(begin + per_block, num_vectors);
+    // Vectors with padding alone are not read.
+    const int live_end = min(end, (a.vocab_size + V::kSize - 1) / V::kSize);
+    const int first = begin + threadIdx.x, step = blockDim.x;
+    T* const logits = a.logits + row * a.row_size;
+    const int target = target_of(a, row);
+    if (target < 0) {
+        for (int i = first; i < end; i += step) store(logits, i, V::zero());
+        if (rank == 0 && threadIdx.x == 0) a.losses[row] = 0;
+        return;
+    }
+    for (int i = first; i < live_end; i += step) copy_async(share + (i - begin), logits, i);
+#if __CUDA_ARCH__ >= 900
+    // Before a block writes into another's shared memory, that one must have started.
+    const auto cluster = cooperative_groups::this_cluster();
+    if (num_blocks > 1) cluster.barrier_arrive();
+#endif
+    wait_for_copies();
+    const auto load = [&](int i, float(&x)[V::kSize]) {
+        V{share[i - begin]}.unpack(x);
+        mask_padding(x, int64_t{i} * V::kSize, a.vocab_size);
+    };
+    Softmax part{-INFINITY, 0};
+#pragma unroll 4
+    for (int i = first; i < live_end; i += step) {
+        float x[V::kSize];
+        load(i, x);
+#pragma unroll
+        for (int e = 0; e < V::kSize; ++e) part.maximum = fmaxf(part.maximum, x[e]);
+    }
+    const float origin = part.origin();
+#pragma unroll 2
+    for (int i = first; i < live_end; i += step) {
+        float x[V::kSize];
+        load(i, x);
+#pragma unroll
+        for (int e = 0; e < V::kSize; ++e) part.sum += exponential<T>(x[e] - origin);
+    }
+    Softmax total = block_softmax<T>(part, warps);
+#if __CUDA_ARCH__ >= 900
+    if (num_blocks > 1) {
+        cluster.barrier_wait();
+        if (threadIdx.x < num_blocks) *cluster.map_shared_rank(parts + rank, threadIdx.x) = total;
+        cluster.sync();
+        total = parts[0];
+        for (int block = 1; block < num_blocks; ++block) total = combine<T>(total, parts[block]);
+    }
+#endif
+    const float lse = total.maximum + logf(total.sum);
+    const int target_vector = target / V::kSize;
+    if (threadIdx.x == 0 && target_vector >= begin && target_vector < end)
+        a.losses[row] = lse - to_float(reinterpret_cast<const T*>(share)[target - begin * V::kSize]);
+    const Gradient gradient = gradient_of(a, total, lse, target);
+#pragma unroll 2
+    for (int i = first; i < live_end; i += step) {
+        float x[V::kSize];
+        V{share[i - begin]}.unpack(x);
+        to_gradient<T>(x, int64_t{i} * V::kSize, gradient);
+        store(logits, i, V::pack(x));
+    }
+    for (int i = max(begin, live_end) + static_cast<int>(threadIdx.x); i < end; i += step) store(logits, i, V::zero());
+}
+
+template <typename T, bool kIsVector>
+__global__ void __launch_bounds__(kStreamingThreads, 3) streaming_kernel(const __grid_constant__ Args<T> a) {
+    using C = Chunk<T, kIsVector>;
+    __shared__ Softmax warps[kMaxWarps];
+    const int64_t row = blockIdx.x;
+    T* const logits = a.logits + row * a.row_size;
+    const int num_chunks = static_cast<int>(a.row_size / C::kSize);
+    const int live_chunks = (a.vocab_size + C::kSize - 1) / C::kSize;
+    const int step = blockDim.x;
+    const int target = target_of(a, row);
+    if (target < 0) {
+        if (threadIdx.x == 0) a.losses[row] = 0;
+        float zeros[C::kSize] = {};
+        for (int i = threadIdx.x; a.writes_gradient && i < num_chunks; i += step)
+            C::store(logits + int64_t{i} * C::kSize, zeros);
+        return;
+    }
+    const float target_logit = to_float(logits[target]);
+    Softmax part{-INFINITY, 0};
+    for (int first = threadIdx.x; first < live_chunks; first += kLoadsAtOnce * step) {
+        typename C::Packed packed[kLoadsAtOnce] = {};
+#pragma unroll
+        for (int u = 0; u < kLoadsAtOnce; ++u)
+            if (first + u * step < live_chunks) packed[u] = C::fetch(logits + int64_t{first + u * step} * C::kSize);
+        // Unpacked twice: the floats of all chunks at once do not fit the registers.
+        const auto load = [&](int u, float(&x)[C::kSize]) {
+            const int64_t column = int64_t{first + u * step} * C::kSize;
+            if (first + u * step < live_chunks) C::unpack(packed[u], x);
+            mask_padding(x, column, a.vocab_size);
+        };
+        const float before = part.origin();
+#pragma unroll
+        for (int u = 0; u < kLoadsAtOnce; ++u) {
+            float x[C::kSize];
+            load(u, x);
+            if constexpr (kIsVector) packed[u].stay_packed();
+#pragma unroll
+            for (int e = 0; e < C::kSize; ++e) part.maximum = fmaxf(part.maximum, x[e]);
+        }
+        const float origin = part.origin();
+        // Without a sum yet there is nothing to rescale, and `before` says nothing.
+        if (part.sum != 0) part.sum *= exponential<T>(before - origin);
+#pragma unroll
+        for (int u = 0; u < kLoadsAtOnce; ++u) {
+            float x[C::kSize];
+            load(u, x);
+#pragma unroll
+            for (int e = 0; e < C::kSize; ++e) part.sum += exponential<T>(x[e] - origin);
+        }
+    }
+    const Softmax total = block_softmax<T>(part, warps);
+    const float lse = total.maximum + logf(total.sum);
+    if (threadIdx.x == 0) a.losses[row] = lse - target_logit;
+    if (!a.writes_gradient) return;
+    const Gradient gradient = gradient_of(a, total, lse, target);
+#pragma unroll 2
+    for (int i = threadIdx.x; i < live_chunks; i += step) {
+        float x[C::kSize];
+        C::load(logits + int64_t{i} * C::kSize, x);
+        to_gradient<T>(x, int64_t{i} * C::kSize, gradient);
+        C::store(logits + int64_t{i} * C::kSize, x);
+    }
+    float zeros[C::kSize] = {};
+    for (int i = live_chunks + threadIdx.x; i < num_chunks; i += step) C::store(logits + int64_t{i} * C::kSize, zeros);
+}
+
+int threads_for(int64_t chunks) {
+    const int64_t warps = (chunks + kChunksAThread * kWarpSize - 1) / (kChunksAThread * kWarpSize);
+    return static_cast<int>(std::clamp<int64_t>(warps, 1, kMaxWarps)) * kWarpSize;
+}
+
+// The most of a row that a block may hold for so many blocks to fit on a multiprocessor, in bytes.
+int64_t share_limit(const cudaDeviceProp& gpu, int num_blocks) {
+    constexpr int64_t kStatic = (kMaxWarps + kMaxCluster) * sizeof(Softmax) + 128;  // and some for alignment
+    const auto part = static_cast<int64_t>(gpu.sharedMemPerMultiprocessor) / num_blocks;
+    return std::min(part - static_cast<int64_t>(gpu.reservedSharedMemPerBlock),
+                    static_cast<int64_t>(gpu.sharedMemPerBlockOptin)) -
+           kStatic;
+}
+
+int64_t share_of(int64_t num_vectors, int cluster_size) {
+    return (num_vectors + cluster_size - 1) / cluster_size * static_cast<int64_t>(sizeof(uint4));
+}
+
+// Over how many blocks a row goes in the resident kernel; 0 if it does not fit. A row that two blocks of a
+// multiprocessor can hold each stays in one. Blocks of a cluster wait for each other, so there four on a
+// multiprocessor do better than two.
+int cluster_for(const cudaDeviceProp& gpu, int64_t num_vectors) {
+    if (gpu.major < 9) return share_of(num_vectors, 1) <= share_limit(gpu, 1) ? 1 : 0;
+    if (share_of(num_vectors, 1) <= share_limit(gpu, 2)) return 1;
+    for (const int per_multiprocessor : {4, 2})
+        for (int size = 2; size <= kMaxCluster; ++size)
+            if (share_of(num_vectors, size) <= share_limit(gpu, per_multiprocessor)) return size;
+    return 0;
+}
+
+template <typename T>
+void launch_resident(const Device& device, const Args<T>& args, int64_t num_rows) {
+    const int64_t num_vectors = args.row_size / Vec<T>::kSize;
+    const int64_t bytes = share_of(num_vectors, args.cluster_size);
+    // Where four blocks fit a multiprocessor's shared memory, its registers shall not be what keeps them away.
+    const bool is_small = bytes <= share_limit(device.context().properties, 4);
+    const int threads = std::min(threads_for(bytes / 16), is_small ? kMaxThreads / 2 : kMaxThreads);
+    const auto kernel = resident_kernel<T>;
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(args.cluster_size);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(num_rows * args.cluster_size));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(bytes);
+    config.stream = device.context().stream;
+    config.attrs = &cluster;
+    config.numAttrs = args.cluster_size > 1 ? 1 : 0;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+    CUDA_CHECK_LAUNCH("cross_entropy");
+}
+
+template <typename T>
+void launch_streaming(const Device& device, const Args<T>& args, int64_t num_rows, bool fits_vectors) {
+    const auto kernel = fits_vectors ? streaming_kernel<T, true> : streaming_kernel<T, false>;
+    const int threads = std::min(threads_for(args.row_size / (fits_vectors ? Vec<T>::kSize : 1)), kStreamingThreads);
+    kernel<<<static_cast<unsigned>(num_rows), threads, 0, device.context().stream>>>(args);
+    CUDA_CHECK_LAUNCH("cross_entropy");
+}
+
+// One block: 65,536 tokens are half a megabyte, and more blocks would need a second launch to add them up.
+constexpr int kSumThreads = 1024;
+__global__ void __launch_bounds__(kSumThreads)
+    loss_sum_kernel(StepBlock* step, const float* losses, const int32_t* targets, int64_t n) {
+    constexpr int kBatch = 8;
+    __shared__ double sums[kWarpSize];
+    __shared__ int64_t counts[kWarpSize];
+    double sum = 0;
+    int64_t count = 0;
+    for (int64_t first = threadIdx.x; first < n; first += kBatch * kSumThreads) {
+        float loss[kBatch];
+        int32_t target[kBatch];
+#pragma unroll
+        for (int u = 0; u < kBatch; ++u) {
+            const int64_t i = first + u * kSumThreads;
+            loss[u] = i < n ? losses[i] : 0.0f;
+            target[u] = i < n ? targets[i] : -1;
+        }
+#pragma unroll
+        for (int u = 0; u < kBatch; ++u) {
+            sum += double{loss[u]};
+            count += target[u] >= 0 ? 1 : 0;
+        }
+    }
+    sum = block_sum(sum, sums);
+    count = block_sum(count, counts);
+    if (threadIdx.x == 0) {
+        step->sums.loss += sum;
+        step->sums.targets += count;
+    }
+}
+
+}  // namespace
+
+void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
+    const int64_t n = a.logits.shape[0], VP = a.logits.shape[1];
+    if (n == 0) return;
+    CHECK(n < (int64_t{1} << 28) && VP < (int64_t{1} << 30), "cross_entropy on CUDA: logits are ", a.logits.describe(),
+          ": at most 2^28 - 1 rows of less than 2^30 columns");
+    for_cuda_type(a.logits.dtype, "cross_entropy", [&](auto element) {
+        using T = decltype(element);
+        Args<T> args = {.logits = a.logits.get<T>(),
+                        .losses = a.losses.get<float>(),
+                        .targets = a.targets.get<int32_t>(),
+                        .step = a.step,
+                        .row_size = VP,
+                        .vocab_size = static_cast<int>(a.vocab_size),
+                        .cluster_size = 1,
+                        .z_loss = static_cast<float>(a.z_loss),
+                        .writes_gradient = a.write_gradient};
+        const bool fits_vectors = VP % Vec<T>::kSize == 0 && is_aligned(args.logits);
+        args.cluster_size = cluster_for(device.context().properties, VP / Vec<T>::kSize);
+        if (a.write_gradient && fits_vectors && args.cluster_size > 0)
+            launch_resident(device, args, n);
+        else
+            launch_streaming(device, args, n, fits_vectors);
+    });
+}
+
+void loss_sum_cuda(const Device& device, const LossSum& a) {
+    if (a.losses.shape[0] == 0) return;
+    loss_sum_kernel<<<1, kSumThreads, 0, device.context().stream>>>(a.step, a.losses.get<float>(),
+                                                                    a.targets.get<int32_t>(), a.losses.shape[0]);
+    CUDA_CHECK_LAUNCH("loss_sum");
+}
+
+}  // namespace ingot
