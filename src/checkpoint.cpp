@@ -56,6 +56,8 @@ Checkpoint verified_checkpoint(const std::string& folder) {
     try {
         checkpoint.step = checkpoint.manifest.at("step");
         checkpoint.config = parse_config(checkpoint.manifest.at("config").dump(), folder + "/manifest.json", {});
+        checkpoint.weights = std::make_shared<SafetensorsFile>(folder + "/" + kModelFile);
+        checkpoint.moments = std::make_shared<SafetensorsFile>(folder + "/" + kOptimizerFile);
     } catch (const nlohmann::json::exception& error) {
         throw UserError(join(folder, "/manifest.json: ", error.what(), ": was it written by another version?"));
     }
@@ -101,30 +103,38 @@ Checkpoint open_checkpoint(const std::string& folder) {
     if (path.filename().empty()) path = path.parent_path();  // a slash at the end
     if (is_step_name(path.filename().string()) || fs::exists(folder + "/manifest.json", error))
         return verified_checkpoint(folder);
-    const std::vector<std::string> all = list_checkpoints(folder);
+    std::vector<std::string> all = list_checkpoints(folder);
     REQUIRE(!all.empty(), folder,
             " holds no checkpoint: name a run folder with some in its checkpoints/, or a step folder");
-    for (size_t i = all.size(); i-- > 0;) {
+    const size_t count = all.size();
+    while (!all.empty()) {
         try {
-            return verified_checkpoint(all[i]);
-        } catch (const DamagedCheckpoint& damage) {
-            std::fprintf(stderr, "WARNING: passing over a damaged checkpoint: %s\n", damage.what());
+            return verified_checkpoint(all.back());
+        } catch (const UserError& fault) {
+            // Gone: a run that goes on has removed it, and written a newer one before.
+            const bool is_gone = !fs::exists(all.back(), error);
+            if (!is_gone && dynamic_cast<const DamagedCheckpoint*>(&fault) == nullptr) throw;
+            if (is_gone) {
+                all = list_checkpoints(folder);
+                continue;
+            }
+            std::fprintf(stderr, "WARNING: passing over a damaged checkpoint: %s\n", fault.what());
         }
+        all.pop_back();
     }
-    throw UserError(join("none of the ", all.size(), " checkpoints in ", folder_of(folder),
+    throw UserError(join("none of the ", count, " checkpoints in ", folder_of(folder),
                          " is whole: move the folder away, or start anew with another name"));
 }
 
 void load_weights(const Checkpoint& checkpoint, Model* model) {
-    load_tensors(SafetensorsFile(checkpoint.folder + "/" + kModelFile), model->table(), model->weights(), "");
+    load_tensors(*checkpoint.weights, model->table(), model->weights(), "");
     model->refresh_compute_weights();
 }
 
 TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer) {
     load_weights(checkpoint, model);
-    const SafetensorsFile moments(checkpoint.folder + "/" + kOptimizerFile);
-    load_tensors(moments, model->table(), optimizer.m(), "m.");
-    load_tensors(moments, model->table(), optimizer.v(), "v.");
+    load_tensors(*checkpoint.moments, model->table(), optimizer.m(), "m.");
+    load_tensors(*checkpoint.moments, model->table(), optimizer.v(), "v.");
     const ordered_json& manifest = checkpoint.manifest;
     try {
         TrainingState training;

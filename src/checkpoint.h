@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -36,13 +37,16 @@ struct Checkpoint {
     int64_t step = 0;
     nlohmann::ordered_json manifest;
     Config config;  // resolved, of the run that wrote it
+    // Mapped, so that they can be read after a run that goes on has removed the folder.
+    std::shared_ptr<const SafetensorsFile> weights, moments;
 };
 
 // The committed checkpoints of a run folder, oldest first.
 std::vector<std::string> list_checkpoints(const std::string& run_dir);
 
 // Opens a step folder, or the newest checkpoint of a run folder that verifies; damaged ones are named on stderr and
-// passed over. Throws UserError if there is none, if none is whole, or if a whole one cannot be read by this program.
+// passed over. Takes no lock: a run may go on there. Throws UserError if there is none, if none is whole, or if a whole
+// one cannot be read by this program.
 Checkpoint open_checkpoint(const std::string& folder);
 
 // Copies weights into a model of the checkpoint's configuration.
