@@ -67,24 +67,8 @@ std::string sample_text(Model& model, const BatchBuffers& buffers, const Tensor&
     return text;
 }
 
-std::string printable(const std::string& text) {
-    std::string result;
-    for (size_t i = 0; i < text.size();) {
-        const uint8_t lead = static_cast<uint8_t>(text[i]);
-        const size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
-        bool is_valid = length > 0 && i + length <= text.size();
-        for (size_t j = 1; is_valid && j < length; ++j) is_valid = (static_cast<uint8_t>(text[i + j]) & 0xc0) == 0x80;
-        if (is_valid && (lead >= 0x20 || lead == '\n' || lead == '\t') && lead != 0x7f) {
-            result += text.substr(i, length);
-            i += length;
-        } else {
-            char escaped[8];
-            std::snprintf(escaped, sizeof escaped, "\\x%02x", lead);
-            result += escaped;
-            i += 1;
-        }
-    }
-    return result;
+int generate(const GenerateOptions&) {
+    throw UserError("./train generate is not there yet");
 }
 
 }  // namespace ingot

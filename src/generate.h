@@ -7,6 +7,7 @@
 
 #include "src/batch.h"
 #include "src/model.h"
+#include "src/text.h"
 
 namespace ingot {
 
@@ -22,7 +23,19 @@ struct SampleOptions {
 std::string sample_text(Model& model, const BatchBuffers& buffers, const Tensor& logits, const std::string& prompt,
                         const SampleOptions& options);
 
-// The text with control characters and invalid UTF-8 made visible, for a terminal.
-std::string printable(const std::string& text);
+// `./train generate`.
+struct Sampling {
+    double temperature = 0.8;
+    int64_t top_k = 50;
+    double top_p = 0.95;
+};
+struct GenerateOptions {
+    std::string checkpoint, prompt;
+    int64_t num_tokens = 200;
+    Sampling sampling;
+    uint64_t seed = 1;
+    std::string device = "auto";
+};
+int generate(const GenerateOptions& options);
 
 }  // namespace ingot

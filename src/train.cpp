@@ -271,9 +271,11 @@ int Trainer::run() {
 }  // namespace
 
 int train(const TrainOptions& options) {
+    REQUIRE(options.resume == "auto" || options.resume == "none", "--resume ", options.resume, ": use auto or none");
+    REQUIRE(!options.is_dry_run, "--dry-run is not there yet: leave it out");
     const Config config = read_config(options.config_file, options.overrides);
     install_stop_handlers();
-    Trainer trainer(config, options.resumes);
+    Trainer trainer(config, options.resume == "auto");
     return trainer.run();
 }
 
