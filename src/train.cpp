@@ -23,6 +23,7 @@
 #include "src/run_folder.h"
 #include "src/schedule.h"
 #include "src/signals.h"
+#include "src/text.h"
 
 namespace ingot {
 
@@ -64,7 +65,8 @@ class Trainer {
     Model model_;
     Optimizer optimizer_;
     BatchBuffers batch_;
-    Tensor step_tensor_, eval_tensor_, sample_logits_;
+    Tensor step_tensor_, eval_tensor_;
+    std::unique_ptr<Generator> generator_;  // if there are samples to draw
     std::shared_ptr<void> memory_;
     StepBlock *step_block_ = nullptr, *eval_block_ = nullptr;
     std::unique_ptr<RunLog> log_;
@@ -99,7 +101,7 @@ Trainer::Trainer(const Config& config, bool resumes)
     plan_.add("step", DType::u8, {sizeof(StepBlock)}, &step_tensor_);
     plan_.add("eval_step", DType::u8, {sizeof(StepBlock)}, &eval_tensor_);
     if (config.sample.every > 0)
-        plan_.add("sample_logits", DType::f32, {1, config.model.padded_vocab_size()}, &sample_logits_);
+        generator_ = std::make_unique<Generator>(model_, batch_, config.model.context_length, &plan_);
     print_summary();
     memory_ = plan_.allocate(device_);
     step_block_ = new (step_tensor_.data) StepBlock{};
@@ -218,11 +220,12 @@ void Trainer::save(bool is_last_chance) {
 
 void Trainer::sample() {
     for (const std::string& prompt : config_.sample.prompts) {
-        const std::string text = sample_text(model_, batch_, sample_logits_, prompt,
-                                             {.num_tokens = config_.sample.tokens,
-                                              .temperature = config_.sample.temperature,
-                                              .seed = static_cast<uint64_t>(config_.seed + training_.step),
-                                              .eot_token = static_cast<int32_t>(config_.data.eot_token)});
+        const std::string text =
+            sample_text(*generator_, prompt,
+                        {.num_tokens = config_.sample.tokens,
+                         .sampling = {.temperature = config_.sample.temperature, .top_k = 0, .top_p = 1},
+                         .seed = static_cast<uint64_t>(config_.seed + training_.step),
+                         .eot_token = static_cast<int32_t>(config_.data.eot_token)});
         std::printf("--- sample at step %ld ---\n%s%s\n", static_cast<long>(training_.step), printable(prompt).c_str(),
                     printable(text).c_str());
     }
