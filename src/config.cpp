@@ -9,28 +9,13 @@
 #include "kernels/core/check.h"
 #include "src/config_fields.h"
 #include "src/config_rules.h"
+#include "src/text.h"
 
 namespace ingot {
 
 using nlohmann::json;
 
 namespace {
-
-// How many single-character edits lie between two words (Levenshtein 1966).
-size_t edit_distance(const std::string& a, const std::string& b) {
-    std::vector<size_t> row(b.size() + 1);
-    for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-    for (size_t i = 1; i <= a.size(); ++i) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= b.size(); ++j) {
-            const size_t previous = row[j];
-            row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-            diagonal = previous;
-        }
-    }
-    return row[b.size()];
-}
 
 std::string suggestion(const std::string& path) {
     const std::string key = path.substr(path.rfind('.') + 1);
@@ -45,7 +30,14 @@ std::string suggestion(const std::string& path) {
             best = name;
         }
     }
-    return best.empty() ? "" : "; did you mean " + best + "?";
+    return best.empty() ? ": remove it, or see configs/schema.json for what there is" : "; did you mean " + best + "?";
+}
+
+// A value as an error shows it: a long one is cut.
+std::string shown(const json& value) {
+    const std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
+    constexpr size_t kLongest = 60;
+    return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
 }
 
 class Reader {
@@ -97,25 +89,25 @@ class Reader {
     std::string path(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
 
     void read(const json& value, const std::string& path, int64_t& out) const {
-        REQUIRE(value.is_number_integer(), source_, ": ", path, " is ", value.dump(), ", it must be an integer");
+        REQUIRE(value.is_number_integer(), source_, ": ", path, " is ", shown(value), ", it must be an integer");
         const bool fits = !value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX);
-        REQUIRE(fits, source_, ": ", path, " is ", value.dump(), ", which is too large");
+        REQUIRE(fits, source_, ": ", path, " is ", shown(value), ", which is too large: it must be below 2^63");
         out = value.get<int64_t>();
     }
     void read(const json& value, const std::string& path, double& out) const {
-        REQUIRE(value.is_number(), source_, ": ", path, " is ", value.dump(), ", it must be a number");
+        REQUIRE(value.is_number(), source_, ": ", path, " is ", shown(value), ", it must be a number");
         out = value.get<double>();
     }
     void read(const json& value, const std::string& path, bool& out) const {
-        REQUIRE(value.is_boolean(), source_, ": ", path, " is ", value.dump(), ", it must be true or false");
+        REQUIRE(value.is_boolean(), source_, ": ", path, " is ", shown(value), ", it must be true or false");
         out = value.get<bool>();
     }
     void read(const json& value, const std::string& path, std::string& out) const {
-        REQUIRE(value.is_string(), source_, ": ", path, " is ", value.dump(), ", it must be a string");
+        REQUIRE(value.is_string(), source_, ": ", path, " is ", shown(value), ", it must be a string");
         out = value.get<std::string>();
     }
     void read(const json& value, const std::string& path, std::vector<std::string>& out) const {
-        REQUIRE(value.is_array(), source_, ": ", path, " is ", value.dump(),
+        REQUIRE(value.is_array(), source_, ": ", path, " is ", shown(value),
                 ", it must be a list of strings: [\"data/train-*.bin\"]");
         out.clear();
         for (size_t i = 0; i < value.size(); ++i) {
@@ -134,7 +126,7 @@ class Reader {
             }
             choices += join(choices.empty() ? "" : ", ", name);
         }
-        throw UserError(join(source_, ": ", path, " is ", value.dump(), ", it must be one of: ", choices));
+        throw UserError(join(source_, ": ", path, " is ", shown(value), ", it must be one of: ", choices));
     }
 
     const json& object_;
@@ -159,7 +151,8 @@ json parse_json(const std::string& text, const std::string& source) {
         // The library's text names line and column after its own prefix in brackets.
         const std::string what = error.what();
         const size_t end = what.find("] ");
-        throw UserError(join(source, ": ", end == std::string::npos ? what : what.substr(end + 2)));
+        throw UserError(join(source, ": ", end == std::string::npos ? what : what.substr(end + 2),
+                             ": check the JSON there (see configs/tiny.json)"));
     }
     REQUIRE(repeated.empty(), source, ": the key \"", repeated, "\" is given twice: keep one of them");
     return result;
@@ -187,7 +180,8 @@ void apply_override(json& root, const std::string& text) {
     std::string part, previous;
     while (std::getline(parts, part, '.')) {
         if (!previous.empty()) object = &(*object)[previous];
-        REQUIRE(object->is_object() || object->is_null(), "--set ", text, ": ", previous, " is not a section");
+        REQUIRE(object->is_object() || object->is_null(), "--set ", text, ": ", previous,
+                " is not a section: write section.key=value, e.g. optimizer.lr=3e-4");
         previous = part;
     }
     (*object)[previous] = parsed;

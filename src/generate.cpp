@@ -1,90 +1,284 @@
 #include "src/generate.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <numeric>
 
 #include "kernels/core/rng.h"
+#include "src/checkpoint.h"
+#include "src/device_choice.h"
+#include "src/output.h"
+#include "src/signals.h"
+#include "src/text.h"
 
 namespace ingot {
 
 namespace {
 
-// One document of n tokens, nothing to predict.
-HostBatch text_batch(const std::vector<int32_t>& tokens) {
-    const size_t n = tokens.size();
-    HostBatch batch;
-    batch.tokens = tokens;
-    batch.targets.assign(n, -1);
+constexpr int32_t kByteTokens = 256;
+constexpr size_t kMaxPromptBytes = size_t{64} << 20;
+
+// One document of tokens[0 .. n) whose first has the position `position`; nothing to predict.
+void fill_text(const int32_t* tokens, size_t n, int64_t position, HostBatch* batch) {
+    batch->tokens.assign(tokens, tokens + n);
+    batch->targets.assign(n, -1);
     for (std::vector<int32_t>* values :
-         {&batch.positions, &batch.first_key, &batch.end_key, &batch.first_query, &batch.end_query})
+         {&batch->positions, &batch->first_key, &batch->end_key, &batch->first_query, &batch->end_query})
         values->resize(n);
-    for (size_t i = 0; i < n; ++i) batch.positions[i] = static_cast<int32_t>(i);
+    std::iota(batch->positions.begin(), batch->positions.end(), static_cast<int32_t>(position));
     const auto view = [n](std::vector<int32_t>& values) {
         return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(n)});
     };
-    fill_document_mask({view(batch.first_key), view(batch.end_key), view(batch.first_query), view(batch.end_query)},
+    fill_document_mask({view(batch->first_key), view(batch->end_key), view(batch->first_query), view(batch->end_query)},
                        {0}, true);
-    return batch;
 }
 
-// Draws from softmax(logits / temperature) with a uniform number in [0, 1).
-int32_t draw(const float* logits, int64_t vocab_size, double temperature, double uniform) {
-    const int64_t likeliest = std::max_element(logits, logits + vocab_size) - logits;
-    if (temperature <= 0) return static_cast<int32_t>(likeliest);
-    std::vector<double> weights(static_cast<size_t>(vocab_size));
-    double total = 0;
-    for (int64_t v = 0; v < vocab_size; ++v)
-        total += weights[static_cast<size_t>(v)] =
-            std::exp((static_cast<double>(logits[v]) - static_cast<double>(logits[likeliest])) / temperature);
-    double rest = uniform * total;
-    for (int64_t v = 0; v < vocab_size; ++v)
-        if ((rest -= weights[static_cast<size_t>(v)]) < 0) return static_cast<int32_t>(v);
-    return static_cast<int32_t>(likeliest);  // rounding left a remainder
+std::vector<int32_t> byte_tokens(const std::string& text) {
+    std::vector<int32_t> tokens;
+    tokens.reserve(text.size());
+    for (const char c : text) tokens.push_back(static_cast<uint8_t>(c));
+    return tokens;
 }
 
 }  // namespace
 
-std::string sample_text(Model& model, const BatchBuffers& buffers, const Tensor& logits, const std::string& prompt,
-                        const SampleOptions& options) {
-    CHECK(!prompt.empty() && static_cast<int64_t>(prompt.size()) + options.num_tokens <= model.max_tokens(),
-          "a sample of ", prompt.size(), " + ", options.num_tokens, " tokens, planned for ", model.max_tokens());
-    std::vector<int32_t> tokens;
-    for (const char c : prompt) tokens.push_back(static_cast<uint8_t>(c));
-    std::vector<float> host(static_cast<size_t>(logits.numel()));
+// ---- Drawing ----
+
+int32_t draw_token(const std::vector<double>& logits, const Sampling& sampling, double uniform) {
+    for (const double logit : logits)
+        if (!std::isfinite(logit)) return -1;
+    const int32_t likeliest =
+        static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());  // the first of them
+    if (sampling.temperature == 0) return likeliest;
+    std::vector<int32_t> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto is_likelier = [&](int32_t a, int32_t b) {
+        const double x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+        return x != y ? x > y : a < b;
+    };
+    const size_t count =
+        sampling.top_k > 0 ? std::min(static_cast<size_t>(sampling.top_k), order.size()) : order.size();
+    if (count < order.size() || sampling.top_p < 1)
+        std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(count), order.end(), is_likelier);
+    order.resize(count);
+    // sums[i]: the weight of the first i + 1 tokens, relative to that of the likeliest.
+    std::vector<double> sums(count);
+    double total = 0;
+    for (size_t i = 0; i < count; ++i) {
+        const double below = logits[static_cast<size_t>(order[i])] - logits[static_cast<size_t>(likeliest)];
+        sums[i] = total += std::exp(below / sampling.temperature);
+    }
+    if (sampling.top_p < 1) {
+        const auto end = std::lower_bound(sums.begin(), sums.end(), sampling.top_p * total);
+        sums.resize(static_cast<size_t>(std::min(end, sums.end() - 1) - sums.begin()) + 1);
+    }
+    // The first token whose sum is above the point, so none without weight. The point lies below the last sum: uniform
+    // is at most 1 - 2^-32, far more than rounding takes away.
+    const auto drawn = std::upper_bound(sums.begin(), sums.end(), uniform * sums.back());
+    return order[static_cast<size_t>(std::min(drawn, sums.end() - 1) - sums.begin())];
+}
+
+// ---- The generator ----
+
+Generator::Generator(Model& model, const BatchBuffers& buffers, int64_t capacity, MemoryPlan* plan)
+    : model_(model), buffers_(buffers), cache_(model.config(), model.dtype(), capacity, plan) {
+    CHECK(capacity <= model.config().context_length, "a cache for ", capacity, " tokens, the model's context is ",
+          model.config().context_length);
+    plan->add("sample_logits", model.dtype(), {1, model.config().padded_vocab_size()}, &logits_);
+    tokens_.reserve(static_cast<size_t>(capacity));
+    host_logits_.resize(static_cast<size_t>(model.config().vocab_size));
+    staging_.resize(static_cast<size_t>(logits_.bytes()));
+}
+
+int64_t Generator::prefill(int64_t num_prompt, int64_t num_tokens, int64_t capacity) {
+    const int64_t half = std::max<int64_t>(1, capacity / 2);
+    if (num_prompt > capacity) return half;
+    return num_prompt + num_tokens <= capacity ? num_prompt : std::max(num_prompt, half);
+}
+
+void Generator::start(const std::vector<int32_t>& tokens) {
+    CHECK(!tokens.empty(), "a text begins with a token");
+    const size_t capacity = static_cast<size_t>(cache_.capacity()), half = std::max<size_t>(1, capacity / 2);
+    const size_t kept = tokens.size() > capacity ? half : tokens.size();
+    tokens_.assign(tokens.end() - static_cast<ptrdiff_t>(kept), tokens.end());
+    cache_.clear();
+    read(0);
+}
+
+void Generator::append(int32_t token) {
+    if (cache_.is_full()) {
+        const size_t half = std::max<size_t>(1, tokens_.size() / 2);
+        tokens_.push_back(token);
+        tokens_.erase(tokens_.begin(), tokens_.end() - static_cast<ptrdiff_t>(half));
+        cache_.clear();
+        read(0);
+        return;
+    }
+    tokens_.push_back(token);
+    read(tokens_.size() - 1);
+}
+
+void Generator::read(size_t begin) {
+    fill_text(tokens_.data() + begin, tokens_.size() - begin, static_cast<int64_t>(begin), &host_);
+    model_.extend(buffers_.upload(model_.device(), host_), &cache_, logits_);
+    const Tensor staged = Tensor::contiguous(staging_.data(), logits_.dtype, {logits_.numel()});
+    model_.device().copy(staged, logits_.view({logits_.numel()}));
+    for_cpu_scalar(staged.dtype, "generate", [&](auto scalar) {
+        std::copy_n(staged.get<decltype(scalar)>(), host_logits_.size(), host_logits_.begin());
+    });
+}
+
+int32_t Generator::next(const Sampling& sampling, uint64_t seed, uint64_t stream, uint64_t index) {
+    return draw_token(host_logits_, sampling, random_bits(seed, stream, index) * 0x1p-32);
+}
+
+std::string sample_text(Generator& generator, const std::string& prompt, const SampleOptions& options) {
+    generator.start(byte_tokens(prompt));
     std::string text;
     for (int64_t i = 0; i < options.num_tokens; ++i) {
-        const MicroBatch batch = buffers.upload(model.device(), text_batch(tokens));
-        model.logits(batch, {static_cast<int64_t>(tokens.size()) - 1}, logits);
-        model.device().copy(Tensor::contiguous(host.data(), DType::f32, {logits.numel()}),
-                            logits.view({logits.numel()}));
-        const double uniform = random_bits(options.seed, stream_of(prompt.c_str()), static_cast<uint64_t>(i)) * 0x1p-32;
-        const int32_t token = draw(host.data(), model.config().vocab_size, options.temperature, uniform);
-        if (token == options.eot_token || token > 255) break;
-        tokens.push_back(token);
-        text.push_back(static_cast<char>(static_cast<uint8_t>(token)));
+        const int32_t token =
+            generator.next(options.sampling, options.seed, stream_of(prompt.c_str()), static_cast<uint64_t>(i));
+        if (token < 0 || token == options.eot_token) break;
+        if (token < kByteTokens) text.push_back(static_cast<char>(static_cast<uint8_t>(token)));
+        if (i + 1 < options.num_tokens) generator.append(token);
     }
     return text;
 }
 
-std::string printable(const std::string& text) {
-    std::string result;
-    for (size_t i = 0; i < text.size();) {
-        const uint8_t lead = static_cast<uint8_t>(text[i]);
-        const size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
-        bool is_valid = length > 0 && i + length <= text.size();
-        for (size_t j = 1; is_valid && j < length; ++j) is_valid = (static_cast<uint8_t>(text[i + j]) & 0xc0) == 0x80;
-        if (is_valid && (lead >= 0x20 || lead == '\n' || lead == '\t') && lead != 0x7f) {
-            result += text.substr(i, length);
-            i += length;
-        } else {
-            char escaped[8];
-            std::snprintf(escaped, sizeof escaped, "\\x%02x", lead);
-            result += escaped;
-            i += 1;
-        }
+// ---- Streaming ----
+
+void TextStream::put(const std::string& bytes) {
+    pending_ += bytes;
+    size_t whole = 0;
+    while (whole < pending_.size()) {
+        const int length = utf8_length(pending_.data() + whole, pending_.size() - whole);
+        if (length < 0) break;
+        whole += static_cast<size_t>(std::max(length, 1));
     }
-    return result;
+    pass_on(whole);
+}
+
+void TextStream::finish() {
+    pass_on(pending_.size());
+}
+
+void TextStream::pass_on(size_t count) {
+    if (count == 0) return;
+    const std::string text = pending_.substr(0, count);
+    pending_.erase(0, count);
+    last_ = text.back();
+    write_(is_visible_ ? printable(text) : text);
+}
+
+// ---- The command ----
+
+namespace {
+
+std::string read_standard_input() {
+    if (isatty(STDIN_FILENO) == 1) std::fprintf(stderr, "type the prompt, and end it with Ctrl-D\n");
+    std::string text;
+    char buffer[65536];
+    for (;;) {
+        const ssize_t count = read(STDIN_FILENO, buffer, sizeof buffer);
+        if (count < 0 && errno == EINTR) continue;
+        REQUIRE(count >= 0, "cannot read the prompt from standard input: ", std::strerror(errno));
+        if (count == 0) return text;
+        text.append(buffer, static_cast<size_t>(count));
+        REQUIRE(text.size() <= kMaxPromptBytes, "the prompt on standard input is longer than ", kMaxPromptBytes >> 20,
+                " MiB: the model reads no more than its context; give it the end of the text (tail -c)");
+    }
+}
+
+// What the model reads first. An empty prompt begins a document with EOT.
+std::vector<int32_t> prompt_tokens(const std::string& prompt, const Config& config) {
+    const DataConfig& data = config.data;
+    if (!prompt.empty()) return byte_tokens(prompt);
+    REQUIRE(data.eot_token >= 0,
+            "the prompt is empty, and this run has no data.eot_token that could begin a document: ",
+            "give some text, e.g. --prompt \"The \"");
+    if (data.mask_documents && data.eot != EotSide::start)
+        std::fprintf(stderr,
+                     "note: where EOT closes documents in the training data, and they are masked, the model was never "
+                     "shown how one begins: the first letters may be odd\n");
+    return {static_cast<int32_t>(data.eot_token)};
+}
+
+double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+int generate(const GenerateOptions& options) {
+    const auto [device, reason] = choose_device(options.device, "generate text");
+    const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
+    const Config& config = checkpoint.config;
+    REQUIRE(config.data.tokenizer == "bytes", checkpoint.folder,
+            " has no tokenizer: set data.tokenizer in the run's config to \"bytes\" if its shards were made so, and "
+            "save again; text of other tokenizers cannot be written yet");
+    const std::string prompt = options.prompt == "-" ? read_standard_input() : options.prompt;
+    const std::vector<int32_t> tokens = prompt_tokens(prompt, config);
+
+    // No more memory than this text needs.
+    const int64_t num_prompt = static_cast<int64_t>(tokens.size()), context = config.model.context_length;
+    const int64_t capacity = num_prompt > context ? context : std::min(context, num_prompt + options.num_tokens);
+    const int64_t max_tokens = Generator::prefill(num_prompt, options.num_tokens, capacity);
+    MemoryPlan plan;
+    Model model(device, config.model, DType::f32, max_tokens, context, Recompute::none, 0, false, &plan);
+    const BatchBuffers buffers(max_tokens, &plan);
+    Generator generator(model, buffers, capacity, &plan);
+    const std::shared_ptr<void> memory = plan.allocate(device);
+    model.initialize_constants();
+    load_weights(checkpoint, &model);
+    std::fprintf(stderr, "checkpoint: %s (step %ld)\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
+                 static_cast<long>(checkpoint.step), device.name().c_str(),
+                 reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
+    if (num_prompt > context)
+        std::fprintf(stderr, "note: the prompt has %ld tokens, the model's context is %ld: the last %ld are read\n",
+                     static_cast<long>(num_prompt), static_cast<long>(context), static_cast<long>(max_tokens));
+
+    install_stop_handlers();
+    TextStream stream(isatty(STDOUT_FILENO) == 1, write_output);
+    stream.put(prompt);
+    const double begin = seconds_now();
+    generator.start(tokens);
+    const double read_end = seconds_now();
+    int64_t written = 0, without_text = 0;
+    bool is_ended = false;
+    for (int32_t token = -1; written < options.num_tokens && stop_signal() == 0; ++written) {
+        if (written > 0) generator.append(token);
+        token = generator.next(options.sampling, options.seed, stream_of("generate"), static_cast<uint64_t>(written));
+        if (token < 0) {
+            stream.finish();
+            throw UserError(join("the model's logits are not finite at token ", written + 1, ": ", checkpoint.folder,
+                                 " belongs to a run that has diverged; take an earlier checkpoint"));
+        }
+        is_ended = token == config.data.eot_token;
+        if (is_ended) break;
+        if (token < kByteTokens)
+            stream.put(std::string(1, static_cast<char>(static_cast<uint8_t>(token))));
+        else
+            ++without_text;
+    }
+    stream.finish();
+    const double seconds = seconds_now() - read_end;
+    if (isatty(STDOUT_FILENO) == 1 && !stream.ends_line()) write_output("\n");
+    if (without_text > 0)
+        std::fprintf(stderr, "note: %ld tokens that the tokenizer has no text for were left out\n",
+                     static_cast<long>(without_text));
+    std::fprintf(stderr, "%ld tokens in %.2f s, %s tokens/s; the prompt's %ld in %.2f s%s\n",
+                 static_cast<long>(written), seconds,
+                 short_count(static_cast<double>(written) / std::max(seconds, 1e-9)).c_str(),
+                 static_cast<long>(std::min(num_prompt, max_tokens)), read_end - begin,
+                 is_ended ? "; the model ended the document" : "");
+    if (stop_signal() != 0) return exit_code_of_signal(stop_signal());
+    return kExitDone;
 }
 
 }  // namespace ingot

@@ -11,6 +11,7 @@
 
 #include "kernels/core/device.h"
 #include "src/files.h"
+#include "src/text.h"
 
 namespace ingot {
 
@@ -26,28 +27,6 @@ ordered_json number(double value) {
 
 double parse_number(const ordered_json& value) {
     return value.is_string() ? std::stod(value.get<std::string>()) : value.get<double>();
-}
-
-// "612k", "65.5k", "980": three significant digits.
-std::string short_count(double value) {
-    char text[32];
-    if (value >= 1e6)
-        std::snprintf(text, sizeof text, "%.3gM", value / 1e6);
-    else if (value >= 1e3)
-        std::snprintf(text, sizeof text, value >= 1e5 ? "%.0fk" : "%.1fk", value / 1e3);
-    else
-        std::snprintf(text, sizeof text, "%.0f", value);
-    return text;
-}
-
-std::string short_duration(double seconds) {
-    char text[32];
-    const int64_t s = static_cast<int64_t>(seconds + 0.5);
-    if (s >= 3600)
-        std::snprintf(text, sizeof text, "%ldh%02ldm", static_cast<long>(s / 3600), static_cast<long>(s / 60 % 60));
-    else
-        std::snprintf(text, sizeof text, "%ldm%02lds", static_cast<long>(s / 60), static_cast<long>(s % 60));
-    return text;
 }
 
 }  // namespace

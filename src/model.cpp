@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/attention/decode.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/matmul.h"
@@ -29,6 +30,12 @@ Tensor first_columns(const Tensor& tensor, int64_t n) {
 }
 
 }  // namespace
+
+KvCache::KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan) {
+    CHECK(capacity >= 1, "a cache for ", capacity, " tokens");
+    plan->add("kv_cache.k", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &k_);
+    plan->add("kv_cache.v", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &v_);
+}
 
 Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
              Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan)
@@ -180,7 +187,40 @@ Tensor Model::head_weight(const Tensor& flat) const {
 
 // ---- Forward ----
 
-void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute) {
+void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActivations& acts, int64_t layer,
+                   const KvCache* cache) {
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const double scale = 1 / std::sqrt(static_cast<double>(HS));
+    if (cache != nullptr) {
+        const int64_t begin = cache->length(), end = begin + heads.k.shape[0];
+        const auto rows = [&](const Tensor& tensor) {
+            return tensor.slice(0, layer, layer + 1).view({cache->capacity(), NKV, HS});
+        };
+        const Tensor k = rows(cache->k_), v = rows(cache->v_);
+        kv_cache_append(
+            device_,
+            {.cache_k = k.slice(0, begin, end), .cache_v = v.slice(0, begin, end), .k = heads.k, .v = heads.v});
+        if (begin > 0) {
+            attention_decode(device_, {.out = acts.attention.view({NH, HS}),
+                                       .q = heads.q.view({NH, HS}),
+                                       .k = k.slice(0, 0, end),
+                                       .v = v.slice(0, 0, end),
+                                       .slopes = slopes_,
+                                       .scale = scale});
+            return;
+        }
+    }
+    attention_forward(device_, {.out = acts.attention.split_last(NH, HS),
+                                .lse = acts.lse,
+                                .q = heads.q,
+                                .k = heads.k,
+                                .v = heads.v,
+                                .slopes = slopes_,
+                                .mask = batch.mask,
+                                .scale = scale});
+}
+
+void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
     const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
@@ -211,14 +251,7 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
         rope_forward(device_, {.x = heads.q, .positions = batch.positions, .table = rope_table_});
         rope_forward(device_, {.x = heads.k, .positions = batch.positions, .table = rope_table_});
     }
-    attention_forward(device_, {.out = acts.attention.split_last(NH, HS),
-                                .lse = acts.lse,
-                                .q = heads.q,
-                                .k = heads.k,
-                                .v = heads.v,
-                                .slopes = slopes_,
-                                .mask = batch.mask,
-                                .scale = 1 / std::sqrt(static_cast<double>(HS))});
+    attend(batch, heads, acts, layer, cache);
     matmul_forward(device_, {.out = acts.residual_mid, .x = acts.attention, .weight = w.attention_out, .residual = x});
 
     rmsnorm_forward(
@@ -230,12 +263,12 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
     matmul_forward(device_, {.out = x_out, .x = acts.swiglu, .weight = w.down, .residual = acts.residual_mid});
 }
 
-void Model::forward_trunk(const MicroBatch& batch, int64_t n) {
+void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
     embedding_forward(device_, {.out = first(residual_[0], n),
                                 .weight = parameter_view(compute_weights(), table_.find("embedding")),
                                 .tokens = batch.tokens});
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false);
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false, cache);
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
                               .rstd = first(final_rstd_, n),
                               .x = first(residual_.back(), n),
@@ -286,6 +319,17 @@ void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, co
                                  .x = final_norm_.slice(0, rows[i], rows[i] + 1),
                                  .weight = head_weight(compute_weights())});
     }
+}
+
+void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits) {
+    const int64_t n = batch.tokens.shape[0];
+    CHECK(n == 1 || cache->length() == 0, n, " tokens at once after ", cache->length(), ": only one at a time");
+    CHECK(cache->length() + n <= cache->capacity(), cache->length(), " + ", n, " tokens in a cache for ",
+          cache->capacity());
+    forward_trunk(batch, n, cache);
+    cache->length_ += n;
+    matmul_forward(device_,
+                   {.out = logits, .x = final_norm_.slice(0, n - 1, n), .weight = head_weight(compute_weights())});
 }
 
 // ---- Backward ----

@@ -37,6 +37,25 @@ struct LayerActivations {
     Tensor gate_up, swiglu;                 // (N, 2F), (N, F)
 };
 
+// Keys (rotated and normed as attention reads them) and values of the tokens of one document that were read so far.
+class KvCache {
+  public:
+    // Plans memory for a document of up to `capacity` tokens.
+    KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan);
+    KvCache(const KvCache&) = delete;  // the plan knows where the tensors are
+    KvCache& operator=(const KvCache&) = delete;
+
+    int64_t capacity() const { return k_.shape[1]; }
+    int64_t length() const { return length_; }
+    bool is_full() const { return length_ == capacity(); }
+    void clear() { length_ = 0; }
+
+  private:
+    friend class Model;
+    int64_t length_ = 0;
+    Tensor k_, v_;  // (L, capacity, NKV, HS)
+};
+
 class Model {
   public:
     // Plans all memory of weights, gradients and activations for micro-batches of up to `max_tokens` tokens. dtype is
@@ -63,6 +82,11 @@ class Model {
     // Logits of the given tokens of the batch, into `logits` (rows.size(), VP) on the device; for sampling and tests.
     void logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits);
 
+    // Reads the tokens of `batch`, which go on the document in `cache`, and keeps their keys and values there: the
+    // first n tokens of a document if the cache is empty, one token after that. Positions count from the document's
+    // start. Writes the last token's logits into `logits` (1, VP) on the device.
+    void extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits);
+
     const ModelConfig& config() const { return config_; }
     const ParameterTable& table() const { return table_; }
     const Device& device() const { return device_; }
@@ -77,14 +101,18 @@ class Model {
   private:
     enum class HeadMode { train, evaluate };
     // Embedding and all layers, then the final norm into final_norm_.
-    void forward_trunk(const MicroBatch& batch, int64_t n);
-    void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute);
+    void forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache = nullptr);
+    void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute,
+                       const KvCache* cache = nullptr);
     void layer_backward(const MicroBatch& batch, int64_t n, int64_t layer);
     void head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode);
     // The query, key and value views that attention reads: slices of qkv, or of qk with QK-norm.
     struct Heads {
         Tensor q, k, v;
     };
+    // Attention of the batch within itself, or, with a cache, after adding its keys and values there.
+    void attend(const MicroBatch& batch, const Heads& heads, const LayerActivations& acts, int64_t layer,
+                const KvCache* cache);
     Heads attention_heads(const LayerActivations& acts, int64_t n) const;
     LayerActivations activations(int64_t layer, int64_t n) const;
     Tensor head_weight(const Tensor& flat) const;

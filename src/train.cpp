@@ -12,12 +12,15 @@
 #include "src/batch.h"
 #include "src/checkpoint.h"
 #include "src/config.h"
+#include "src/device_choice.h"
 #include "src/environment.h"
 #include "src/generate.h"
 #include "src/log.h"
+#include "src/progress.h"
 #include "src/run_folder.h"
 #include "src/schedule.h"
 #include "src/signals.h"
+#include "src/text.h"
 #include "src/training_data.h"
 #include "src/training_plan.h"
 
@@ -184,11 +187,13 @@ bool Trainer::train_step() {
 bool Trainer::evaluate() {
     *plan_.eval_step = StepBlock{};
     const int64_t micro_batch = config_.training.micro_batch_size;
+    Progress progress("evaluating", data_.val->num_rows(), "rows");
     for (int64_t row = 0; row < data_.val->num_rows(); row += micro_batch) {
         if (must_stop()) return false;
         const int64_t num_rows = std::min(micro_batch, data_.val->num_rows() - row);
         fill_batch(*data_.val, static_cast<uint64_t>(row), num_rows, micro_batch, &host_batch_);
         plan_.model.evaluate(plan_.batch.upload(plan_.device(), host_batch_), plan_.eval_step);
+        progress.advance(num_rows);
     }
     training_.report.val_loss = plan_.eval_step->sums.loss / static_cast<double>(plan_.eval_step->sums.targets);
     return true;
@@ -224,11 +229,12 @@ void Trainer::write_log() {
 
 void Trainer::sample() {
     for (const std::string& prompt : config_.sample.prompts) {
-        const std::string text = sample_text(plan_.model, plan_.batch, plan_.sample_logits, prompt,
-                                             {.num_tokens = config_.sample.tokens,
-                                              .temperature = config_.sample.temperature,
-                                              .seed = static_cast<uint64_t>(config_.seed + training_.step),
-                                              .eot_token = static_cast<int32_t>(config_.data.eot_token)});
+        const std::string text =
+            sample_text(*plan_.generator, prompt,
+                        {.num_tokens = config_.sample.tokens,
+                         .sampling = {.temperature = config_.sample.temperature, .top_k = 0, .top_p = 1},
+                         .seed = static_cast<uint64_t>(config_.seed + training_.step),
+                         .eot_token = static_cast<int32_t>(config_.data.eot_token)});
         std::printf("--- sample at step %ld ---\n%s%s\n", static_cast<long>(training_.step), printable(prompt).c_str(),
                     printable(text).c_str());
     }
@@ -280,16 +286,16 @@ int Trainer::run() {
 
 // ---- Before the run ----
 
-Device choose_device(const Config& config) {
-    std::string why;
-    const int num_gpus = Device::num_cuda_devices(&why);
-    if (num_gpus > 0) why = "this version trains on the CPU: not every op has its CUDA kernel yet";
-    REQUIRE(config.training.device != DeviceChoice::cuda, "training.device is \"cuda\": ", why,
-            ": use --device cpu (with --dry-run a plan for CUDA needs no GPU)");
-    if (config.training.device == DeviceChoice::automatic) std::printf("device: the CPU, since %s\n", why.c_str());
+Device training_device(const Config& config) {
+    const DeviceChoice wanted = config.training.device;
+    const auto [device, reason] = choose_device(wanted == DeviceChoice::cuda  ? "cuda"
+                                                : wanted == DeviceChoice::cpu ? "cpu"
+                                                                              : "auto",
+                                                "train");
+    if (!reason.empty()) std::printf("device: the %s, since %s\n", device.name().c_str(), reason.c_str());
     REQUIRE(config.training.precision == Precision::automatic || config.training.precision == Precision::fp32,
             "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
-    return Device::cpu();
+    return device;
 }
 
 void print_plan(const TrainingPlan& plan) {
@@ -305,7 +311,7 @@ void print_data(const TrainingData& data) {
 // them on this machine.
 int dry_run(Config config) {
     const bool is_for_cuda = config.training.device == DeviceChoice::cuda;
-    const Device device = is_for_cuda ? Device::planned_cuda() : choose_device(config);
+    const Device device = is_for_cuda ? Device::planned_cuda() : training_device(config);
     try {
         const TrainingData data(config);
         print_data(data);
@@ -330,7 +336,7 @@ int train(const TrainOptions& options) {
     if (options.is_dry_run) return dry_run(config);
     install_stop_handlers();
     const RunFolder folder(config);
-    const Device device = choose_device(config);
+    const Device device = training_device(config);
     const TrainingData data(config);
     resolve_steps(&config, data.train_shards.num_tokens());
     TrainingPlan plan(config, device);

@@ -55,7 +55,7 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device)
     memory_.add("step", DType::u8, {sizeof(StepBlock)}, &step_tensor_);
     memory_.add("eval_step", DType::u8, {sizeof(StepBlock)}, &eval_tensor_);
     if (config.sample.every > 0)
-        memory_.add("sample_logits", DType::f32, {1, config.model.padded_vocab_size()}, &sample_logits);
+        generator = std::make_unique<Generator>(model, batch, config.model.context_length, &memory_);
 }
 
 void TrainingPlan::check_memory() const {

@@ -2,12 +2,14 @@
 // a run allocates.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "kernels/core/device.h"
 #include "src/batch.h"
 #include "src/checkpoint_writer.h"
 #include "src/config.h"
+#include "src/generate.h"
 #include "src/model.h"
 #include "src/optimizer.h"
 
@@ -45,7 +47,7 @@ class TrainingPlan {
     Model model;
     Optimizer optimizer;
     BatchBuffers batch;
-    Tensor sample_logits;  // (1, VP), if samples are written
+    std::unique_ptr<Generator> generator;  // if samples are written
     StepBlock *step = nullptr, *eval_step = nullptr;
     CheckpointWriter writer;  // last: it reads the model until its save has ended
 };

@@ -11,6 +11,7 @@
 #include "src/generate.h"
 #include "src/log.h"
 #include "src/schedule.h"
+#include "src/text.h"
 
 namespace ingot::test {
 

@@ -1,0 +1,102 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/attention/decode.h"
+#include "kernels/core/math.h"
+
+namespace ingot {
+
+namespace {
+
+constexpr int64_t kTile = 128;
+
+void check_heads(const Device& device, const char* op, const char* name, const Tensor& tensor,
+                 std::initializer_list<int64_t> shape, DType dtype) {
+    check_tensor(op, name, tensor, shape, dtype, device.kind());
+    CHECK(tensor.stride[tensor.rank - 1] == 1, op, ": ", name, " is ", tensor.describe(),
+          ", its last axis must be contiguous");
+}
+
+// A head is one task: its sums run in index order, so that the bits do not depend on threads.
+template <typename T>
+void decode_cpu(const AttentionDecode& a) {
+    const int64_t NH = a.q.shape[0], HS = a.q.shape[1], S = a.k.shape[0], G = NH / a.k.shape[1];
+    const T scale = static_cast<T>(a.scale);
+#pragma omp parallel for schedule(static)
+    for (int64_t head = 0; head < NH; ++head) {
+        const T* const q = a.q.get<T>() + head * a.q.stride[0];
+        const T* const k = a.k.get<T>() + head / G * a.k.stride[1];
+        const T* const v = a.v.get<T>() + head / G * a.v.stride[1];
+        T* const out = a.out.get<T>() + head * a.out.stride[0];
+        const T slope = a.slopes ? a.slopes.get<T>()[head] : T(0);
+        T scores[kTile], maximum = -std::numeric_limits<T>::infinity(), sum = 0;
+        std::fill(out, out + HS, T(0));
+        for (int64_t begin = 0; begin < S; begin += kTile) {
+            const int64_t count = std::min(kTile, S - begin);
+            T tile_maximum = maximum;
+            for (int64_t c = 0; c < count; ++c) {
+                const T* const key = k + (begin + c) * a.k.stride[0];
+                T dot = 0;
+#pragma omp simd reduction(+ : dot)
+                for (int64_t d = 0; d < HS; ++d) dot += q[d] * key[d];
+                scores[c] = scale * dot - slope * static_cast<T>(S - 1 - begin - c);
+                tile_maximum = std::max(tile_maximum, scores[c]);
+            }
+            // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+            const T shrink = fast_exp(maximum - tile_maximum);
+            maximum = tile_maximum;
+            sum *= shrink;
+            for (int64_t d = 0; d < HS; ++d) out[d] *= shrink;
+            for (int64_t c = 0; c < count; ++c) {
+                const T weight = fast_exp(scores[c] - maximum);
+                const T* const value = v + (begin + c) * a.v.stride[0];
+                sum += weight;
+#pragma omp simd
+                for (int64_t d = 0; d < HS; ++d) out[d] += weight * value[d];
+            }
+        }
+        const T inverse = 1 / sum;
+        for (int64_t d = 0; d < HS; ++d) out[d] *= inverse;
+    }
+}
+
+}  // namespace
+
+void attention_decode(const Device& device, const AttentionDecode& a) {
+    CHECK(a.q.rank == 2 && a.k.rank == 3, "attention_decode: q is ", a.q.describe(), ", k is ", a.k.describe(),
+          ", they must be (NH, HS) and (S, NKV, HS)");
+    const int64_t NH = a.q.shape[0], HS = a.q.shape[1], S = a.k.shape[0], NKV = a.k.shape[1];
+    CHECK(S >= 1, "attention_decode: the cache is empty, it must hold the query's own key");
+    CHECK(NKV >= 1 && NH % NKV == 0, "attention_decode: ", NH, " query heads are not a multiple of ", NKV,
+          " key/value heads");
+    check_heads(device, "attention_decode", "q", a.q, {NH, HS}, a.q.dtype);
+    check_heads(device, "attention_decode", "out", a.out, {NH, HS}, a.q.dtype);
+    check_heads(device, "attention_decode", "k", a.k, {S, NKV, HS}, a.q.dtype);
+    check_heads(device, "attention_decode", "v", a.v, {S, NKV, HS}, a.q.dtype);
+    if (a.slopes) check_heads(device, "attention_decode", "slopes", a.slopes, {NH}, accumulation_dtype(a.q.dtype));
+    CHECK(device.is_cpu(), "attention_decode runs on the CPU device only: use Device::cpu()");
+    for_cpu_scalar(a.q.dtype, "attention_decode", [&](auto scalar) { decode_cpu<decltype(scalar)>(a); });
+}
+
+void kv_cache_append(const Device& device, const KvCacheAppend& a) {
+    CHECK(a.k.rank == 3, "kv_cache_append: k is ", a.k.describe(), ", it must be (n, NKV, HS)");
+    const int64_t n = a.k.shape[0], NKV = a.k.shape[1], HS = a.k.shape[2];
+    for (const auto& [name, tensor] :
+         {std::pair{"k", &a.k}, {"v", &a.v}, {"cache_k", &a.cache_k}, {"cache_v", &a.cache_v}})
+        check_heads(device, "kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype);
+    CHECK(device.is_cpu(), "kv_cache_append runs on the CPU device only: use Device::cpu()");
+    const size_t bytes = static_cast<size_t>(HS * size_of(a.k.dtype));
+    const auto at = [](const Tensor& tensor, int64_t i, int64_t h) {
+        return static_cast<uint8_t*>(tensor.data) +
+               (i * tensor.stride[0] + h * tensor.stride[1]) * size_of(tensor.dtype);
+    };
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t h = 0; h < NKV; ++h) {
+            std::memcpy(at(a.cache_k, i, h), at(a.k, i, h), bytes);
+            std::memcpy(at(a.cache_v, i, h), at(a.v, i, h), bytes);
+        }
+}
+
+}  // namespace ingot

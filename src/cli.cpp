@@ -1,0 +1,205 @@
+#include "src/cli.h"
+
+#include <cstdio>
+
+#include "kernels/core/check.h"
+#include "src/arguments.h"
+#include "src/config.h"
+#include "src/device_choice.h"
+#include "src/evaluate.h"
+#include "src/generate.h"
+#include "src/info.h"
+#include "src/output.h"
+#include "src/train.h"
+
+namespace ingot {
+
+namespace {
+
+const char* const kExitCodes =
+    "\nExit codes:\n"
+    "  0  done                                    1  a fault of ours: please report it\n"
+    "  2  bad usage, config or data, or no such device\n"
+    "  3  training stopped itself: the loss was not finite for too many steps\n"
+    "  5  an allocation failed, or the last save did\n"
+    " 75  stopped by a signal or max_minutes, and saved: go on with --resume auto\n"
+    "130  stopped by Ctrl-C before there was anything to save\n"
+    "An error is one line on stderr: what, where, and what to do.\n";
+
+const CommandSpec kTrain = {
+    .name = "",
+    .title = "Ingot " INGOT_VERSION " pretrains GPTs: one program, one JSON file for each run.",
+    .usage =
+        "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
+        "          [--dry-run]\n"
+        "  ./train eval | generate | info [options]\n",
+    .before =
+        "\nThe first three commands to try:\n"
+        "  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards\n"
+        "  ./train --config configs/tiny.json                                      train on them, a few minutes\n"
+        "  ./train generate --checkpoint runs/tiny --prompt \"def main():\"          and let the model write\n",
+    .after =
+        "\nCommands:\n"
+        "  eval      the loss of a checkpoint on other text       ./train eval --help\n"
+        "  generate  text from a checkpoint                       ./train generate --help\n"
+        "  info      what was built, and what would be used       ./train info --help\n"
+        "\nExamples:\n"
+        "  ./train --config configs/tiny.json --resume auto                    go on where it stopped, with the same "
+        "bits\n"
+        "  ./train --config configs/tiny.json --set optimizer.lr=1e-3 --set name=slower      change two fields\n"
+        "  ./train --config configs/tiny.json --set 'data.train=[\"data/books/train-*.bin\"]' --set name=books\n"
+        "  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'\n",
+    .options = {
+        {"--config", "FILE", "the run's configuration: JSON, comments allowed (configs/tiny.json is a short one)\n"},
+        {"--set", "KEY=VALUE",
+         "override one field of it, e.g. optimizer.lr=3e-4; may be repeated. VALUE is JSON, or\nplain text\n", true},
+        {"--resume", "HOW",
+         "auto: go on from the newest whole checkpoint of the run, or start where there is none\n"
+         "none: start; a run that has checkpoints is refused, so nothing is overwritten (default)\n"
+         "PATH: go on from this checkpoint\n"},
+        {"--device", "NAME", "auto, cpu or cuda; the same as --set training.device=NAME\n"},
+        {"--dry-run", "", "print the plan (parameters, memory) and stop before anything is written\n"},
+    }};
+
+const CommandSpec kEval = {
+    .name = "eval",
+    .title = "./train eval: the loss of a checkpoint on token shards, all of them, each token once.",
+    .usage = "  ./train eval --checkpoint DIR --data GLOB... [--json] [--device auto|cpu]\n",
+    .before =
+        "\nPrints one line on stdout, everything else on stderr:\n"
+        "  loss 3.41273 | perplexity 30.35 | bits/byte 1.23 | targets 864\n"
+        "loss: mean over the targets, in nats per token, without z-loss. perplexity: e to the loss. bits/byte: the "
+        "same\n"
+        "per byte of text, where the tokenizer tells how many bytes there are. targets: how many tokens were "
+        "predicted.\n"
+        "Documents are told apart as in training. It may run while the run goes on.\n",
+    .after =
+        "\nExamples:\n"
+        "  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'\n"
+        "  ./train eval --checkpoint runs/tiny/checkpoints/step-00000300 --data 'data/books/*.bin' --json\n",
+    .options = {
+        {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
+        {"--data", "GLOB", "token shards made with the run's tokenizer; quote the *; may be repeated\n", true},
+        {"--json", "", "print one JSON object in full precision instead\n"},
+        {"--device", "NAME", "auto or cpu\n"},
+    }};
+
+const CommandSpec kGenerate = {
+    .name = "generate",
+    .title = "./train generate: text from a checkpoint, printed as it is made.",
+    .usage =
+        "  ./train generate --checkpoint DIR --prompt TEXT|- [--tokens 200] [--temperature 0.8] [--top-k 50]\n"
+        "          [--top-p 0.95] [--seed 1] [--device auto|cpu]\n",
+    .before =
+        "\nPrints the prompt and what follows it on stdout, and the speed on stderr. It ends after --tokens tokens, or "
+        "where\n"
+        "the model ends the document. The same seed gives the same text, for any number of threads.\n",
+    .after =
+        "\nA text longer than the model's context goes on: when the context is full, the model reads the last half of "
+        "it\n"
+        "again and forgets what was before. On a terminal control characters and broken UTF-8 are shown as \\xNN; in "
+        "a\n"
+        "file or a pipe the bytes are what the model wrote.\n"
+        "\nExamples:\n"
+        "  ./train generate --checkpoint runs/tiny --prompt \"def main():\" --tokens 400\n"
+        "  ./train generate --checkpoint runs/tiny --prompt \"\" --temperature 0         the likeliest document\n"
+        "  head -c 500 README.md | ./train generate --checkpoint runs/tiny --prompt - > continued.txt\n",
+    .options = {
+        {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
+        {"--prompt", "TEXT", "the text to go on from; - reads it from standard input; \"\" begins a document\n"},
+        {"--tokens", "N", "how many tokens to write at most (200)\n"},
+        {"--temperature", "X", "0: always the likeliest token; 1: as the model has learnt; above: wilder (0.8)\n"},
+        {"--top-k", "K", "draw among the K likeliest tokens; 0: among all (50)\n"},
+        {"--top-p", "P", "and among those that make up P of the probability; 1: all (0.95)\n"},
+        {"--seed", "N", "another number, another text (1)\n"},
+        {"--device", "NAME", "auto or cpu\n"},
+    }};
+
+const CommandSpec kInfo = {
+    .name = "info",
+    .title = "./train info: what was built, which device and kernels would be used and why, library versions.",
+    .usage = "  ./train info [--json | --schema]\n",
+    .before = "\nPut its output into a report of a problem.\n",
+    .after = "",
+    .options = {
+        {"--json", "", "one JSON object\n"},
+        {"--schema", "", "instead, the JSON schema of a config file, for editors (configs/schema.json)\n"},
+    }};
+
+std::string help_of(const CommandSpec& command) {
+    return command.help() + kExitCodes +
+           "\nRead on: README.md (a first run, step by step), configs/tiny.json (a config), data/README.md (data).\n";
+}
+
+std::string required(const Arguments& arguments, const char* name, const char* how) {
+    if (!arguments.has(name)) arguments.refuse(join(name, " is missing: ", how));
+    return arguments.text(name);
+}
+
+int run_train(const Arguments& arguments) {
+    TrainOptions options;
+    options.config_file = required(arguments, "--config", "start with ./train --config configs/tiny.json");
+    options.overrides = arguments.texts("--set");
+    options.resume = arguments.text("--resume", "none");
+    options.is_dry_run = arguments.has("--dry-run");
+    if (arguments.has("--device")) {
+        const std::string device = arguments.choice("--device", {"auto", "cpu", "cuda"});
+        // A plan for CUDA needs no GPU.
+        if (device == "cuda" && !options.is_dry_run) require_cuda("--device cuda");
+        options.overrides.push_back("training.device=" + device);
+    }
+    return train(options);
+}
+
+int run_eval(const Arguments& arguments) {
+    EvaluateOptions options;
+    options.checkpoint = required(arguments, "--checkpoint", "name a run's folder, e.g. --checkpoint runs/tiny");
+    required(arguments, "--data", "name token shards, e.g. --data 'data/tiny/val-*.bin'");
+    options.data = arguments.texts("--data");
+    options.is_json = arguments.has("--json");
+    options.device = arguments.choice("--device", {"auto", "cpu", "cuda"});
+    return evaluate(options);
+}
+
+int run_generate(const Arguments& arguments) {
+    GenerateOptions options;
+    options.checkpoint = required(arguments, "--checkpoint", "name a run's folder, e.g. --checkpoint runs/tiny");
+    if (!arguments.has("--prompt"))
+        arguments.refuse("--prompt is missing: give a text, - for standard input, or \"\" for the start of a document");
+    options.prompt = arguments.raw_text("--prompt");  // may be empty
+    options.num_tokens = arguments.integer("--tokens", options.num_tokens, 1, 1'000'000'000);
+    options.sampling.temperature = arguments.number("--temperature", options.sampling.temperature, 0, 100);
+    options.sampling.top_k = arguments.integer("--top-k", options.sampling.top_k, 0, 1'000'000'000);
+    options.sampling.top_p = arguments.number("--top-p", options.sampling.top_p, 0, 1, true);
+    options.seed = static_cast<uint64_t>(arguments.integer("--seed", 1, 0, INT64_MAX));
+    options.device = arguments.choice("--device", {"auto", "cpu", "cuda"});
+    return generate(options);
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kInfo};
+    const Arguments arguments = Arguments::parse(commands, argc, argv);
+    const std::string& name = arguments.command().name;
+    if (arguments.has("--help")) {
+        write_output(help_of(arguments.command()));
+        return kExitDone;
+    }
+    if (arguments.has("--version")) {
+        write_output("ingot " INGOT_VERSION "\n");
+        return kExitDone;
+    }
+    if (name.empty()) return run_train(arguments);
+    end_with_the_reader();
+    if (name == "eval") return run_eval(arguments);
+    if (name == "generate") return run_generate(arguments);
+    if (arguments.has("--schema")) {
+        if (arguments.has("--json")) arguments.refuse("--json and --schema are both given: keep one");
+        write_output(config_schema().dump(2) + "\n");
+        return kExitDone;
+    }
+    return print_info(arguments.has("--json"));
+}
+
+}  // namespace ingot

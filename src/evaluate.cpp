@@ -1,0 +1,124 @@
+#include "src/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+#include "src/batch.h"
+#include "src/checkpoint.h"
+#include "src/data/rows.h"
+#include "src/data/shards.h"
+#include "src/device_choice.h"
+#include "src/output.h"
+#include "src/progress.h"
+#include "src/signals.h"
+
+namespace ingot {
+
+namespace {
+
+constexpr int64_t kByteTokens = 256;
+
+// The run's own micro-batch, so that the loss has the bits of the run's log; but no more tokens than this, since a
+// micro-batch made for a GPU would take gigabytes of a laptop for nothing.
+constexpr int64_t kMaxBatchTokens = 8192;
+
+int64_t batch_rows(const Config& config) {
+    const int64_t rows = std::max<int64_t>(1, kMaxBatchTokens / config.model.context_length);
+    return std::min(std::max<int64_t>(1, config.training.micro_batch_size), rows);
+}
+
+}  // namespace
+
+double Evaluation::perplexity() const {
+    return std::exp(loss());
+}
+
+std::optional<double> Evaluation::bits_per_byte() const {
+    if (!bytes || *bytes == 0) return std::nullopt;
+    return loss_sum / std::log(2.0) / static_cast<double>(*bytes);
+}
+
+std::string evaluation_line(const Evaluation& evaluation) {
+    char text[160], bits[48] = "";
+    if (const std::optional<double> value = evaluation.bits_per_byte())
+        std::snprintf(bits, sizeof bits, " | bits/byte %.2f", *value);
+    std::snprintf(text, sizeof text, "loss %.5f | perplexity %.*f%s | targets %ld", evaluation.loss(),
+                  evaluation.perplexity() < 1e15 ? 2 : 0, evaluation.perplexity(), bits,
+                  static_cast<long>(evaluation.targets));
+    return text;
+}
+
+nlohmann::ordered_json evaluation_json(const Evaluation& evaluation) {
+    nlohmann::ordered_json object;
+    object["loss"] = evaluation.loss();
+    object["perplexity"] = nullptr;
+    if (std::isfinite(evaluation.perplexity())) object["perplexity"] = evaluation.perplexity();
+    object["bits_per_byte"] = nullptr;
+    if (const std::optional<double> value = evaluation.bits_per_byte()) object["bits_per_byte"] = *value;
+    object["targets"] = evaluation.targets;
+    return object;
+}
+
+int evaluate(const EvaluateOptions& options) {
+    const auto [device, reason] = choose_device(options.device, "evaluate");
+    const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
+    const Config& config = checkpoint.config;
+    const TokenShards shards(options.data, "--data", config.model.vocab_size, config.data.eot_token, config.data.eot);
+    const ValidationRows rows(shards, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
+
+    const int64_t micro_batch = batch_rows(config), max_tokens = micro_batch * config.model.context_length;
+    MemoryPlan plan;
+    Model model(device, config.model, DType::f32, max_tokens, config.model.context_length, Recompute::none, 0, false,
+                &plan);
+    const BatchBuffers buffers(max_tokens, &plan);
+    Tensor step_tensor;
+    plan.add("step", DType::u8, {sizeof(StepBlock)}, &step_tensor);
+    const std::shared_ptr<void> memory = plan.allocate(device);
+    StepBlock* const step = new (step_tensor.data) StepBlock{};
+    model.initialize_constants();
+    load_weights(checkpoint, &model);
+    std::fprintf(stderr, "checkpoint: %s (step %ld)\ndata: %s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
+                 static_cast<long>(checkpoint.step), shards.describe().c_str(), device.name().c_str(),
+                 reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
+
+    install_stop_handlers();
+    Evaluation evaluation;
+    int64_t bytes = 0;
+    HostBatch host;
+    Progress progress("evaluating", rows.num_rows(), "rows");
+    for (int64_t row = 0; row < rows.num_rows(); row += micro_batch) {
+        if (stop_signal() != 0) {
+            progress.finish();
+            std::fprintf(stderr, "stopped by signal %d after %ld of %ld rows: no result\n", stop_signal(),
+                         static_cast<long>(row), static_cast<long>(rows.num_rows()));
+            return exit_code_of_signal(stop_signal());
+        }
+        const int64_t num_rows = std::min(micro_batch, rows.num_rows() - row);
+        fill_batch(rows, static_cast<uint64_t>(row), num_rows, micro_batch, &host);
+        bytes += std::count_if(host.targets.begin(), host.targets.end(),
+                               [](int32_t target) { return target >= 0 && target < kByteTokens; });
+        model.evaluate(buffers.upload(device, host), step);
+        progress.advance(num_rows);
+    }
+    progress.finish();
+    evaluation.loss_sum = step->sums.loss;
+    evaluation.targets = step->sums.targets;
+    if (config.data.tokenizer == "bytes") evaluation.bytes = bytes;
+    REQUIRE(evaluation.targets > 0, "--data holds nothing to predict: every document in it is a single token");
+    REQUIRE(std::isfinite(evaluation.loss()), "the loss of ", checkpoint.folder, " is ", evaluation.loss(),
+            ": this run has diverged; take an earlier checkpoint");
+    if (options.is_json) {
+        nlohmann::ordered_json object = evaluation_json(evaluation);
+        object["checkpoint"] = checkpoint.folder;
+        object["step"] = checkpoint.step;
+        // A folder name need not be UTF-8, JSON must be.
+        write_output(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+    } else {
+        write_output(evaluation_line(evaluation) + "\n");
+    }
+    return kExitDone;
+}
+
+}  // namespace ingot

@@ -1,0 +1,350 @@
+"""./train eval, generate and info, and the command line, as a user meets them. One small run on generated text, CPU only.
+
+Seen to catch: eval that stops at eval.tokens; a misspelt option that is ignored; a seed that is not used.
+"""
+
+import array
+import json
+import os
+import pathlib
+import pty
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+
+CONFIG = {
+    "name": "test",
+    "model": {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "context_length": 32, "vocab_size": 257},
+    "data": {"train": ["data/train-*.bin"], "val": ["data/val-*.bin"], "eot_token": 256, "tokenizer": "bytes"},
+    "training": {"steps": 30, "batch_tokens": 256, "micro_batch_size": 4},
+    "optimizer": {"lr": 3e-3},
+    "eval": {"every": 15},
+    "checkpoint": {"every": 15},
+}
+
+
+def read_shard(path):
+    data = path.read_bytes()
+    tokens = array.array("H")
+    tokens.frombytes(data[1024:])
+    return list(tokens)
+
+
+def write_shard(path, tokens):
+    header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
+    path.write_bytes(header.tobytes() + array.array("H", tokens).tobytes())
+
+
+class Tools(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory()
+        cls.folder = pathlib.Path(cls.temporary.name)
+        generator = random.Random(7)
+        text = cls.folder / "text"
+        text.mkdir()
+        words = ["alpha", "beta", "gamma", "delta", "(", ")", "\n", "= 1"]
+        for number in range(60):
+            length = generator.randint(1, 120)
+            (text / f"{number:03}.txt").write_text(" ".join(generator.choice(words) for _ in range(length)))
+        subprocess.run([sys.executable, str(ROOT / "scripts/prepare.py"), "--input", str(text), "--tokenizer", "bytes",
+                        "--val-fraction", "0.2", "--output", str(cls.folder / "data")], check=True, capture_output=True)
+        cls.val = sorted((cls.folder / "data").glob("val-*.bin"))
+        cls.train = sorted((cls.folder / "data").glob("train-*.bin"))
+        (cls.folder / "config.json").write_text(json.dumps(CONFIG))
+        subprocess.run([TRAIN, "--config", "config.json"], cwd=cls.folder, check=True, capture_output=True)
+        subprocess.run([TRAIN, "--config", "config.json", "--set", "name=ids", "--set", "data.tokenizer=null",
+                        "--set", "training.steps=1", "--set", "data.eot_token=null"],
+                       cwd=cls.folder, check=True, capture_output=True)
+        cls.log = [json.loads(line) for line in (cls.folder / "runs/test/log.jsonl").read_text().splitlines()]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    def run_train(self, *arguments, code=0, stdin=b"", threads=1):
+        result = subprocess.run([TRAIN, *arguments], cwd=self.folder, input=stdin, capture_output=True,
+                                env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        self.assertEqual(result.returncode, code, (arguments, result.stdout, result.stderr))
+        return result
+
+    def evaluate(self, *data, checkpoint="runs/test"):
+        arguments = ["eval", "--checkpoint", checkpoint, "--json"]
+        for glob in data:
+            arguments += ["--data", glob]
+        return json.loads(self.run_train(*arguments).stdout)
+
+    def generate(self, *arguments, prompt="alpha ", **more):
+        return self.run_train("generate", "--checkpoint", "runs/test", "--prompt", prompt, *arguments, **more)
+
+    # ---- eval ----
+
+    def test_eval_is_the_validation_loss_of_the_run(self):
+        # Bit for bit: the same micro-batches. Threads change nothing.
+        result = self.evaluate("data/val-*.bin")
+        self.assertEqual(result["loss"], self.log[-1]["val_loss"])
+        self.assertEqual(result["step"], 30)
+        again = self.run_train("eval", "--checkpoint", "runs/test", "--data", "data/val-*.bin", "--json", threads=2)
+        self.assertEqual(json.loads(again.stdout), result)
+        older = self.evaluate("data/val-*.bin", checkpoint="runs/test/checkpoints/step-00000015")
+        self.assertEqual(older["loss"], self.log[14]["val_loss"])
+        self.assertLess(result["loss"], older["loss"])
+
+    def test_eval_prints_one_line(self):
+        result = self.run_train("eval", "--checkpoint", "runs/test", "--data", "data/val-*.bin")
+        line = result.stdout.decode()
+        self.assertRegex(line, r"\Aloss \d\.\d{5} \| perplexity \d+\.\d\d \| bits/byte \d\.\d\d \| targets \d+\n\Z")
+        numbers = self.evaluate("data/val-*.bin")
+        self.assertEqual(line.split()[1], f"{numbers['loss']:.5f}")
+        self.assertEqual(line.split()[-1], str(numbers["targets"]))
+
+    def test_eval_covers_every_target_of_all_files(self):
+        files = self.val + self.train
+        tokens = [token for path in files for token in read_shard(path)]
+        # Every token is a target but the first of each document; every shard ends with EOT here.
+        self.assertTrue(all(read_shard(path)[-1] == 256 for path in files))
+        targets = len(tokens) - tokens.count(256)
+        bytes_in_targets = targets - tokens.count(256)
+        result = self.evaluate("data/val-*.bin", "data/train-*.bin")
+        self.assertEqual(result["targets"], targets)
+        self.assertGreater(len(tokens), 32)
+        bits = result["loss"] * targets / 0.6931471805599453 / bytes_in_targets
+        self.assertAlmostEqual(result["bits_per_byte"], bits, places=12)
+        # The same documents in another shard have the same loss but for the last row's cut; the same file twice counts once.
+        self.assertEqual(self.evaluate("data/val-*.bin", str(self.val[0])), self.evaluate("data/val-*.bin"))
+
+    def test_eval_without_a_tokenizer_knows_no_bytes(self):
+        result = self.evaluate("data/val-*.bin", checkpoint="runs/ids")
+        self.assertIsNone(result["bits_per_byte"])
+        # No EOT either: the shard is one document.
+        self.assertEqual(result["targets"], len(read_shard(self.val[0])) - 1)
+
+    def test_eval_while_the_run_goes_on(self):
+        process = subprocess.Popen([TRAIN, "--config", "config.json", "--set", "name=busy", "--set", "checkpoint.every=1",
+                                    "--set", "checkpoint.keep=1", "--set", "training.steps=100000", "--set", "data.val=[]"],
+                                   cwd=self.folder, stdout=subprocess.PIPE, text=True)
+        try:
+            for line in process.stdout:
+                if "committed" in line:
+                    break
+            steps = set()
+            for _ in range(10):
+                steps.add(self.evaluate("data/val-*.bin", checkpoint="runs/busy")["step"])
+            self.assertIsNone(process.poll())
+            self.assertGreater(len(steps), 1)
+        finally:
+            process.kill()
+            process.communicate()
+
+    def interrupted(self, *arguments, wait_for=b"device:"):
+        process = subprocess.Popen([TRAIN, *arguments], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        seen = b""
+        while wait_for not in seen:
+            piece = os.read(process.stderr.fileno(), 4096)
+            self.assertTrue(piece, seen)
+            seen += piece
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate()
+        self.assertEqual(process.returncode, 130, seen + error)
+        return output
+
+    def long_shard(self):
+        path = self.folder / "long.bin"
+        if not path.exists():
+            write_shard(path, [97, 98, 99, 256] * 2_000_000)
+        return str(path)
+
+    def test_ctrl_c_ends_eval_without_a_line(self):
+        self.assertEqual(self.interrupted("eval", "--checkpoint", "runs/test", "--data", self.long_shard()), b"")
+
+    # ---- generate ----
+
+    def test_generate_prints_prompt_and_text(self):
+        result = self.generate("--tokens", "50")
+        self.assertTrue(result.stdout.startswith(b"alpha "))
+        self.assertGreater(len(result.stdout), len(b"alpha "))
+        self.assertLessEqual(len(result.stdout), len(b"alpha ") + 50)
+        self.assertIn(b"tokens/s", result.stderr)
+        same = self.generate("--tokens", "50", threads=2)
+        self.assertEqual(result.stdout, same.stdout)
+        self.assertEqual(result.stdout, self.generate("--tokens", "50", "--seed", "1").stdout)
+        self.assertNotEqual(result.stdout, self.generate("--tokens", "50", "--seed", "2").stdout)
+        # Written piece by piece, the beginning does not depend on how long it goes on.
+        self.assertTrue(result.stdout.startswith(self.generate("--tokens", "20").stdout))
+
+    def test_generate_greedy_ignores_the_seed(self):
+        greedy = self.generate("--temperature", "0").stdout
+        for arguments in (["--temperature", "0", "--seed", "5"], ["--top-k", "1"], ["--top-p", "1e-9"]):
+            self.assertEqual(self.generate(*arguments).stdout, greedy, arguments)
+
+    def test_generate_reads_standard_input(self):
+        prompt = bytes([0, 255, 10, 195, 40, 27]) + b"alpha\n"
+        result = self.generate("--tokens", "10", prompt="-", stdin=prompt)
+        self.assertTrue(result.stdout.startswith(prompt))
+        self.assertEqual(self.generate("--tokens", "10", prompt="-", stdin=b"alpha ").stdout,
+                         self.generate("--tokens", "10").stdout)
+
+    def test_generate_takes_any_prompt_and_goes_beyond_the_context(self):
+        for prompt in ("[a,b]", "-x", "--", "a" * 31, "a" * 32, "a" * 33, "a" * 1000, "gr\u00fc\u00df"):
+            result = self.generate("--tokens", "100", prompt=prompt)
+            self.assertTrue(result.stdout.startswith(prompt.encode()), prompt)
+        long = self.generate("--tokens", "500", "--temperature", "2", "--top-k", "0", "--top-p", "1").stdout
+        self.assertGreater(len(long), 0)
+        self.assertEqual(self.generate("--tokens", "5", prompt="", ).returncode, 0)
+
+    def test_generate_on_a_terminal_shows_what_is_no_text(self):
+        leader, follower = pty.openpty()
+        process = subprocess.Popen([TRAIN, "generate", "--checkpoint", "runs/test", "--prompt", "a\x1b[2Jb", "--tokens", "3"],
+                                   cwd=self.folder, stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.PIPE)
+        os.close(follower)
+        process.communicate()
+        output = self.read_all(leader)
+        self.assertEqual(process.returncode, 0)
+        self.assertTrue(output.startswith(rb"a\x1b[2Jb"), output)
+        self.assertTrue(output.endswith(b"\n"), output)
+
+    @staticmethod
+    def read_all(descriptor):
+        output = b""
+        try:
+            while select.select([descriptor], [], [], 5)[0]:
+                piece = os.read(descriptor, 4096)
+                if not piece:
+                    break
+                output += piece
+        except OSError:  # EIO: the other end is closed
+            pass
+        os.close(descriptor)
+        return output
+
+    def test_ctrl_c_ends_generate(self):
+        output = self.interrupted("generate", "--checkpoint", "runs/test", "--prompt", "alpha ", "--tokens", "1000000000",
+                                  "--temperature", "0")
+        self.assertTrue(output.startswith(b"alpha "))
+
+    def test_a_reader_that_goes_away_is_no_error(self):
+        process = subprocess.Popen([TRAIN, "generate", "--checkpoint", "runs/test", "--prompt", "alpha ", "--tokens",
+                                    "1000000000", "--temperature", "0"],
+                                   cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, restore_signals=False)
+        self.assertEqual(os.read(process.stdout.fileno(), 6), b"alpha ")
+        process.stdout.close()
+        error = process.stderr.read()
+        self.assertEqual(process.wait(), -signal.SIGPIPE)
+        process.stderr.close()
+        self.assertNotIn(b"error", error)
+
+    # ---- progress ----
+
+    def test_progress_bar_on_a_terminal_alone(self):
+        leader, follower = pty.openpty()
+        process = subprocess.Popen([TRAIN, "eval", "--checkpoint", "runs/test", "--data", "data/train-*.bin"],
+                                   cwd=self.folder, stdout=subprocess.PIPE, stderr=follower)
+        os.close(follower)
+        line = process.stdout.read().decode()
+        process.stdout.close()
+        self.assertEqual(process.wait(), 0)
+        output = self.read_all(leader).decode()
+        self.assertIn("\revaluating [", output)
+        self.assertRegex(output, r"\r +\r\Z")  # nothing of it stays
+        self.assertRegex(line, r"\Aloss [^\r]*\n\Z")
+        quiet = self.run_train("eval", "--checkpoint", "runs/test", "--data", "data/train-*.bin")
+        self.assertNotIn(b"\r", quiet.stderr)
+        self.assertNotIn(b"evaluating", quiet.stderr)
+
+    # ---- info, help, refusals ----
+
+    def test_info(self):
+        text = self.run_train("info").stdout.decode()
+        info = json.loads(self.run_train("info", "--json").stdout)
+        self.assertEqual(info["cuda"]["built"], os.environ.get("INGOT_HAS_CUDA", "0") == "1")
+        for section in ("ingot", "cuda", "device", "cpu", "libraries"):
+            self.assertIn(section, text)
+        self.assertTrue(info["libraries"]["blas"] and info["libraries"]["cli11"])
+        self.assertTrue(info["cuda"]["gpus"] or info["cuda"]["no_gpu_because"])
+        self.assertEqual(json.loads(self.run_train("info", "--json", threads=3).stdout)["cpu"]["threads"], 3)
+
+    def test_help_and_version(self):
+        for command, options in (([], ["--config", "--set", "--resume", "--device", "--dry-run", "eval", "generate", "info"]),
+                                 (["eval"], ["--checkpoint", "--data", "--json", "--device"]),
+                                 (["generate"], ["--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
+                                 (["info"], ["--json"])):
+            text = self.run_train(*command, "--help").stdout.decode()
+            for option in options + ["--help", "--version", "Usage:", "Exit codes:", "README.md"]:
+                self.assertIn(option, text)
+            self.assertLessEqual(max(len(line) for line in text.splitlines()), 120)
+            self.assertRegex(self.run_train(*command, "--version").stdout.decode(), r"\Aingot \d+\.\d+\.\d+\n\Z")
+
+    def test_refusals(self):
+        write_shard(self.folder / "foreign.bin", [1, 2, 300] * 100)
+        (self.folder / "file").write_text("no folder")
+        (self.folder / "empty").mkdir(exist_ok=True)
+        checkpoint = ["--checkpoint", "runs/test"]
+        cases = [
+            ([], "--config configs/tiny.json"),
+            (["config.json"], "--config config.json"),
+            (["--confg", "config.json"], "did you mean --config?"),
+            (["evla"], "did you mean ./train eval?"),
+            (["--config"], "--config needs a value"),
+            (["--config", "--resume", "auto"], "--config needs a value"),
+            (["--config", ""], "--config is empty"),
+            (["--config", "a", "--config", "b"], "given twice"),
+            (["--config", "a", "b"], "unexpected argument b"),
+            (["--prompt", "x"], "belongs to ./train generate"),
+            (["--config", "a", "--device", "tpu"], "auto, cpu, cuda"),
+            (["--config", "a", "--dry-run=no"], "--dry-run takes no value"),
+            (["-c", "a"], "unknown option -c"),
+            (["\x1b[2J\n"], "unexpected argument \\x1b[2J\\n"),
+            (["--config", "config.json", "eval", *checkpoint, "--data", "x"], "does not go with ./train eval"),
+            (["eval"], "--checkpoint is missing"),
+            (["eval", *checkpoint], "--data is missing"),
+            (["eval", *checkpoint, "--data", ""], "--data is empty"),
+            (["eval", *checkpoint, "--data", "x", "--jsn"], "did you mean --json?"),
+            (["eval", *checkpoint, "--data", "x", "--json=false"], "--json takes no value"),
+            (["eval", *checkpoint, "--data", "nowhere/*.bin"], "no file matches nowhere/*.bin"),
+            (["eval", *checkpoint, "--data", "file"], "file has"),
+            (["eval", *checkpoint, "--data", "foreign.bin"], "token 2 is 300"),
+            (["eval", "--checkpoint", "nowhere", "--data", "x"], "nowhere"),
+            (["eval", "--checkpoint", "file", "--data", "x"], "file"),
+            (["eval", "--checkpoint", "empty", "--data", "x"], "holds no checkpoint"),
+            (["generate", *checkpoint], "--prompt is missing"),
+            (["generate", "--checkpoint", "runs/ids", "--prompt", "a"], "no tokenizer"),
+            (["generate", *checkpoint, "--prompt", "--tokens", "5"], "--prompt needs a value"),
+            (["info", "now"], "unexpected argument now"),
+        ]
+        for option, values in (("--tokens", ["0", "-1", "1.5", "nan", "5x", "", "99999999999999999999"]),
+                               ("--temperature", ["-1", "nan", "inf", "0.8x", "101", "0x1p3 "]),
+                               ("--top-k", ["-1", "1e3"]), ("--top-p", ["0", "1.01", "-0.5", "nan"]),
+                               ("--seed", ["-1", "two", "9223372036854775808"])):
+            cases += [(["generate", *checkpoint, "--prompt", "a", option, value], option) for value in values]
+        if os.environ.get("INGOT_HAS_CUDA", "0") == "0":
+            cases += [(["--config", "config.json", "--device", "cuda"], "built without CUDA"),
+                      (["eval", *checkpoint, "--data", "x", "--device", "cuda"], "built without CUDA")]
+        for arguments, text in cases:
+            with self.subTest(arguments=arguments):
+                result = self.run_train(*arguments, code=2)
+                self.assertEqual(result.stdout, b"")
+                lines = result.stderr.decode().splitlines()
+                self.assertEqual(len(lines), 1, lines)
+                self.assertTrue(lines[0].startswith("error: "))
+                self.assertIn(text, lines[0])
+
+    def test_output_that_cannot_be_written(self):
+        with open("/dev/full", "wb") as full:
+            result = subprocess.run([TRAIN, "eval", "--checkpoint", "runs/test", "--data", "data/val-*.bin"],
+                                    cwd=self.folder, stdout=full, stderr=subprocess.PIPE)
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(len(re.findall(b"error: cannot write to standard output", result.stderr)), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
