@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import pty
-import random
 import re
 import select
 import signal
@@ -18,18 +17,13 @@ import tempfile
 import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import trainer_case
+from trainer_case import TRAIN
 
-CONFIG = {
-    "name": "test",
-    "model": {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "context_length": 32, "vocab_size": 257},
-    "data": {"train": ["data/train-*.bin"], "val": ["data/val-*.bin"], "eot_token": 256, "tokenizer": "bytes"},
-    "training": {"steps": 30, "batch_tokens": 256, "micro_batch_size": 4},
-    "optimizer": {"lr": 3e-3},
-    "eval": {"every": 15},
-    "checkpoint": {"every": 15},
-}
+CONFIG = {**trainer_case.CONFIG, "eval": {"every": 15}, "checkpoint": {"every": 15}, "optimizer": {"lr": 3e-3},
+          "training": {**trainer_case.CONFIG["training"], "steps": 30}}
+CONFIG.pop("sample")
 
 
 def read_shard(path):
@@ -49,18 +43,9 @@ class Tools(unittest.TestCase):
     def setUpClass(cls):
         cls.temporary = tempfile.TemporaryDirectory()
         cls.folder = pathlib.Path(cls.temporary.name)
-        generator = random.Random(7)
-        text = cls.folder / "text"
-        text.mkdir()
-        words = ["alpha", "beta", "gamma", "delta", "(", ")", "\n", "= 1"]
-        for number in range(60):
-            length = generator.randint(1, 120)
-            (text / f"{number:03}.txt").write_text(" ".join(generator.choice(words) for _ in range(length)))
-        subprocess.run([sys.executable, str(ROOT / "scripts/prepare.py"), "--input", str(text), "--tokenizer", "bytes",
-                        "--val-fraction", "0.2", "--output", str(cls.folder / "data")], check=True, capture_output=True)
+        trainer_case.prepare_run(cls.folder, CONFIG)
         cls.val = sorted((cls.folder / "data").glob("val-*.bin"))
         cls.train = sorted((cls.folder / "data").glob("train-*.bin"))
-        (cls.folder / "config.json").write_text(json.dumps(CONFIG))
         subprocess.run([TRAIN, "--config", "config.json"], cwd=cls.folder, check=True, capture_output=True)
         subprocess.run([TRAIN, "--config", "config.json", "--set", "name=ids", "--set", "data.tokenizer=null",
                         "--set", "training.steps=1", "--set", "data.eot_token=null"],

@@ -24,22 +24,26 @@ CONFIG = {
 }
 
 
+def prepare_run(folder, config):
+    """Text, its shards in data/, and config.json."""
+    generator = random.Random(7)
+    text = folder / "text"
+    text.mkdir()
+    words = ["alpha", "beta", "gamma", "delta", "(", ")", "\n", "= 1"]
+    for number in range(60):
+        length = generator.randint(1, 120)
+        (text / f"{number:03}.txt").write_text(" ".join(generator.choice(words) for _ in range(length)))
+    subprocess.run([sys.executable, str(ROOT / "scripts/prepare.py"), "--input", str(text), "--tokenizer", "bytes",
+                    "--val-fraction", "0.2", "--output", str(folder / "data")], check=True, capture_output=True)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 class TrainerCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.temporary = tempfile.TemporaryDirectory()
         cls.folder = pathlib.Path(cls.temporary.name)
-        generator = random.Random(7)
-        text = cls.folder / "text"
-        text.mkdir()
-        words = ["alpha", "beta", "gamma", "delta", "(", ")", "\n", "= 1"]
-        for number in range(60):
-            length = generator.randint(1, 120)
-            (text / f"{number:03}.txt").write_text(" ".join(generator.choice(words) for _ in range(length)))
-        subprocess.run([sys.executable, str(ROOT / "scripts/prepare.py"), "--input", str(text), "--tokenizer", "bytes",
-                        "--val-fraction", "0.2", "--output", str(cls.folder / "data")],
-                       check=True, capture_output=True)
-        (cls.folder / "config.json").write_text(json.dumps(CONFIG))
+        prepare_run(cls.folder, CONFIG)
 
     @classmethod
     def tearDownClass(cls):
