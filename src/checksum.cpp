@@ -95,7 +95,7 @@ FileRecord ChunkedSha256::finish(const std::string& name) {
     return record_;
 }
 
-void verify_file(const std::string& folder, const FileRecord& record) {
+void verify_file(const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress) {
     const std::string path = folder + "/" + record.name;
     const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     REQUIRE(descriptor >= 0, path, ": ", std::strerror(errno));
@@ -110,10 +110,12 @@ void verify_file(const std::string& folder, const FileRecord& record) {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
         const uint64_t begin = static_cast<uint64_t>(chunk) * FileRecord::kChunkBytes;
+        const uint64_t end = std::min(begin + FileRecord::kChunkBytes, record.bytes);
         std::string& fault = faults[static_cast<size_t>(chunk)];
         try {
-            fault = chunk_fault(descriptor, begin, std::min(begin + FileRecord::kChunkBytes, record.bytes),
-                                record.sha256[static_cast<size_t>(chunk)]);
+            fault = chunk_fault(descriptor, begin, end, record.sha256[static_cast<size_t>(chunk)]);
+#pragma omp critical(verify_file_progress)
+            progress(static_cast<int64_t>(end - begin));
         } catch (const std::exception& exception) {  // nothing may leave a parallel region
             fault = exception.what();
         }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,7 +40,8 @@ class ChunkedSha256 {
 };
 
 // Reads the whole file, on all threads. Throws UserError naming the file and what is wrong with it: missing, cut short,
-// too long, unreadable, or which bytes differ.
-void verify_file(const std::string& folder, const FileRecord& record);
+// too long, unreadable, or which bytes differ. `progress` is told how many bytes were read, by one thread at a time.
+void verify_file(
+    const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress = [](int64_t) {});
 
 }  // namespace ingot

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "kernels/core/check.h"
+#include "src/progress.h"
 
 namespace ingot {
 
@@ -62,6 +63,16 @@ ordered_json to_json(const std::vector<FileRecord>& files) {
 
 void verify_files(const std::string& folder, const ordered_json& manifest) {
     try {
+        int64_t bytes = 0;
+        for (const ordered_json& file : manifest.at("files")) bytes += file.at("bytes").get<int64_t>();
+        constexpr int64_t kMegabyte = 1'000'000;
+        Progress progress("verifying " + folder, (bytes + kMegabyte - 1) / kMegabyte, "MB");
+        int64_t bytes_read = 0;
+        const auto advance = [&](int64_t count) {
+            const int64_t before = bytes_read / kMegabyte;
+            bytes_read += count;
+            progress.advance(bytes_read / kMegabyte - before);
+        };
         for (const ordered_json& file : manifest.at("files")) {
             if (file.at("chunk_bytes") != FileRecord::kChunkBytes)
                 throw DamagedCheckpoint(join(folder, "/manifest.json: chunks of an unknown size"));
@@ -73,7 +84,7 @@ void verify_files(const std::string& folder, const ordered_json& manifest) {
             if (record.sha256.size() != chunks)
                 throw DamagedCheckpoint(join(folder, "/manifest.json: ", record.name, " has ", record.sha256.size(),
                                              " checksums instead of ", chunks));
-            verify_file(folder, record);
+            verify_file(folder, record, advance);
         }
     } catch (const nlohmann::json::exception& error) {
         throw DamagedCheckpoint(join(folder, "/manifest.json: ", error.what()));

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "kernels/core/check.h"
+#include "src/progress.h"
 
 namespace ingot {
 
@@ -96,8 +97,12 @@ TokenShards::TokenShards(const std::vector<std::string>& patterns, const std::st
     for (Shard& shard : shards_) {
         shard.first_token = first_token;
         first_token += shard.num_tokens;
-        shard.id_bytes == 2 ? index<uint16_t>(shard, vocab_size) : index<uint32_t>(shard, vocab_size);
     }
+    Progress progress("reading the tokens of " + key, first_token, "tokens");
+    for (const Shard& shard : shards_)
+        shard.id_bytes == 2 ? index<uint16_t>(shard, vocab_size, &progress)
+                            : index<uint32_t>(shard, vocab_size, &progress);
+    progress.finish();
     document_starts_.push_back(first_token);
     document_starts_.shrink_to_fit();
 }
@@ -131,7 +136,7 @@ TokenShards::Shard TokenShards::open_shard(const std::string& path) const {
 }
 
 template <typename Id>
-void TokenShards::index(const Shard& shard, int64_t vocab_size) {
+void TokenShards::index(const Shard& shard, int64_t vocab_size, Progress* progress) {
     const Id* const ids = shard.ids<Id>();
     const bool can_hold_eot = eot_token_ >= 0 && std::in_range<Id>(eot_token_);
     const Id eot = static_cast<Id>(eot_token_);
@@ -139,8 +144,9 @@ void TokenShards::index(const Shard& shard, int64_t vocab_size) {
     document_starts_.push_back(shard.first_token);
     // Two reductions over a block of this size run as vector code, and only a block with an EOT in it is looked at id
     // by id. Short enough that documents of a thousand tokens leave most blocks without one.
-    constexpr int64_t kBlock = 256;
+    constexpr int64_t kBlock = 256, kTokensPerAdvance = kBlock << 16;
     for (int64_t begin = 0; begin < num_tokens; begin += kBlock) {
+        if (begin % kTokensPerAdvance == 0) progress->advance(std::min(kTokensPerAdvance, num_tokens - begin));
         const int64_t end = std::min(begin + kBlock, num_tokens);
         Id largest = 0, matches = 0;
         for (int64_t i = begin; i < end; ++i) {

@@ -9,6 +9,8 @@
 
 namespace ingot {
 
+class Progress;
+
 // A run of tokens that belong together: `begin` counts from the shard's first token. Never empty.
 struct Document {
     int64_t shard, begin, length;
@@ -60,7 +62,7 @@ class TokenShards {
     Shard open_shard(const std::string& path) const;
     // Checks the ids and appends the starts of the shard's documents.
     template <typename Id>
-    void index(const Shard& shard, int64_t vocab_size);
+    void index(const Shard& shard, int64_t vocab_size, Progress* progress);
     friend std::vector<std::string> shared_files(const TokenShards& a, const TokenShards& b);
 
     std::string key_;
