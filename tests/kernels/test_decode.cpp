@@ -1,5 +1,4 @@
-// Seen to catch: the distance of ALiBi counted from S instead of S - 1, the group's key/value head mistaken, sums not
-// shrunk when a later tile's maximum is larger.
+// ALiBi, groups, tiles whose maximum grows: all against attention_forward and plain softmax.
 #include "kernels/attention/decode.h"
 
 #include <gtest/gtest.h>
