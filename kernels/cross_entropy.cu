@@ -282,13 +282,25 @@ int64_t share_of(int64_t num_vectors, int cluster_size) {
 // Over how many blocks a row goes in the resident kernel; 0 if it does not fit. A row that two blocks of a
 // multiprocessor can hold each stays in one. Blocks of a cluster wait for each other, so there four on a
 // multiprocessor do better than two.
-int cluster_for(const cudaDeviceProp& gpu, int64_t num_vectors) {
-    if (gpu.major < 9) return share_of(num_vectors, 1) <= share_limit(gpu, 1) ? 1 : 0;
+int cluster_for(const cudaDeviceProp& gpu, bool has_clusters, int64_t num_vectors) {
+    if (!has_clusters) return share_of(num_vectors, 1) <= share_limit(gpu, 1) ? 1 : 0;
     if (share_of(num_vectors, 1) <= share_limit(gpu, 2)) return 1;
     for (const int per_multiprocessor : {4, 2})
         for (int size = 2; size <= kMaxCluster; ++size)
             if (share_of(num_vectors, size) <= share_limit(gpu, per_multiprocessor)) return size;
     return 0;
+}
+
+// Whether the kernel that runs was compiled with the code for clusters. The GPU alone does not tell: a build for older
+// ones runs on Hopper too, from its PTX.
+template <typename T>
+bool has_cluster_code() {
+    static const bool result = [] {
+        cudaFuncAttributes attributes{};
+        CUDA_CHECK(cudaFuncGetAttributes(&attributes, resident_kernel<T>));
+        return attributes.ptxVersion >= 90;
+    }();
+    return result;
 }
 
 template <typename T>
@@ -374,7 +386,7 @@ void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
                         .z_loss = static_cast<float>(a.z_loss),
                         .writes_gradient = a.write_gradient};
         const bool fits_vectors = VP % Vec<T>::kSize == 0 && is_aligned(args.logits);
-        args.cluster_size = cluster_for(device.context().properties, VP / Vec<T>::kSize);
+        args.cluster_size = cluster_for(device.context().properties, has_cluster_code<T>(), VP / Vec<T>::kSize);
         if (a.write_gradient && fits_vectors && args.cluster_size > 0)
             launch_resident(device, args, n);
         else

@@ -134,10 +134,18 @@ class Reader {
     std::set<std::string> known_;
 };
 
+// A config has three levels. What is thousands deep would end the stack of whoever walks through it.
+void check_depth(int depth, const std::string& source) {
+    constexpr int kDeepest = 32;
+    REQUIRE(depth <= kDeepest, source, ": brackets are nested more than ", kDeepest,
+            " deep: check them, a config has sections and lists alone");
+}
+
 json parse_json(const std::string& text, const std::string& source) {
     std::vector<std::set<std::string>> keys;
     std::string repeated;
-    const json::parser_callback_t callback = [&](int, json::parse_event_t event, json& parsed) {
+    const json::parser_callback_t callback = [&](int depth, json::parse_event_t event, json& parsed) {
+        check_depth(depth, source);
         if (event == json::parse_event_t::object_start) keys.emplace_back();
         if (event == json::parse_event_t::object_end) keys.pop_back();
         if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
@@ -164,7 +172,11 @@ void apply_override(json& root, const std::string& text) {
                          text.find("..") >= equals;
     REQUIRE(is_path, "--set ", text, ": write section.key=value, e.g. optimizer.lr=3e-4");
     const std::string path = text.substr(0, equals), value = text.substr(equals + 1);
-    json parsed = json::parse(value, nullptr, false);
+    const auto callback = [&](int depth, json::parse_event_t, json&) {
+        check_depth(depth, "--set " + path);
+        return true;
+    };
+    json parsed = json::parse(value, callback, false);
     if (parsed.is_discarded()) parsed = value;  // a bare string
     // dump() refuses invalid UTF-8, and every error message and the resolved config need it.
     const auto is_utf8 = [](const json& tree) {

@@ -77,11 +77,12 @@ std::string blas_file() {
 
 // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  ...", whether or not CUDA is built in.
 std::string kernel_driver() {
-    std::string text = line_value("/proc/driver/nvidia/version", "NVRM version"), version;
-    const size_t module = text.find("Module");
-    if (module == std::string::npos) return text;
-    std::istringstream(text.substr(module + 6)) >> version;
-    return version;
+    const std::string text = line_value("/proc/driver/nvidia/version", "NVRM version");
+    // The version is the first word that begins with a digit: "... Kernel Module for x86_64  580.159.04 ..." too.
+    std::istringstream words(text);
+    for (std::string word; words >> word;)
+        if (word[0] >= '0' && word[0] <= '9') return word;
+    return text;
 }
 
 ordered_json cuda_section() {

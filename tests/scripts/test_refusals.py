@@ -86,6 +86,7 @@ VALUES = [
     ("model.n_layers=null", "model.n_layers", None),
     ("model.n_layers=[1]", "model.n_layers", "integer"),
     ("model.n_layers={}", "model.n_layers", "integer"),
+    ("model.n_layers=" + "[" * 10_000 + "]" * 10_000, "--set model.n_layers", "check"),
     ("training.steps=2.0", "training.steps", "integer"),
     ("training.steps=1e3", "training.steps", "integer"),
     ("model.tie_embeddings=1", "model.tie_embeddings", "true or false"),
