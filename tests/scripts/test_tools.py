@@ -1,6 +1,4 @@
 """./train eval, generate and info, and the command line, as a user meets them. One small run on generated text, CPU only.
-
-Seen to catch: eval that stops at eval.tokens; a misspelt option that is ignored; a seed that is not used.
 """
 
 import array

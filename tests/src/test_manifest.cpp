@@ -1,5 +1,5 @@
 // Checksums of files, and manifests that notice any change.
-// Seen to catch: a seal that is not compared, the bytes after the seal not looked at.
+// Seen to catch: a seal that is not compared.
 #include "src/manifest.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,4 @@
 // What the commands print: progress bars, the line of an evaluation.
-// Seen to catch: a bar as wide as the terminal, lines for short work.
 #include <gtest/gtest.h>
 
 #include <cmath>
