@@ -1,4 +1,5 @@
 // ALiBi, groups, tiles whose maximum grows: all against attention_forward and plain softmax.
+// Seen to catch: the group's key/value head mistaken, a sum that does not shrink with a new maximum, ALiBi's sign.
 #include "kernels/attention/decode.h"
 
 #include <gtest/gtest.h>

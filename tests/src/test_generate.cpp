@@ -1,4 +1,6 @@
 // Text generation: the cache against full forward passes, drawing against brute force, streaming.
+// Seen to catch: keys cached without RoPE, positions that start at 0 for every new token, top-p that drops the token
+// which reaches P, a cut character passed on.
 #include "src/generate.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
 // What the commands print: progress bars, the line of an evaluation.
+// Seen to catch: a bar as wide as the terminal, a line for short work.
 #include <gtest/gtest.h>
 
 #include <cmath>
