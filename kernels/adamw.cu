@@ -150,7 +150,7 @@ void launch_adamw(const Device& device, const AdamW& a, Copy* compute) {
 
 // A fixed grid, so that the order of the sum, and with it the bits, are the same on every GPU. It is eight blocks on
 // each of 128 multiprocessors.
-constexpr int kNormBlocks = 1024;
+constexpr int kNormBlocks = kGradientNormBlocks;
 constexpr int kNormUnroll = 4;
 
 __global__ void __launch_bounds__(kThreads)
@@ -200,10 +200,6 @@ void adamw_cuda(const Device& device, const AdamW& a) {
         launch_adamw(device, a, a.compute.get<__nv_bfloat16>());
     else
         launch_adamw(device, a, a.compute.get<__half>());
-}
-
-size_t gradient_norm_workspace_cuda(const Device&) {
-    return kNormBlocks * sizeof(double);
 }
 
 void gradient_norm_cuda(const Device& device, const GradientNorm& a) {

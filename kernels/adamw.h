@@ -39,6 +39,6 @@ size_t gradient_norm_workspace(const Device&);  // in bytes
 // The CUDA twins, called by the functions above once shapes are checked.
 void adamw_cuda(const Device&, const AdamW&);
 void gradient_norm_cuda(const Device&, const GradientNorm&);
-size_t gradient_norm_workspace_cuda(const Device&);
+constexpr int kGradientNormBlocks = 1024;  // one double each
 
 }  // namespace ingot

@@ -16,6 +16,7 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/embedding.h"
+#include "kernels/embedding_workspace.h"
 
 namespace ingot {
 
@@ -49,6 +50,7 @@ constexpr int kSortWarps = kSortThreads / kWarpSize;
 constexpr int kSortRounds = 8;
 constexpr int kTile = kSortThreads * kSortRounds;  // tokens of a block
 static_assert(kSortThreads == kMaxBins, "a thread per bin");
+static_assert(kTile == EmbeddingWorkspace::kTile && kMaxBins == EmbeddingWorkspace::kBins);
 
 // One pass of the sort, by the digit at `shift`.
 struct SortPass {
@@ -151,7 +153,7 @@ __global__ void __launch_bounds__(kSortThreads) scatter_kernel(const __grid_cons
 
 // ---- Backward, 2 and 3: the sums ----
 
-constexpr int kPiece = 64;        // sorted tokens: 1,024 pieces at 65,536 tokens
+constexpr int kPiece = EmbeddingWorkspace::kPiece;  // sorted tokens: 1,024 pieces at 65,536 tokens
 constexpr int kPiecesABlock = 8;  // at most, where rows are short
 constexpr int kSumThreads = 128;
 constexpr int kRowsAtOnce = 4;  // loads of a thread on their way
@@ -276,26 +278,6 @@ int64_t ceil_divide(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-// Offsets in the workspace, in bytes. Two buffers for the sort, which writes them in turn.
-struct Workspace {
-    size_t tokens[2], order[2], counts, leading, trailing, bytes;
-    Workspace(int64_t N, int64_t C) {
-        bytes = 0;
-        const auto take = [&](int64_t count) {
-            const size_t offset = bytes;
-            bytes += static_cast<size_t>(ceil_divide(count * 4, 256) * 256);
-            return offset;
-        };
-        for (int i = 0; i < 2; ++i) {
-            tokens[i] = take(N);
-            order[i] = take(N);
-        }
-        counts = take(ceil_divide(N, kTile) * kMaxBins);
-        leading = take(ceil_divide(N, kPiece) * C);
-        trailing = take(ceil_divide(N, kPiece) * C);
-    }
-};
-
 template <typename T, bool kIsVector>
 void launch_sum_pieces(cudaStream_t stream, const SumArgs<T>& args) {
     const int64_t chunks = args.C / Chunk<T, kIsVector>::kSize;
@@ -324,17 +306,13 @@ void embedding_forward_cuda(const Device& device, const EmbeddingForward& a) {
     });
 }
 
-size_t embedding_backward_workspace_cuda(const Device&, const Tensor& dout) {
-    return Workspace(dout.shape[0], dout.shape[1]).bytes;
-}
-
 void embedding_backward_cuda(const Device& device, const EmbeddingBackward& a) {
     const int64_t N = a.dout.shape[0], C = a.dout.shape[1], V = a.dweight.shape[0];
     CHECK(N < (int64_t{1} << 31) && C < (int64_t{1} << 22), "embedding on CUDA: dout is ", a.dout.describe(),
           ": at most 2^31 - 1 tokens of less than 2^22 columns");
     if (N == 0 || C == 0) return;
     const cudaStream_t stream = device.context().stream;
-    const Workspace layout(N, C);
+    const EmbeddingWorkspace layout(N, C);
     uint8_t* const workspace = static_cast<uint8_t*>(a.workspace.data);
     const auto tokens_at = [&](int i) { return reinterpret_cast<int32_t*>(workspace + layout.tokens[i]); };
     const auto order_at = [&](int i) { return reinterpret_cast<uint32_t*>(workspace + layout.order[i]); };

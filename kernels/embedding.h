@@ -29,6 +29,5 @@ size_t embedding_backward_workspace(const Device&, const Tensor& dout);
 // The CUDA twins, called by the functions above once shapes are checked.
 void embedding_forward_cuda(const Device&, const EmbeddingForward&);
 void embedding_backward_cuda(const Device&, const EmbeddingBackward&);
-size_t embedding_backward_workspace_cuda(const Device&, const Tensor& dout);
 
 }  // namespace ingot

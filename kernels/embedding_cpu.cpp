@@ -2,6 +2,7 @@
 
 #include "kernels/core/parallel.h"
 #include "kernels/embedding.h"
+#include "kernels/embedding_workspace.h"
 
 namespace ingot {
 
@@ -79,9 +80,7 @@ void embedding_backward(const Device& device, const EmbeddingBackward& a) {
 
 size_t embedding_backward_workspace(const Device& device, const Tensor& dout) {
     CHECK(dout.rank == 2, "embedding_backward: dout is ", dout.describe(), ", it must be (N, C)");
-    size_t bytes = 0;
-    INGOT_DISPATCH(device, bytes = 0, bytes = embedding_backward_workspace_cuda(device, dout));
-    return bytes;
+    return device.is_cpu() ? 0 : EmbeddingWorkspace(dout.shape[0], dout.shape[1]).bytes;
 }
 
 }  // namespace ingot

@@ -2,30 +2,36 @@
 
 namespace ingot {
 
-BatchBuffers::BatchBuffers(int64_t max_tokens, MemoryPlan* plan) {
-    plan->add("batch.tokens", DType::i32, {max_tokens}, &buffers_.tokens);
-    plan->add("batch.targets", DType::i32, {max_tokens}, &buffers_.targets);
-    plan->add("batch.positions", DType::i32, {max_tokens}, &buffers_.positions);
-    plan->add("batch.first_key", DType::i32, {max_tokens}, &buffers_.mask.first_key);
-    plan->add("batch.end_key", DType::i32, {max_tokens}, &buffers_.mask.end_key);
-    plan->add("batch.first_query", DType::i32, {max_tokens}, &buffers_.mask.first_query);
-    plan->add("batch.end_query", DType::i32, {max_tokens}, &buffers_.mask.end_query);
+BatchBuffers::BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan)
+    : device_(device), slots_{Slot(device), Slot(device)} {
+    for (int i = 0; i < kSlots; ++i)
+        plan->add(join("batch.", i), DType::i32, {HostBatch::kArrays, max_tokens}, &slots_[static_cast<size_t>(i)].arrays);
 }
 
-MicroBatch BatchBuffers::upload(const Device& device, const HostBatch& host) const {
-    const int64_t n = static_cast<int64_t>(host.tokens.size());
-    const auto copy = [&](const Tensor& buffer, const std::vector<int32_t>& values) {
-        const Tensor destination = buffer.slice(0, 0, n);
-        device.copy(destination, Tensor::contiguous(const_cast<int32_t*>(values.data()), DType::i32, {n}));
-        return destination;
-    };
-    return {.tokens = copy(buffers_.tokens, host.tokens),
-            .targets = copy(buffers_.targets, host.targets),
-            .positions = copy(buffers_.positions, host.positions),
-            .mask = {.first_key = copy(buffers_.mask.first_key, host.first_key),
-                     .end_key = copy(buffers_.mask.end_key, host.end_key),
-                     .first_query = copy(buffers_.mask.first_query, host.first_query),
-                     .end_query = copy(buffers_.mask.end_query, host.end_query)}};
+HostBatch* BatchBuffers::next() {
+    slots_[static_cast<size_t>(current_)].read.record(Queue::compute);
+    current_ = (current_ + 1) % kSlots;
+    Slot& slot = slots_[static_cast<size_t>(current_)];
+    slot.copied.wait();
+    return &slot.host;
+}
+
+MicroBatch BatchBuffers::upload() {
+    Slot& slot = slots_[static_cast<size_t>(current_)];
+    const Tensor host = slot.host.all();
+    const int64_t n = host.shape[1];
+    CHECK(n <= slot.arrays.shape[1], "a batch of ", n, " tokens, planned for ", slot.arrays.shape[1]);
+    const Tensor device =
+        Tensor::contiguous(slot.arrays.data, DType::i32, {HostBatch::kArrays, n}, slot.arrays.device);
+    slot.read.block(Queue::upload);
+    device_.start_copy(device, host, Queue::upload);
+    slot.copied.record(Queue::upload);
+    slot.copied.block(Queue::compute);
+    const auto array = [&](int64_t i) { return device.slice(0, i, i + 1).view({n}); };
+    return {.tokens = array(0),
+            .targets = array(1),
+            .positions = array(2),
+            .mask = {.first_key = array(3), .end_key = array(4), .first_query = array(5), .end_query = array(6)}};
 }
 
 }  // namespace ingot

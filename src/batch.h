@@ -1,5 +1,7 @@
-// A micro-batch in the device's memory, and its copy from the host.
+// Micro-batches on their way to the device.
 #pragma once
+
+#include <array>
 
 #include "kernels/core/device.h"
 #include "src/data/rows.h"
@@ -7,14 +9,38 @@
 
 namespace ingot {
 
-// Planned for N tokens; batch() gives the first n of them.
+// Two slots that take turns, each with host memory and device memory, so that one batch is filled and copied while the
+// device still computes with the other:
+//
+//   fill_batch(..., batches.next());
+//   const MicroBatch batch = batches.upload();
+//   ... queue the work that reads `batch` ...
 class BatchBuffers {
   public:
-    BatchBuffers(int64_t max_tokens, MemoryPlan* plan);
-    MicroBatch upload(const Device& device, const HostBatch& host) const;
+    static constexpr int kSlots = 2;
+    // Planned for N tokens; a batch may have fewer.
+    BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan);
+    BatchBuffers(const BatchBuffers&) = delete;  // the plan knows where the tensors are
+    BatchBuffers& operator=(const BatchBuffers&) = delete;
+
+    // The host memory of the next slot; waits until the copy that read it last has ended. Work that reads the batch
+    // before must have been queued.
+    HostBatch* next();
+    // Starts the copy of what next() gave; work that is queued from now on waits for it.
+    MicroBatch upload();
+    // Which of the slots upload() used: their memory is always the same.
+    int slot() const { return current_; }
 
   private:
-    MicroBatch buffers_;
+    struct Slot {
+        explicit Slot(const Device& device) : host(device), copied(device), read(device) {}
+        HostBatch host;
+        Tensor arrays;             // (7, N) int32 on the device
+        DeviceEvent copied, read;  // the host memory is free again; the device memory is
+    };
+    Device device_;
+    int current_ = 0;
+    std::array<Slot, kSlots> slots_;
 };
 
 }  // namespace ingot

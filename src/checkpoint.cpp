@@ -18,7 +18,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-void load_tensors(const SafetensorsFile& file, const ParameterTable& table, const Tensor& flat,
+void load_tensors(const Device& device, const SafetensorsFile& file, const ParameterTable& table, const Tensor& flat,
                   const std::string& prefix) {
     for (const NamedTensor& slot : outer_tensors(table, flat, prefix)) {
         const Tensor source = file.tensor(slot.name);
@@ -27,7 +27,7 @@ void load_tensors(const SafetensorsFile& file, const ParameterTable& table, cons
             is_equal = source.shape[axis] == slot.tensor.shape[axis];
         REQUIRE(is_equal, slot.name, " is ", source.describe(), ", this model has ", slot.tensor.describe(),
                 ": was the checkpoint put together from two?");
-        Device::cpu().copy(slot.tensor, source);
+        device.copy(slot.tensor, source);
     }
 }
 
@@ -127,14 +127,14 @@ Checkpoint open_checkpoint(const std::string& folder) {
 }
 
 void load_weights(const Checkpoint& checkpoint, Model* model) {
-    load_tensors(*checkpoint.weights, model->table(), model->weights(), "");
+    load_tensors(model->device(), *checkpoint.weights, model->table(), model->weights(), "");
     model->refresh_compute_weights();
 }
 
 TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer) {
     load_weights(checkpoint, model);
-    load_tensors(*checkpoint.moments, model->table(), optimizer.m(), "m.");
-    load_tensors(*checkpoint.moments, model->table(), optimizer.v(), "v.");
+    load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.m(), "m.");
+    load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.v(), "v.");
     const ordered_json& manifest = checkpoint.manifest;
     try {
         TrainingState training;

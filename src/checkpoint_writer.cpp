@@ -63,7 +63,11 @@ void check_free_space(const std::string& folder, uint64_t bytes) {
 
 CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, const Optimizer& optimizer,
                                    MemoryPlan* host_plan)
-    : model_(model), optimizer_(optimizer), is_async_(config.checkpoint.async) {
+    : model_(model),
+      optimizer_(optimizer),
+      is_async_(config.checkpoint.async),
+      updated_(model.device()),
+      downloaded_(model.device()) {
     if (!is_async_) return;
     const DType dtype = model.weights().dtype;
     const int64_t count = model.table().flat_size(), bytes = count * size_of(dtype);
@@ -94,9 +98,20 @@ std::string CheckpointWriter::describe() const {
 
 void CheckpointWriter::start(const Config& config, const TrainingState& training) {
     CHECK(!writing_.valid(), "a save was started while another is in flight");
+    const Device& device = model_.device();
+    if (!device.is_cpu()) {
+        updated_.record(Queue::compute);
+        updated_.block(Queue::download);
+        if (snapshots_moments_) {
+            device.start_copy(m_, optimizer_.m(), Queue::download);
+            device.start_copy(v_, optimizer_.v(), Queue::download);
+        }
+        if (snapshots_weights_) device.start_copy(weights_, model_.weights(), Queue::download);
+        downloaded_.record(Queue::download);
+    }
     std::promise<void> copied;
     copied_ = copied.get_future();
-    Job job{config.run_dir, config.checkpoint, training, manifest_head(config, training, model_.device())};
+    Job job{config.run_dir, config.checkpoint, training, manifest_head(config, training, device)};
     auto run = [this, job = std::move(job), copied = std::move(copied)]() mutable {
         Result result{job.training.step, ""};
         try {
@@ -114,7 +129,13 @@ void CheckpointWriter::start(const Config& config, const TrainingState& training
 }
 
 void CheckpointWriter::wait_until_copied() {
-    if (copied_.valid()) copied_.get();
+    if (!copied_.valid()) return;
+    if (snapshots_weights_ && !model_.device().is_cpu()) {
+        downloaded_.block(Queue::compute);
+        copied_ = {};
+        return;
+    }
+    copied_.get();
 }
 
 std::optional<CheckpointWriter::Result> CheckpointWriter::wait() {
@@ -129,10 +150,11 @@ std::optional<CheckpointWriter::Result> CheckpointWriter::poll() {
     return wait();
 }
 
-// Flat spaces on the host for now: the CPU device's own memory.
 void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
-    const auto snapshot = [](bool is_taken, const Tensor& buffer, const Tensor& live) {
-        if (is_taken) Device::cpu().copy(buffer, live);
+    const Device& device = model_.device();
+    downloaded_.wait();
+    const auto snapshot = [&](bool is_taken, const Tensor& buffer, const Tensor& live) {
+        if (is_taken && device.is_cpu()) device.copy(buffer, live);
         return is_taken ? buffer : live;
     };
     const Tensor m = snapshot(snapshots_moments_, m_, optimizer_.m());
@@ -158,7 +180,7 @@ void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
         std::vector<FileRecord> files;
         const auto write_file = [&](const char* name, const std::vector<NamedTensor>& tensors) {
             ChunkedSha256 checksums;
-            write_safetensors(temporary + "/" + name, tensors, {{"format", "pt"}}, &checksums);
+            write_safetensors(temporary + "/" + name, tensors, {{"format", "pt"}}, &checksums, device);
             files.push_back(checksums.finish(name));
         };
         write_file(kModelFile, model_tensors);

@@ -2,7 +2,8 @@
 //
 // Weights and moments change in AdamW alone. A save therefore starts a thread and lets the next forward and backward
 // run; AdamW waits (wait_until_copied) until everything was either copied to the snapshot in host memory or, where that
-// is bounded, written. At most one save is in flight.
+// is bounded, written. At most one save is in flight. On a GPU the snapshot is copied by a queue of its own beside the
+// computation, and it is the GPU that waits before AdamW, not the program.
 #pragma once
 
 #include <future>
@@ -29,7 +30,7 @@ class CheckpointWriter {
         std::string fault;  // empty: committed
     };
     // Starts to write the checkpoint of training.step, after the one in flight has ended (take its result with poll()
-    // before). Weights and moments must not change until wait_until_copied() returns. `config` goes into the manifest.
+    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest.
     void start(const Config& config, const TrainingState& training);
     void wait_until_copied();
     // Waits for the save in flight, if any.
@@ -49,6 +50,7 @@ class CheckpointWriter {
     const Optimizer& optimizer_;
     bool is_async_, snapshots_weights_ = false, snapshots_moments_ = false;
     Tensor weights_, m_, v_;  // the snapshot, in the layout of the model's flat spaces
+    DeviceEvent updated_, downloaded_;  // CUDA: the last update; the copies of the snapshot
     std::future<Result> writing_;
     std::future<void> copied_;
 };

@@ -53,6 +53,7 @@ struct TrainingConfig {
     double epochs = 0;  // 0: steps are given
     int64_t batch_tokens = 0;
     int64_t micro_batch_size = 0;  // rows
+    bool micro_batch_is_auto = false;  // the config says "auto" or nothing: a GPU may take more than the default
     Recompute recompute = Recompute::none;
     double z_loss = 0;
     NonFinite on_nonfinite = NonFinite::skip;

@@ -89,7 +89,9 @@ void fill_defaults(Config* config, const std::string& source) {
     TrainingConfig& t = c.training;
     if (t.batch_tokens == 0) t.batch_tokens = 32 * m.context_length;
     if (t.micro_batch_size == 0) {
-        // The largest of 8, 4, 2, 1 rows that divides the step: on the CPU more rows gain nothing.
+        // The largest of 8, 4, 2, 1 rows that divides the step: on the CPU more rows gain nothing. For a GPU
+        // resolve_micro_batch() comes back.
+        t.micro_batch_is_auto = true;
         t.micro_batch_size = 8;
         while (t.micro_batch_size > 1 && t.batch_tokens % (t.micro_batch_size * m.context_length) != 0)
             t.micro_batch_size /= 2;

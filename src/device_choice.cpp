@@ -2,17 +2,30 @@
 
 namespace ingot {
 
-ChosenDevice choose_device(const std::string& wanted, const char* task) {
+ChosenDevice choose_device(const std::string& wanted) {
     if (wanted == "cpu") return {Device::cpu(), ""};
     if (wanted == "cuda") {
         require_cuda("--device cuda");
-        throw UserError(join("--device cuda: this version cannot ", task,
-                             " on the GPU yet (not every op has its kernel): use --device cpu"));
+        return {Device::cuda(0), ""};
     }
     REQUIRE(wanted == "auto", "--device is ", wanted, ": use auto, cpu or cuda");
     std::string why;
-    if (Device::num_cuda_devices(&why) > 0) why = "the GPU is not used yet: not every op has its kernel";
+    if (Device::num_cuda_devices(&why) > 0) return {Device::cuda(0), "there is a GPU"};
     return {Device::cpu(), why};
+}
+
+DType compute_type(Precision precision, const Device& device) {
+    if (device.is_cpu()) return DType::f32;
+    switch (precision) {
+        case Precision::fp32:
+            return DType::f32;
+        case Precision::fp16:
+            return DType::f16;
+        case Precision::automatic:
+        case Precision::bf16:
+            break;
+    }
+    return DType::bf16;
 }
 
 void require_cuda(const std::string& option) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels/core/device.h"
+#include "src/config.h"
 
 namespace ingot {
 
@@ -12,9 +13,12 @@ struct ChosenDevice {
     std::string reason;  // for "device: CPU (reason)"; empty if it was asked for
 };
 
-// `wanted`: auto, cpu or cuda. Throws UserError with the reason if there is no such device, or if it cannot do the work
-// (`task`: "train", "evaluate", "generate").
-ChosenDevice choose_device(const std::string& wanted, const char* task);
+// `wanted`: auto (a GPU if there is one), cpu or cuda. Throws UserError with the reason if there is no such device.
+ChosenDevice choose_device(const std::string& wanted);
+
+// The type that activations and products have: what the run asks for on CUDA (auto: bf16), fp32 on the CPU, where a run
+// that was trained in a 16-bit type can be evaluated too.
+DType compute_type(Precision precision, const Device& device);
 
 // Throws UserError with the reason unless a GPU can be used by this build on this machine.
 void require_cuda(const std::string& option);

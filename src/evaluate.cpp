@@ -10,6 +10,7 @@
 #include "src/data/rows.h"
 #include "src/data/shards.h"
 #include "src/device_choice.h"
+#include "src/device_step.h"
 #include "src/output.h"
 #include "src/progress.h"
 #include "src/signals.h"
@@ -22,10 +23,11 @@ constexpr int64_t kByteTokens = 256;
 
 // The run's own micro-batch, so that the loss has the bits of the run's log; but no more tokens than this, since a
 // micro-batch made for a GPU would take gigabytes of a laptop for nothing.
-constexpr int64_t kMaxBatchTokens = 8192;
+constexpr int64_t kMaxBatchTokens = 8192, kMaxBatchTokensCuda = 65536;
 
-int64_t batch_rows(const Config& config) {
-    const int64_t rows = std::max<int64_t>(1, kMaxBatchTokens / config.model.context_length);
+int64_t batch_rows(const Config& config, const Device& device) {
+    const int64_t most = device.is_cpu() ? kMaxBatchTokens : kMaxBatchTokensCuda;
+    const int64_t rows = std::max<int64_t>(1, most / config.model.context_length);
     return std::min(std::max<int64_t>(1, config.training.micro_batch_size), rows);
 }
 
@@ -62,21 +64,20 @@ nlohmann::ordered_json evaluation_json(const Evaluation& evaluation) {
 }
 
 int evaluate(const EvaluateOptions& options) {
-    const auto [device, reason] = choose_device(options.device, "evaluate");
+    const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
     const Config& config = checkpoint.config;
     const TokenShards shards(options.data, "--data", config.model.vocab_size, config.data.eot_token, config.data.eot);
     const ValidationRows rows(shards, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
 
-    const int64_t micro_batch = batch_rows(config), max_tokens = micro_batch * config.model.context_length;
+    const int64_t micro_batch = batch_rows(config, device), max_tokens = micro_batch * config.model.context_length;
     MemoryPlan plan;
-    Model model(device, config.model, DType::f32, max_tokens, config.model.context_length, Recompute::none, 0, false,
-                &plan);
-    const BatchBuffers buffers(max_tokens, &plan);
-    Tensor step_tensor;
-    plan.add("step", DType::u8, {sizeof(StepBlock)}, &step_tensor);
+    Model model(device, config.model, compute_type(config.training.precision, device), max_tokens,
+                config.model.context_length, Recompute::none, 0, false, &plan);
+    BatchBuffers buffers(device, max_tokens, &plan);
+    const DeviceStep step(device, "step", &plan);
     const std::shared_ptr<void> memory = plan.allocate(device);
-    StepBlock* const step = new (step_tensor.data) StepBlock{};
+    step.write(StepBlock{});
     model.initialize_constants();
     load_weights(checkpoint, &model);
     std::fprintf(stderr, "checkpoint: %s (step %ld)\ndata: %s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
@@ -86,7 +87,6 @@ int evaluate(const EvaluateOptions& options) {
     install_stop_handlers();
     Evaluation evaluation;
     int64_t bytes = 0;
-    HostBatch host;
     Progress progress("evaluating", rows.num_rows(), "rows");
     for (int64_t row = 0; row < rows.num_rows(); row += micro_batch) {
         if (stop_signal() != 0) {
@@ -96,15 +96,17 @@ int evaluate(const EvaluateOptions& options) {
             return exit_code_of_signal(stop_signal());
         }
         const int64_t num_rows = std::min(micro_batch, rows.num_rows() - row);
-        fill_batch(rows, static_cast<uint64_t>(row), num_rows, micro_batch, &host);
-        bytes += std::count_if(host.targets.begin(), host.targets.end(),
+        HostBatch* const host = buffers.next();
+        fill_batch(rows, static_cast<uint64_t>(row), num_rows, micro_batch, host);
+        bytes += std::count_if(host->targets.begin(), host->targets.end(),
                                [](int32_t target) { return target >= 0 && target < kByteTokens; });
-        model.evaluate(buffers.upload(device, host), step);
+        model.evaluate(buffers.upload(), step.get());
         progress.advance(num_rows);
     }
     progress.finish();
-    evaluation.loss_sum = step->sums.loss;
-    evaluation.targets = step->sums.targets;
+    const StepSums sums = step.read().sums;
+    evaluation.loss_sum = sums.loss;
+    evaluation.targets = sums.targets;
     if (config.data.tokenizer == "bytes") evaluation.bytes = bytes;
     REQUIRE(evaluation.targets > 0, "--data holds nothing to predict: every document in it is a single token");
     REQUIRE(std::isfinite(evaluation.loss()), "the loss of ", checkpoint.folder, " is ", evaluation.loss(),

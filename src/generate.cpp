@@ -26,17 +26,11 @@ constexpr size_t kMaxPromptBytes = size_t{64} << 20;
 
 // One document of tokens[0 .. n) whose first has the position `position`; nothing to predict.
 void fill_text(const int32_t* tokens, size_t n, int64_t position, HostBatch* batch) {
-    batch->tokens.assign(tokens, tokens + n);
-    batch->targets.assign(n, -1);
-    for (std::vector<int32_t>* values :
-         {&batch->positions, &batch->first_key, &batch->end_key, &batch->first_query, &batch->end_query})
-        values->resize(n);
+    batch->resize(static_cast<int64_t>(n));
+    std::copy_n(tokens, n, batch->tokens.begin());
+    std::fill(batch->targets.begin(), batch->targets.end(), -1);
     std::iota(batch->positions.begin(), batch->positions.end(), static_cast<int32_t>(position));
-    const auto view = [n](std::vector<int32_t>& values) {
-        return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(n)});
-    };
-    fill_document_mask({view(batch->first_key), view(batch->end_key), view(batch->first_query), view(batch->end_query)},
-                       {0}, true);
+    fill_document_mask(batch->mask(), {0}, true);
 }
 
 std::vector<int32_t> byte_tokens(const std::string& text) {
@@ -86,7 +80,7 @@ int32_t draw_token(const std::vector<double>& logits, const Sampling& sampling, 
 
 // ---- The generator ----
 
-Generator::Generator(Model& model, const BatchBuffers& buffers, int64_t capacity, MemoryPlan* plan)
+Generator::Generator(Model& model, BatchBuffers& buffers, int64_t capacity, MemoryPlan* plan)
     : model_(model), buffers_(buffers), cache_(model.config(), model.dtype(), capacity, plan) {
     CHECK(capacity <= model.config().context_length, "a cache for ", capacity, " tokens, the model's context is ",
           model.config().context_length);
@@ -125,13 +119,24 @@ void Generator::append(int32_t token) {
 }
 
 void Generator::read(size_t begin) {
-    fill_text(tokens_.data() + begin, tokens_.size() - begin, static_cast<int64_t>(begin), &host_);
-    model_.extend(buffers_.upload(model_.device(), host_), &cache_, logits_);
+    fill_text(tokens_.data() + begin, tokens_.size() - begin, static_cast<int64_t>(begin), buffers_.next());
+    model_.extend(buffers_.upload(), &cache_, logits_);
     const Tensor staged = Tensor::contiguous(staging_.data(), logits_.dtype, {logits_.numel()});
     model_.device().copy(staged, logits_.view({logits_.numel()}));
-    for_cpu_scalar(staged.dtype, "generate", [&](auto scalar) {
-        std::copy_n(staged.get<decltype(scalar)>(), host_logits_.size(), host_logits_.begin());
-    });
+    switch (staged.dtype) {
+        case DType::bf16:
+            std::transform(staged.get<bf16>(), staged.get<bf16>() + host_logits_.size(), host_logits_.begin(),
+                           [](bf16 logit) { return to_float(logit); });
+            break;
+        case DType::f16:
+            std::transform(staged.get<f16>(), staged.get<f16>() + host_logits_.size(), host_logits_.begin(),
+                           [](f16 logit) { return to_float(logit); });
+            break;
+        default:
+            for_cpu_scalar(staged.dtype, "generate", [&](auto scalar) {
+                std::copy_n(staged.get<decltype(scalar)>(), host_logits_.size(), host_logits_.begin());
+            });
+    }
 }
 
 int32_t Generator::next(const Sampling& sampling, uint64_t seed, uint64_t stream, uint64_t index) {
@@ -216,7 +221,7 @@ double seconds_now() {
 }  // namespace
 
 int generate(const GenerateOptions& options) {
-    const auto [device, reason] = choose_device(options.device, "generate text");
+    const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
     const Config& config = checkpoint.config;
     REQUIRE(config.data.tokenizer == "bytes", checkpoint.folder,
@@ -230,8 +235,9 @@ int generate(const GenerateOptions& options) {
     const int64_t capacity = num_prompt > context ? context : std::min(context, num_prompt + options.num_tokens);
     const int64_t max_tokens = Generator::prefill(num_prompt, options.num_tokens, capacity);
     MemoryPlan plan;
-    Model model(device, config.model, DType::f32, max_tokens, context, Recompute::none, 0, false, &plan);
-    const BatchBuffers buffers(max_tokens, &plan);
+    Model model(device, config.model, compute_type(config.training.precision, device), max_tokens, context,
+                Recompute::none, 0, false, &plan);
+    BatchBuffers buffers(device, max_tokens, &plan);
     Generator generator(model, buffers, capacity, &plan);
     const std::shared_ptr<void> memory = plan.allocate(device);
     model.initialize_constants();

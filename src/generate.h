@@ -31,7 +31,7 @@ class Generator {
   public:
     // `capacity`: tokens that the cache holds; at most the model's context. The model must be planned for prefill()
     // tokens of what start() gets. `model` and `buffers` must outlive this.
-    Generator(Model& model, const BatchBuffers& buffers, int64_t capacity, MemoryPlan* plan);
+    Generator(Model& model, BatchBuffers& buffers, int64_t capacity, MemoryPlan* plan);
 
     // How many tokens the model reads at once, at most: a prompt, then `num_tokens` more, in a cache of `capacity`.
     static int64_t prefill(int64_t num_prompt, int64_t num_tokens, int64_t capacity);
@@ -50,13 +50,12 @@ class Generator {
     void read(size_t begin);  // tokens_[begin ...)
 
     Model& model_;
-    const BatchBuffers& buffers_;
+    BatchBuffers& buffers_;
     KvCache cache_;
     Tensor logits_;                // (1, VP)
     std::vector<int32_t> tokens_;  // what is in the cache
     std::vector<double> host_logits_;
     std::vector<uint8_t> staging_;
-    HostBatch host_;
 };
 
 struct SampleOptions {

@@ -126,7 +126,7 @@ ordered_json describe() {
 #endif
                      {"system", operating_system()}};
     info["cuda"] = cuda_section();
-    const auto [device, reason] = choose_device("auto", "train");
+    const auto [device, reason] = choose_device("auto");
     info["device"] = {{"auto_means", device.name()},
                       {"why", reason},
                       {"attention", "tiles of queries and keys through the BLAS, documents skipped as a whole"},

@@ -6,6 +6,7 @@
 #include "kernels/attention/decode.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/fill.h"
 #include "kernels/matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
@@ -111,7 +112,9 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     size_t workspace = rmsnorm_backward_workspace(device, residual_[0]);
     if (config.qk_norm)
         workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
-    plan->add("workspace", DType::u8, {static_cast<int64_t>(workspace)}, &workspace_);
+    workspace = std::max(workspace, embedding_backward_workspace(device, dresidual_));
+    workspace = std::max(workspace, attention_backward_workspace(device, dattention_.split_last(NH, HS)));
+    plan->add("workspace.backward", DType::u8, {static_cast<int64_t>(workspace)}, &workspace_);
 }
 
 void Model::initialize_constants() {
@@ -138,31 +141,13 @@ void Model::initialize_constants() {
 }
 
 void Model::initialize_weights(uint64_t seed) {
-    Tensor host = weights_;
-    std::shared_ptr<void> memory;
-    if (!device_.is_cpu()) {
-        memory = Device::cpu().allocate(static_cast<size_t>(weights_.bytes()));
-        host.data = memory.get();
-        host.device = DeviceKind::cpu;
-    }
-    device_.zero(host);
-    initialize_parameters(table_, seed, host);
-    if (memory != nullptr) device_.copy(weights_, host);
+    device_.zero(weights_);
+    initialize_parameters(device_, table_, seed, weights_);
     refresh_compute_weights();
 }
 
-// Through the host: it happens once, when a run begins.
 void Model::refresh_compute_weights() {
-    if (!compute_weights_) return;
-    const int64_t count = weights_.numel();
-    const std::shared_ptr<void> memory = Device::cpu().allocate(static_cast<size_t>(count) * 6);
-    float* const master = static_cast<float*>(memory.get());
-    uint16_t* const rounded = reinterpret_cast<uint16_t*>(master + count);
-    device_.copy(Tensor::contiguous(master, DType::f32, {count}), weights_);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; ++i)
-        rounded[i] = dtype_ == DType::bf16 ? to_bf16(master[i]).bits : to_f16(master[i]).bits;
-    device_.copy(compute_weights_, Tensor::contiguous(rounded, dtype_, {count}));
+    if (compute_weights_) round_to(device_, {.out = compute_weights_, .in = weights_});
 }
 
 LayerActivations Model::activations(int64_t layer, int64_t n) const {
@@ -388,7 +373,8 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
                                  .v = heads.v,
                                  .slopes = slopes_,
                                  .mask = batch.mask,
-                                 .scale = 1 / std::sqrt(static_cast<double>(HS))});
+                                 .scale = 1 / std::sqrt(static_cast<double>(HS)),
+                                 .workspace = workspace_});
     if (config_.position == Position::rope) {
         rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
         rope_backward(device_, {.x = dheads.k, .positions = batch.positions, .table = rope_table_});
@@ -440,7 +426,8 @@ void Model::backward(const MicroBatch& batch) {
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
     embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),
                                  .dout = first(dresidual_, n),
-                                 .tokens = batch.tokens});
+                                 .tokens = batch.tokens,
+                                 .workspace = workspace_});
 }
 
 }  // namespace ingot

@@ -9,11 +9,12 @@ Optimizer::Optimizer(const Model& model, MemoryPlan* plan) {
     const DType dtype = accumulation_dtype(model.dtype());
     plan->add("optimizer.m", dtype, {model.table().flat_size()}, &m_);
     plan->add("optimizer.v", dtype, {model.table().flat_size()}, &v_);
+    plan->add("workspace.gradient_norm", DType::u8, {static_cast<int64_t>(gradient_norm_workspace(model.device()))}, &workspace_);
 }
 
 void Optimizer::update(const Model& model, StepBlock* step) const {
     const Device& device = model.device();
-    gradient_norm(device, {.step = step, .gradient = model.gradients()});
+    gradient_norm(device, {.step = step, .gradient = model.gradients(), .workspace = workspace_});
     step_decide(device, step);
     for (const Parameter& parameter : model.table().parameters()) {
         const int64_t begin = parameter.offset, end = parameter.offset + parameter.numel();

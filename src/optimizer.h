@@ -18,7 +18,7 @@ class Optimizer {
     const Tensor& v() const { return v_; }
 
   private:
-    Tensor m_, v_;
+    Tensor m_, v_, workspace_;
 };
 
 }  // namespace ingot

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/core/rng.h"
+#include "kernels/fill.h"
 
 namespace ingot {
 
@@ -98,22 +99,17 @@ LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int6
     return tensors;
 }
 
-void initialize_parameters(const ParameterTable& table, uint64_t seed, const Tensor& flat) {
+void initialize_parameters(const Device& device, const ParameterTable& table, uint64_t seed, const Tensor& flat) {
     for (const Parameter& parameter : table.parameters()) {
         for (const OuterPart& part : parameter.parts) {
             const Tensor tensor = part_view(flat, parameter, part);
-            const uint64_t stream = stream_of(part.name.c_str());
-            const int64_t count = tensor.numel();
-            for_cpu_scalar(tensor.dtype, "initialize_parameters", [&](auto scalar) {
-                using T = decltype(scalar);
-                T* const data = tensor.get<T>();
-                const float std = static_cast<float>(parameter.init_std);
-#pragma omp parallel for schedule(static)
-                for (int64_t i = 0; i < count; ++i)
-                    data[i] = parameter.is_matrix
-                                  ? static_cast<T>(std * random_normal(seed, stream, static_cast<uint64_t>(i)))
-                                  : T(1);
-            });
+            if (parameter.is_matrix)
+                fill_normal(device, {.out = tensor,
+                                     .seed = seed,
+                                     .stream = stream_of(part.name.c_str()),
+                                     .std = parameter.init_std});
+            else
+                fill_value(device, {.out = tensor, .value = 1});
         }
     }
 }

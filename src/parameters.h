@@ -63,8 +63,8 @@ struct LayerTensors {
 };
 LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer);
 
-// Draws the initial weights into a zeroed flat space on the host. Every element is a function of (seed, outer name,
+// Draws the initial weights into a zeroed flat space on the device. Every element is a function of (seed, outer name,
 // index in the outer tensor) alone.
-void initialize_parameters(const ParameterTable& table, uint64_t seed, const Tensor& flat);
+void initialize_parameters(const Device& device, const ParameterTable& table, uint64_t seed, const Tensor& flat);
 
 }  // namespace ingot

@@ -104,7 +104,8 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
 }
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums) {
+                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums,
+                       const Device& device) {
     ordered_json header = ordered_json::object();
     if (!metadata.empty()) header["__metadata__"] = metadata;
     uint64_t offset = 0;
@@ -116,7 +117,8 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     for (const NamedTensor& named : sorted) {
         const Tensor& tensor = named.tensor;
         CHECK(!header.contains(named.name), "write_safetensors: two tensors are named ", named.name);
-        CHECK(tensor.is_contiguous() && tensor.device == DeviceKind::cpu, "write_safetensors: ", named.name, " is ",
+        CHECK(tensor.is_contiguous() && (tensor.device == DeviceKind::cpu || tensor.device == device.kind()),
+              "write_safetensors: ", named.name, " is ",
               tensor.describe());
         const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                         [&](const auto& candidate) { return tensor.dtype == candidate.second; });
@@ -136,7 +138,26 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     };
     write(&header_bytes, 8);
     write(text.data(), text.size());
-    for (const NamedTensor& named : sorted) write(named.tensor.data, static_cast<size_t>(named.tensor.bytes()));
+    constexpr int64_t kPiece = 32 << 20;
+    std::shared_ptr<void> staging;
+    DeviceEvent fetched(device);
+    for (const NamedTensor& named : sorted) {
+        const int64_t bytes = named.tensor.bytes();
+        if (named.tensor.device == DeviceKind::cpu) {
+            write(named.tensor.data, static_cast<size_t>(bytes));
+            continue;
+        }
+        if (!staging) staging = device.allocate_host(kPiece);
+        for (int64_t begin = 0; begin < bytes; begin += kPiece) {
+            const int64_t count = std::min(kPiece, bytes - begin);
+            uint8_t* const source = static_cast<uint8_t*>(named.tensor.data) + begin;
+            device.start_copy(Tensor::contiguous(staging.get(), DType::u8, {count}),
+                              Tensor::contiguous(source, DType::u8, {count}, named.tensor.device), Queue::download);
+            fetched.record(Queue::download);
+            fetched.wait();
+            write(staging.get(), static_cast<size_t>(count));
+        }
+    }
     file.sync_and_close();
 }
 

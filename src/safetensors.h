@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/core/tensor.h"
+#include "kernels/core/device.h"
 #include "src/checksum.h"
 
 namespace ingot {
@@ -32,15 +32,17 @@ class SafetensorsFile {
     std::map<std::string, std::string> metadata_;
 };
 
-// One tensor to write: name, and a contiguous host tensor.
+// One tensor to write: name, and a contiguous tensor.
 struct NamedTensor {
     std::string name;
     Tensor tensor;
 };
 
 // Writes and syncs a new file, tensors of larger elements first, so that each is aligned; throws Error (kExitAllocation
-// for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the file.
+// for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the file. Tensors that lie
+// on `device` are fetched through its download queue, a piece at a time.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums = nullptr);
+                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums = nullptr,
+                       const Device& device = Device::cpu());
 
 }  // namespace ingot

@@ -2,6 +2,7 @@
 #include "src/train.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -38,7 +39,8 @@ class Trainer {
   public:
     // All three outlive the trainer.
     Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan);
-    void start_or_resume(const std::string& resume);
+    // Goes on from the checkpoint, or begins.
+    void start(const std::optional<Checkpoint>& checkpoint);
     int run();
 
   private:
@@ -46,8 +48,9 @@ class Trainer {
         running,     // training goes on, also if it fails
         last_chance  // waits for the end, and throws if it fails
     };
-    bool train_step();  // false: the run must stop, the unfinished step is dropped
-    bool evaluate();    // false: the same
+    bool queue_step();   // false: the run must stop, the unfinished step is dropped
+    void finish_step();  // waits for the oldest queued step and takes its report
+    bool evaluate();     // false: the run must stop
     void save(SaveMode mode);
     void note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode);
     void write_log();
@@ -56,8 +59,14 @@ class Trainer {
     int stop_for_nonfinite() const;
     int stop();
     bool must_stop() const;
-    bool is_due(int64_t every) const { return every > 0 && training_.step > 0 && training_.step % every == 0; }
+    bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
+    bool is_due(int64_t every) const { return is_due(every, training_.step); }
     bool is_last() const { return training_.step >= config_.training.steps; }
+    // Whether weights are read after this step, so that no later one may be queued before.
+    bool pauses_after(int64_t step) const {
+        return is_due(config_.checkpoint.every, step) || is_due(config_.eval.every, step) ||
+               is_due(config_.sample.every, step);
+    }
 
     const Config& config_;
     const RunFolder& folder_;
@@ -65,14 +74,37 @@ class Trainer {
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
-    HostBatch host_batch_;
-    TrainingState training_;
+    // A step on its way: on a GPU one is queued while the one before still runs, so that the GPU never waits for the
+    // program. `block` is a copy of the step's scalars at its end.
+    struct QueuedStep {
+        explicit QueuedStep(const Device& device)
+            : memory(device.allocate_host(sizeof(StepBlock))),
+              block(static_cast<StepBlock*>(memory.get())),
+              begin(device),
+              end(device) {}
+        std::shared_ptr<void> memory;
+        StepBlock* block;
+        StepReport report;
+        DeviceEvent begin, end;
+    };
+    std::array<QueuedStep, 2> queue_;  // step s in s % 2
+    int64_t queued_step_ = 0;          // the last one that was queued
+    std::array<DeviceGraph, BatchBuffers::kSlots> micro_step_;
+    DeviceGraph update_;
+    TrainingState training_;    // as of the last finished step
+    StepDecision decision_;     // the same
     bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
     int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
 };
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan)
-    : config_(config), folder_(folder), data_(data), plan_(*plan) {}
+    : config_(config),
+      folder_(folder),
+      data_(data),
+      plan_(*plan),
+      queue_{QueuedStep(plan->device()), QueuedStep(plan->device())},
+      micro_step_{DeviceGraph(plan->device()), DeviceGraph(plan->device())},
+      update_(plan->device()) {}
 
 // ---- Start ----
 
@@ -88,7 +120,9 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
                     change.now.c_str());
     }
     training_ = load_training(checkpoint, &plan_.model, plan_.optimizer);
-    plan_.step->state = training_.state;
+    StepBlock block;
+    block.state = training_.state;
+    plan_.step.write(block);
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
     const std::string differences = environment_changes(
         checkpoint.manifest.value("environment", nlohmann::ordered_json::object()), environment(plan_.device()));
@@ -101,25 +135,13 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
         std::printf("set aside, remove it when you like: %s\n", path.c_str());
 }
 
-void Trainer::start_or_resume(const std::string& resume) {
+void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
     const std::string& run_dir = folder_.path();
-    remove_unfinished_checkpoints(run_dir);
-    const std::vector<std::string> existing = list_checkpoints(run_dir);
-    const bool takes_path = resume != "none" && resume != "auto";
-    REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
-            "): go on with --resume auto, or start anew with another name or run_dir");
-    if (takes_path) {
-        const Checkpoint checkpoint = open_checkpoint(resume);
-        const fs::path owner = fs::weakly_canonical(checkpoint.folder).parent_path().parent_path();
-        REQUIRE(existing.empty() || owner == fs::weakly_canonical(run_dir), run_dir,
-                " holds checkpoints of its own, and ", resume,
-                " belongs to another run: start with another name or run_dir");
-        resume_from(checkpoint);
-    } else if (!existing.empty()) {
-        resume_from(open_checkpoint(run_dir));
-    } else {
+    if (checkpoint)
+        resume_from(*checkpoint);
+    else
         plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
-    }
+    queued_step_ = training_.step;
     const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
     saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
     folder_.write_config(config_);
@@ -135,67 +157,85 @@ bool Trainer::must_stop() const {
     return stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes);
 }
 
-// One optimizer step: micro-steps of forward and backward, then one update.
-bool Trainer::train_step() {
-    const double begin = seconds_now();
-    double data_seconds = 0;
-    StepReport report;
-    report.step = training_.step + 1;
-    report.lr = learning_rate(config_.schedule, config_.optimizer.lr, config_.training.steps, report.step);
+// One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is queued, and nothing
+// here waits for it but for batch buffers that are still being read.
+bool Trainer::queue_step() {
+    const int64_t step = queued_step_ + 1, micro_batch = config_.training.micro_batch_size;
+    const int64_t num_micro_steps = plan_.num_micro_steps(), rows_per_step = num_micro_steps * micro_batch;
+    const int64_t first_row = training_.rows_consumed + (queued_step_ - training_.step) * rows_per_step;
     const OptimizerConfig& o = config_.optimizer;
+    const Device& device = plan_.device();
     Model& model = plan_.model;
-    const int64_t micro_batch = config_.training.micro_batch_size, num_micro_steps = plan_.num_micro_steps();
-    step_begin(plan_.device(), plan_.step,
-               {.lr = report.lr,
+    QueuedStep& queued = queue_[static_cast<size_t>(step % 2)];
+    queued.begin.record();
+    queued.report = StepReport{};
+    queued.report.step = step;
+    queued.report.lr = learning_rate(config_.schedule, o.lr, config_.training.steps, step);
+    step_begin(device, plan_.step.get(),
+               {.lr = queued.report.lr,
                 .beta1 = o.beta1,
                 .beta2 = o.beta2,
                 .eps = o.eps,
                 .weight_decay = o.weight_decay,
-                .grad_clip = o.grad_clip});
-    plan_.device().zero(model.gradients());
+                .grad_clip = o.grad_clip,
+                .dynamic_loss_scale = model.dtype() == DType::f16});
+    device.zero(model.gradients());
     for (int64_t micro_step = 0; micro_step < num_micro_steps; ++micro_step) {
         if (must_stop()) return false;
+        HostBatch* const host = plan_.batch.next();
         const double data_begin = seconds_now();
-        fill_batch(data_.train, static_cast<uint64_t>(training_.rows_consumed + micro_step * micro_batch), micro_batch,
-                   micro_batch, &host_batch_);
-        data_seconds += seconds_now() - data_begin;
-        const MicroBatch batch = plan_.batch.upload(plan_.device(), host_batch_);
-        model.forward(batch, plan_.step);
-        model.backward(batch);
+        fill_batch(data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
+                   host);
+        queued.report.data_wait_seconds += seconds_now() - data_begin;
+        const MicroBatch batch = plan_.batch.upload();
+        micro_step_[static_cast<size_t>(plan_.batch.slot())].run([&] {
+            model.forward(batch, plan_.step.get());
+            model.backward(batch);
+        });
     }
     plan_.writer.wait_until_copied();
-    plan_.optimizer.update(model, plan_.step);
+    update_.run([&] { plan_.optimizer.update(model, plan_.step.get()); });
+    device.start_copy(DeviceStep::bytes_of(queued.block), plan_.step.tensor());
+    queued.end.record();
+    queued_step_ = step;
+    return true;
+}
 
+void Trainer::finish_step() {
+    const QueuedStep& queued = queue_[static_cast<size_t>((training_.step + 1) % 2)];
+    queued.end.wait();
+    const StepBlock& block = *queued.block;
     training_.step += 1;
-    training_.rows_consumed += num_micro_steps * micro_batch;
-    training_.state = plan_.step->state;
-    report.loss = plan_.step->decision.loss;
-    report.grad_norm = plan_.step->decision.grad_norm;
-    report.skipped = plan_.step->decision.apply == 0;
-    report.loss_scale = plan_.step->state.loss_scale;
+    training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
+    training_.state = block.state;
+    decision_ = block.decision;
+    StepReport report = queued.report;
+    report.loss = block.decision.loss;
+    report.grad_norm = block.decision.grad_norm;
+    report.skipped = block.decision.apply == 0;
+    report.loss_scale = block.state.loss_scale;
     report.tokens = training_.rows_consumed * config_.model.context_length;
     report.memory_bytes = plan_.total_bytes();
-    report.step_seconds = seconds_now() - begin;
-    report.data_wait_seconds = data_seconds;
+    report.step_seconds = queued.end.seconds_since(queued.begin);
     report.tokens_per_second = static_cast<double>(config_.training.batch_tokens) / report.step_seconds;
     training_.report = report;
     report_is_pending_ = true;
-    return true;
 }
 
 // Mean loss over the validation rows.
 bool Trainer::evaluate() {
-    *plan_.eval_step = StepBlock{};
+    plan_.eval_step.write(StepBlock{});
     const int64_t micro_batch = config_.training.micro_batch_size;
     Progress progress("evaluating", data_.val->num_rows(), "rows");
     for (int64_t row = 0; row < data_.val->num_rows(); row += micro_batch) {
         if (must_stop()) return false;
         const int64_t num_rows = std::min(micro_batch, data_.val->num_rows() - row);
-        fill_batch(*data_.val, static_cast<uint64_t>(row), num_rows, micro_batch, &host_batch_);
-        plan_.model.evaluate(plan_.batch.upload(plan_.device(), host_batch_), plan_.eval_step);
+        fill_batch(*data_.val, static_cast<uint64_t>(row), num_rows, micro_batch, plan_.batch.next());
+        plan_.model.evaluate(plan_.batch.upload(), plan_.eval_step.get());
         progress.advance(num_rows);
     }
-    training_.report.val_loss = plan_.eval_step->sums.loss / static_cast<double>(plan_.eval_step->sums.targets);
+    const StepSums sums = plan_.eval_step.read().sums;
+    training_.report.val_loss = sums.loss / static_cast<double>(sums.targets);
     return true;
 }
 
@@ -242,7 +282,7 @@ void Trainer::sample() {
 }
 
 int Trainer::stop_for_nonfinite() const {
-    if (!training_.report.skipped || plan_.step->decision.nonfinite == 0) return kExitDone;
+    if (!training_.report.skipped || decision_.nonfinite == 0) return kExitDone;
     if (config_.training.on_nonfinite == NonFinite::skip &&
         training_.state.consecutive_skips <= config_.training.max_skipped_steps)
         return kExitDone;
@@ -254,6 +294,10 @@ int Trainer::stop_for_nonfinite() const {
 }
 
 int Trainer::stop() {
+    while (training_.step < queued_step_) {
+        finish_step();
+        write_log();
+    }
     if (training_.step > 0) save(SaveMode::last_chance);
     const std::string why = stop_signal() != 0 ? join("by signal ", stop_signal())
                                                : join("after training.max_minutes ", config_.training.max_minutes);
@@ -280,7 +324,13 @@ int Trainer::run() {
         if (config_.sample.every > 0 && (is_due(config_.sample.every) || is_last()) && !must_stop()) sample();
         std::fflush(stdout);
         if (is_last()) return kExitDone;
-        if (must_stop() || !train_step()) return stop();
+        // On a GPU the next step is queued before the report of this one is awaited.
+        const int64_t ahead = plan_.device().is_cpu() ? 0 : 1;
+        do {
+            if (must_stop() || !queue_step()) return stop();
+        } while (queued_step_ <= training_.step + ahead && queued_step_ < config_.training.steps &&
+                 !pauses_after(queued_step_));
+        finish_step();
     }
 }
 
@@ -290,12 +340,31 @@ Device training_device(const Config& config) {
     const DeviceChoice wanted = config.training.device;
     const auto [device, reason] = choose_device(wanted == DeviceChoice::cuda  ? "cuda"
                                                 : wanted == DeviceChoice::cpu ? "cpu"
-                                                                              : "auto",
-                                                "train");
-    if (!reason.empty()) std::printf("device: the %s, since %s\n", device.name().c_str(), reason.c_str());
-    REQUIRE(config.training.precision == Precision::automatic || config.training.precision == Precision::fp32,
+                                                                              : "auto");
+    if (!reason.empty()) std::printf("device: %s, since %s\n", device.name().c_str(), reason.c_str());
+    REQUIRE(!device.is_cpu() || config.training.precision == Precision::automatic ||
+                config.training.precision == Precision::fp32,
             "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
     return device;
+}
+
+// What --resume means for this run folder: nothing to go on from, or a checkpoint that is whole.
+std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, const std::string& resume) {
+    remove_unfinished_checkpoints(run_dir);
+    const std::vector<std::string> existing = list_checkpoints(run_dir);
+    const bool takes_path = resume != "none" && resume != "auto";
+    REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
+            "): go on with --resume auto, or start anew with another name or run_dir");
+    if (takes_path) {
+        Checkpoint checkpoint = open_checkpoint(resume);
+        const fs::path owner = fs::weakly_canonical(checkpoint.folder).parent_path().parent_path();
+        REQUIRE(existing.empty() || owner == fs::weakly_canonical(run_dir), run_dir,
+                " holds checkpoints of its own, and ", resume,
+                " belongs to another run: start with another name or run_dir");
+        return checkpoint;
+    }
+    if (!existing.empty()) return open_checkpoint(run_dir);
+    return std::nullopt;
 }
 
 void print_plan(const TrainingPlan& plan) {
@@ -321,9 +390,10 @@ int dry_run(Config config) {
             throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
         std::printf("data: a run would stop here: %s\n", error.what());
     }
+    resolve_micro_batch(&config, device);
     const TrainingPlan plan(config, device);
     print_plan(plan);
-    if (is_for_cuda) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
+    if (!device.is_cpu()) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
     plan.check_memory();
     std::printf("nothing was started: this was --dry-run\n");
     return kExitDone;
@@ -339,13 +409,23 @@ int train(const TrainOptions& options) {
     const Device device = training_device(config);
     const TrainingData data(config);
     resolve_steps(&config, data.train_shards.num_tokens());
+    const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
+    if (checkpoint && config.training.micro_batch_is_auto) {
+        // Another size would round differently.
+        const TrainingConfig& then = checkpoint->config.training;
+        if (config.training.batch_tokens % (then.micro_batch_size * config.model.context_length) == 0) {
+            config.training.micro_batch_size = then.micro_batch_size;
+            config.training.micro_batch_is_auto = false;
+        }
+    }
+    resolve_micro_batch(&config, device);
     TrainingPlan plan(config, device);
     print_data(data);
     print_plan(plan);
     std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
     plan.allocate();
     Trainer trainer(config, folder, data, &plan);
-    trainer.start_or_resume(options.resume);
+    trainer.start(checkpoint);
     return trainer.run();
 }
 

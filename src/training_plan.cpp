@@ -2,29 +2,38 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdio>
-#include <new>
 
 #include "kernels/core/blas.h"
 #include "src/config_fields.h"
+#include "src/device_choice.h"
 #include "src/environment.h"
 
 namespace ingot {
 
 namespace {
 
-DType compute_type(const Config& config, const Device& device) {
-    switch (config.training.precision) {
-        case Precision::automatic:
-            return device.is_cpu() ? DType::f32 : DType::bf16;
-        case Precision::fp32:
-            return DType::f32;
-        case Precision::bf16:
-            return DType::bf16;
-        case Precision::fp16:
-            return DType::f16;
+// What CUDA itself takes while a run goes on: code of kernels, cuBLASLt's workspace, graphs.
+constexpr size_t kCudaReserve = size_t{640} << 20;
+// For a plan without a GPU: one of 80 GB, as an H100 shows it.
+constexpr size_t kPlannedMemory = size_t{79} << 30;
+
+// What a plan may take of the device.
+size_t memory_budget(const Device& device) {
+    const size_t free = device.is_planned() ? kPlannedMemory : device.free_memory();
+    return free - std::min(free, kCudaReserve);
+}
+
+// The largest micro-batch of at most `most` rows that divides the step and fits `budget`; 0 if none does.
+int64_t largest_micro_batch(Config config, const Device& device, int64_t most, size_t budget) {
+    const int64_t rows = config.training.batch_tokens / config.model.context_length;
+    for (int64_t size = std::min(rows, most); size >= 1; --size) {
+        if (rows % size != 0 || size * config.model.context_length > INT32_MAX) continue;
+        config.training.micro_batch_size = size;
+        if (TrainingPlan(config, device).total_bytes() <= budget) return size;
     }
-    return DType::f32;
+    return 0;
 }
 
 template <typename E>
@@ -46,14 +55,14 @@ std::string line(const char* format, Values... values) {
 TrainingPlan::TrainingPlan(const Config& config, const Device& device)
     : config_(config),
       device_(device),
-      model(device, config.model, compute_type(config, device),
+      model(device, config.model, compute_type(config.training.precision, device),
             config.training.micro_batch_size * config.model.context_length, config.model.context_length,
             config.training.recompute, config.training.z_loss, true, &memory_),
       optimizer(model, &memory_),
-      batch(model.max_tokens(), &memory_),
+      batch(device, model.max_tokens(), &memory_),
+      step(device, "step", &memory_),
+      eval_step(device, "eval_step", &memory_),
       writer(config, model, optimizer, device.is_cpu() ? &memory_ : &host_memory_) {
-    memory_.add("step", DType::u8, {sizeof(StepBlock)}, &step_tensor_);
-    memory_.add("eval_step", DType::u8, {sizeof(StepBlock)}, &eval_tensor_);
     if (config.sample.every > 0)
         generator = std::make_unique<Generator>(model, batch, config.model.context_length, &memory_);
 }
@@ -64,15 +73,39 @@ void TrainingPlan::check_memory() const {
     REQUIRE(available == 0 || host_bytes <= available, "the plan needs ", format_bytes(host_bytes), " of memory, ",
             format_bytes(available),
             " are free: use a smaller training.micro_batch_size, training.recompute = \"block\", or a smaller model");
+    if (device_.is_cpu()) return;
+    const size_t budget = memory_budget(device_);
+    if (total_bytes() <= budget) return;
+    const int64_t fits =
+        largest_micro_batch(config_, device_, config_.training.micro_batch_size - 1, budget);
+    throw UserError(join("the plan needs ", format_bytes(total_bytes()), " of ", device_.name(), "'s memory, ",
+                         format_bytes(budget), " can be used: ",
+                         fits > 0 ? join("use training.micro_batch_size ", fits, ", the largest that fits")
+                                  : "use training.recompute = \"block\", or a smaller model"));
 }
 
 void TrainingPlan::allocate() {
     check_memory();
     allocation_ = memory_.allocate(device_);
-    if (!device_.is_cpu()) host_allocation_ = host_memory_.allocate(Device::cpu());
-    step = new (step_tensor_.data) StepBlock{};
-    eval_step = new (eval_tensor_.data) StepBlock{};
+    if (!device_.is_cpu()) host_allocation_ = host_memory_.allocate_host(device_);
+    warm_up();
+    step.write(StepBlock{});
+    eval_step.write(StepBlock{});
     model.initialize_constants();
+}
+
+void TrainingPlan::warm_up() {
+    if (device_.is_cpu()) return;
+    HostBatch* const blank = batch.next();
+    blank->resize(model.max_tokens());
+    Device::cpu().zero(blank->all());
+    const MicroBatch micro_batch = batch.upload();
+    model.forward(micro_batch, step.get());
+    model.backward(micro_batch);
+    optimizer.update(model, step.get());
+    device_.zero(Tensor::contiguous(allocation_.get(), DType::u8, {static_cast<int64_t>(memory_.total_bytes())},
+                                    device_.kind()));
+    device_.synchronize();
 }
 
 int64_t TrainingPlan::num_micro_steps() const {
@@ -116,6 +149,7 @@ std::string TrainingPlan::features() const {
                      ? join(" and those of every ", config_.checkpoint.keep_every, " steps").c_str()
                      : "",
                  writer.describe().c_str());
+    if (!device_.is_cpu()) text += line("device: %s", device_.name().c_str());
     if (device_.is_cpu()) text += line("device: CPU, %d threads, %s", omp_get_max_threads(), blas_description());
     return text;
 }
@@ -124,6 +158,19 @@ std::string TrainingPlan::memory_table() const {
     std::string text = "memory plan:\n" + memory_.table();
     if (!device_.is_cpu() && host_memory_.total_bytes() > 0) text += "host memory plan:\n" + host_memory_.table();
     return text;
+}
+
+void resolve_micro_batch(Config* config, const Device& device) {
+    if (device.is_cpu() || !config->training.micro_batch_is_auto) return;
+    const size_t budget = memory_budget(device);
+    const int64_t size = largest_micro_batch(*config, device, INT64_MAX, budget);
+    if (size == 0) {
+        config->training.micro_batch_size = 1;
+        throw UserError(join("a micro-batch of one row needs ", format_bytes(TrainingPlan(*config, device).total_bytes()),
+                             " of ", device.name(), "'s memory, ", format_bytes(budget),
+                             " can be used: use training.recompute = \"block\", or a smaller model"));
+    }
+    config->training.micro_batch_size = size;
 }
 
 }  // namespace ingot

@@ -9,6 +9,7 @@
 #include "src/batch.h"
 #include "src/checkpoint_writer.h"
 #include "src/config.h"
+#include "src/device_step.h"
 #include "src/generate.h"
 #include "src/model.h"
 #include "src/optimizer.h"
@@ -22,10 +23,13 @@ class TrainingPlan {
     TrainingPlan(const TrainingPlan&) = delete;
     TrainingPlan& operator=(const TrainingPlan&) = delete;
 
-    // Throws UserError if it is more than the host has free.
+    // Throws UserError if it is more than the device or the host has free.
     void check_memory() const;
     // Checks that first.
     void allocate();
+    // CUDA: one step on blank memory, before there are weights, so that kernels are loaded and products have their
+    // algorithms when the first step comes. Leaves everything blank again.
+    void warm_up();
     size_t total_bytes() const { return memory_.total_bytes(); }
     int64_t num_micro_steps() const;
 
@@ -41,15 +45,19 @@ class TrainingPlan {
     Device device_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
-    Tensor step_tensor_, eval_tensor_;
 
   public:
     Model model;
     Optimizer optimizer;
     BatchBuffers batch;
     std::unique_ptr<Generator> generator;  // if samples are written
-    StepBlock *step = nullptr, *eval_step = nullptr;
+    DeviceStep step, eval_step;
     CheckpointWriter writer;  // last: it reads the model until its save has ended
 };
+
+// Where training.micro_batch_size is "auto": the largest that divides the step and that the device has memory for.
+// Throws UserError if not even one row fits. Does nothing on the CPU (the config's own default stands) and where a size
+// was given.
+void resolve_micro_batch(Config* config, const Device& device);
 
 }  // namespace ingot

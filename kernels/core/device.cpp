@@ -1,6 +1,7 @@
 #include "kernels/core/device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <iomanip>
@@ -71,6 +72,15 @@ CudaContext& Device::context() const {
 }
 
 void Device::copy(const Tensor& destination, const Tensor& source) const {
+    start_copy(destination, source, Queue::compute);
+#if INGOT_HAS_CUDA
+    const bool is_host_to_host = destination.device == DeviceKind::cpu && source.device == DeviceKind::cpu;
+    const bool is_in_device = destination.device == DeviceKind::cuda && source.device == DeviceKind::cuda;
+    if (!is_host_to_host && !is_in_device) cuda_synchronize(context());
+#endif
+}
+
+void Device::start_copy(const Tensor& destination, const Tensor& source, Queue queue) const {
     CHECK(destination.is_contiguous() && source.is_contiguous() && destination.dtype == source.dtype &&
               destination.numel() == source.numel(),
           "copy of ", source.describe(), " to ", destination.describe());
@@ -81,10 +91,9 @@ void Device::copy(const Tensor& destination, const Tensor& source) const {
         return;
     }
 #if INGOT_HAS_CUDA
-    cuda_copy(context(), destination.data, source.data, bytes,
-              destination.device == DeviceKind::cpu || source.device == DeviceKind::cpu);
+    cuda_start_copy(context(), queue, destination.data, source.data, bytes);
 #else
-    CHECK(false, "this build has no CUDA");
+    CHECK(false, "this build has no CUDA, queue ", static_cast<int>(queue));
 #endif
 }
 
@@ -120,6 +129,78 @@ std::shared_ptr<void> Device::allocate(size_t bytes) const {
     return {memory, std::free};
 }
 
+std::shared_ptr<void> Device::allocate_host(size_t bytes) const {
+#if INGOT_HAS_CUDA
+    if (!is_cpu()) return cuda_allocate_host(context(), align_up(std::max<size_t>(bytes, 1)));
+#endif
+    return Device::cpu().allocate(bytes);
+}
+
+size_t Device::free_memory() const {
+#if INGOT_HAS_CUDA
+    if (!is_cpu()) return cuda_free_memory(context());
+#endif
+    CHECK(false, "free_memory() of ", name_);
+    return 0;
+}
+
+namespace {
+
+double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+DeviceEvent::DeviceEvent(const Device& device) : device_(device) {
+#if INGOT_HAS_CUDA
+    if (!device.is_cpu() && !device.is_planned()) event_ = cuda_create_event(device.context());
+#endif
+}
+
+void DeviceEvent::record(Queue queue) {
+    is_recorded_ = true;
+#if INGOT_HAS_CUDA
+    if (event_) return cuda_record_event(device_.context(), event_.get(), queue);
+#else
+    (void)queue;
+#endif
+    seconds_ = seconds_now();
+}
+
+void DeviceEvent::wait() const {
+#if INGOT_HAS_CUDA
+    if (event_ && is_recorded_) cuda_wait_event(event_.get());
+#endif
+}
+
+void DeviceEvent::block(Queue queue) const {
+#if INGOT_HAS_CUDA
+    if (event_ && is_recorded_) cuda_block_queue(device_.context(), event_.get(), queue);
+#else
+    (void)queue;
+#endif
+}
+
+double DeviceEvent::seconds_since(const DeviceEvent& earlier) const {
+    CHECK(is_recorded_ && earlier.is_recorded_, "the time between events that were not recorded");
+#if INGOT_HAS_CUDA
+    if (event_) return cuda_seconds_between(earlier.event_.get(), event_.get());
+#endif
+    return seconds_ - earlier.seconds_;
+}
+
+void DeviceGraph::run(const std::function<void()>& work) {
+#if INGOT_HAS_CUDA
+    if (!device_.is_cpu()) {
+        if (!graph_) graph_ = cuda_record_graph(device_.context(), work);
+        cuda_launch_graph(device_.context(), graph_.get());
+        return;
+    }
+#endif
+    work();
+}
+
 void MemoryPlan::add(const std::string& name, DType dtype, std::initializer_list<int64_t> shape, Tensor* slot) {
     for (const Entry& entry : entries_) CHECK(entry.name != name, "memory plan: ", name, " is planned twice");
     *slot = Tensor::contiguous(nullptr, dtype, shape);
@@ -152,15 +233,24 @@ std::string MemoryPlan::table() const {
     return text.str();
 }
 
-std::shared_ptr<void> MemoryPlan::allocate(const Device& device, bool poison) {
-    std::shared_ptr<void> memory = device.allocate(total_);
-    const Tensor all = Tensor::contiguous(memory.get(), DType::u8, {static_cast<int64_t>(total_)}, device.kind());
-    device.fill_bytes(all, poison ? 0xff : 0);
+void MemoryPlan::place(const std::shared_ptr<void>& memory, const Device& device, uint8_t fill) {
+    device.fill_bytes(Tensor::contiguous(memory.get(), DType::u8, {static_cast<int64_t>(total_)}, device.kind()), fill);
     for (Entry& entry : entries_)
         for (Tensor* slot : entry.slots) {
             slot->data = static_cast<uint8_t*>(memory.get()) + entry.offset;
             slot->device = device.kind();
         }
+}
+
+std::shared_ptr<void> MemoryPlan::allocate(const Device& device, bool poison) {
+    std::shared_ptr<void> memory = device.allocate(total_);
+    place(memory, device, poison ? 0xff : 0);
+    return memory;
+}
+
+std::shared_ptr<void> MemoryPlan::allocate_host(const Device& device) {
+    std::shared_ptr<void> memory = device.allocate_host(total_);
+    place(memory, Device::cpu(), 0);
     return memory;
 }
 

@@ -14,7 +14,11 @@ namespace ingot {
 
 struct CudaContext;  // stream, cuBLASLt handle and workspace: kernels/cuda/context.h
 
-// A handle that ops take by const reference; cheap to copy. Work on a CUDA device is queued on one stream.
+// Queues of a CUDA device (streams): the work of each runs in order, beside that of the others. Ops use `compute`; the
+// other two copy what may move while it runs. The CPU device does everything at once.
+enum class Queue { compute, upload, download };
+
+// A handle that ops take by const reference; cheap to copy.
 class Device {
   public:
     static Device cpu();
@@ -37,16 +41,55 @@ class Device {
     // Sets all bytes, in stream order.
     void fill_bytes(const Tensor& tensor, uint8_t value) const;
     void zero(const Tensor& tensor) const { fill_bytes(tensor, 0); }
+    // The same, but returns at once: host memory must come from allocate_host() and be left alone until a DeviceEvent
+    // recorded after the copy is reached.
+    void start_copy(const Tensor& destination, const Tensor& source, Queue queue = Queue::compute) const;
     // Waits for all queued work and reports what failed in it.
     void synchronize() const;
 
-    // Plain memory, aligned to 256 bytes, as one allocation. Throws Error with exit code 5 when there is none.
+    // Memory of the device, aligned to 256 bytes, as one allocation. Throws Error with exit code 5 when there is none.
     std::shared_ptr<void> allocate(size_t bytes) const;
+    // Host memory for start_copy(): page-locked for a CUDA device.
+    std::shared_ptr<void> allocate_host(size_t bytes) const;
+    // CUDA only: what could be allocated now.
+    size_t free_memory() const;
 
   private:
     DeviceKind kind_ = DeviceKind::cpu;
     std::string name_;
     std::shared_ptr<CudaContext> context_;
+};
+
+// A point in the work of a queue.
+class DeviceEvent {
+  public:
+    explicit DeviceEvent(const Device& device);
+
+    void record(Queue queue = Queue::compute);
+    // Waits until the point is reached; returns at once where none was recorded. From any thread.
+    void wait() const;
+    // What is put into `queue` from now on begins after the point is reached. The host does not wait.
+    void block(Queue queue) const;
+    // Between two points that were reached.
+    double seconds_since(const DeviceEvent& earlier) const;
+
+  private:
+    Device device_;
+    bool is_recorded_ = false;
+    double seconds_ = 0;           // CPU: when it was recorded
+    std::shared_ptr<void> event_;  // CUDA
+};
+
+// Work that is queued again and again with the same memory and shapes. On CUDA the first call records it as a graph,
+// and each call launches that graph as one; on the CPU each call does the work.
+class DeviceGraph {
+  public:
+    explicit DeviceGraph(const Device& device) : device_(device) {}
+    void run(const std::function<void()>& work);
+
+  private:
+    Device device_;
+    std::shared_ptr<void> graph_;
 };
 
 // All long-lived memory is planned by name before any of it is allocated, so that the plan can be printed without a
@@ -64,8 +107,11 @@ class MemoryPlan {
     // Allocates everything and fills the slots. `poison` fills the memory with 0xff bytes (NaN in every float format);
     // otherwise it is zeroed.
     std::shared_ptr<void> allocate(const Device& device, bool poison = false);
+    // The same in host memory that `device` copies to and from without waiting.
+    std::shared_ptr<void> allocate_host(const Device& device);
 
   private:
+    void place(const std::shared_ptr<void>& memory, const Device& device, uint8_t fill);
     struct Entry {
         std::string name;
         size_t offset, bytes;

@@ -20,7 +20,8 @@ CudaContext::~CudaContext() {
     matmul_plans.reset();
     if (cublaslt_workspace != nullptr) (void)cudaFree(cublaslt_workspace);
     if (cublaslt != nullptr) (void)cublasLtDestroy(cublaslt);
-    if (stream != nullptr) (void)cudaStreamDestroy(stream);
+    for (cudaStream_t queue : {stream, upload, download})
+        if (queue != nullptr) (void)cudaStreamDestroy(queue);
 }
 
 int cuda_device_count(std::string* why) {
@@ -51,7 +52,8 @@ std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name) {
     context->index = index;
     CUDA_CHECK(cudaSetDevice(index));
     CUDA_CHECK(cudaGetDeviceProperties(&context->properties, index));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
+    for (cudaStream_t* queue : {&context->stream, &context->upload, &context->download})
+        CUDA_CHECK(cudaStreamCreateWithFlags(queue, cudaStreamNonBlocking));
     CUBLAS_CHECK(cublasLtCreate(&context->cublaslt));
     if (cudaMalloc(&context->cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes) != cudaSuccess) {
         (void)cudaGetLastError();
@@ -79,9 +81,27 @@ std::shared_ptr<void> cuda_allocate(CudaContext& context, size_t bytes) {
     return {memory, [](void* allocated) { (void)cudaFree(allocated); }};
 }
 
-void cuda_copy(CudaContext& context, void* destination, const void* source, size_t bytes, bool wait) {
-    CUDA_CHECK(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, context.stream));
-    if (wait) CUDA_CHECK(cudaStreamSynchronize(context.stream));
+std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes) {
+    void* memory = nullptr;
+    const cudaError_t status = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault);
+    if (status == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        throw Error(kExitAllocation, join("could not allocate ", format_bytes(bytes),
+                                          " of page-locked host memory: set a lower checkpoint.host_memory (0: none)"));
+    }
+    CUDA_CHECK(status);
+    return {memory, [](void* allocated) { (void)cudaFreeHost(allocated); }};
+}
+
+size_t cuda_free_memory(CudaContext& context) {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaSetDevice(context.index));
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return free;
+}
+
+void cuda_start_copy(CudaContext& context, Queue queue, void* destination, const void* source, size_t bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, context.stream_of(queue)));
 }
 
 void cuda_fill(CudaContext& context, void* data, uint8_t value, size_t bytes) {
@@ -90,6 +110,53 @@ void cuda_fill(CudaContext& context, void* data, uint8_t value, size_t bytes) {
 
 void cuda_synchronize(CudaContext& context) {
     CUDA_CHECK(cudaStreamSynchronize(context.stream));
+}
+
+std::shared_ptr<void> cuda_create_event(CudaContext&) {
+    cudaEvent_t event = nullptr;
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventBlockingSync));
+    return {event, [](void* created) { (void)cudaEventDestroy(static_cast<cudaEvent_t>(created)); }};
+}
+
+void cuda_record_event(CudaContext& context, void* event, Queue queue) {
+    CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), context.stream_of(queue)));
+}
+
+void cuda_wait_event(void* event) {
+    CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
+}
+
+void cuda_block_queue(CudaContext& context, void* event, Queue queue) {
+    CUDA_CHECK(cudaStreamWaitEvent(context.stream_of(queue), static_cast<cudaEvent_t>(event)));
+}
+
+double cuda_seconds_between(void* earlier, void* later) {
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
+    return milliseconds * 1e-3;
+}
+
+std::shared_ptr<void> cuda_record_graph(CudaContext& context, const std::function<void()>& work) {
+    cudaGraph_t graph = nullptr;
+    // Thread-local: what other threads do meanwhile (a checkpoint being copied) is no part of it.
+    CUDA_CHECK(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
+    try {
+        work();
+    } catch (...) {
+        (void)cudaStreamEndCapture(context.stream, &graph);
+        if (graph != nullptr) (void)cudaGraphDestroy(graph);
+        throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(context.stream, &graph));
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    CUDA_CHECK(status);
+    return {executable, [](void* created) { (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(created)); }};
+}
+
+void cuda_launch_graph(CudaContext& context, void* graph) {
+    CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), context.stream));
 }
 
 void cuda_failed(const char* file, int line, const char* expression, const std::string& text) {

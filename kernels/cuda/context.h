@@ -6,10 +6,12 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "kernels/core/check.h"
+#include "kernels/core/device.h"
 
 namespace ingot {
 
@@ -18,7 +20,8 @@ struct MatmulPlans;  // descriptors and algorithms of the products seen so far: 
 struct CudaContext {
     int index = 0;
     cudaDeviceProp properties{};
-    cudaStream_t stream = nullptr;
+    cudaStream_t stream = nullptr;  // Queue::compute
+    cudaStream_t upload = nullptr, download = nullptr;
     cublasLtHandle_t cublaslt = nullptr;
     void* cublaslt_workspace = nullptr;
     static constexpr size_t kCublasLtWorkspaceBytes = 64u << 20;  // what NVIDIA recommends for Hopper is 32 MiB
@@ -27,6 +30,9 @@ struct CudaContext {
     CudaContext(const CudaContext&) = delete;
     CudaContext& operator=(const CudaContext&) = delete;
     ~CudaContext();
+    cudaStream_t stream_of(Queue queue) const {
+        return queue == Queue::compute ? stream : queue == Queue::upload ? upload : download;
+    }
 };
 
 // How many GPUs can be used. Never throws: 0 comes with its reason.
@@ -34,10 +40,22 @@ int cuda_device_count(std::string* why);
 std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name);
 // Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
-// Between any two of host and device, in stream order. With `wait` the copy is complete on return.
-void cuda_copy(CudaContext&, void* destination, const void* source, size_t bytes, bool wait);
+// Page-locked host memory. Throws Error with exit code 5 when there is not enough.
+std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes);
+size_t cuda_free_memory(CudaContext&);
+// Between any two of host and device, in the order of the queue.
+void cuda_start_copy(CudaContext&, Queue queue, void* destination, const void* source, size_t bytes);
 void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
 void cuda_synchronize(CudaContext&);
+
+// Events (cudaEvent_t) and graphs (cudaGraphExec_t) as opaque handles: DeviceEvent and DeviceGraph of core/device.h.
+std::shared_ptr<void> cuda_create_event(CudaContext&);
+void cuda_record_event(CudaContext&, void* event, Queue queue);
+void cuda_wait_event(void* event);
+void cuda_block_queue(CudaContext&, void* event, Queue queue);
+double cuda_seconds_between(void* earlier, void* later);
+std::shared_ptr<void> cuda_record_graph(CudaContext&, const std::function<void()>& work);
+void cuda_launch_graph(CudaContext&, void* graph);
 
 [[noreturn]] void cuda_failed(const char* file, int line, const char* expression, const std::string& text);
 // After each launch: reports a launch that was refused, by the op's name.

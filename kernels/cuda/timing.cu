@@ -1,21 +1,13 @@
 #include "kernels/cuda/timing.h"
 
-#include "kernels/core/rng.h"
 #include "kernels/cuda/context.h"
-#include "kernels/cuda/vec.cuh"
+#include "kernels/fill.h"
 
 namespace ingot {
 
 namespace {
 
 constexpr int kThreads = 256;
-
-template <typename T>
-__global__ void fill_normals_kernel(T* data, int64_t count, uint64_t seed, float scale) {
-    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride)
-        data[i] = from_float<T>(scale * random_normal(seed, 0, static_cast<uint64_t>(i)));
-}
 
 // A block copies kUnroll * kThreads vectors; a thread's loads are all in flight before its first store.
 constexpr int kUnroll = 4;
@@ -61,15 +53,7 @@ double CudaTimer::stop() {
 }
 
 void fill_normals_cuda(const Device& device, const Tensor& tensor, uint64_t seed, float scale) {
-    CHECK(tensor.is_contiguous(), "fill_normals: ", tensor.describe(), " must be contiguous");
-    if (tensor.numel() == 0) return;
-    const CudaContext& context = device.context();
-    for_cuda_type(tensor.dtype, "fill_normals", [&](auto element) {
-        using T = decltype(element);
-        fill_normals_kernel<T><<<context.properties.multiProcessorCount * 8, kThreads, 0, context.stream>>>(
-            tensor.get<T>(), tensor.numel(), seed, scale);
-    });
-    CUDA_CHECK_LAUNCH("fill_normals");
+    fill_normal(device, {.out = tensor, .seed = seed, .stream = 0, .std = scale});
 }
 
 void copy_kernel_cuda(const Device& device, const Tensor& destination, const Tensor& source) {

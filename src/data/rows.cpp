@@ -193,13 +193,34 @@ void ValidationRows::fill(uint64_t row, const RowView& out) const {
 
 // ---- Micro-batches ----
 
+void HostBatch::resize(int64_t n) {
+    if (n > capacity_) {
+        memory_ = device_.allocate_host(static_cast<size_t>(kArrays * n) * sizeof(int32_t));
+        capacity_ = n;
+    }
+    int32_t* data = static_cast<int32_t*>(memory_.get());
+    for (std::span<int32_t>* array : {&tokens, &targets, &positions, &first_key, &end_key, &first_query, &end_query}) {
+        *array = {data, static_cast<size_t>(n)};
+        data += n;
+    }
+}
+
+Tensor HostBatch::all() const {
+    return Tensor::contiguous(memory_.get(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
+}
+
+AttentionMask HostBatch::mask() const {
+    const auto view = [](std::span<int32_t> values) {
+        return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
+    };
+    return {view(first_key), view(end_key), view(first_query), view(end_query)};
+}
+
 void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch) {
     const int64_t T = rows.context_length(), N = batch_rows * T;
     CHECK(0 <= num_rows && num_rows <= batch_rows && batch_rows > 0, num_rows, " rows in a batch of ", batch_rows);
     CHECK(N <= INT32_MAX, "a micro-batch of ", N, " tokens: positions are int32");
-    for (std::vector<int32_t>* values : {&batch->tokens, &batch->targets, &batch->positions, &batch->first_key,
-                                         &batch->end_key, &batch->first_query, &batch->end_query})
-        values->resize(static_cast<size_t>(N));
+    batch->resize(N);
     batch->document_starts.clear();
     std::vector<int64_t> row_starts;
     for (int64_t b = 0; b < batch_rows; ++b) {
@@ -212,12 +233,7 @@ void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t 
             fill_padding(0, T, view);
         for (const int64_t start : row_starts) batch->document_starts.push_back(b * T + start);
     }
-    const auto view = [N](std::vector<int32_t>& values) { return Tensor::contiguous(values.data(), DType::i32, {N}); };
-    fill_document_mask({.first_key = view(batch->first_key),
-                        .end_key = view(batch->end_key),
-                        .first_query = view(batch->first_query),
-                        .end_query = view(batch->end_query)},
-                       batch->document_starts, true);
+    fill_document_mask(batch->mask(), batch->document_starts, true);
 }
 
 }  // namespace ingot

@@ -11,6 +11,7 @@
 
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "kernels/attention/attention.h"
@@ -106,11 +107,27 @@ class ValidationRows : public Rows {
 // A keyed permutation of [0, count): the image of `index`. A pure function of its arguments on every platform.
 uint64_t permuted_index(uint64_t index, uint64_t count, uint64_t seed, uint64_t stream);
 
-// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory. All of size N, but document_starts.
-struct HostBatch {
-    std::vector<int32_t> tokens, targets, positions;
-    std::vector<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
+// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: seven arrays of N, one after another, so
+// that one copy takes all of them to a device.
+class HostBatch {
+  public:
+    // Memory that `device` can copy from while the program goes on; it grows as needed.
+    explicit HostBatch(const Device& device = Device::cpu()) : device_(device) {}
+
+    // Sets N; what the arrays hold is lost.
+    void resize(int64_t n);
+    std::span<int32_t> tokens, targets, positions;
+    std::span<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
     std::vector<int64_t> document_starts;
+
+    static constexpr int64_t kArrays = 7;
+    Tensor all() const;          // (7, N) int32: the arrays in the order above
+    AttentionMask mask() const;  // host tensors
+
+  private:
+    Device device_;
+    std::shared_ptr<void> memory_;
+    int64_t capacity_ = 0;
 };
 
 // Rows [first_row, first_row + num_rows) of `rows`, then padding (token 0, ignored targets, a document a row) up to

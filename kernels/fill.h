@@ -1,0 +1,37 @@
+// Whole tensors filled or converted: how weights begin. All contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+// out[i] = std * random_normal(seed, stream, i), in fp32 (core/rng.h), rounded to out's dtype once: the same bits on
+// every device.
+struct FillNormal {
+    Tensor out;
+    uint64_t seed, stream;
+    double std;
+};
+void fill_normal(const Device&, const FillNormal&);
+
+// out[i] = value, rounded to out's dtype.
+struct FillValue {
+    Tensor out;
+    double value;
+};
+void fill_value(const Device&, const FillValue&);
+
+// out[i] = in[i], rounded to nearest even. `in` is fp32; out is bf16 or fp16.
+struct RoundTo {
+    Tensor out, in;
+};
+void round_to(const Device&, const RoundTo&);
+
+// The CUDA twins, called by the functions above once shapes are checked.
+void fill_normal_cuda(const Device&, const FillNormal&);
+void fill_value_cuda(const Device&, const FillValue&);
+void round_to_cuda(const Device&, const RoundTo&);
+
+}  // namespace ingot

@@ -1,0 +1,51 @@
+#include "kernels/core/rng.h"
+#include "kernels/fill.h"
+
+namespace ingot {
+
+namespace {
+
+void check_whole(const Device& device, const char* op, const Tensor& tensor) {
+    CHECK(tensor.is_contiguous() && tensor.device == device.kind(), op, ": ", tensor.describe(),
+          " must be contiguous and on ", device.name());
+}
+
+}  // namespace
+
+void fill_normal(const Device& device, const FillNormal& a) {
+    check_whole(device, "fill_normal", a.out);
+    INGOT_DISPATCH(device, for_cpu_scalar(a.out.dtype, "fill_normal",
+                                          [&](auto scalar) {
+                                              using T = decltype(scalar);
+                                              T* const data = a.out.get<T>();
+                                              const float std = static_cast<float>(a.std);
+                                              const int64_t count = a.out.numel();
+#pragma omp parallel for schedule(static)
+                                              for (int64_t i = 0; i < count; ++i)
+                                                  data[i] = static_cast<T>(
+                                                      std * random_normal(a.seed, a.stream, static_cast<uint64_t>(i)));
+                                          }),
+                   fill_normal_cuda(device, a));
+}
+
+void fill_value(const Device& device, const FillValue& a) {
+    check_whole(device, "fill_value", a.out);
+    INGOT_DISPATCH(device, for_cpu_scalar(a.out.dtype, "fill_value",
+                                          [&](auto scalar) {
+                                              using T = decltype(scalar);
+                                              std::fill_n(a.out.get<T>(), a.out.numel(), static_cast<T>(a.value));
+                                          }),
+                   fill_value_cuda(device, a));
+}
+
+void round_to(const Device& device, const RoundTo& a) {
+    check_whole(device, "round_to", a.out);
+    check_whole(device, "round_to", a.in);
+    CHECK(a.in.dtype == DType::f32 && a.in.numel() == a.out.numel() &&
+              (a.out.dtype == DType::bf16 || a.out.dtype == DType::f16),
+          "round_to of ", a.in.describe(), " to ", a.out.describe());
+    CHECK(!device.is_cpu(), "round_to runs on CUDA: the CPU device computes in fp32");
+    INGOT_DISPATCH(device, , round_to_cuda(device, a));
+}
+
+}  // namespace ingot
