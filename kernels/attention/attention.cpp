@@ -1,9 +1,11 @@
 // Checks, the choice of kernel, and what all kernels share.
 #include "kernels/attention/attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/attention/attention_cpu.h"
+#include "kernels/attention/plain.h"
 
 namespace ingot {
 
@@ -21,10 +23,8 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
            const Tensor& slopes, const AttentionMask& mask) {
     CHECK(q.rank == 3 && k.rank == 3, "attention: q is ", q.describe(), ", k is ", k.describe(),
           ", they must be (N, heads, HS)");
-    const int64_t N = q.shape[0], NH = q.shape[1], NKV = k.shape[1], HS = q.shape[2];
+    const int64_t N = q.shape[0], NH = q.shape[1], NKV = k.shape[1];
     CHECK(NKV >= 1 && NH % NKV == 0, "attention: ", NH, " query heads are not a multiple of ", NKV, " key/value heads");
-    CHECK(HS >= 2 && HS % 2 == 0 && HS <= kMaxHeadSize, "attention: head size ", HS,
-          " is not supported on the CPU: use ", "an even one up to ", kMaxHeadSize);
     check_heads(device, "q", q, N, NH, q);
     check_heads(device, "k", k, N, NKV, q);
     check_heads(device, "v", v, N, NKV, q);
@@ -32,17 +32,50 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
     check_tensor("attention", "lse", lse, {NH, N}, stats, device.kind());
     CHECK(lse.is_contiguous(), "attention: lse is ", lse.describe(), ", it must be contiguous");
     if (slopes) check_tensor("attention", "slopes", slopes, {NH}, stats, device.kind());
-    for (const Tensor* tensor : {&mask.first_key, &mask.end_key, &mask.first_query, &mask.end_query})
+    CHECK(!slopes || slopes.is_contiguous(), "attention: slopes are ", slopes.describe(), ", they must be contiguous");
+    for (const Tensor* tensor : {&mask.first_key, &mask.end_key, &mask.first_query, &mask.end_query}) {
         check_tensor("attention", "mask", *tensor, {N}, DType::i32, device.kind());
-    CHECK(device.is_cpu(), "attention runs on the CPU device only: use Device::cpu()");
+        CHECK(tensor->is_contiguous(), "attention: the mask has ", tensor->describe(), ", it must be contiguous");
+    }
 }
 
 }  // namespace
 
+AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head_size) {
+    if (device.is_cpu()) {
+        CHECK(dtype == DType::f32 || dtype == DType::f64, "attention on the CPU runs in fp32 or fp64, not in ",
+              name_of(dtype), ": convert the tensors first");
+        CHECK(head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHeadSize, "attention: head size ", head_size,
+              " is not supported on the CPU: use an even one up to ", kMaxHeadSize);
+        return {AttentionKernel::cpu, "the device is the CPU"};
+    }
+    CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
+          "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
+    CHECK(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), head_size) != std::end(kPlainHeadSizes),
+          "attention: head size ", head_size, " is not supported on CUDA: use 32, 64, 96 or 128");
+    return {AttentionKernel::plain, "the only kernel for CUDA: any GPU, no tensor cores"};
+}
+
+const char* name_of(AttentionKernel kernel) {
+    switch (kernel) {
+        case AttentionKernel::cpu:
+            return "cpu";
+        case AttentionKernel::plain:
+            return "plain";
+    }
+    return "?";
+}
+
+size_t attention_backward_workspace(const Device& device, const Tensor& q) {
+    CHECK(q.rank == 3, "attention_backward: q is ", q.describe(), ", it must be (N, NH, HS)");
+    return device.is_cpu() ? 0 : static_cast<size_t>(q.shape[0] * q.shape[1]) * sizeof(float);
+}
+
 void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
-    attention_forward_cpu(a);
+    (void)choose_attention(device, a.q.dtype, a.q.shape[2]);  // each device has one kernel
+    INGOT_DISPATCH(device, attention_forward_cpu(a), attention_forward_plain_cuda(device, a));
 }
 
 void attention_backward(const Device& device, const AttentionBackward& a) {
@@ -53,7 +86,13 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
     check_heads(device, "dq", a.dq, N, NH, a.q);
     check_heads(device, "dk", a.dk, N, NKV, a.q);
     check_heads(device, "dv", a.dv, N, NKV, a.q);
-    attention_backward_cpu(a);
+    (void)choose_attention(device, a.q.dtype, a.q.shape[2]);  // each device has one kernel
+    const auto workspace = static_cast<int64_t>(attention_backward_workspace(device, a.q));
+    CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
+                             a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
+          "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
+          " bytes: plan attention_backward_workspace()");
+    INGOT_DISPATCH(device, attention_backward_cpu(a), attention_backward_plain_cuda(device, a));
 }
 
 std::vector<double> alibi_slopes(int64_t num_heads) {

@@ -7,16 +7,24 @@
 // boundary. Which keys a query sees is an interval, and the same from the key's side; causal, full, documents and
 // sliding windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
 //
+// The CPU runs every even head size up to 256 in fp32 and fp64, CUDA runs 32, 64, 96 and 128 in fp32, bf16 and fp16:
+// fp32 inside, one rounding at the store. All sums run in an order that shapes and mask fix: the same bits every time.
+// The CPU refuses a mask that leaves the row or decreases; on CUDA no host sees it, and the result is then undefined.
+// What a query does not see has no part in its result as long as it is finite: NaN and infinity may spread within a
+// tile.
+//
 // Flash attention (Dao et al. 2022; Dao 2023), GQA (Ainslie et al. 2023), ALiBi (Press et al. 2022).
 #pragma once
 
+#include <cstddef>
+#include <string>
 #include <vector>
 
 #include "kernels/core/device.h"
 
 namespace ingot {
 
-// All (N) int32 and non-decreasing. Query i sees keys [first_key[i], end_key[i]); key j is seen by queries
+// All (N) int32, contiguous and non-decreasing. Query i sees keys [first_key[i], end_key[i]); key j is seen by queries
 // [first_query[j], end_query[j]). Both sides describe the same set of pairs.
 struct AttentionMask {
     Tensor first_key, end_key, first_query, end_query;
@@ -24,7 +32,7 @@ struct AttentionMask {
 
 // q, out: (N, NH, HS); k, v: (N, NKV, HS): strided views with a contiguous last axis, e.g. slices of a fused QKV
 // buffer. lse: (NH, N) fp32 (fp64 for fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query
-// sees no key (its output is 0 then). slopes: (NH) fp32 (fp64), or none.
+// sees no key (its output is 0 then). slopes: (NH) fp32 (fp64), or none. Outputs may not overlap inputs.
 struct AttentionForward {
     Tensor out, lse;
     Tensor q, k, v, slopes;
@@ -39,8 +47,20 @@ struct AttentionBackward {
     Tensor dout, out, lse, q, k, v, slopes;
     AttentionMask mask;
     double scale;
+    Tensor workspace = {};  // uint8, at least attention_backward_workspace(device, q); may be empty on the CPU
 };
 void attention_backward(const Device&, const AttentionBackward&);
+// In bytes; depends on the shape of q alone, and is known without a GPU. Four bytes for each query and head.
+size_t attention_backward_workspace(const Device&, const Tensor& q);
+
+// Which kernel the two functions above take, and why: for the log. Throws Error with what would run if none does.
+enum class AttentionKernel : uint8_t { cpu, plain };
+struct AttentionChoice {
+    AttentionKernel kernel;
+    std::string reason;
+};
+AttentionChoice choose_attention(const Device&, DType dtype, int64_t head_size);
+const char* name_of(AttentionKernel kernel);
 
 // The slopes of the paper, section 3, also for a head count that is not a power of two (appendix A.3): with n2 the
 // largest power of two <= NH, head h gets 2^(-8 (h + 1) / n2), and beyond n2 the odd powers of 2^(-4 / n2).

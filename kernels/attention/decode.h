@@ -7,7 +7,8 @@
 // last row of attention_forward (attention.h) over a causal document of S tokens; sums run in another order, so that
 // the two agree but for rounding. The work is O(S) where a whole forward pass would be O(S^2).
 //
-// Contract as in attention.h: strided views with a contiguous last axis; softmax in fp32 (fp64 for fp64 q).
+// Contract as in attention.h: strided views with a contiguous last axis; softmax in fp32 (fp64 for fp64 q). Every even
+// head size up to 256, on CUDA too (fp32, bf16 and fp16 there). Sums run in a fixed order: the same bits every time.
 #pragma once
 
 #include "kernels/core/device.h"
@@ -29,5 +30,9 @@ struct KvCacheAppend {
     Tensor k, v;
 };
 void kv_cache_append(const Device&, const KvCacheAppend&);
+
+// The CUDA twins, called by the functions above once shapes are checked.
+void attention_decode_cuda(const Device&, const AttentionDecode&);
+void kv_cache_append_cuda(const Device&, const KvCacheAppend&);
 
 }  // namespace ingot

@@ -11,6 +11,7 @@ namespace ingot {
 namespace {
 
 constexpr int64_t kTile = 128;
+constexpr int64_t kMaxHeadSize = 256;
 
 void check_heads(const Device& device, const char* op, const char* name, const Tensor& tensor,
                  std::initializer_list<int64_t> shape, DType dtype) {
@@ -62,6 +63,19 @@ void decode_cpu(const AttentionDecode& a) {
     }
 }
 
+void append_cpu(const KvCacheAppend& a) {
+    const size_t bytes = static_cast<size_t>(a.k.shape[2] * size_of(a.k.dtype));
+    const auto at = [](const Tensor& tensor, int64_t i, int64_t h) {
+        return static_cast<uint8_t*>(tensor.data) +
+               (i * tensor.stride[0] + h * tensor.stride[1]) * size_of(tensor.dtype);
+    };
+    for (int64_t i = 0; i < a.k.shape[0]; ++i)
+        for (int64_t h = 0; h < a.k.shape[1]; ++h) {
+            std::memcpy(at(a.cache_k, i, h), at(a.k, i, h), bytes);
+            std::memcpy(at(a.cache_v, i, h), at(a.v, i, h), bytes);
+        }
+}
+
 }  // namespace
 
 void attention_decode(const Device& device, const AttentionDecode& a) {
@@ -71,13 +85,16 @@ void attention_decode(const Device& device, const AttentionDecode& a) {
     CHECK(S >= 1, "attention_decode: the cache is empty, it must hold the query's own key");
     CHECK(NKV >= 1 && NH % NKV == 0, "attention_decode: ", NH, " query heads are not a multiple of ", NKV,
           " key/value heads");
+    CHECK(HS >= 2 && HS % 2 == 0 && HS <= kMaxHeadSize, "attention_decode: head size ", HS,
+          " is not supported: use an even one up to ", kMaxHeadSize);
     check_heads(device, "attention_decode", "q", a.q, {NH, HS}, a.q.dtype);
     check_heads(device, "attention_decode", "out", a.out, {NH, HS}, a.q.dtype);
     check_heads(device, "attention_decode", "k", a.k, {S, NKV, HS}, a.q.dtype);
     check_heads(device, "attention_decode", "v", a.v, {S, NKV, HS}, a.q.dtype);
     if (a.slopes) check_heads(device, "attention_decode", "slopes", a.slopes, {NH}, accumulation_dtype(a.q.dtype));
-    CHECK(device.is_cpu(), "attention_decode runs on the CPU device only: use Device::cpu()");
-    for_cpu_scalar(a.q.dtype, "attention_decode", [&](auto scalar) { decode_cpu<decltype(scalar)>(a); });
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.q.dtype, "attention_decode", [&](auto scalar) { decode_cpu<decltype(scalar)>(a); }),
+                   attention_decode_cuda(device, a));
 }
 
 void kv_cache_append(const Device& device, const KvCacheAppend& a) {
@@ -86,17 +103,7 @@ void kv_cache_append(const Device& device, const KvCacheAppend& a) {
     for (const auto& [name, tensor] :
          {std::pair{"k", &a.k}, {"v", &a.v}, {"cache_k", &a.cache_k}, {"cache_v", &a.cache_v}})
         check_heads(device, "kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype);
-    CHECK(device.is_cpu(), "kv_cache_append runs on the CPU device only: use Device::cpu()");
-    const size_t bytes = static_cast<size_t>(HS * size_of(a.k.dtype));
-    const auto at = [](const Tensor& tensor, int64_t i, int64_t h) {
-        return static_cast<uint8_t*>(tensor.data) +
-               (i * tensor.stride[0] + h * tensor.stride[1]) * size_of(tensor.dtype);
-    };
-    for (int64_t i = 0; i < n; ++i)
-        for (int64_t h = 0; h < NKV; ++h) {
-            std::memcpy(at(a.cache_k, i, h), at(a.k, i, h), bytes);
-            std::memcpy(at(a.cache_v, i, h), at(a.v, i, h), bytes);
-        }
+    INGOT_DISPATCH(device, append_cpu(a), kv_cache_append_cuda(device, a));
 }
 
 }  // namespace ingot

@@ -42,23 +42,40 @@ inline testing::AssertionResult same_bits(const AttentionResult& a, const Attent
     return testing::AssertionSuccess();
 }
 
+// Elements of each row of the buffers before and after those that are used; they stay NaN. Odd counts make views that
+// no 16-byte access fits.
+struct AttentionPadding {
+    int64_t before = 0, after = 0;
+};
+
 // q, k and v are slices of one (N, (NH + 2 NKV) HS) buffer, and so are their gradients; out and dout are (N, NH HS).
+// The inputs are rounded to `rounding` first, so that runs in several types can see the same numbers.
 struct AttentionRun {
-    AttentionRun(const AttentionCase& c, DType dtype)
+    AttentionRun(const AttentionCase& c, DType dtype, DType rounding = DType::f32, const Device& device = Device::cpu(),
+                 AttentionPadding padding = {})
         : c(c),
-          qkv(cpu, dtype, {c.N, (c.NH + 2 * c.NKV) * c.HS},
-              rounded(normals(c.N * (c.NH + 2 * c.NKV) * c.HS, 21, c.value_scale), DType::f32)),
-          dqkv(cpu, dtype, {c.N, (c.NH + 2 * c.NKV) * c.HS}),
-          out(cpu, dtype, {c.N, c.NH * c.HS}),
-          dout(cpu, dtype, {c.N, c.NH * c.HS}, rounded(normals(c.N * c.NH * c.HS, 22), DType::f32)),
-          lse(cpu, dtype, {c.NH, c.N}),
-          slopes(cpu, dtype, {c.NH}, alibi_slopes(c.NH)),
-          first_key(cpu, DType::i32, {c.N}),
-          end_key(cpu, DType::i32, {c.N}),
-          first_query(cpu, DType::i32, {c.N}),
-          end_query(cpu, DType::i32, {c.N}) {
+          device(device),
+          padding(padding),
+          qkv(device, dtype, {c.N, padded(qkv_width())}),
+          dqkv(device, dtype, {c.N, padded(qkv_width())}),
+          out(device, dtype, {c.N, padded(out_width())}),
+          dout(device, dtype, {c.N, padded(out_width())}),
+          lse(device, accumulation_dtype(dtype), {c.NH, c.N}),
+          slopes(device, accumulation_dtype(dtype), {c.NH}, alibi_slopes(c.NH)),
+          first_key(device, DType::i32, {c.N}),
+          end_key(device, DType::i32, {c.N}),
+          first_query(device, DType::i32, {c.N}),
+          end_query(device, DType::i32, {c.N}),
+          workspace(device, DType::u8,
+                    {static_cast<int64_t>(attention_backward_workspace(device, heads(qkv, 0, c.NH)))}) {
+        qkv.set(pad(rounded(normals(c.N * qkv_width(), 21, c.value_scale), rounding)));
+        dout.set(pad(rounded(normals(c.N * out_width(), 22), rounding)));
         if (c.window.first < 0) {
-            fill_document_mask(mask(), c.starts, c.is_causal);
+            const Device cpu = Device::cpu();
+            const Buffer arrays[] = {
+                {cpu, DType::i32, {c.N}}, {cpu, DType::i32, {c.N}}, {cpu, DType::i32, {c.N}}, {cpu, DType::i32, {c.N}}};
+            fill_document_mask({arrays[0], arrays[1], arrays[2], arrays[3]}, c.starts, c.is_causal);
+            set_mask(arrays[0].values(), arrays[1].values(), arrays[2].values(), arrays[3].values());
             return;
         }
         std::vector<double> columns[4];
@@ -72,6 +89,10 @@ struct AttentionRun {
         set_mask(columns[0], columns[1], columns[2], columns[3]);
     }
 
+    int64_t qkv_width() const { return (c.NH + 2 * c.NKV) * c.HS; }
+    int64_t out_width() const { return c.NH * c.HS; }
+    int64_t padded(int64_t width) const { return padding.before + width + padding.after; }
+
     AttentionMask mask() const { return {first_key, end_key, first_query, end_query}; }
     void set_mask(const std::vector<double>& first_keys, const std::vector<double>& end_keys,
                   const std::vector<double>& first_queries, const std::vector<double>& end_queries) {
@@ -81,11 +102,43 @@ struct AttentionRun {
         end_query.set(end_queries);
     }
 
+    // Rows with NaN round them, and without.
+    std::vector<double> pad(const std::vector<double>& rows) const {
+        const int64_t width = static_cast<int64_t>(rows.size()) / c.N;
+        std::vector<double> result(static_cast<size_t>(c.N * padded(width)), std::numeric_limits<double>::quiet_NaN());
+        for (int64_t n = 0; n < c.N; ++n)
+            std::copy_n(rows.begin() + n * width, width, result.begin() + n * padded(width) + padding.before);
+        return result;
+    }
+    std::vector<double> unpad(const std::vector<double>& rows) const {
+        const int64_t width = static_cast<int64_t>(rows.size()) / c.N;
+        std::vector<double> result;
+        for (int64_t n = 0; n < c.N; ++n)
+            result.insert(result.end(), rows.begin() + n * width + padding.before,
+                          rows.begin() + (n + 1) * width - padding.after);
+        return result;
+    }
+    // Nothing was written between the rows.
+    bool padding_is_intact() const {
+        for (const Buffer* buffer : {&dqkv, &out}) {
+            const std::vector<double> values = buffer->values();
+            const int64_t width = buffer->tensor().shape[1];
+            for (int64_t i = 0; i < static_cast<int64_t>(values.size()); ++i)
+                if ((i % width < padding.before || i % width >= width - padding.after) &&
+                    !std::isnan(values[static_cast<size_t>(i)]))
+                    return false;
+        }
+        return true;
+    }
+
+    Tensor used(const Buffer& buffer, int64_t width) const {
+        return buffer.tensor().slice(1, padding.before, padding.before + width);
+    }
     Tensor heads(const Buffer& fused, int64_t begin, int64_t count) const {
-        return fused.tensor().split_last(c.NH + 2 * c.NKV, c.HS).slice(1, begin, begin + count);
+        return used(fused, qkv_width()).split_last(c.NH + 2 * c.NKV, c.HS).slice(1, begin, begin + count);
     }
     AttentionForward forward_arguments() const {
-        return {.out = out.tensor().split_last(c.NH, c.HS),
+        return {.out = used(out, out_width()).split_last(c.NH, c.HS),
                 .lse = lse,
                 .q = heads(qkv, 0, c.NH),
                 .k = heads(qkv, c.NH, c.NKV),
@@ -99,7 +152,7 @@ struct AttentionRun {
         return {.dq = heads(dqkv, 0, c.NH),
                 .dk = heads(dqkv, c.NH, c.NKV),
                 .dv = heads(dqkv, c.NH + c.NKV, c.NKV),
-                .dout = dout.tensor().split_last(c.NH, c.HS),
+                .dout = used(dout, out_width()).split_last(c.NH, c.HS),
                 .out = f.out,
                 .lse = f.lse,
                 .q = f.q,
@@ -107,30 +160,47 @@ struct AttentionRun {
                 .v = f.v,
                 .slopes = f.slopes,
                 .mask = f.mask,
-                .scale = f.scale};
+                .scale = f.scale,
+                .workspace = workspace};
     }
-    void forward() const { attention_forward(cpu, forward_arguments()); }
-    void backward() const { attention_backward(cpu, backward_arguments()); }
+    void forward() const { attention_forward(device, forward_arguments()); }
+    void backward() const { attention_backward(device, backward_arguments()); }
     double scale() const { return 1 / std::sqrt(static_cast<double>(c.HS)); }
 
     // Heads [begin, begin + count) of a fused list.
     std::vector<double> part(const std::vector<double>& fused, int64_t begin, int64_t count) const {
         std::vector<double> result;
-        const int64_t width = (c.NH + 2 * c.NKV) * c.HS;
+        const int64_t width = qkv_width();
         for (int64_t n = 0; n < c.N; ++n)
             result.insert(result.end(), fused.begin() + n * width + begin * c.HS,
                           fused.begin() + n * width + (begin + count) * c.HS);
         return result;
     }
     AttentionResult result() const {
-        const std::vector<double> d = dqkv.values();
-        return {out.values(), lse.values(), part(d, 0, c.NH), part(d, c.NH, c.NKV), part(d, c.NH + c.NKV, c.NKV)};
+        const std::vector<double> d = unpad(dqkv.values());
+        return {unpad(out.values()), lse.values(), part(d, 0, c.NH), part(d, c.NH, c.NKV),
+                part(d, c.NH + c.NKV, c.NKV)};
     }
 
-    const Device cpu = Device::cpu();
     const AttentionCase c;
-    Buffer qkv, dqkv, out, dout, lse, slopes, first_key, end_key, first_query, end_query;
+    const Device device;
+    const AttentionPadding padding;
+    Buffer qkv, dqkv, out, dout, lse, slopes, first_key, end_key, first_query, end_query, workspace;
 };
+
+// Rows [begin, end) of a (N, heads, HS) list.
+inline std::vector<double> rows(const std::vector<double>& values, int64_t N, int64_t begin, int64_t end) {
+    const int64_t width = static_cast<int64_t>(values.size()) / N;
+    return {values.begin() + begin * width, values.begin() + end * width};
+}
+
+// Adds to the rows [begin, end).
+inline void perturb(Buffer& buffer, int64_t begin, int64_t end, double shift) {
+    std::vector<double> values = buffer.values();
+    const int64_t width = buffer.tensor().shape[1];
+    for (int64_t i = begin * width; i < end * width; ++i) values[static_cast<size_t>(i)] += shift;
+    buffer.set(values);
+}
 
 inline AttentionResult run_attention(const AttentionCase& c, DType dtype) {
     const AttentionRun run(c, dtype);

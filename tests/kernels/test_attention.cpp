@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <limits>
+#include <set>
 
+#include "kernels/attention/tiles.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/support/finite_difference.h"
 
@@ -120,20 +122,6 @@ TEST(Attention, BitsDoNotDependOnThreads) {
 }
 
 // ---- Leakage ----
-
-// Rows [begin, end) of a (N, heads, HS) list.
-std::vector<double> rows(const std::vector<double>& values, int64_t N, int64_t begin, int64_t end) {
-    const int64_t width = static_cast<int64_t>(values.size()) / N;
-    return {values.begin() + begin * width, values.begin() + end * width};
-}
-
-void perturb(const Buffer& buffer, int64_t begin, int64_t end, double shift) {
-    std::vector<double> values = buffer.values();
-    const int64_t width = buffer.tensor().shape[1];
-    for (int64_t i = begin * width; i < end * width; ++i) values[static_cast<size_t>(i)] += shift;
-    buffer.tensor().dtype == DType::f64 ? const_cast<Buffer&>(buffer).set(values)
-                                        : const_cast<Buffer&>(buffer).set(rounded(values, DType::f32));
-}
 
 TEST(Attention, AnotherDocumentChangesNotOneBit) {
     for (const DType dtype : {DType::f32, DType::f64})
@@ -260,6 +248,78 @@ TEST(DocumentMask, IntervalsByHand) {
     EXPECT_THROW(fill_document_mask(mask, {0, 6}, true), Error);
 }
 
+// Pairs of tiles that hold a visible pair are visited from both sides, no tile leaves the row, and with documents, in
+// which every token sees itself, no other tile is visited.
+TEST(AttentionTiles, BothSidesVisitWhatIsVisible) {
+    const AttentionCase cases[] = {
+        {.N = 1, .NH = 1, .NKV = 1, .HS = 2},
+        {.N = 33, .NH = 1, .NKV = 1, .HS = 2},
+        {.N = 200, .NH = 1, .NKV = 1, .HS = 2, .is_causal = false},
+        {.N = 150, .NH = 1, .NKV = 1, .HS = 2, .starts = {0, 0, 1, 66, 66, 66, 131, 150}},
+        {.N = 150, .NH = 1, .NKV = 1, .HS = 2, .is_causal = false, .starts = {0, 3, 32, 67, 68, 70, 149}},
+        {.N = 170, .NH = 1, .NKV = 1, .HS = 2, .window = {69, 0}},
+        {.N = 170, .NH = 1, .NKV = 1, .HS = 2, .window = {40, 40}},
+        {.N = 170, .NH = 1, .NKV = 1, .HS = 2, .window = {100, -50}},  // the first 50 queries see nothing
+    };
+    for (const AttentionCase& c : cases)
+        for (const auto& [query_tile, key_tile] : {std::pair<int32_t, int32_t>{64, 32}, {32, 32}, {128, 64}}) {
+            SCOPED_TRACE(join(c.describe(), ", tiles ", query_tile, " x ", key_tile));
+            const AttentionRun run(c, DType::f32);
+            const auto data = [](const Buffer& buffer) { return buffer.tensor().get<int32_t>(); };
+            const auto N = static_cast<int32_t>(c.N);
+            std::set<std::pair<int32_t, int32_t>> visible, by_queries, by_keys;  // tiles by number
+            for (int32_t i = 0; i < N; ++i)
+                for (int32_t j = data(run.first_key)[i]; j < data(run.end_key)[i]; ++j)
+                    visible.insert({i / query_tile, j / key_tile});
+            for (int32_t q0 = 0; q0 < N; q0 += query_tile) {
+                const TileRange keys = reached_tiles(data(run.first_key), data(run.end_key), q0,
+                                                     std::min(q0 + query_tile, N), N, key_tile);
+                EXPECT_TRUE(keys.begin >= 0 && keys.begin % key_tile == 0 && keys.end <= N);
+                for (int32_t k0 = keys.begin; k0 < keys.end; k0 += key_tile)
+                    by_queries.insert({q0 / query_tile, k0 / key_tile});
+            }
+            for (int32_t k0 = 0; k0 < N; k0 += key_tile) {
+                const TileRange queries = reached_tiles(data(run.first_query), data(run.end_query), k0,
+                                                        std::min(k0 + key_tile, N), N, query_tile);
+                EXPECT_TRUE(queries.begin >= 0 && queries.begin % query_tile == 0 && queries.end <= N);
+                for (int32_t q0 = queries.begin; q0 < queries.end; q0 += query_tile)
+                    by_keys.insert({q0 / query_tile, k0 / key_tile});
+            }
+            EXPECT_TRUE(std::includes(by_queries.begin(), by_queries.end(), visible.begin(), visible.end()));
+            EXPECT_TRUE(std::includes(by_keys.begin(), by_keys.end(), visible.begin(), visible.end()));
+            if (c.window.first < 0) {
+                EXPECT_EQ(by_queries, visible);
+                EXPECT_EQ(by_keys, visible);
+            }
+        }
+}
+
+TEST(AttentionTiles, AMaskThatLeavesTheRowDoesNotLeadOutOfIt) {
+    const int32_t first[] = {-5, 3}, end[] = {1, 900};
+    const TileRange range = reached_tiles(first, end, 0, 2, 40, 32);
+    EXPECT_EQ(range.begin, 0);
+    EXPECT_EQ(range.end, 40);
+}
+
+TEST(AttentionChoice, IsKnownWithoutAGpu) {
+    const Device planned = Device::planned_cuda();
+    const Tensor q = Tensor::contiguous(nullptr, DType::bf16, {100, 12, 64}, DeviceKind::cuda);
+    EXPECT_EQ(attention_backward_workspace(planned, q), 100u * 12 * 4);
+    EXPECT_EQ(attention_backward_workspace(cpu, q), 0u);
+    EXPECT_EQ(choose_attention(cpu, DType::f32, 250).kernel, AttentionKernel::cpu);
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+        for (const int64_t HS : {32, 64, 96, 128}) {
+            const AttentionChoice choice = choose_attention(planned, dtype, HS);
+            EXPECT_STREQ(name_of(choice.kernel), "plain");
+            EXPECT_FALSE(choice.reason.empty());
+        }
+    EXPECT_THROW(choose_attention(planned, DType::f64, 64), Error);
+    EXPECT_THROW(choose_attention(planned, DType::f32, 48), Error);
+    EXPECT_THROW(choose_attention(planned, DType::f32, 256), Error);
+    EXPECT_THROW(choose_attention(cpu, DType::bf16, 64), Error);
+    EXPECT_THROW(choose_attention(cpu, DType::f32, 258), Error);
+}
+
 TEST(AlibiSlopes, AreThePapers) {
     std::vector<double> eight, twelve;
     for (int i = 1; i <= 8; ++i) eight.push_back(std::pow(2.0, -i));
@@ -301,6 +361,14 @@ TEST(Attention, Refuses) {
     refuses([&](AttentionForward& a) { a.mask.first_key = decreasing; });
     refuses([&](AttentionForward& a) { a.mask.end_key = beyond; });
     refuses([&](AttentionForward& a) { a.mask.end_query = {}; });
+    const Buffer pairs(cpu, DType::i32, {4, 2}), slope_pairs(cpu, DType::f32, {4, 2});
+    const auto every_other = [](const Buffer& buffer) {
+        Tensor tensor = buffer.tensor().slice(1, 0, 1);
+        tensor.rank = 1;
+        return tensor;
+    };
+    refuses([&](AttentionForward& a) { a.mask.first_key = every_other(pairs); });
+    refuses([&](AttentionForward& a) { a.slopes = every_other(slope_pairs); });
     AttentionRun run(c, DType::f32);
     AttentionBackward b = run.backward_arguments();
     b.dk = b.dq;

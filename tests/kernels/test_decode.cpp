@@ -109,6 +109,8 @@ TEST(AttentionDecode, Refuses) {
                  Error);
     EXPECT_THROW(run({.out = out, .q = q, .k = k, .v = v.tensor().slice(0, 0, 4), .scale = 1}), Error);
     EXPECT_THROW(run({.out = out, .q = q, .k = k, .v = v, .slopes = slopes, .scale = 1}), Error);
+    const Buffer odd(cpu, DType::f32, {4, 7}), odd_k(cpu, DType::f32, {5, 2, 7});
+    EXPECT_THROW(run({.out = odd, .q = odd, .k = odd_k, .v = odd_k, .scale = 1}), Error);
     EXPECT_THROW(kv_cache_append(cpu, {.cache_k = k, .cache_v = v, .k = three, .v = three}), Error);
 }
 

@@ -1,0 +1,574 @@
+// Attention on CUDA without tensor cores (Flash attention: Dao et al. 2022; Dao 2023), three kernels on one pattern:
+//
+//   forward   a block per tile of queries, over the tiles of keys that they see:     out and lse, by online softmax
+//   dq        a block per tile of queries, over the tiles of keys that they see:     dq
+//   dkv       a block per tile of keys, over the heads of its group and the tiles of queries that see it:     dk, dv
+//
+// A block keeps its own tile, the rows, in shared memory and walks over the other side's tiles, the columns. Each warp
+// has kWarpRows of the rows to itself. A tile's products (dots) stay in registers; the weights made of them go through
+// shared memory, where only their own warp reads them, into the next product. Each sum runs in an order that the shape
+// and the mask fix, so the bits are always the same.
+//
+// In the backward pass, with p = e^(s - lse) and delta = rowsum(dout * out), which a small kernel of its own computes:
+//
+//   ds = p * (dout . v - delta),   dq = scale * sum over j of ds * k,   dk = scale * sum over i of ds * q,
+//   dv = sum over i of p * dout
+#include <mutex>
+
+#include "kernels/attention/plain.h"
+#include "kernels/attention/tiles.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/vec.cuh"
+
+namespace ingot {
+
+namespace {
+
+constexpr int kColumns = 32;  // of a tile
+constexpr int kWarpRows = 8;  // of a tile, that a warp has to itself
+constexpr int kLaneRows = 2;  // of these, that a lane has
+constexpr int kLaneColumns = 4;
+constexpr int kForwardRows = 64, kForwardThreads = kForwardRows / kWarpRows * kWarpSize;
+constexpr int kBackwardRows = 32, kBackwardThreads = kBackwardRows / kWarpRows * kWarpSize;
+constexpr int kBackwardBlocks = 3;  // on a multiprocessor of Hopper, by shared memory for the largest head
+
+constexpr int64_t kMaxTokens = int64_t{1} << 30;  // so that 32-bit indices may run a tile past the end
+constexpr int64_t kMaxHeads = 65535;              // the most blocks along the grid's second axis
+constexpr int kMaxGpus = 64;                      // of one host
+
+// ---- Tiles in shared memory ----
+
+// Rows of a tile are HS elements, then four of padding: eight rows at one d then lie in different banks, 16 bytes each.
+template <int HS>
+constexpr int kPitch = HS + 4;
+// Rows of weights: four of them, eight apart, at one column lie in different banks, for writes of 4 and reads of 16
+// bytes.
+constexpr int kWeightPitch = kColumns + 8;
+
+template <int HS, int kRows>
+using TileOf = float[kRows][kPitch<HS>];
+
+template <int HS>
+struct ForwardShared {
+    TileOf<HS, kForwardRows> q;
+    TileOf<HS, kColumns> k, v;
+    float weights[kForwardRows][kWeightPitch];
+};
+// Rows are queries for dq (a is q, b is dout) and keys for dkv (a is k, b is v); columns the other way round.
+template <int HS>
+struct BackwardShared {
+    TileOf<HS, kBackwardRows> row_a, row_b;
+    TileOf<HS, kColumns> column_a, column_b;
+    float weights[kBackwardRows][kWeightPitch];
+};
+constexpr size_t kMostSharedBytes = 99 * 1024;  // that every GPU since sm_80 gives to a block
+static_assert(sizeof(ForwardShared<128>) <= kMostSharedBytes && sizeof(BackwardShared<128>) <= kMostSharedBytes);
+
+// A (N, heads, HS) view: strides in elements, the last axis contiguous.
+template <typename T>
+struct View {
+    T* data;
+    int64_t token_stride, head_stride;
+    __device__ T* at(int token, int head) const { return data + token * token_stride + head * head_stride; }
+};
+
+// The mask from one side: row r sees columns [first[r], end[r]).
+struct Intervals {
+    const int32_t *first, *end;
+};
+
+// Tokens [begin, begin + kRows) of one head into shared memory, as fp32; zeros from token N on.
+template <typename T, int HS, int kRows, bool kIsVector>
+__device__ void load_chunks(TileOf<HS, kRows>& tile, const View<const T>& view, int head, int begin, int N) {
+    using C = Chunk<T, kIsVector>;
+    constexpr int kPerRow = HS / C::kSize;
+#pragma unroll 4
+    for (int chunk = threadIdx.x; chunk < kRows * kPerRow; chunk += blockDim.x) {
+        const int row = chunk / kPerRow, d = chunk % kPerRow * C::kSize;
+        float values[C::kSize] = {};
+        if (begin + row < N) C::unpack(C::fetch_constant(view.at(begin + row, head) + d), values);
+        store_floats<C::kSize>(&tile[row][d], values);
+    }
+}
+template <typename T, int HS, int kRows>
+__device__ void load_tile(TileOf<HS, kRows>& tile, const View<const T>& view, int head, int begin, int N,
+                          bool is_vector) {
+    if (is_vector)
+        load_chunks<T, HS, kRows, true>(tile, view, head, begin, N);
+    else
+        load_chunks<T, HS, kRows, false>(tile, view, head, begin, N);
+}
+
+// ---- A warp's part of a tile ----
+
+// A lane has rows row(i) of the block's, and, of a product with the columns, columns column(j); of a product that ends
+// in HS elements, it has those with index 32 f + 4 * lane % 8 + e.
+struct Lane {
+    int first_row = threadIdx.x / kWarpSize * kWarpRows + threadIdx.x % kWarpSize / 8;
+    int eighth = threadIdx.x % 8;
+    __device__ int row(int i) const { return first_row + 4 * i; }
+    __device__ int column(int j) const { return eighth + 8 * j; }
+};
+constexpr int kLanesOfARow = 8;
+static_assert(kLaneRows * 4 == kWarpRows && kLaneColumns * kLanesOfARow == kColumns);
+
+// dots[i][j] = rows[row(i)] . columns[column(j)]
+template <int HS, int kRows>
+__device__ void multiply(float (&dots)[kLaneRows][kLaneColumns], const TileOf<HS, kRows>& rows,
+                         const TileOf<HS, kColumns>& columns, const Lane& lane) {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i)
+#pragma unroll
+        for (int j = 0; j < kLaneColumns; ++j) dots[i][j] = 0;
+#pragma unroll 4
+    for (int d = 0; d < HS; d += 4) {
+        float a[kLaneRows][4], b[kLaneColumns][4];
+#pragma unroll
+        for (int i = 0; i < kLaneRows; ++i) load_floats<4>(&rows[lane.row(i)][d], a[i]);
+#pragma unroll
+        for (int j = 0; j < kLaneColumns; ++j) load_floats<4>(&columns[lane.column(j)][d], b[j]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+#pragma unroll
+            for (int i = 0; i < kLaneRows; ++i)
+#pragma unroll
+                for (int j = 0; j < kLaneColumns; ++j) dots[i][j] += a[i][e] * b[j][e];
+    }
+}
+
+// Makes a warp's weights readable to all of its lanes, once all have read the previous ones.
+__device__ inline void share_weights(float (*weights)[kWeightPitch], const float (&values)[kLaneRows][kLaneColumns],
+                                     const Lane& lane) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i)
+#pragma unroll
+        for (int j = 0; j < kLaneColumns; ++j) weights[lane.row(i)][lane.column(j)] = values[i][j];
+    __syncwarp();
+}
+
+template <int HS>
+using Sums = float[kLaneRows][HS / 32][4];
+
+// sums[i] += sum over columns c of weights[row(i)][c] * columns[c]
+template <int HS>
+__device__ void accumulate(Sums<HS>& sums, const float (*weights)[kWeightPitch], const TileOf<HS, kColumns>& columns,
+                           const Lane& lane) {
+#pragma unroll 2
+    for (int c = 0; c < kColumns; c += 4) {
+        float w[kLaneRows][4];
+#pragma unroll
+        for (int i = 0; i < kLaneRows; ++i) load_floats<4>(&weights[lane.row(i)][c], w[i]);
+#pragma unroll
+        for (int u = 0; u < 4; ++u)
+#pragma unroll
+            for (int f = 0; f < HS / 32; ++f) {
+                float values[4];
+                load_floats<4>(&columns[c + u][32 * f + 4 * lane.eighth], values);
+#pragma unroll
+                for (int i = 0; i < kLaneRows; ++i)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) sums[i][f][e] += w[i][u] * values[e];
+            }
+    }
+}
+
+// A row of sums times `factor`, rounded once.
+template <typename T, int HS>
+__device__ void store_row(T* data, const float (&sums)[HS / 32][4], float factor, const Lane& lane, bool is_vector) {
+    struct alignas(4 * sizeof(T)) Four {
+        T values[4];
+    };
+#pragma unroll
+    for (int f = 0; f < HS / 32; ++f) {
+        Four four;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) four.values[e] = from_float<T>(sums[f][e] * factor);
+        T* const to = data + 32 * f + 4 * lane.eighth;
+        if (is_vector) {
+            *reinterpret_cast<Four*>(to) = four;
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) to[e] = four.values[e];
+        }
+    }
+}
+
+// scale * dot - slope * |i - j|
+__device__ inline float score(float dot, float scale, float slope, int i, int j) {
+    return scale * dot - slope * static_cast<float>(abs(i - j));
+}
+
+// ---- Forward ----
+
+template <typename T>
+struct ForwardArgs {
+    View<T> out;
+    float* lse;
+    View<const T> q, k, v;
+    const float* slopes;  // or null
+    Intervals keys;
+    int N, G;
+    float scale;
+    bool is_vector;
+};
+
+// Two blocks fit on a multiprocessor of Hopper, by shared memory for the largest head.
+template <typename T, int HS>
+__global__ void __launch_bounds__(kForwardThreads, 2) forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
+    extern __shared__ float4 memory[];
+    auto& shared = *reinterpret_cast<ForwardShared<HS>*>(memory);
+    const Lane lane;
+    // Under a causal mask the last tiles see most keys: they go first.
+    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kForwardRows, q1 = min(q0 + kForwardRows, a.N);
+    const int head = blockIdx.y, kv_head = head / a.G;
+    const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
+    load_tile<T, HS, kForwardRows>(shared.q, a.q, head, q0, a.N, a.is_vector);
+
+    int first[kLaneRows], end[kLaneRows];
+    float maximum[kLaneRows], total[kLaneRows];  // total: of this lane's columns, as if the maximum had never moved
+    Sums<HS> sums = {};
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+        const int query = q0 + lane.row(i);
+        first[i] = query < q1 ? a.keys.first[query] : 0;
+        end[i] = query < q1 ? a.keys.end[query] : 0;
+        maximum[i] = -INFINITY;
+        total[i] = 0;
+    }
+    const TileRange keys = reached_tiles(a.keys.first, a.keys.end, q0, q1, a.N, kColumns);
+    for (int k0 = keys.begin; k0 < keys.end; k0 += kColumns) {
+        __syncthreads();  // all are done with the previous tile
+        load_tile<T, HS, kColumns>(shared.k, a.k, kv_head, k0, a.N, a.is_vector);
+        load_tile<T, HS, kColumns>(shared.v, a.v, kv_head, k0, a.N, a.is_vector);
+        __syncthreads();
+        float weights[kLaneRows][kLaneColumns];
+        multiply<HS, kForwardRows>(weights, shared.q, shared.k, lane);
+#pragma unroll
+        for (int i = 0; i < kLaneRows; ++i) {
+            // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+            float row_maximum = maximum[i];
+#pragma unroll
+            for (int j = 0; j < kLaneColumns; ++j) {
+                const int key = k0 + lane.column(j);
+                const bool is_visible = key >= first[i] && key < end[i];
+                weights[i][j] = is_visible ? score(weights[i][j], a.scale, slope, q0 + lane.row(i), key) : -INFINITY;
+                row_maximum = fmaxf(row_maximum, weights[i][j]);
+            }
+#pragma unroll
+            for (int distance = kLanesOfARow / 2; distance > 0; distance /= 2)
+                row_maximum = fmaxf(row_maximum, __shfl_xor_sync(0xffffffffu, row_maximum, distance));
+            // No key seen so far: keep the exponential's argument finite, every exponential is 0.
+            const float reference = row_maximum == -INFINITY ? 0.0f : row_maximum;
+            const float shrink = expf(maximum[i] - reference);
+            maximum[i] = row_maximum;
+            total[i] *= shrink;
+#pragma unroll
+            for (int j = 0; j < kLaneColumns; ++j) {
+                weights[i][j] = expf(weights[i][j] - reference);
+                total[i] += weights[i][j];
+            }
+#pragma unroll
+            for (int f = 0; f < HS / 32; ++f)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sums[i][f][e] *= shrink;
+        }
+        share_weights(shared.weights, weights, lane);
+        accumulate<HS>(sums, shared.weights, shared.v, lane);
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+        const float sum = group_sum<kLanesOfARow>(total[i]);
+        const bool sees_nothing = sum == 0.0f;  // NaN is no 0: it is passed on
+        const int query = q0 + lane.row(i);
+        if (query >= q1) continue;
+        store_row<T, HS>(a.out.at(query, head), sums[i], sees_nothing ? 0.0f : 1.0f / sum, lane, a.is_vector);
+        if (lane.eighth == 0)
+            a.lse[static_cast<int64_t>(head) * a.N + query] = sees_nothing ? -INFINITY : maximum[i] + logf(sum);
+    }
+}
+
+// ---- Backward ----
+
+template <typename T>
+struct BackwardArgs {
+    View<T> dq, dk, dv;
+    View<const T> dout, out, q, k, v;
+    const float *lse, *slopes;
+    float* delta;  // (NH, N)
+    Intervals keys, queries;
+    int N, G, HS;
+    float scale;
+    bool is_vector;
+};
+
+// delta = rowsum(dout * out), a warp per query and head: what the softmax's normalisation takes back.
+template <typename T>
+__global__ void __launch_bounds__(kForwardThreads) delta_kernel(const __grid_constant__ BackwardArgs<T> a) {
+    const int query = static_cast<int>(blockIdx.x * (kForwardThreads / kWarpSize) + threadIdx.x / kWarpSize);
+    const int head = blockIdx.y;
+    if (query >= a.N) return;
+    const T *const dout = a.dout.at(query, head), *const out = a.out.at(query, head);
+    float sum = 0;
+    for (int d = threadIdx.x % kWarpSize; d < a.HS; d += kWarpSize) sum += to_float(dout[d]) * to_float(out[d]);
+    sum = group_sum<kWarpSize>(sum);
+    if (threadIdx.x % kWarpSize == 0) a.delta[static_cast<int64_t>(head) * a.N + query] = sum;
+}
+
+template <typename T, int HS>
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
+    dq_kernel(const __grid_constant__ BackwardArgs<T> a) {
+    extern __shared__ float4 memory[];
+    auto& shared = *reinterpret_cast<BackwardShared<HS>*>(memory);
+    const Lane lane;
+    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kBackwardRows, q1 = min(q0 + kBackwardRows, a.N);
+    const int head = blockIdx.y, kv_head = head / a.G;
+    const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
+    load_tile<T, HS, kBackwardRows>(shared.row_a, a.q, head, q0, a.N, a.is_vector);
+    load_tile<T, HS, kBackwardRows>(shared.row_b, a.dout, head, q0, a.N, a.is_vector);
+
+    int first[kLaneRows], end[kLaneRows];
+    float lse[kLaneRows], delta[kLaneRows];
+    Sums<HS> dq = {};
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+        const int query = q0 + lane.row(i);
+        const bool is_inside = query < q1;
+        const int64_t at = static_cast<int64_t>(head) * a.N + query;
+        first[i] = is_inside ? a.keys.first[query] : 0;
+        end[i] = is_inside ? a.keys.end[query] : 0;
+        lse[i] = is_inside ? a.lse[at] : 0.0f;
+        delta[i] = is_inside ? a.delta[at] : 0.0f;
+    }
+    const TileRange keys = reached_tiles(a.keys.first, a.keys.end, q0, q1, a.N, kColumns);
+    for (int k0 = keys.begin; k0 < keys.end; k0 += kColumns) {
+        __syncthreads();  // all are done with the previous tile
+        load_tile<T, HS, kColumns>(shared.column_a, a.k, kv_head, k0, a.N, a.is_vector);
+        load_tile<T, HS, kColumns>(shared.column_b, a.v, kv_head, k0, a.N, a.is_vector);
+        __syncthreads();
+        float s[kLaneRows][kLaneColumns], ds[kLaneRows][kLaneColumns];
+        multiply<HS, kBackwardRows>(s, shared.row_a, shared.column_a, lane);
+        multiply<HS, kBackwardRows>(ds, shared.row_b, shared.column_b, lane);
+#pragma unroll
+        for (int i = 0; i < kLaneRows; ++i)
+#pragma unroll
+            for (int j = 0; j < kLaneColumns; ++j) {
+                const int key = k0 + lane.column(j);
+                const bool is_visible = key >= first[i] && key < end[i];
+                const float p = expf(score(s[i][j], a.scale, slope, q0 + lane.row(i), key) - lse[i]);
+                ds[i][j] = is_visible ? p * (ds[i][j] - delta[i]) : 0.0f;
+            }
+        share_weights(shared.weights, ds, lane);
+        accumulate<HS>(dq, shared.weights, shared.column_a, lane);
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+        const int query = q0 + lane.row(i);
+        if (query < q1) store_row<T, HS>(a.dq.at(query, head), dq[i], a.scale, lane, a.is_vector);
+    }
+}
+
+template <typename T, int HS>
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
+    dkv_kernel(const __grid_constant__ BackwardArgs<T> a) {
+    extern __shared__ float4 memory[];
+    auto& shared = *reinterpret_cast<BackwardShared<HS>*>(memory);
+    const Lane lane;
+    const int k0 = static_cast<int>(blockIdx.x) * kBackwardRows, k1 = min(k0 + kBackwardRows, a.N);
+    const int kv_head = blockIdx.y;
+    load_tile<T, HS, kBackwardRows>(shared.row_a, a.k, kv_head, k0, a.N, a.is_vector);
+    load_tile<T, HS, kBackwardRows>(shared.row_b, a.v, kv_head, k0, a.N, a.is_vector);
+
+    int first[kLaneRows], end[kLaneRows];
+    Sums<HS> dk = {}, dv = {};
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+        const int key = k0 + lane.row(i);
+        first[i] = key < k1 ? a.queries.first[key] : 0;
+        end[i] = key < k1 ? a.queries.end[key] : 0;
+    }
+    const TileRange queries = reached_tiles(a.queries.first, a.queries.end, k0, k1, a.N, kColumns);
+    for (int head = kv_head * a.G; head < (kv_head + 1) * a.G; ++head) {
+        const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
+        for (int q0 = queries.begin; q0 < queries.end; q0 += kColumns) {
+            __syncthreads();  // all are done with the previous tile
+            load_tile<T, HS, kColumns>(shared.column_a, a.q, head, q0, a.N, a.is_vector);
+            load_tile<T, HS, kColumns>(shared.column_b, a.dout, head, q0, a.N, a.is_vector);
+            __syncthreads();
+            float p[kLaneRows][kLaneColumns], ds[kLaneRows][kLaneColumns];
+            multiply<HS, kBackwardRows>(p, shared.row_a, shared.column_a, lane);
+            multiply<HS, kBackwardRows>(ds, shared.row_b, shared.column_b, lane);
+#pragma unroll
+            for (int j = 0; j < kLaneColumns; ++j) {
+                const int query = q0 + lane.column(j);
+                const int64_t at = static_cast<int64_t>(head) * a.N + query;
+                const float lse = query < a.N ? a.lse[at] : 0.0f, delta = query < a.N ? a.delta[at] : 0.0f;
+#pragma unroll
+                for (int i = 0; i < kLaneRows; ++i) {
+                    const bool is_visible = query >= first[i] && query < end[i];
+                    const float weight = expf(score(p[i][j], a.scale, slope, query, k0 + lane.row(i)) - lse);
+                    p[i][j] = is_visible ? weight : 0.0f;
+                    ds[i][j] = is_visible ? weight * (ds[i][j] - delta) : 0.0f;
+                }
+            }
+            share_weights(shared.weights, p, lane);
+            accumulate<HS>(dv, shared.weights, shared.column_b, lane);
+            share_weights(shared.weights, ds, lane);
+            accumulate<HS>(dk, shared.weights, shared.column_a, lane);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+        const int key = k0 + lane.row(i);
+        if (key >= k1) continue;
+        store_row<T, HS>(a.dk.at(key, kv_head), dk[i], a.scale, lane, a.is_vector);
+        store_row<T, HS>(a.dv.at(key, kv_head), dv[i], 1.0f, lane, a.is_vector);
+    }
+}
+
+// ---- Launches ----
+
+// Allows a kernel more shared memory than the 48 KB that it has unasked: once on each GPU.
+class SharedMemoryLimit {
+  public:
+    template <typename Kernel>
+    void raise(const CudaContext& context, Kernel kernel, size_t bytes) {
+        CHECK(context.index < kMaxGpus, "attention on CUDA: GPU ", context.index, ", at most ", kMaxGpus);
+        std::call_once(is_raised_[context.index], [&] {
+            CUDA_CHECK(
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+        });
+    }
+
+  private:
+    std::once_flag is_raised_[kMaxGpus];
+};
+
+dim3 grid_of(int N, int rows, int64_t heads) {
+    return dim3(static_cast<unsigned>((N + rows - 1) / rows), static_cast<unsigned>(heads));
+}
+
+template <typename T, int HS>
+void launch_forward(const CudaContext& context, const ForwardArgs<T>& args, int64_t NH) {
+    static SharedMemoryLimit limit;
+    const auto kernel = forward_kernel<T, HS>;
+    constexpr size_t kBytes = sizeof(ForwardShared<HS>);
+    limit.raise(context, kernel, kBytes);
+    kernel<<<grid_of(args.N, kForwardRows, NH), kForwardThreads, kBytes, context.stream>>>(args);
+    CUDA_CHECK_LAUNCH("attention_forward");
+}
+
+template <typename T, int HS>
+void launch_backward(const CudaContext& context, const BackwardArgs<T>& args, int64_t NH) {
+    static SharedMemoryLimit dq_limit, dkv_limit;
+    const auto dq = dq_kernel<T, HS>, dkv = dkv_kernel<T, HS>;
+    constexpr size_t kBytes = sizeof(BackwardShared<HS>);
+    dq_limit.raise(context, dq, kBytes);
+    dkv_limit.raise(context, dkv, kBytes);
+    delta_kernel<T><<<grid_of(args.N, kForwardThreads / kWarpSize, NH), kForwardThreads, 0, context.stream>>>(args);
+    CUDA_CHECK_LAUNCH("attention_backward (delta)");
+    dkv<<<grid_of(args.N, kBackwardRows, NH / args.G), kBackwardThreads, kBytes, context.stream>>>(args);
+    CUDA_CHECK_LAUNCH("attention_backward (dk, dv)");
+    dq<<<grid_of(args.N, kBackwardRows, NH), kBackwardThreads, kBytes, context.stream>>>(args);
+    CUDA_CHECK_LAUNCH("attention_backward (dq)");
+}
+
+// Every head size that is compiled: kPlainHeadSizes.
+template <typename Function>
+void with_head_size(int64_t HS, Function&& function) {
+    switch (HS) {
+        case 32:
+            return function(std::integral_constant<int, 32>{});
+        case 64:
+            return function(std::integral_constant<int, 64>{});
+        case 96:
+            return function(std::integral_constant<int, 96>{});
+        case 128:
+            return function(std::integral_constant<int, 128>{});
+        default:
+            CHECK(false, "attention on CUDA: head size ", HS);
+    }
+}
+
+template <typename T>
+View<T> view_of(const Tensor& tensor) {
+    return {tensor.get<std::remove_const_t<T>>(), tensor.stride[0], tensor.stride[1]};
+}
+
+// Every row of HS elements starts at a multiple of 16 bytes.
+bool fits_vectors(std::initializer_list<const Tensor*> tensors) {
+    bool fits = true;
+    for (const Tensor* tensor : tensors) {
+        const int64_t size = size_of(tensor->dtype);
+        fits = fits && is_aligned(tensor->data) && tensor->stride[0] * size % 16 == 0 &&
+               tensor->stride[1] * size % 16 == 0;
+    }
+    return fits;
+}
+
+void check_size(const Tensor& q) {
+    CHECK(q.shape[0] <= kMaxTokens && q.shape[1] <= kMaxHeads, "attention on CUDA: q is ", q.describe(), ": at most ",
+          kMaxTokens, " tokens and ", kMaxHeads, " heads");
+}
+
+const float* slopes_of(const Tensor& slopes) {
+    return slopes ? slopes.get<float>() : nullptr;
+}
+
+}  // namespace
+
+void attention_forward_plain_cuda(const Device& device, const AttentionForward& a) {
+    check_size(a.q);
+    const int64_t N = a.q.shape[0], NH = a.q.shape[1], HS = a.q.shape[2];
+    if (N == 0 || NH == 0) return;
+    for_cuda_type(a.q.dtype, "attention", [&](auto element) {
+        using T = decltype(element);
+        const ForwardArgs<T> args = {
+            .out = view_of<T>(a.out),
+            .lse = a.lse.get<float>(),
+            .q = view_of<const T>(a.q),
+            .k = view_of<const T>(a.k),
+            .v = view_of<const T>(a.v),
+            .slopes = slopes_of(a.slopes),
+            .keys = {a.mask.first_key.get<int32_t>(), a.mask.end_key.get<int32_t>()},
+            .N = static_cast<int>(N),
+            .G = static_cast<int>(NH / a.k.shape[1]),
+            .scale = static_cast<float>(a.scale),
+            .is_vector = fits_vectors({&a.out, &a.q, &a.k, &a.v}),
+        };
+        with_head_size(HS, [&](auto size) { launch_forward<T, decltype(size)::value>(device.context(), args, NH); });
+    });
+}
+
+void attention_backward_plain_cuda(const Device& device, const AttentionBackward& a) {
+    check_size(a.q);
+    const int64_t N = a.q.shape[0], NH = a.q.shape[1], HS = a.q.shape[2];
+    if (N == 0 || NH == 0) return;
+    for_cuda_type(a.q.dtype, "attention", [&](auto element) {
+        using T = decltype(element);
+        const BackwardArgs<T> args = {
+            .dq = view_of<T>(a.dq),
+            .dk = view_of<T>(a.dk),
+            .dv = view_of<T>(a.dv),
+            .dout = view_of<const T>(a.dout),
+            .out = view_of<const T>(a.out),
+            .q = view_of<const T>(a.q),
+            .k = view_of<const T>(a.k),
+            .v = view_of<const T>(a.v),
+            .lse = a.lse.get<float>(),
+            .slopes = slopes_of(a.slopes),
+            .delta = static_cast<float*>(a.workspace.data),
+            .keys = {a.mask.first_key.get<int32_t>(), a.mask.end_key.get<int32_t>()},
+            .queries = {a.mask.first_query.get<int32_t>(), a.mask.end_query.get<int32_t>()},
+            .N = static_cast<int>(N),
+            .G = static_cast<int>(NH / a.k.shape[1]),
+            .HS = static_cast<int>(HS),
+            .scale = static_cast<float>(a.scale),
+            .is_vector = fits_vectors({&a.dq, &a.dk, &a.dv, &a.dout, &a.q, &a.k, &a.v}),
+        };
+        with_head_size(HS, [&](auto size) { launch_backward<T, decltype(size)::value>(device.context(), args, NH); });
+    });
+}
+
+}  // namespace ingot
