@@ -92,6 +92,11 @@ void cuda_synchronize(CudaContext& context) {
     CUDA_CHECK(cudaStreamSynchronize(context.stream));
 }
 
+std::string cublaslt_version() {
+    const size_t version = cublasLtGetVersion();
+    return join(version / 10000, ".", version % 10000 / 100, ".", version % 100);
+}
+
 void cuda_failed(const char* file, int line, const char* expression, const std::string& text) {
     const char* name = std::strstr(file, "kernels/");
     throw Error(kExitFault, join(text, " [", name != nullptr ? name : file, ":", line, ": ", expression, "]"));

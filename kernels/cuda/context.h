@@ -38,6 +38,7 @@ std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
 void cuda_copy(CudaContext&, void* destination, const void* source, size_t bytes, bool wait);
 void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
 void cuda_synchronize(CudaContext&);
+std::string cublaslt_version();  // "13.1.0"
 
 [[noreturn]] void cuda_failed(const char* file, int line, const char* expression, const std::string& text);
 // After each launch: reports a launch that was refused, by the op's name.
