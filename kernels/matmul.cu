@@ -1,13 +1,15 @@
 // Products on CUDA are cuBLASLt's, with fp32 sums.
-//
-// cuBLASLt is column-major: what it calls a (columns, rows) matrix is our row-major (rows, columns) one. So it computes
-// out^T = op(b)^T op(a)^T: its first operand is our b, its second our a, and nothing is transposed in memory.
 #include <algorithm>
+#include <cstring>
+#include <map>
 #include <vector>
 
 #include "kernels/core/device.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/timing.h"
 #include "kernels/matmul.h"
+#include "kernels/matmul_choices.h"
+#include "kernels/matmul_plan.h"
 
 namespace ingot {
 
@@ -27,58 +29,6 @@ cudaDataType_t cuda_type(DType dtype) {
     return CUDA_R_32F;
 }
 
-// What an algorithm may rely on, up to the 256 bytes that cudaMalloc gives.
-uint32_t alignment_of(const void* data) {
-    uint32_t alignment = 256;
-    while (reinterpret_cast<uintptr_t>(data) % alignment != 0) alignment /= 2;
-    return alignment;
-}
-
-// All that the choice of an algorithm depends on.
-struct ProductKey {
-    int64_t M, N, K, out_stride, a_stride, b_stride, addend_stride;
-    uint32_t out_alignment, a_alignment, b_alignment, addend_alignment;
-    DType dtype, out_dtype;
-    bool a_transposed, b_transposed, adds, in_place;
-    bool operator==(const ProductKey&) const = default;
-};
-
-ProductKey key_of(const Product& p) {
-    return {.M = p.out.shape[0],
-            .N = p.out.shape[1],
-            .K = p.a.shape[p.a_transposed ? 0 : 1],
-            .out_stride = p.out.stride[0],
-            .a_stride = p.a.stride[0],
-            .b_stride = p.b.stride[0],
-            .addend_stride = p.addend ? p.addend.stride[0] : p.out.stride[0],
-            .out_alignment = alignment_of(p.out.data),
-            .a_alignment = alignment_of(p.a.data),
-            .b_alignment = alignment_of(p.b.data),
-            .addend_alignment = alignment_of(p.addend ? p.addend.data : p.out.data),
-            .dtype = p.a.dtype,
-            .out_dtype = p.out.dtype,
-            .a_transposed = p.a_transposed,
-            .b_transposed = p.b_transposed,
-            .adds = static_cast<bool>(p.addend),
-            .in_place = !p.addend || p.addend.data == p.out.data};
-}
-
-struct MatmulPlan {
-    ProductKey key{};
-    cublasLtMatmulDesc_t operation = nullptr;
-    cublasLtMatrixLayout_t first = nullptr, second = nullptr, addend = nullptr, out = nullptr;
-    cublasLtMatmulAlgo_t algorithm{};
-
-    MatmulPlan() = default;
-    MatmulPlan(const MatmulPlan&) = delete;
-    MatmulPlan& operator=(const MatmulPlan&) = delete;
-    ~MatmulPlan() {
-        if (operation != nullptr) (void)cublasLtMatmulDescDestroy(operation);
-        for (cublasLtMatrixLayout_t layout : {first, second, addend, out})
-            if (layout != nullptr) (void)cublasLtMatrixLayoutDestroy(layout);
-    }
-};
-
 template <typename Value>
 void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, Value value) {
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value));
@@ -93,16 +43,43 @@ void create_layout(cublasLtMatrixLayout_t* layout, const Tensor& matrix) {
                                             static_cast<uint64_t>(matrix.shape[0]), matrix.stride[0]));
 }
 
+}  // namespace
+
 std::string describe(const Product& p) {
     return join("out ", p.out.describe(), ", a ", p.a.describe(), p.a_transposed ? " transposed" : "", ", b ",
                 p.b.describe(), p.b_transposed ? " transposed" : "", ", addend ", p.addend.describe());
 }
 
-// The library's first choice among the algorithms that keep our promise of fp32 sums in a fixed order. Where a sum is
-// split over K, its parts must be kept in fp32 in the workspace and added by a second step (COMPUTE_TYPE); the other
-// two schemes add them in the output's precision, or in the output itself. Algorithms that do not split are always
-// allowed.
-cublasLtMatmulAlgo_t choose_algorithm(const CudaContext& context, const MatmulPlan& plan, const Product& product) {
+MatmulPlan::MatmulPlan(const Product& p) : key(key_of(p)), product(text_of(key)) {
+    // For fp32 operands this is fp32 arithmetic, not TF32.
+    CUBLAS_CHECK(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    set(operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(operation, CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    create_layout(&first, p.b);
+    create_layout(&second, p.a);
+    create_layout(&addend, p.addend ? p.addend : p.out);
+    create_layout(&out, p.out);
+}
+
+MatmulPlan::~MatmulPlan() {
+    if (operation != nullptr) (void)cublasLtMatmulDescDestroy(operation);
+    for (cublasLtMatrixLayout_t layout : {first, second, addend, out})
+        if (layout != nullptr) (void)cublasLtMatrixLayoutDestroy(layout);
+}
+
+cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const Product& p,
+                      const LtAlgorithm& algorithm) {
+    const float alpha = 1, beta = p.addend ? 1 : 0;
+    return cublasLtMatmul(context.cublaslt, plan.operation, &alpha, p.b.data, plan.first, p.a.data, plan.second, &beta,
+                          p.addend ? p.addend.data : p.out.data, plan.addend, p.out.data, plan.out, &algorithm.raw,
+                          context.cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes, context.stream);
+}
+
+// Among the algorithms that keep our promise of fp32 sums in a fixed order. Where a sum is split over K, its parts must
+// be kept in fp32 in the workspace and added by a second step (COMPUTE_TYPE); the other two schemes add them in the
+// output's precision, or in the output itself. Algorithms that do not split are always allowed.
+std::vector<LtAlgorithm> heuristic_algorithms(const CudaContext& context, const MatmulPlan& plan,
+                                              const Product& product, int count) {
     cublasLtMatmulPreference_t preference = nullptr;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     const std::shared_ptr<void> owner(
@@ -113,59 +90,202 @@ cublasLtMatmulAlgo_t choose_algorithm(const CudaContext& context, const MatmulPl
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, plan.key.a_alignment);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, plan.key.addend_alignment);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, plan.key.out_alignment);
-    cublasLtMatmulHeuristicResult_t result{};
+    CHECK(count <= kMostHeuristics, count, " algorithms at once");
+    cublasLtMatmulHeuristicResult_t results[kMostHeuristics] = {};
     int num_results = 0;
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(context.cublaslt, plan.operation, plan.first, plan.second, plan.addend, plan.out,
-                                       preference, 1, &result, &num_results);
-    CHECK(status == CUBLAS_STATUS_SUCCESS && num_results > 0 && result.state == CUBLAS_STATUS_SUCCESS,
-          "matmul: cuBLASLt has no algorithm (", cublasLtGetStatusString(status), ") for ", describe(product));
-    return result.algo;
+                                       preference, count, results, &num_results);
+    std::vector<LtAlgorithm> algorithms;
+    if (status == CUBLAS_STATUS_SUCCESS)
+        for (int i = 0; i < num_results; ++i)
+            if (results[i].state == CUBLAS_STATUS_SUCCESS) algorithms.push_back({results[i].algo});
+    CHECK(!algorithms.empty(), "matmul: cuBLASLt has no algorithm (", cublasLtGetStatusString(status), ") for ",
+          describe(product));
+    return algorithms;
 }
 
-}  // namespace
+bool is_accepted(const CudaContext& context, const MatmulPlan& plan, const LtAlgorithm& algorithm, float* waves) {
+    cublasLtMatmulHeuristicResult_t result{};
+    if (cublasLtMatmulAlgoCheck(context.cublaslt, plan.operation, plan.first, plan.second, plan.addend, plan.out,
+                                &algorithm.raw, &result) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    if (waves != nullptr) *waves = result.wavesCount;
+    return result.workspaceSize <= CudaContext::kCublasLtWorkspaceBytes;
+}
+
+bool is_usable(const CudaContext& context, const MatmulPlan& plan, const LtAlgorithm& algorithm, float* waves) {
+    int32_t splits = 1;
+    uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+    if (!get_config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &splits) ||
+        !get_config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme))
+        return false;
+    if (scheme != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE && (scheme != CUBLASLT_REDUCTION_SCHEME_NONE || splits != 1))
+        return false;
+    const ProductKey& key = plan.key;
+    const int64_t in = size_of(key.dtype), out = size_of(key.out_dtype);
+    const struct {
+        cublasLtMatmulAlgoCapAttributes_t attribute;
+        uint32_t alignment;
+        int64_t row_bytes;
+    } operands[] = {
+        {CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_A_BYTES, key.b_alignment, key.b_stride * in},
+        {CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_B_BYTES, key.a_alignment, key.a_stride * in},
+        {CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_C_BYTES, key.addend_alignment, key.addend_stride * out},
+        {CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_D_BYTES, key.out_alignment, key.out_stride * out},
+    };
+    for (const auto& [attribute, alignment, row_bytes] : operands) {
+        uint32_t needed = 1;
+        if (!get_capability(algorithm, attribute, &needed)) return false;
+        if (needed > 1 && (alignment % needed != 0 || row_bytes % needed != 0)) return false;
+    }
+    return is_accepted(context, plan, algorithm, waves);
+}
+
+bool split_sums(LtAlgorithm* algorithm, int32_t splits) {
+    uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+    if (splits > 1) {
+        int32_t can_split = 0;
+        uint32_t schemes = 0;
+        scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+        if (!get_capability(*algorithm, CUBLASLT_ALGO_CAP_SPLITK_SUPPORT, &can_split) || can_split == 0 ||
+            !get_capability(*algorithm, CUBLASLT_ALGO_CAP_REDUCTION_SCHEME_MASK, &schemes) || (schemes & scheme) == 0)
+            return false;
+    }
+    return set_config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, splits) &&
+           set_config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, scheme);
+}
 
 // Found by a linear search: a model has some twenty products. Plans stay where they are, so that a warm step allocates
 // nothing.
 struct MatmulPlans {
     std::vector<std::unique_ptr<MatmulPlan>> plans;
+    MatmulTuning tuning = MatmulTuning::first_choice;
+    std::map<std::string, std::vector<MatmulChoice>> preferred;  // by product, in the order given
+    std::string machine;
+    int64_t num_refused = 0;
+    double tuning_seconds = 0;
 };
 
 namespace {
 
-const MatmulPlan& plan_of(CudaContext& context, const Product& p) {
-    if (!context.matmul_plans) context.matmul_plans = std::make_shared<MatmulPlans>();
-    auto& plans = context.matmul_plans->plans;
+static_assert(sizeof(MatmulAlgorithm) == sizeof(cublasLtMatmulAlgo_t));
+
+MatmulPlans& plans_of(const Device& device) {
+    CudaContext& context = device.context();
+    if (!context.matmul_plans) {
+        context.matmul_plans = std::make_shared<MatmulPlans>();
+        context.matmul_plans->machine = matmul_machine_cuda(device);
+    }
+    return *context.matmul_plans;
+}
+
+// The algorithm is one that we wrote down for this product, GPU and library version: unseal_algorithm() has checked
+// that. Whether it can still run (a smaller workspace, say) the library is asked.
+bool take_preferred(const CudaContext& context, MatmulPlans* all, MatmulPlan* plan) {
+    const auto found = all->preferred.find(plan->product);
+    if (found == all->preferred.end()) return false;
+    for (const MatmulChoice& choice : found->second) {
+        MatmulAlgorithm bytes;
+        CHECK(unseal_algorithm(all->machine, plan->product, choice.algorithm, &bytes), "a choice that was not checked");
+        std::memcpy(&plan->algorithm.raw, bytes.data(), bytes.size());
+        plan->source = choice.source;
+        if (is_accepted(context, *plan, plan->algorithm)) return true;
+        ++all->num_refused;
+    }
+    return false;
+}
+
+void choose_algorithm(const Device& device, MatmulPlans* all, MatmulPlan* plan, const Product& p) {
+    const CudaContext& context = device.context();
+    if (take_preferred(context, all, plan)) return;
+    if (all->tuning == MatmulTuning::first_choice) {
+        plan->algorithm = heuristic_algorithms(context, *plan, p, 1).front();
+        plan->source = MatmulSource::first_choice;
+        return;
+    }
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(context.stream, &capture));
+    CHECK(capture == cudaStreamCaptureStatusNone,
+          "matmul: a product is seen for the first time during capture: ", describe(p), ": run a warm-up step first");
+    CudaTimer timer(device);
+    timer.start();
+    fill_operands(device, p);
+    plan->algorithm = fastest_algorithm(device, *plan, p, kMatmulTuningSeconds);
+    plan->source = MatmulSource::timed;
+    // What was summed up in place on the way is no input for what comes next.
+    fill_operands(device, p);
+    all->tuning_seconds += timer.stop();
+}
+
+const MatmulPlan& plan_of(const Device& device, const Product& p) {
+    MatmulPlans& all = plans_of(device);
     const ProductKey key = key_of(p);
-    for (const auto& plan : plans)
+    for (const auto& plan : all.plans)
         if (plan->key == key) return *plan;
-    auto plan = std::make_unique<MatmulPlan>();
-    plan->key = key;
-    // For fp32 operands this is fp32 arithmetic, not TF32.
-    CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    create_layout(&plan->first, p.b);
-    create_layout(&plan->second, p.a);
-    create_layout(&plan->addend, p.addend ? p.addend : p.out);
-    create_layout(&plan->out, p.out);
-    plan->algorithm = choose_algorithm(context, *plan, p);
-    plans.push_back(std::move(plan));
-    return *plans.back();
+    auto plan = std::make_unique<MatmulPlan>(p);
+    choose_algorithm(device, &all, plan.get(), p);
+    all.plans.push_back(std::move(plan));
+    return *all.plans.back();
 }
 
 }  // namespace
 
 void matmul_cuda(const Device& device, const Product& p) {
-    CudaContext& context = device.context();
     CHECK(p.a.shape[p.a_transposed ? 0 : 1] > 0, "matmul: an empty sum in ", describe(p));
-    const MatmulPlan& plan = plan_of(context, p);
-    const float alpha = 1, beta = p.addend ? 1 : 0;
-    const cublasStatus_t status =
-        cublasLtMatmul(context.cublaslt, plan.operation, &alpha, p.b.data, plan.first, p.a.data, plan.second, &beta,
-                       p.addend ? p.addend.data : p.out.data, plan.addend, p.out.data, plan.out, &plan.algorithm,
-                       context.cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes, context.stream);
+    const MatmulPlan& plan = plan_of(device, p);
+    const cublasStatus_t status = launch(device.context(), plan, p, plan.algorithm);
     CHECK(status == CUBLAS_STATUS_SUCCESS, "matmul: ", cublasLtGetStatusString(status), " for ", describe(p));
+}
+
+// ---- Choices ----
+
+void set_matmul_tuning_cuda(const Device& device, MatmulTuning tuning) {
+    plans_of(device).tuning = tuning;
+}
+
+void prefer_matmul_choices_cuda(const Device& device, const std::vector<MatmulChoice>& choices, MatmulSource source) {
+    MatmulPlans& all = plans_of(device);
+    for (MatmulChoice choice : choices) {
+        MatmulAlgorithm bytes;
+        if (!unseal_algorithm(all.machine, choice.product, choice.algorithm, &bytes)) {
+            ++all.num_refused;
+            continue;
+        }
+        choice.source = source;
+        all.preferred[choice.product].push_back(std::move(choice));
+    }
+}
+
+std::vector<MatmulChoice> matmul_choices_cuda(const Device& device) {
+    const MatmulPlans& all = plans_of(device);
+    std::vector<MatmulChoice> choices;
+    for (const auto& plan : all.plans) {
+        MatmulAlgorithm bytes;
+        std::memcpy(bytes.data(), &plan->algorithm.raw, bytes.size());
+        choices.push_back({plan->product, seal_algorithm(all.machine, plan->product, bytes), plan->source});
+    }
+    std::sort(choices.begin(), choices.end(),
+              [](const MatmulChoice& a, const MatmulChoice& b) { return a.product < b.product; });
+    return choices;
+}
+
+MatmulCounts matmul_counts_cuda(const Device& device) {
+    const MatmulPlans& all = plans_of(device);
+    MatmulCounts counts;
+    counts.refused = all.num_refused;
+    counts.tuning_seconds = all.tuning_seconds;
+    for (const auto& plan : all.plans) {
+        if (plan->source == MatmulSource::record) ++counts.from_record;
+        if (plan->source == MatmulSource::cache) ++counts.from_cache;
+        if (plan->source == MatmulSource::timed) ++counts.timed;
+        if (plan->source == MatmulSource::first_choice) ++counts.first_choice;
+    }
+    return counts;
+}
+
+std::string matmul_machine_cuda(const Device& device) {
+    return join(device.context().properties.name, ", cuBLASLt ", cublaslt_version());
 }
 
 }  // namespace ingot

@@ -43,7 +43,13 @@ struct Product {
     bool a_transposed = false, b_transposed = false;
 };
 
-// The CUDA twin, called by the functions above once shapes are checked.
+// What the functions above compute; shapes are not checked.
+Product product_of(const MatmulForward&);
+Product product_of(const MatmulBackwardInput&);
+Product product_of(const MatmulBackwardWeight&);
+
+// The CUDA twin, called by the functions above once shapes are checked. Which algorithm computes a product:
+// kernels/matmul_choices.h.
 void matmul_cuda(const Device&, const Product&);
 
 }  // namespace ingot

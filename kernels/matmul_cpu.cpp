@@ -76,6 +76,19 @@ void run(const Device& device, const Product& product) {
 
 }  // namespace
 
+Product product_of(const MatmulForward& a) {
+    return {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true};
+}
+
+Product product_of(const MatmulBackwardInput& a) {
+    return {.out = a.dx, .a = a.dout, .b = a.weight};
+}
+
+Product product_of(const MatmulBackwardWeight& a) {
+    return {
+        .out = a.dweight, .a = a.dout, .b = a.x, .addend = a.accumulate ? a.dweight : Tensor{}, .a_transposed = true};
+}
+
 void matmul_forward(const Device& device, const MatmulForward& a) {
     CHECK(a.x.rank == 2 && a.weight.rank == 2, "matmul_forward: x is ", a.x.describe(), ", weight is ",
           a.weight.describe());
@@ -85,7 +98,7 @@ void matmul_forward(const Device& device, const MatmulForward& a) {
     check_matrix(device, "matmul_forward", "weight", a.weight, O, I, dtype);
     check_matrix(device, "matmul_forward", "out", a.out, N, O, dtype);
     if (a.residual) check_matrix(device, "matmul_forward", "residual", a.residual, N, O, dtype);
-    run(device, {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true});
+    run(device, product_of(a));
 }
 
 void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
@@ -96,7 +109,7 @@ void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
     check_matrix(device, "matmul_backward_input", "dout", a.dout, N, O, dtype);
     check_matrix(device, "matmul_backward_input", "weight", a.weight, O, I, dtype);
     check_matrix(device, "matmul_backward_input", "dx", a.dx, N, I, dtype);
-    run(device, {.out = a.dx, .a = a.dout, .b = a.weight});
+    run(device, product_of(a));
 }
 
 void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a) {
@@ -107,8 +120,7 @@ void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a)
     check_matrix(device, "matmul_backward_weight", "dout", a.dout, N, O, dtype);
     check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
     check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
-    run(device,
-        {.out = a.dweight, .a = a.dout, .b = a.x, .addend = a.accumulate ? a.dweight : Tensor{}, .a_transposed = true});
+    run(device, product_of(a));
 }
 
 }  // namespace ingot

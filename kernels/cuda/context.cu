@@ -159,6 +159,11 @@ void cuda_launch_graph(CudaContext& context, void* graph) {
     CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), context.stream));
 }
 
+std::string cublaslt_version() {
+    const size_t version = cublasLtGetVersion();
+    return join(version / 10000, ".", version % 10000 / 100, ".", version % 100);
+}
+
 void cuda_failed(const char* file, int line, const char* expression, const std::string& text) {
     const char* name = std::strstr(file, "kernels/");
     throw Error(kExitFault, join(text, " [", name != nullptr ? name : file, ":", line, ": ", expression, "]"));

@@ -47,6 +47,7 @@ size_t cuda_free_memory(CudaContext&);
 void cuda_start_copy(CudaContext&, Queue queue, void* destination, const void* source, size_t bytes);
 void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
 void cuda_synchronize(CudaContext&);
+std::string cublaslt_version();  // "13.1.0"
 
 // Events (cudaEvent_t) and graphs (cudaGraphExec_t) as opaque handles: DeviceEvent and DeviceGraph of core/device.h.
 std::shared_ptr<void> cuda_create_event(CudaContext&);

@@ -1,13 +1,23 @@
 #include "kernels/cuda/timing.h"
 
+#include "kernels/core/rng.h"
 #include "kernels/cuda/context.h"
-#include "kernels/fill.h"
+#include "kernels/cuda/vec.cuh"
 
 namespace ingot {
 
 namespace {
 
 constexpr int kThreads = 256;
+
+template <typename T>
+__global__ void fill_normals_kernel(T* data, int64_t count, int64_t columns, int64_t row_stride, uint64_t seed,
+                                    float scale) {
+    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride)
+        data[i / columns * row_stride + i % columns] =
+            from_float<T>(scale * random_normal(seed, 0, static_cast<uint64_t>(i)));
+}
 
 // A block copies kUnroll * kThreads vectors; a thread's loads are all in flight before its first store.
 constexpr int kUnroll = 4;
@@ -53,7 +63,18 @@ double CudaTimer::stop() {
 }
 
 void fill_normals_cuda(const Device& device, const Tensor& tensor, uint64_t seed, float scale) {
-    fill_normal(device, {.out = tensor, .seed = seed, .stream = 0, .std = scale});
+    if (tensor.numel() == 0) return;
+    const bool is_matrix = tensor.rank == 2 && tensor.stride[1] == 1;
+    CHECK(is_matrix || tensor.is_contiguous(), "fill_normals: ", tensor.describe(), " must be contiguous");
+    const int64_t columns = is_matrix ? tensor.shape[1] : tensor.numel();
+    const int64_t row_stride = is_matrix ? tensor.stride[0] : columns;
+    const CudaContext& context = device.context();
+    for_cuda_type(tensor.dtype, "fill_normals", [&](auto element) {
+        using T = decltype(element);
+        fill_normals_kernel<T><<<context.properties.multiProcessorCount * 8, kThreads, 0, context.stream>>>(
+            tensor.get<T>(), tensor.numel(), columns, row_stride, seed, scale);
+    });
+    CUDA_CHECK_LAUNCH("fill_normals");
 }
 
 void copy_kernel_cuda(const Device& device, const Tensor& destination, const Tensor& source) {
@@ -71,11 +92,10 @@ std::string describe_cuda(const Device& device) {
     int driver = 0, runtime = 0;
     CUDA_CHECK(cudaDriverGetVersion(&driver));
     CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
-    const size_t cublaslt = cublasLtGetVersion();
     return join(device.name(), ", ", gpu.multiProcessorCount, " multiprocessors, ",
                 format_bytes(static_cast<size_t>(gpu.l2CacheSize)), " L2, ", format_bytes(gpu.totalGlobalMem),
                 " memory; driver for CUDA ", driver / 1000, ".", driver % 1000 / 10, ", CUDA ", runtime / 1000, ".",
-                runtime % 1000 / 10, ", cuBLASLt ", cublaslt / 10000, ".", cublaslt % 10000 / 100, ".", cublaslt % 100);
+                runtime % 1000 / 10, ", cuBLASLt ", cublaslt_version());
 }
 
 }  // namespace ingot

@@ -22,7 +22,8 @@ class CudaTimer {
     std::unique_ptr<Events> events_;
 };
 
-// All elements of a contiguous tensor become scale * random_normal(seed, 0, index), rounded to its dtype (core/rng.h).
+// All elements of a contiguous tensor, or of a matrix with contiguous rows, become scale * random_normal(seed, 0,
+// index), rounded to its dtype (core/rng.h).
 void fill_normals_cuda(const Device&, const Tensor& tensor, uint64_t seed, float scale);
 
 // A copy by a kernel of 16-byte loads and stores: what a kernel bound by memory can hope for. Contiguous tensors of the

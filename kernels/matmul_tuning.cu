@@ -1,0 +1,220 @@
+// The search for a product's fastest algorithm.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "kernels/cuda/timing.h"
+#include "kernels/matmul_plan.h"
+
+namespace ingot {
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+constexpr double kScreenMargin = 0.3;    // a single run, at a clock that has not settled, is no surer than that
+constexpr double kCompareMargin = 0.03;  // the medians of a few rounds are
+constexpr double kTie = 0.005;           // no later run would tell such a difference: the library's own order decides
+constexpr size_t kNumCompared = 8;
+constexpr int kMinRounds = 5;
+constexpr double kSampleSeconds = 100e-6;  // an event's own cost is a microsecond or two
+constexpr double kBatchSeconds = 20e-3;    // of runs that are queued at once
+
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+// Up to `count` points of a stream in time. A batch of runs has one before each run and one after the last.
+class Marks {
+  public:
+    Marks(cudaStream_t stream, size_t count) : stream_(stream), events_(count, nullptr) {
+        for (cudaEvent_t& event : events_) CUDA_CHECK(cudaEventCreate(&event));
+    }
+    ~Marks() {
+        for (cudaEvent_t event : events_) (void)cudaEventDestroy(event);
+    }
+    Marks(const Marks&) = delete;
+    Marks& operator=(const Marks&) = delete;
+
+    void clear() { used_ = 0; }
+    void set() {
+        CHECK(used_ < events_.size(), "more than ", events_.size(), " marks");
+        CUDA_CHECK(cudaEventRecord(events_[used_++], stream_));
+    }
+    void wait() const { CUDA_CHECK(cudaEventSynchronize(events_[used_ - 1])); }
+    // Between mark i and the next.
+    double seconds(size_t i) const {
+        float milliseconds = 0;
+        CUDA_CHECK(cudaEventElapsedTime(&milliseconds, events_[i], events_[i + 1]));
+        return milliseconds * 1e-3;
+    }
+
+  private:
+    cudaStream_t stream_;
+    std::vector<cudaEvent_t> events_;
+    size_t used_ = 0;
+};
+
+void add(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algorithm) {
+    if (std::find(algorithms->begin(), algorithms->end(), algorithm) == algorithms->end())
+        algorithms->push_back(algorithm);
+}
+
+// A weight gradient of a small model has too few tiles for a whole GPU, and a sum over very many tokens. The best few
+// kernels with the sum in as many parts as fill the GPU about once or twice.
+void add_split_sums(const CudaContext& context, const MatmulPlan& plan, std::vector<LtAlgorithm>* algorithms) {
+    constexpr size_t kNumBases = 8;
+    constexpr int64_t kMinPart = 512;  // below that the second step is most of the work
+    std::vector<LtAlgorithm> bases;
+    for (size_t i = 0; i < algorithms->size() && bases.size() < kNumBases; ++i) {
+        LtAlgorithm base = (*algorithms)[i];
+        if (split_sums(&base, 1)) add(&bases, base);
+    }
+    for (const LtAlgorithm& base : bases) {
+        float waves = 0;
+        if (!is_usable(context, plan, base, &waves) || !(waves > 0 && waves <= 1)) continue;
+        for (const int32_t splits : {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}) {
+            const float filled = waves * static_cast<float>(splits);
+            if (filled < 0.6f || filled > 2.1f || plan.key.K / splits < kMinPart) continue;
+            LtAlgorithm variant = base;
+            if (split_sums(&variant, splits) && is_usable(context, plan, variant)) add(algorithms, variant);
+        }
+    }
+}
+
+}  // namespace
+
+void fill_operands(const Device& device, const Product& p) {
+    const int64_t K = p.a.shape[p.a_transposed ? 0 : 1];
+    fill_normals_cuda(device, p.a, 1, 1);
+    // So that one run adds elements of size 1, and a thousand in place stay within fp16.
+    fill_normals_cuda(device, p.b, 2, 1 / std::sqrt(static_cast<float>(K)));
+    fill_normals_cuda(device, p.out, 3, 1);
+    if (p.addend && p.addend.data != p.out.data) fill_normals_cuda(device, p.addend, 4, 1);
+}
+
+std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Product& p) {
+    std::vector<LtAlgorithm> algorithms = heuristic_algorithms(context, plan, p, 1);
+    for (const LtAlgorithm& algorithm : heuristic_algorithms(context, plan, p, kMostHeuristics))
+        add(&algorithms, algorithm);
+    add_split_sums(context, plan, &algorithms);
+    return algorithms;
+}
+
+std::vector<double> screen(const Device& device, const MatmulPlan& plan, const Product& p,
+                           const std::vector<LtAlgorithm>& candidates, double seconds) {
+    const CudaContext& context = device.context();
+    std::vector<double> result(candidates.size(), kInfinity);
+    Marks marks(context.stream, 2);
+    const double begin = now();
+    for (size_t i = 0; i < candidates.size(); ++i) {
+        if (i > 0 && now() - begin > seconds) break;
+        if (launch(context, plan, p, candidates[i]) != CUBLAS_STATUS_SUCCESS) {
+            (void)cudaGetLastError();
+            continue;
+        }
+        marks.clear();
+        marks.set();
+        if (launch(context, plan, p, candidates[i]) != CUBLAS_STATUS_SUCCESS) continue;
+        marks.set();
+        marks.wait();
+        result[i] = marks.seconds(0);
+    }
+    return result;
+}
+
+std::vector<double> compare(const Device& device, const MatmulPlan& plan, const Product& p,
+                            const std::vector<LtAlgorithm>& candidates, double seconds, double margin) {
+    const CudaContext& context = device.context();
+    const auto run = [&](size_t candidate) { CUBLAS_CHECK(launch(context, plan, p, candidates[candidate])); };
+    Marks marks(context.stream, kMinRounds * candidates.size() + 1);
+    std::vector<size_t> left(candidates.size());
+    std::iota(left.begin(), left.end(), size_t{0});
+    std::vector<std::vector<double>> samples(candidates.size());
+    std::vector<double> distance(candidates.size(), 1);  // of those given up, to the best
+    // A first mark that stands behind a run is reached when that run ends: the GPU never waits for the host.
+    const auto measure = [&](int rounds, int repeats, size_t first_round) {
+        marks.clear();
+        run(left[0]);
+        marks.set();
+        std::vector<size_t> order;
+        for (int round = 0; round < rounds; ++round)
+            for (size_t i = 0; i < left.size(); ++i) {
+                order.push_back(left[(i + first_round + static_cast<size_t>(round)) % left.size()]);
+                for (int repeat = 0; repeat < repeats; ++repeat) run(order.back());
+                marks.set();
+            }
+        marks.wait();
+        for (size_t i = 0; i < order.size(); ++i) samples[order[i]].push_back(marks.seconds(i) / repeats);
+    };
+    const double begin = now();
+    measure(1, 1, 0);
+    double round_seconds = 0, shortest = kInfinity;
+    for (std::vector<double>& sample : samples) {
+        round_seconds += sample[0];
+        shortest = std::min(shortest, sample[0]);
+        sample.clear();
+    }
+    const int repeats = std::clamp(static_cast<int>(std::ceil(kSampleSeconds / std::max(shortest, 1e-6))), 1, 50);
+    const int rounds =
+        std::clamp(static_cast<int>(kBatchSeconds / std::max(round_seconds * repeats, 1e-6)), 1, kMinRounds);
+    const auto best_median = [&] {
+        double best = kInfinity;
+        for (const size_t candidate : left) best = std::min(best, median(samples[candidate]));
+        return best;
+    };
+    for (size_t num_rounds = 0; num_rounds < kMinRounds || (now() - begin < seconds && left.size() > 1);) {
+        measure(rounds, repeats, num_rounds);
+        num_rounds += static_cast<size_t>(rounds);
+        if (num_rounds < kMinRounds) continue;
+        const double best = best_median();
+        std::vector<size_t> still;
+        for (const size_t candidate : left) {
+            distance[candidate] = median(samples[candidate]) / best;
+            if (distance[candidate] <= 1 + margin) still.push_back(candidate);
+        }
+        left = still;
+    }
+    const double best = best_median();
+    std::vector<double> result;
+    for (const double ratio : distance) result.push_back(ratio * best);
+    return result;
+}
+
+std::vector<size_t> best_of(const std::vector<double>& seconds, size_t count, double margin) {
+    std::vector<size_t> order(seconds.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return seconds[a] < seconds[b]; });
+    std::vector<size_t> result;
+    for (const size_t i : order)
+        if (result.size() < count && std::isfinite(seconds[i]) && seconds[i] <= seconds[order[0]] * (1 + margin))
+            result.push_back(i);
+    return result;
+}
+
+LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, const Product& p, double seconds) {
+    const double begin = now();
+    const std::vector<LtAlgorithm> all = tuning_candidates(device.context(), plan, p);
+    if (all.size() == 1) return all[0];
+    std::vector<size_t> places = best_of(screen(device, plan, p, all, seconds / 2), kNumCompared, kScreenMargin);
+    CHECK(!places.empty(), "matmul: no algorithm of cuBLASLt runs for ", describe(p));
+    std::sort(places.begin(), places.end());  // the library's order again, for ties
+    std::vector<LtAlgorithm> candidates;
+    for (const size_t place : places) candidates.push_back(all[place]);
+    if (candidates.size() == 1) return candidates[0];
+    const std::vector<double> medians = compare(device, plan, p, candidates, seconds - (now() - begin), kCompareMargin);
+    const double best = *std::min_element(medians.begin(), medians.end());
+    size_t chosen = 0;
+    while (medians[chosen] > best * (1 + kTie)) ++chosen;
+    return candidates[chosen];
+}
+
+}  // namespace ingot
