@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kSortThreads) scatter_kernel(const __grid_cons
 // ---- Backward, 2 and 3: the sums ----
 
 constexpr int kPiece = EmbeddingWorkspace::kPiece;  // sorted tokens: 1,024 pieces at 65,536 tokens
-constexpr int kPiecesABlock = 8;  // at most, where rows are short
+constexpr int kPiecesABlock = 8;                    // at most, where rows are short
 constexpr int kSumThreads = 128;
 constexpr int kRowsAtOnce = 4;  // loads of a thread on their way
 

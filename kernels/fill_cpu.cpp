@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/core/rng.h"
 #include "kernels/fill.h"
 
@@ -10,31 +12,34 @@ void check_whole(const Device& device, const char* op, const Tensor& tensor) {
           " must be contiguous and on ", device.name());
 }
 
+template <typename T>
+void normal_cpu(const FillNormal& a) {
+    T* const data = a.out.get<T>();
+    const float std = static_cast<float>(a.std);
+    const int64_t count = a.out.numel();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; ++i)
+        data[i] = static_cast<T>(std * random_normal(a.seed, a.stream, static_cast<uint64_t>(i)));
+}
+
+template <typename T>
+void value_cpu(const FillValue& a) {
+    std::fill_n(a.out.get<T>(), a.out.numel(), static_cast<T>(a.value));
+}
+
 }  // namespace
 
 void fill_normal(const Device& device, const FillNormal& a) {
     check_whole(device, "fill_normal", a.out);
-    INGOT_DISPATCH(device, for_cpu_scalar(a.out.dtype, "fill_normal",
-                                          [&](auto scalar) {
-                                              using T = decltype(scalar);
-                                              T* const data = a.out.get<T>();
-                                              const float std = static_cast<float>(a.std);
-                                              const int64_t count = a.out.numel();
-#pragma omp parallel for schedule(static)
-                                              for (int64_t i = 0; i < count; ++i)
-                                                  data[i] = static_cast<T>(
-                                                      std * random_normal(a.seed, a.stream, static_cast<uint64_t>(i)));
-                                          }),
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.out.dtype, "fill_normal", [&](auto scalar) { normal_cpu<decltype(scalar)>(a); }),
                    fill_normal_cuda(device, a));
 }
 
 void fill_value(const Device& device, const FillValue& a) {
     check_whole(device, "fill_value", a.out);
-    INGOT_DISPATCH(device, for_cpu_scalar(a.out.dtype, "fill_value",
-                                          [&](auto scalar) {
-                                              using T = decltype(scalar);
-                                              std::fill_n(a.out.get<T>(), a.out.numel(), static_cast<T>(a.value));
-                                          }),
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.out.dtype, "fill_value", [&](auto scalar) { value_cpu<decltype(scalar)>(a); }),
                    fill_value_cuda(device, a));
 }
 

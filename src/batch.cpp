@@ -5,7 +5,8 @@ namespace ingot {
 BatchBuffers::BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan)
     : device_(device), slots_{Slot(device), Slot(device)} {
     for (int i = 0; i < kSlots; ++i)
-        plan->add(join("batch.", i), DType::i32, {HostBatch::kArrays, max_tokens}, &slots_[static_cast<size_t>(i)].arrays);
+        plan->add(join("batch.", i), DType::i32, {HostBatch::kArrays, max_tokens},
+                  &slots_[static_cast<size_t>(i)].arrays);
 }
 
 HostBatch* BatchBuffers::next() {
@@ -21,8 +22,7 @@ MicroBatch BatchBuffers::upload() {
     const Tensor host = slot.host.all();
     const int64_t n = host.shape[1];
     CHECK(n <= slot.arrays.shape[1], "a batch of ", n, " tokens, planned for ", slot.arrays.shape[1]);
-    const Tensor device =
-        Tensor::contiguous(slot.arrays.data, DType::i32, {HostBatch::kArrays, n}, slot.arrays.device);
+    const Tensor device = Tensor::contiguous(slot.arrays.data, DType::i32, {HostBatch::kArrays, n}, slot.arrays.device);
     slot.read.block(Queue::upload);
     device_.start_copy(device, host, Queue::upload);
     slot.copied.record(Queue::upload);

@@ -8,6 +8,7 @@
 #include "src/environment.h"
 #include "src/files.h"
 #include "src/manifest.h"
+#include "src/matmul_cache.h"
 #include "src/safetensors.h"
 
 namespace ingot {
@@ -38,6 +39,7 @@ ordered_json manifest_head(const Config& config, const TrainingState& training, 
     manifest["report"] = report_to_json(training.report);
     manifest["world_size"] = 1;
     manifest["environment"] = environment(device);
+    if (!device.is_cpu()) manifest["matmul_choices"] = matmul_choices_to_json(matmul_choices(device));
     manifest["config"] = config_to_json(config);
     return manifest;
 }

@@ -49,7 +49,7 @@ class CheckpointWriter {
     const Model& model_;
     const Optimizer& optimizer_;
     bool is_async_, snapshots_weights_ = false, snapshots_moments_ = false;
-    Tensor weights_, m_, v_;  // the snapshot, in the layout of the model's flat spaces
+    Tensor weights_, m_, v_;            // the snapshot, in the layout of the model's flat spaces
     DeviceEvent updated_, downloaded_;  // CUDA: the last update; the copies of the snapshot
     std::future<Result> writing_;
     std::future<void> copied_;

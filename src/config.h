@@ -52,9 +52,10 @@ struct TrainingConfig {
     int64_t steps = 0;  // 0 until resolve_steps(), where epochs stand instead
     double epochs = 0;  // 0: steps are given
     int64_t batch_tokens = 0;
-    int64_t micro_batch_size = 0;  // rows
+    int64_t micro_batch_size = 0;      // rows
     bool micro_batch_is_auto = false;  // the config says "auto" or nothing: a GPU may take more than the default
     Recompute recompute = Recompute::none;
+    bool tune = true;  // CUDA: time the algorithms of products
     double z_loss = 0;
     NonFinite on_nonfinite = NonFinite::skip;
     int64_t max_skipped_steps = 20;

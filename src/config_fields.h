@@ -131,6 +131,9 @@ void visit_fields(Visitor& v, TrainingConfig& c) {
                .takes_auto = true});
     v.field("recompute", c.recompute,
             {kFree, "What backward computes again to save memory: none, light (norms and SwiGLU), block"});
+    v.field(
+        "tune", c.tune,
+        {kFromNow, "CUDA: whether products take the fastest algorithm that was timed, or the library's first choice"});
     v.field("z_loss", c.z_loss, {kFromNow, "Weight of the squared log-normaliser in the loss", 0, 1});
     v.field("on_nonfinite", c.on_nonfinite, {kFree, "What a step with a non-finite loss or gradient does"});
     v.field("max_skipped_steps", c.max_skipped_steps,

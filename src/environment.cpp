@@ -5,6 +5,7 @@
 
 #include "kernels/core/blas.h"
 #include "kernels/core/check.h"
+#include "kernels/matmul_choices.h"
 #include "src/checksum.h"
 
 namespace ingot {
@@ -47,6 +48,7 @@ ordered_json environment(const Device& device) {
 #endif
     result["compiler"] = __VERSION__;
     result["blas"] = blas_description();
+    if (!device.is_cpu() && !device.is_planned()) result["products"] = matmul_machine(device);
     result["world_size"] = 1;
     return result;
 }

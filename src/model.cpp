@@ -52,6 +52,7 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
                   VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
+    (void)choose_attention(device, dtype, HS);  // refuses what no kernel can do, before anything is allocated
     chunk_ = std::clamp<int64_t>(kLogitsBytes / (VP * size_of(dtype)), 1, N);
 
     plan->add("weights", stats_, {table_.flat_size()}, &weights_);

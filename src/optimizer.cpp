@@ -9,7 +9,8 @@ Optimizer::Optimizer(const Model& model, MemoryPlan* plan) {
     const DType dtype = accumulation_dtype(model.dtype());
     plan->add("optimizer.m", dtype, {model.table().flat_size()}, &m_);
     plan->add("optimizer.v", dtype, {model.table().flat_size()}, &v_);
-    plan->add("workspace.gradient_norm", DType::u8, {static_cast<int64_t>(gradient_norm_workspace(model.device()))}, &workspace_);
+    plan->add("workspace.gradient_norm", DType::u8, {static_cast<int64_t>(gradient_norm_workspace(model.device()))},
+              &workspace_);
 }
 
 void Optimizer::update(const Model& model, StepBlock* step) const {

@@ -104,10 +104,9 @@ void initialize_parameters(const Device& device, const ParameterTable& table, ui
         for (const OuterPart& part : parameter.parts) {
             const Tensor tensor = part_view(flat, parameter, part);
             if (parameter.is_matrix)
-                fill_normal(device, {.out = tensor,
-                                     .seed = seed,
-                                     .stream = stream_of(part.name.c_str()),
-                                     .std = parameter.init_std});
+                fill_normal(
+                    device,
+                    {.out = tensor, .seed = seed, .stream = stream_of(part.name.c_str()), .std = parameter.init_std});
             else
                 fill_value(device, {.out = tensor, .value = 1});
         }

@@ -118,8 +118,7 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
         const Tensor& tensor = named.tensor;
         CHECK(!header.contains(named.name), "write_safetensors: two tensors are named ", named.name);
         CHECK(tensor.is_contiguous() && (tensor.device == DeviceKind::cpu || tensor.device == device.kind()),
-              "write_safetensors: ", named.name, " is ",
-              tensor.describe());
+              "write_safetensors: ", named.name, " is ", tensor.describe());
         const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                         [&](const auto& candidate) { return tensor.dtype == candidate.second; });
         const uint64_t end = offset + static_cast<uint64_t>(tensor.bytes());

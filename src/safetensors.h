@@ -39,8 +39,8 @@ struct NamedTensor {
 };
 
 // Writes and syncs a new file, tensors of larger elements first, so that each is aligned; throws Error (kExitAllocation
-// for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the file. Tensors that lie
-// on `device` are fetched through its download queue, a piece at a time.
+// for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the file. Tensors that
+// lie on `device` are fetched through its download queue, a piece at a time.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums = nullptr,
                        const Device& device = Device::cpu());

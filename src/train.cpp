@@ -17,6 +17,7 @@
 #include "src/environment.h"
 #include "src/generate.h"
 #include "src/log.h"
+#include "src/matmul_cache.h"
 #include "src/progress.h"
 #include "src/run_folder.h"
 #include "src/schedule.h"
@@ -33,6 +34,19 @@ namespace fs = std::filesystem;
 
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::vector<MatmulChoice> recorded_choices(const Checkpoint& checkpoint) {
+    return matmul_choices_from_json(checkpoint.manifest.value("matmul_choices", nlohmann::ordered_json::object()));
+}
+
+// How many of the choices `now` are not in the record.
+int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
+    return std::count_if(now.begin(), now.end(), [&](const MatmulChoice& choice) {
+        return std::none_of(record.begin(), record.end(), [&](const MatmulChoice& recorded) {
+            return recorded.product == choice.product && recorded.algorithm == choice.algorithm;
+        });
+    });
 }
 
 class Trainer {
@@ -91,8 +105,8 @@ class Trainer {
     int64_t queued_step_ = 0;          // the last one that was queued
     std::array<DeviceGraph, BatchBuffers::kSlots> micro_step_;
     DeviceGraph update_;
-    TrainingState training_;    // as of the last finished step
-    StepDecision decision_;     // the same
+    TrainingState training_;          // as of the last finished step
+    StepDecision decision_;           // the same
     bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
     int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
 };
@@ -124,8 +138,11 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
     block.state = training_.state;
     plan_.step.write(block);
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
-    const std::string differences = environment_changes(
+    std::string differences = environment_changes(
         checkpoint.manifest.value("environment", nlohmann::ordered_json::object()), environment(plan_.device()));
+    if (const int64_t count = num_new_choices(recorded_choices(checkpoint), matmul_choices(plan_.device())); count > 0)
+        differences +=
+            join(differences.empty() ? "" : "; ", count, " products have another algorithm than in the checkpoint");
     if (differences.empty() && !has_changed)
         std::printf("bits: as if the run had not stopped (config, device and libraries are those of the checkpoint)\n");
     if (!differences.empty())
@@ -137,6 +154,8 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
 
 void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
     const std::string& run_dir = folder_.path();
+    plan_.model.initialize_constants();
+    plan_.step.write(StepBlock{});
     if (checkpoint)
         resume_from(*checkpoint);
     else
@@ -424,6 +443,7 @@ int train(const TrainOptions& options) {
     print_plan(plan);
     std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
     plan.allocate();
+    plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
     Trainer trainer(config, folder, data, &plan);
     trainer.start(checkpoint);
     return trainer.run();

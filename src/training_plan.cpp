@@ -9,6 +9,7 @@
 #include "src/config_fields.h"
 #include "src/device_choice.h"
 #include "src/environment.h"
+#include "src/matmul_cache.h"
 
 namespace ingot {
 
@@ -76,8 +77,7 @@ void TrainingPlan::check_memory() const {
     if (device_.is_cpu()) return;
     const size_t budget = memory_budget(device_);
     if (total_bytes() <= budget) return;
-    const int64_t fits =
-        largest_micro_batch(config_, device_, config_.training.micro_batch_size - 1, budget);
+    const int64_t fits = largest_micro_batch(config_, device_, config_.training.micro_batch_size - 1, budget);
     throw UserError(join("the plan needs ", format_bytes(total_bytes()), " of ", device_.name(), "'s memory, ",
                          format_bytes(budget), " can be used: ",
                          fits > 0 ? join("use training.micro_batch_size ", fits, ", the largest that fits")
@@ -88,14 +88,17 @@ void TrainingPlan::allocate() {
     check_memory();
     allocation_ = memory_.allocate(device_);
     if (!device_.is_cpu()) host_allocation_ = host_memory_.allocate_host(device_);
-    warm_up();
-    step.write(StepBlock{});
-    eval_step.write(StepBlock{});
-    model.initialize_constants();
 }
 
-void TrainingPlan::warm_up() {
+void TrainingPlan::warm_up(const std::vector<MatmulChoice>& record) {
     if (device_.is_cpu()) return;
+    const std::string machine = matmul_machine(device_);
+    std::string note;
+    prefer_matmul_choices(device_, record, MatmulSource::record);
+    if (config_.training.tune) prefer_matmul_choices(device_, read_matmul_cache(machine, &note), MatmulSource::cache);
+    if (!note.empty()) std::printf("note: %s\n", note.c_str());
+    set_matmul_tuning(device_, config_.training.tune ? MatmulTuning::timed : MatmulTuning::first_choice);
+
     HostBatch* const blank = batch.next();
     blank->resize(model.max_tokens());
     Device::cpu().zero(blank->all());
@@ -106,6 +109,17 @@ void TrainingPlan::warm_up() {
     device_.zero(Tensor::contiguous(allocation_.get(), DType::u8, {static_cast<int64_t>(memory_.total_bytes())},
                                     device_.kind()));
     device_.synchronize();
+
+    set_matmul_tuning(device_, MatmulTuning::first_choice);
+    const MatmulCounts counts = matmul_counts(device_);
+    std::printf(
+        "products: algorithms of %ld from the run's record, %ld from the machine's cache, %ld timed in %.1f s, "
+        "%ld of the library's choice\n",
+        static_cast<long>(counts.from_record), static_cast<long>(counts.from_cache), static_cast<long>(counts.timed),
+        counts.tuning_seconds, static_cast<long>(counts.first_choice));
+    if (counts.timed == 0) return;
+    write_matmul_cache(machine, matmul_choices(device_), &note);
+    if (!note.empty()) std::printf("note: %s\n", note.c_str());
 }
 
 int64_t TrainingPlan::num_micro_steps() const {
@@ -136,6 +150,8 @@ std::string TrainingPlan::features() const {
     text += line("attention: causal, %s, %ld query / %ld kv heads of %ld, documents %s",
                  positions[static_cast<int>(m.position)], heads, kv_heads, static_cast<long>(m.head_dim),
                  config_.data.mask_documents ? "masked" : "not masked");
+    const AttentionChoice attention = choose_attention(device_, model.dtype(), m.head_dim);
+    text += line("attention kernel: %s, since %s", name_of(attention.kernel), attention.reason.c_str());
     text += line("optimizer: AdamW, lr %.3g (warm-up %ld steps, then %s to %.3g), betas %g and %g, weight decay %g, %s",
                  o.lr, static_cast<long>(s.warmup_steps), name_of_choice(s.type),
                  s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction, o.beta1, o.beta2, o.weight_decay,
@@ -166,8 +182,9 @@ void resolve_micro_batch(Config* config, const Device& device) {
     const int64_t size = largest_micro_batch(*config, device, INT64_MAX, budget);
     if (size == 0) {
         config->training.micro_batch_size = 1;
-        throw UserError(join("a micro-batch of one row needs ", format_bytes(TrainingPlan(*config, device).total_bytes()),
-                             " of ", device.name(), "'s memory, ", format_bytes(budget),
+        throw UserError(join("a micro-batch of one row needs ",
+                             format_bytes(TrainingPlan(*config, device).total_bytes()), " of ", device.name(),
+                             "'s memory, ", format_bytes(budget),
                              " can be used: use training.recompute = \"block\", or a smaller model"));
     }
     config->training.micro_batch_size = size;

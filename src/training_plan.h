@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/core/device.h"
+#include "kernels/matmul_choices.h"
 #include "src/batch.h"
 #include "src/checkpoint_writer.h"
 #include "src/config.h"
@@ -28,8 +29,9 @@ class TrainingPlan {
     // Checks that first.
     void allocate();
     // CUDA: one step on blank memory, before there are weights, so that kernels are loaded and products have their
-    // algorithms when the first step comes. Leaves everything blank again.
-    void warm_up();
+    // algorithms when the first step comes: those of `record` (of the run that goes on), of the machine's cache, or
+    // timed now. Leaves everything blank again.
+    void warm_up(const std::vector<MatmulChoice>& record);
     size_t total_bytes() const { return memory_.total_bytes(); }
     int64_t num_micro_steps() const;
 

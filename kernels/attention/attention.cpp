@@ -45,14 +45,16 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
     if (device.is_cpu()) {
         CHECK(dtype == DType::f32 || dtype == DType::f64, "attention on the CPU runs in fp32 or fp64, not in ",
               name_of(dtype), ": convert the tensors first");
-        CHECK(head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHeadSize, "attention: head size ", head_size,
-              " is not supported on the CPU: use an even one up to ", kMaxHeadSize);
+        REQUIRE(head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHeadSize, "head size ", head_size,
+                " has no attention kernel on the CPU: use an even one up to ", kMaxHeadSize);
         return {AttentionKernel::cpu, "the device is the CPU"};
     }
     CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
-    CHECK(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), head_size) != std::end(kPlainHeadSizes),
-          "attention: head size ", head_size, " is not supported on CUDA: use 32, 64, 96 or 128");
+    REQUIRE(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), head_size) != std::end(kPlainHeadSizes),
+            "head size ", head_size,
+            " has no attention kernel on CUDA: use 32, 64, 96 or 128 (model.head_dim), or the "
+            "CPU (--device cpu)");
     return {AttentionKernel::plain, "the only kernel for CUDA: any GPU, no tensor cores"};
 }
 

@@ -107,8 +107,8 @@ class ValidationRows : public Rows {
 // A keyed permutation of [0, count): the image of `index`. A pure function of its arguments on every platform.
 uint64_t permuted_index(uint64_t index, uint64_t count, uint64_t seed, uint64_t stream);
 
-// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: seven arrays of N, one after another, so
-// that one copy takes all of them to a device.
+// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: seven arrays of N, one after another,
+// so that one copy takes all of them to a device.
 class HostBatch {
   public:
     // Memory that `device` can copy from while the program goes on; it grows as needed.

@@ -24,7 +24,7 @@ class TextModel {
   public:
     TextModel(const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t capacity)
         : model(cpu, config, dtype, max_tokens, config.context_length, Recompute::none, 0, false, &plan),
-          buffers(max_tokens, &plan),
+          buffers(cpu, max_tokens, &plan),
           generator(model, buffers, capacity, &plan),
           memory(plan.allocate(cpu, true)),
           full(config, {.dtype = dtype, .max_tokens = config.context_length, .is_training = false}) {

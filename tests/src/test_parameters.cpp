@@ -43,7 +43,7 @@ struct Weights {
     Weights(const ParameterTable& table, uint64_t seed, DType dtype = DType::f32)
         : flat(Device::cpu(), dtype, {table.flat_size()}) {
         Device::cpu().zero(flat);
-        initialize_parameters(table, seed, flat);
+        initialize_parameters(Device::cpu(), table, seed, flat);
     }
     std::vector<double> part(const ParameterTable& table, const std::string& name) const {
         for (const Parameter& parameter : table.parameters())
