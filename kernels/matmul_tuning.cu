@@ -63,34 +63,42 @@ class Marks {
     size_t used_ = 0;
 };
 
-void add(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algorithm) {
-    if (std::find(algorithms->begin(), algorithms->end(), algorithm) == algorithms->end())
-        algorithms->push_back(algorithm);
-}
-
 // A weight gradient of a small model has too few tiles for a whole GPU, and a sum over very many tokens. The best few
 // kernels with the sum in as many parts as fill the GPU about once or twice.
 void add_split_sums(const CudaContext& context, const MatmulPlan& plan, std::vector<LtAlgorithm>* algorithms) {
     constexpr size_t kNumBases = 8;
-    constexpr int64_t kMinPart = 512;  // below that the second step is most of the work
     std::vector<LtAlgorithm> bases;
     for (size_t i = 0; i < algorithms->size() && bases.size() < kNumBases; ++i) {
         LtAlgorithm base = (*algorithms)[i];
-        if (split_sums(&base, 1)) add(&bases, base);
+        if (split_sums(&base, 1)) add_algorithm(&bases, base);
     }
     for (const LtAlgorithm& base : bases) {
         float waves = 0;
-        if (!is_usable(context, plan, base, &waves) || !(waves > 0 && waves <= 1)) continue;
-        for (const int32_t splits : {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}) {
-            const float filled = waves * static_cast<float>(splits);
-            if (filled < 0.6f || filled > 2.1f || plan.key.K / splits < kMinPart) continue;
+        if (!is_usable(context, plan, base, &waves)) continue;
+        for (const int32_t splits : split_counts(waves, plan.key.K, 0.6f, 2.1f)) {
             LtAlgorithm variant = base;
-            if (split_sums(&variant, splits) && is_usable(context, plan, variant)) add(algorithms, variant);
+            if (split_sums(&variant, splits) && is_usable(context, plan, variant)) add_algorithm(algorithms, variant);
         }
     }
 }
 
 }  // namespace
+
+std::vector<int32_t> split_counts(float waves, int64_t K, float least_filled, float most_filled) {
+    constexpr int64_t kMinPart = 512;  // below that the second step is most of the work
+    std::vector<int32_t> counts;
+    if (!(waves > 0 && waves <= 1)) return counts;
+    for (const int32_t splits : {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}) {
+        const float filled = waves * static_cast<float>(splits);
+        if (filled >= least_filled && filled <= most_filled && K / splits >= kMinPart) counts.push_back(splits);
+    }
+    return counts;
+}
+
+void add_algorithm(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algorithm) {
+    if (std::find(algorithms->begin(), algorithms->end(), algorithm) == algorithms->end())
+        algorithms->push_back(algorithm);
+}
 
 void fill_operands(const Device& device, const Product& p) {
     const int64_t K = p.a.shape[p.a_transposed ? 0 : 1];
@@ -104,7 +112,7 @@ void fill_operands(const Device& device, const Product& p) {
 std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Product& p) {
     std::vector<LtAlgorithm> algorithms = heuristic_algorithms(context, plan, p, 1);
     for (const LtAlgorithm& algorithm : heuristic_algorithms(context, plan, p, kMostHeuristics))
-        add(&algorithms, algorithm);
+        add_algorithm(&algorithms, algorithm);
     add_split_sums(context, plan, &algorithms);
     return algorithms;
 }
@@ -171,7 +179,8 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
         for (const size_t candidate : left) best = std::min(best, median(samples[candidate]));
         return best;
     };
-    for (size_t num_rounds = 0; num_rounds < kMinRounds || (now() - begin < seconds && left.size() > 1);) {
+    for (size_t num_rounds = 0;
+         num_rounds < kMinRounds || (now() - begin < seconds && (left.size() > 1 || candidates.size() == 1));) {
         measure(rounds, repeats, num_rounds);
         num_rounds += static_cast<size_t>(rounds);
         if (num_rounds < kMinRounds) continue;

@@ -31,6 +31,10 @@ Tensor first_columns(const Tensor& tensor, int64_t n) {
 
 }  // namespace
 
+int64_t logits_chunk(const ModelConfig& config, DType dtype, int64_t max_tokens) {
+    return std::clamp<int64_t>(kLogitsBytes / (config.padded_vocab_size() * size_of(dtype)), 1, max_tokens);
+}
+
 KvCache::KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan) {
     CHECK(capacity >= 1, "a cache for ", capacity, " tokens");
     plan->add("kv_cache.k", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &k_);
@@ -51,7 +55,7 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
                   VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
-    chunk_ = std::clamp<int64_t>(kLogitsBytes / (VP * size_of(dtype)), 1, N);
+    chunk_ = logits_chunk(config, dtype, N);
 
     plan->add("weights", stats_, {table_.flat_size()}, &weights_);
     if (dtype != stats_) plan->add("compute_weights", dtype, {table_.flat_size()}, &compute_weights_);
