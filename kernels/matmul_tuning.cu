@@ -17,6 +17,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kScreenMargin = 0.3;    // a single run, at a clock that has not settled, is no surer than that
 constexpr double kCompareMargin = 0.03;  // the medians of a few rounds are
 constexpr double kTie = 0.005;           // no later run would tell such a difference: the library's own order decides
+constexpr double kSlowTie = 0.05;        // the same where a single run of each has to do
 constexpr size_t kNumCompared = 8;
 constexpr int kMinRounds = 5;
 constexpr double kSampleSeconds = 100e-6;  // an event's own cost is a microsecond or two
@@ -148,7 +149,7 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
     std::iota(left.begin(), left.end(), size_t{0});
     std::vector<std::vector<double>> samples(candidates.size());
     std::vector<double> distance(candidates.size(), 1);  // of those given up, to the best
-    // A first mark that stands behind a run is reached when that run ends: the GPU never waits for the host.
+    // The first mark stands behind a run and is reached when that ends: by then the host is ahead of the GPU.
     const auto measure = [&](int rounds, int repeats, size_t first_round) {
         marks.clear();
         run(left[0]);
@@ -213,13 +214,27 @@ LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, cons
     const double begin = now();
     const std::vector<LtAlgorithm> all = tuning_candidates(device.context(), plan, p);
     if (all.size() == 1) return all[0];
-    std::vector<size_t> places = best_of(screen(device, plan, p, all, seconds / 2), kNumCompared, kScreenMargin);
+    const std::vector<double> screened = screen(device, plan, p, all, seconds / 2);
+    std::vector<size_t> places = best_of(screened, kNumCompared, kScreenMargin);
     CHECK(!places.empty(), "matmul: no algorithm of cuBLASLt runs for ", describe(p));
-    std::sort(places.begin(), places.end());  // the library's order again, for ties
+    // As many as can be compared in what is left of the time.
+    const double left = seconds - (now() - begin);
+    double round_seconds = 0;
+    size_t num_compared = 0;
+    for (; num_compared < places.size(); ++num_compared) {
+        round_seconds += screened[places[num_compared]];
+        if (round_seconds * (kMinRounds + 1) > left) break;
+    }
+    // The library's order again, for ties.
+    if (num_compared < 2) {
+        places = best_of(screened, places.size(), kSlowTie);
+        return all[*std::min_element(places.begin(), places.end())];
+    }
+    places.resize(num_compared);
+    std::sort(places.begin(), places.end());
     std::vector<LtAlgorithm> candidates;
     for (const size_t place : places) candidates.push_back(all[place]);
-    if (candidates.size() == 1) return candidates[0];
-    const std::vector<double> medians = compare(device, plan, p, candidates, seconds - (now() - begin), kCompareMargin);
+    const std::vector<double> medians = compare(device, plan, p, candidates, left, kCompareMargin);
     const double best = *std::min_element(medians.begin(), medians.end());
     size_t chosen = 0;
     while (medians[chosen] > best * (1 + kTie)) ++chosen;

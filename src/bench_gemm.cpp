@@ -172,6 +172,8 @@ void bench_gemm(const BenchGemmOptions& options) {
     const Device device = Device::cuda(0);
 #if INGOT_HAS_CUDA
     Bench(options, shape, device).run();
+#else
+    (void)shape;  // Device::cuda() has refused
 #endif
 }
 
