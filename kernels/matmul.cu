@@ -13,8 +13,6 @@
 
 namespace ingot {
 
-namespace {
-
 cudaDataType_t cuda_type(DType dtype) {
     switch (dtype) {
         case DType::f32:
@@ -28,6 +26,8 @@ cudaDataType_t cuda_type(DType dtype) {
     }
     return CUDA_R_32F;
 }
+
+namespace {
 
 template <typename Value>
 void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, Value value) {

@@ -33,6 +33,8 @@ struct MatmulPlan {
     ~MatmulPlan();
 };
 
+cudaDataType_t cuda_type(DType);
+
 // "out bf16 (64, 768), a ..." for error messages.
 std::string describe(const Product&);
 
@@ -76,6 +78,13 @@ bool split_sums(LtAlgorithm* algorithm, int32_t splits);
 
 // Random normals in all operands.
 void fill_operands(const Device&, const Product&);
+
+// The numbers of parts, 2 to 16, into which a sum over K may be split so that blocks which fill `waves` of the GPU fill
+// between least_filled and most_filled of it. None if they fill it already.
+std::vector<int32_t> split_counts(float waves, int64_t K, float least_filled, float most_filled);
+
+// Appends what is not there yet.
+void add_algorithm(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algorithm);
 
 // What is timed in the search of set_matmul_tuning(): the library's candidates, its first choice first, and for
 // products of few tiles the best of them with sums split.

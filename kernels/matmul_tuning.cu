@@ -17,6 +17,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kScreenMargin = 0.3;    // a single run, at a clock that has not settled, is no surer than that
 constexpr double kCompareMargin = 0.03;  // the medians of a few rounds are
 constexpr double kTie = 0.005;           // no later run would tell such a difference: the library's own order decides
+constexpr double kSlowTie = 0.05;        // the same where a single run of each has to do
 constexpr size_t kNumCompared = 8;
 constexpr int kMinRounds = 5;
 constexpr double kSampleSeconds = 100e-6;  // an event's own cost is a microsecond or two
@@ -63,34 +64,42 @@ class Marks {
     size_t used_ = 0;
 };
 
-void add(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algorithm) {
-    if (std::find(algorithms->begin(), algorithms->end(), algorithm) == algorithms->end())
-        algorithms->push_back(algorithm);
-}
-
 // A weight gradient of a small model has too few tiles for a whole GPU, and a sum over very many tokens. The best few
 // kernels with the sum in as many parts as fill the GPU about once or twice.
 void add_split_sums(const CudaContext& context, const MatmulPlan& plan, std::vector<LtAlgorithm>* algorithms) {
     constexpr size_t kNumBases = 8;
-    constexpr int64_t kMinPart = 512;  // below that the second step is most of the work
     std::vector<LtAlgorithm> bases;
     for (size_t i = 0; i < algorithms->size() && bases.size() < kNumBases; ++i) {
         LtAlgorithm base = (*algorithms)[i];
-        if (split_sums(&base, 1)) add(&bases, base);
+        if (split_sums(&base, 1)) add_algorithm(&bases, base);
     }
     for (const LtAlgorithm& base : bases) {
         float waves = 0;
-        if (!is_usable(context, plan, base, &waves) || !(waves > 0 && waves <= 1)) continue;
-        for (const int32_t splits : {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}) {
-            const float filled = waves * static_cast<float>(splits);
-            if (filled < 0.6f || filled > 2.1f || plan.key.K / splits < kMinPart) continue;
+        if (!is_usable(context, plan, base, &waves)) continue;
+        for (const int32_t splits : split_counts(waves, plan.key.K, 0.6f, 2.1f)) {
             LtAlgorithm variant = base;
-            if (split_sums(&variant, splits) && is_usable(context, plan, variant)) add(algorithms, variant);
+            if (split_sums(&variant, splits) && is_usable(context, plan, variant)) add_algorithm(algorithms, variant);
         }
     }
 }
 
 }  // namespace
+
+std::vector<int32_t> split_counts(float waves, int64_t K, float least_filled, float most_filled) {
+    constexpr int64_t kMinPart = 512;  // below that the second step is most of the work
+    std::vector<int32_t> counts;
+    if (!(waves > 0 && waves <= 1)) return counts;
+    for (const int32_t splits : {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}) {
+        const float filled = waves * static_cast<float>(splits);
+        if (filled >= least_filled && filled <= most_filled && K / splits >= kMinPart) counts.push_back(splits);
+    }
+    return counts;
+}
+
+void add_algorithm(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algorithm) {
+    if (std::find(algorithms->begin(), algorithms->end(), algorithm) == algorithms->end())
+        algorithms->push_back(algorithm);
+}
 
 void fill_operands(const Device& device, const Product& p) {
     const int64_t K = p.a.shape[p.a_transposed ? 0 : 1];
@@ -104,7 +113,7 @@ void fill_operands(const Device& device, const Product& p) {
 std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Product& p) {
     std::vector<LtAlgorithm> algorithms = heuristic_algorithms(context, plan, p, 1);
     for (const LtAlgorithm& algorithm : heuristic_algorithms(context, plan, p, kMostHeuristics))
-        add(&algorithms, algorithm);
+        add_algorithm(&algorithms, algorithm);
     add_split_sums(context, plan, &algorithms);
     return algorithms;
 }
@@ -140,7 +149,7 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
     std::iota(left.begin(), left.end(), size_t{0});
     std::vector<std::vector<double>> samples(candidates.size());
     std::vector<double> distance(candidates.size(), 1);  // of those given up, to the best
-    // A first mark that stands behind a run is reached when that run ends: the GPU never waits for the host.
+    // The first mark stands behind a run and is reached when that ends: by then the host is ahead of the GPU.
     const auto measure = [&](int rounds, int repeats, size_t first_round) {
         marks.clear();
         run(left[0]);
@@ -171,7 +180,8 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
         for (const size_t candidate : left) best = std::min(best, median(samples[candidate]));
         return best;
     };
-    for (size_t num_rounds = 0; num_rounds < kMinRounds || (now() - begin < seconds && left.size() > 1);) {
+    for (size_t num_rounds = 0;
+         num_rounds < kMinRounds || (now() - begin < seconds && (left.size() > 1 || candidates.size() == 1));) {
         measure(rounds, repeats, num_rounds);
         num_rounds += static_cast<size_t>(rounds);
         if (num_rounds < kMinRounds) continue;
@@ -204,13 +214,27 @@ LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, cons
     const double begin = now();
     const std::vector<LtAlgorithm> all = tuning_candidates(device.context(), plan, p);
     if (all.size() == 1) return all[0];
-    std::vector<size_t> places = best_of(screen(device, plan, p, all, seconds / 2), kNumCompared, kScreenMargin);
+    const std::vector<double> screened = screen(device, plan, p, all, seconds / 2);
+    std::vector<size_t> places = best_of(screened, kNumCompared, kScreenMargin);
     CHECK(!places.empty(), "matmul: no algorithm of cuBLASLt runs for ", describe(p));
-    std::sort(places.begin(), places.end());  // the library's order again, for ties
+    // As many as can be compared in what is left of the time.
+    const double left = seconds - (now() - begin);
+    double round_seconds = 0;
+    size_t num_compared = 0;
+    for (; num_compared < places.size(); ++num_compared) {
+        round_seconds += screened[places[num_compared]];
+        if (round_seconds * (kMinRounds + 1) > left) break;
+    }
+    // The library's order again, for ties.
+    if (num_compared < 2) {
+        places = best_of(screened, places.size(), kSlowTie);
+        return all[*std::min_element(places.begin(), places.end())];
+    }
+    places.resize(num_compared);
+    std::sort(places.begin(), places.end());
     std::vector<LtAlgorithm> candidates;
     for (const size_t place : places) candidates.push_back(all[place]);
-    if (candidates.size() == 1) return candidates[0];
-    const std::vector<double> medians = compare(device, plan, p, candidates, seconds - (now() - begin), kCompareMargin);
+    const std::vector<double> medians = compare(device, plan, p, candidates, left, kCompareMargin);
     const double best = *std::min_element(medians.begin(), medians.end());
     size_t chosen = 0;
     while (medians[chosen] > best * (1 + kTie)) ++chosen;

@@ -17,8 +17,9 @@ namespace ingot {
 namespace {
 
 // Memory that the logits of one chunk may take. Large enough for the head's products to run at full speed, small enough
-// to be a minor part of the plan.
-constexpr int64_t kLogitsBytes = 64 << 20;
+// to be a minor part of the plan. Each chunk reads and writes the head's whole gradient once: with 50,304 tokens of
+// vocabulary and width 768 that is 309 MB, which on a GPU only chunks of thousands of tokens make little.
+constexpr int64_t kLogitsBytes = 64 << 20, kLogitsBytesCuda = 1 << 30;
 
 // The first n tokens of a buffer planned for N.
 Tensor first(const Tensor& tensor, int64_t n) {
@@ -31,6 +32,15 @@ Tensor first_columns(const Tensor& tensor, int64_t n) {
 }
 
 }  // namespace
+
+int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens) {
+    const int64_t bytes = device.is_cpu() ? kLogitsBytes : kLogitsBytesCuda;
+    const int64_t most = std::clamp<int64_t>(bytes / (config.padded_vocab_size() * size_of(dtype)), 1, max_tokens);
+    // Chunks of one size, if there are such in whole tiles: then no product has a second shape.
+    for (int64_t chunk = most / 128 * 128; chunk > most / 2; chunk -= 128)
+        if (max_tokens % chunk == 0) return chunk;
+    return most;
+}
 
 KvCache::KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan) {
     CHECK(capacity >= 1, "a cache for ", capacity, " tokens");
@@ -53,7 +63,7 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
                   VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
     (void)choose_attention(device, dtype, HS);  // refuses what no kernel can do, before anything is allocated
-    chunk_ = std::clamp<int64_t>(kLogitsBytes / (VP * size_of(dtype)), 1, N);
+    chunk_ = logits_chunk(device, config, dtype, N);
 
     plan->add("weights", stats_, {table_.flat_size()}, &weights_);
     if (dtype != stats_) plan->add("compute_weights", dtype, {table_.flat_size()}, &compute_weights_);

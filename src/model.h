@@ -56,6 +56,9 @@ class KvCache {
     Tensor k_, v_;  // (L, capacity, NKV, HS)
 };
 
+// How many tokens' logits exist at a time, in a micro-batch of up to max_tokens.
+int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens);
+
 class Model {
   public:
     // Plans all memory of weights, gradients and activations for micro-batches of up to `max_tokens` tokens. dtype is

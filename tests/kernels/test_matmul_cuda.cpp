@@ -9,6 +9,10 @@
 #include <limits>
 
 #include "kernels/matmul.h"
+#include "kernels/matmul_choices.h"
+#if INGOT_HAS_CUDA
+#include "kernels/matmul_study.h"
+#endif
 #include "tests/support/tensors.h"
 
 namespace ingot::test {
@@ -198,5 +202,138 @@ TEST(MatmulCuda, NanPropagatesAlongItsRow) {
     const std::vector<double> out = forward(device, p.dtype, p, Residual::none);
     for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i / 24 == 5) << i;
 }
+
+// ---- Choices of algorithms. They belong to a device, so these tests open their own. ----
+
+namespace {
+
+std::string describe(const std::vector<MatmulChoice>& choices) {
+    std::string text;
+    for (const MatmulChoice& choice : choices) text += choice.product + ": " + choice.algorithm + "\n";
+    return text;
+}
+
+// All products of check_all(), seen for the first time; what they compute is lost where they are timed.
+void see_all(const Device& device, const Problem& p) {
+    for (const Residual residual : {Residual::none, Residual::separate, Residual::in_place})
+        forward(device, p.dtype, p, residual);
+    backward_input(device, p.dtype, p);
+    for (const bool accumulate : {false, true}) backward_weight(device, p.dtype, p, accumulate);
+}
+constexpr int64_t kProducts = 6;
+
+}  // namespace
+
+TEST(MatmulCuda, TimedChoicesAreRight) {
+    INGOT_CUDA_OR_SKIP(shared);
+    (void)shared;
+    for (const DType dtype : kDTypes)
+        for (const int64_t gap : {0, 8}) {
+            const Device device = Device::cuda(0);
+            const Problem p(dtype, 4096, 128, 256, gap);
+            set_matmul_tuning(device, MatmulTuning::timed);
+            see_all(device, p);
+            set_matmul_tuning(device, MatmulTuning::first_choice);
+            const MatmulCounts counts = matmul_counts(device);
+            EXPECT_EQ(counts.timed, kProducts);
+            // Half a second for each in all, with kernels loaded for the first time.
+            EXPECT_LT(counts.tuning_seconds, kProducts * (kMatmulTuningSeconds + 0.5));
+            check_all(device, p);
+            EXPECT_EQ(matmul_counts(device).timed, kProducts);
+            EXPECT_EQ(matmul_counts(device).first_choice, 0);
+        }
+}
+
+TEST(MatmulCuda, TimedChoicesGiveTheSameBitsEveryTime) {
+    INGOT_CUDA_OR_SKIP(shared);
+    (void)shared;
+    const Device device = Device::cuda(0);
+    for (const DType dtype : kDTypes) {
+        const Problem p(dtype, 16384, 64, 128, 0);
+        set_matmul_tuning(device, MatmulTuning::timed);
+        backward_weight(device, dtype, p, true);
+        const auto first = backward_weight(device, dtype, p, true);
+        for (int repeat = 1; repeat < 10; ++repeat)
+            ASSERT_TRUE(same(backward_weight(device, dtype, p, true), first)) << name_of(dtype);
+    }
+}
+
+TEST(MatmulCuda, RecordedChoicesAreTakenUpAgain) {
+    INGOT_CUDA_OR_SKIP(shared);
+    (void)shared;
+    const Problem p(DType::bf16, 8192, 64, 128, 0);
+    const Device timed = Device::cuda(0), plain = Device::cuda(0);
+    set_matmul_tuning(timed, MatmulTuning::timed);
+    see_all(timed, p);
+    see_all(plain, p);
+    const std::vector<MatmulChoice> record = matmul_choices(timed), others = matmul_choices(plain);
+    ASSERT_EQ(record.size(), static_cast<size_t>(kProducts));
+    for (const MatmulChoice& choice : record) EXPECT_EQ(choice.source, MatmulSource::timed);
+    for (const MatmulChoice& choice : others) EXPECT_EQ(choice.source, MatmulSource::first_choice);
+
+    const Device again = Device::cuda(0);
+    prefer_matmul_choices(again, record, MatmulSource::record);
+    prefer_matmul_choices(again, others, MatmulSource::cache);
+    set_matmul_tuning(again, MatmulTuning::timed);
+    // Nothing is timed, so that the operands keep their values from the first call on.
+    for (const bool accumulate : {false, true})
+        EXPECT_TRUE(
+            same(backward_weight(again, p.dtype, p, accumulate), backward_weight(timed, p.dtype, p, accumulate)));
+    see_all(again, p);
+    EXPECT_EQ(describe(matmul_choices(again)), describe(record));
+    const MatmulCounts counts = matmul_counts(again);
+    EXPECT_EQ(counts.from_record, kProducts);
+    EXPECT_EQ(counts.from_cache + counts.timed + counts.first_choice + counts.refused, 0);
+
+    // A first choice is taken up again like any other: it is what the library accepts.
+    const Device third = Device::cuda(0);
+    prefer_matmul_choices(third, others, MatmulSource::cache);
+    see_all(third, p);
+    EXPECT_EQ(describe(matmul_choices(third)), describe(others));
+    EXPECT_EQ(matmul_counts(third).from_cache, kProducts);
+    EXPECT_EQ(matmul_counts(third).refused, 0);
+}
+
+TEST(MatmulCuda, ChoicesThatCannotBeTakenAreRefused) {
+    INGOT_CUDA_OR_SKIP(shared);
+    (void)shared;
+    const Problem p(DType::bf16, 256, 64, 128, 0);
+    const Device first = Device::cuda(0), device = Device::cuda(0);
+    see_all(first, p);
+    std::vector<MatmulChoice> bad = matmul_choices(first);
+    const std::string foreign = bad[1].algorithm;
+    bad[0].algorithm = foreign;                // another product's
+    bad[1].algorithm = std::string(128, 'f');  // no seal
+    bad[2].algorithm = "";
+    bad[3].algorithm[17] = bad[3].algorithm[17] == 'a' ? 'b' : 'a';
+    bad[4].algorithm = std::string(128, 'f') + "-" + std::string(16, '0');
+    MatmulAlgorithm bytes;
+    ASSERT_TRUE(unseal_algorithm(matmul_machine(first), bad[5].product, bad[5].algorithm, &bytes));
+    bad[5].algorithm = seal_algorithm("another GPU, cuBLASLt 1.0.0", bad[5].product, bytes);
+    prefer_matmul_choices(device, bad, MatmulSource::record);
+    check_all(device, p);
+    const MatmulCounts counts = matmul_counts(device);
+    EXPECT_EQ(counts.refused, kProducts);
+    EXPECT_EQ(counts.first_choice, kProducts);
+    EXPECT_EQ(describe(matmul_choices(device)), describe(matmul_choices(first)));
+}
+
+#if INGOT_HAS_CUDA
+TEST(MatmulCuda, AStudyComparesTheChoices) {
+    INGOT_CUDA_OR_SKIP(device);
+    const Buffer x(device, DType::bf16, {8192, 256}), dout(device, DType::bf16, {8192, 128});
+    const Buffer dweight(device, DType::f32, {128, 256});
+    const Product product = product_of(MatmulBackwardWeight{.dweight = dweight, .dout = dout, .x = x});
+    for (const double search_seconds : {0.0, 1.0}) {
+        const MatmulStudy study = study_matmul(device, product, 0.05, search_seconds);
+        for (const MatmulStudy::Entry& entry : {study.first, study.tuned, study.best}) {
+            EXPECT_NE(entry.algorithm, "");
+            EXPECT_GT(entry.seconds, 0);
+            EXPECT_GE(entry.seconds, study.best.seconds);
+        }
+        EXPECT_EQ(study.num_searched > 0, search_seconds > 0);
+    }
+}
+#endif
 
 }  // namespace ingot::test

@@ -1,0 +1,180 @@
+// Method: kernels/matmul_study.h. Every product runs on random data in memory of its own.
+#include "src/bench_gemm.h"
+
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "kernels/matmul.h"
+#include "src/config.h"
+#include "src/model.h"
+#if INGOT_HAS_CUDA
+#include "kernels/cuda/timing.h"
+#include "kernels/matmul_study.h"
+#endif
+
+namespace ingot {
+
+namespace {
+
+struct Shape {
+    ModelConfig model;
+    int64_t tokens = 0, chunk = 0;
+    DType dtype = DType::bf16;
+};
+
+DType dtype_of(const std::string& name) {
+    for (const DType candidate : {DType::f32, DType::bf16, DType::f16})
+        if (name == name_of(candidate)) return candidate;
+    throw UserError(join("--dtype is fp32, bf16 or fp16, not ", name));
+}
+
+DType dtype_of(Precision precision) {
+    return precision == Precision::fp32 ? DType::f32 : precision == Precision::fp16 ? DType::f16 : DType::bf16;
+}
+
+Shape shape_of(const BenchGemmOptions& options) {
+    Shape shape;
+    if (!options.config.empty()) {
+        const Config config = read_config(options.config, {});
+        shape.model = config.model;
+        shape.tokens = config.training.micro_batch_size * config.model.context_length;
+        shape.dtype = dtype_of(config.training.precision);
+    } else {
+        for (const int64_t size : {options.tokens, options.layers, options.width, options.heads, options.kv_heads,
+                                   options.head_dim, options.hidden, options.vocab})
+            REQUIRE(size >= 1 && size < int64_t{1} << 31, "a size of ", size, ": sizes are 1 to 2147483647");
+        shape.model.n_layers = options.layers;
+        shape.model.d_model = options.width;
+        shape.model.n_heads = options.heads;
+        shape.model.n_kv_heads = options.kv_heads;
+        shape.model.head_dim = options.head_dim;
+        shape.model.d_ff = options.hidden;
+        shape.model.vocab_size = options.vocab;
+        shape.tokens = options.tokens;
+    }
+    if (!options.dtype.empty()) shape.dtype = dtype_of(options.dtype);
+    REQUIRE(options.chunk >= 0 && options.chunk <= shape.tokens, "--chunk is at most the number of tokens, ",
+            shape.tokens, ", not ", options.chunk);
+    shape.chunk = options.chunk > 0 ? options.chunk : logits_chunk(Device::planned_cuda(), shape.model, shape.dtype, shape.tokens);
+    return shape;
+}
+
+#if INGOT_HAS_CUDA
+
+class Bench {
+  public:
+    Bench(const BenchGemmOptions& options, const Shape& shape, const Device& device)
+        : options_(options), shape_(shape), device_(device) {}
+
+    void run() {
+        const ModelConfig& m = shape_.model;
+        const int64_t C = m.d_model, F = m.d_ff, VP = m.padded_vocab_size();
+        const int64_t attention = m.n_heads * m.head_dim;
+        std::printf("%s\n", describe_cuda(device_).c_str());
+        std::printf(
+            "%ld tokens, %ld layers, width %ld, %ld + 2 x %ld heads of %ld, hidden %ld, vocabulary %ld, "
+            "logits of %ld tokens at a time, %s\n\n",
+            shape_.tokens, m.n_layers, C, m.n_heads, m.n_kv_heads, m.head_dim, F, VP, shape_.chunk,
+            name_of(shape_.dtype));
+        std::printf("%-23s %-20s %9s %8s %9s %8s %6s", "product", "M x N x K", "first us", "TFLOP/s", "tuned us",
+                    "TFLOP/s", "gain");
+        if (options_.full) std::printf(" %9s %8s %10s %8s", "best us", "TFLOP/s", "tuned/best", "searched");
+        std::printf("\n");
+        const double layers = static_cast<double>(m.n_layers);
+        linear("qkv", shape_.tokens, attention + 2 * m.n_kv_heads * m.head_dim, C, false, layers);
+        linear("attention_out", shape_.tokens, C, attention, true, layers);
+        linear("gate_up", shape_.tokens, 2 * F, C, false, layers);
+        linear("down", shape_.tokens, C, F, true, layers);
+        linear("head", shape_.chunk, VP, C, false,
+               static_cast<double>(shape_.tokens) / static_cast<double>(shape_.chunk));
+        std::printf("\nproducts of a micro-step: first %.2f ms (%.0f TFLOP/s), tuned %.2f ms (%.0f), gain %.3f",
+                    total_.first * 1e3, total_.flops / total_.first * 1e-12, total_.tuned * 1e3,
+                    total_.flops / total_.tuned * 1e-12, total_.first / total_.tuned);
+        if (options_.full)
+            std::printf(", best %.2f ms (%.0f), tuned/best %.3f", total_.best * 1e3, total_.flops / total_.best * 1e-12,
+                        total_.tuned / total_.best);
+        std::printf("\ntuning took %.2f s\n", total_.tuning);
+        if (is_cut_off_) std::printf("* the search was cut off after %g s\n", options_.search_seconds);
+        std::printf("\n%s", algorithms_.c_str());
+    }
+
+  private:
+    // Memory for one product; given back when it is done. The study fills it.
+    Tensor tensor(DType dtype, int64_t rows, int64_t columns) {
+        Tensor result = Tensor::contiguous(nullptr, dtype, {rows, columns}, device_.kind());
+        memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
+        result.data = memory_.back().get();
+        return result;
+    }
+
+    // The three products of a layer with O outputs and I inputs, as model.cpp has them.
+    void linear(const std::string& name, int64_t N, int64_t O, int64_t I, bool has_residual, double times_per_step) {
+        const DType dtype = shape_.dtype;
+        study(name + " forward", times_per_step,
+              product_of(MatmulForward{.out = tensor(dtype, N, O),
+                                       .x = tensor(dtype, N, I),
+                                       .weight = tensor(dtype, O, I),
+                                       .residual = has_residual ? tensor(dtype, N, O) : Tensor{}}));
+        study(name + " dx", times_per_step,
+              product_of(MatmulBackwardInput{
+                  .dx = tensor(dtype, N, I), .dout = tensor(dtype, N, O), .weight = tensor(dtype, O, I)}));
+        study(name + " dweight", times_per_step,
+              product_of(MatmulBackwardWeight{
+                  .dweight = tensor(DType::f32, O, I), .dout = tensor(dtype, N, O), .x = tensor(dtype, N, I)}));
+    }
+
+    void study(const std::string& name, double times_per_step, const Product& product) {
+        const MatmulStudy study =
+            study_matmul(device_, product, options_.seconds, options_.full ? options_.search_seconds : 0);
+        memory_.clear();
+        const int64_t M = product.out.shape[0], N = product.out.shape[1],
+                      K = product.a.shape[product.a_transposed ? 0 : 1];
+        const double flops = 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K);
+        const auto rate = [&](const MatmulStudy::Entry& entry) { return flops / entry.seconds * 1e-12; };
+        std::printf("%-23s %-20s %9.1f %8.0f %9.1f %8.0f %6.3f", name.c_str(), join(M, " x ", N, " x ", K).c_str(),
+                    study.first.seconds * 1e6, rate(study.first), study.tuned.seconds * 1e6, rate(study.tuned),
+                    study.first.seconds / study.tuned.seconds);
+        if (options_.full)
+            std::printf(" %9.1f %8.0f %10.3f %7ld%s", study.best.seconds * 1e6, rate(study.best),
+                        study.tuned.seconds / study.best.seconds, study.num_searched,
+                        study.is_search_complete ? "" : "*");
+        std::printf("\n");
+        std::fflush(stdout);
+        is_cut_off_ = is_cut_off_ || !study.is_search_complete;
+        algorithms_ += join(name, "\n  first: ", study.first.algorithm, "\n  tuned: ", study.tuned.algorithm, "\n");
+        if (options_.full) algorithms_ += join("  best:  ", study.best.algorithm, "\n");
+        total_.first += times_per_step * study.first.seconds;
+        total_.tuned += times_per_step * study.tuned.seconds;
+        total_.best += times_per_step * study.best.seconds;
+        total_.flops += times_per_step * flops;
+        total_.tuning += study.tuning_seconds;
+    }
+
+    BenchGemmOptions options_;
+    Shape shape_;
+    Device device_;
+    std::vector<std::shared_ptr<void>> memory_;
+    struct {
+        double first = 0, tuned = 0, best = 0, flops = 0, tuning = 0;
+    } total_;
+    bool is_cut_off_ = false;
+    std::string algorithms_;
+};
+
+#endif
+
+}  // namespace
+
+void bench_gemm(const BenchGemmOptions& options) {
+    REQUIRE(options.seconds > 0 && options.search_seconds > 0, "a time must be above 0");
+    const Shape shape = shape_of(options);
+    const Device device = Device::cuda(0);
+#if INGOT_HAS_CUDA
+    Bench(options, shape, device).run();
+#else
+    (void)shape;  // Device::cuda() has refused
+#endif
+}
+
+}  // namespace ingot
