@@ -1,4 +1,11 @@
 // Attention on CUDA against the CPU twin in double precision.
+//
+// Tolerance: is_as_good() below.
+//
+// Seen to catch: |i - j| with its sign lost, end_key off by one, sums that do not shrink when the maximum grows, lse
+// without the maximum, dk without the scale, delta left out, the group's key/value head mistaken, a group's first query
+// head alone in dk and dv, the first tile of queries skipped, rows past the end not zeroed, a query without keys
+// divided by 0, a barrier lost before a tile is overwritten or before a warp's weights are.
 #include <gtest/gtest.h>
 
 #include <cmath>
