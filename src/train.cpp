@@ -75,7 +75,8 @@ class Trainer {
     bool must_stop() const;
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
-    bool is_last() const { return training_.step >= config_.training.steps; }
+    bool is_last(int64_t step) const { return step >= config_.training.steps; }
+    bool is_last() const { return is_last(training_.step); }
     // Whether weights are read after this step, so that no later one may be queued before.
     bool pauses_after(int64_t step) const {
         return is_due(config_.checkpoint.every, step) || is_due(config_.eval.every, step) ||
@@ -345,10 +346,9 @@ int Trainer::run() {
         if (is_last()) return kExitDone;
         // On a GPU the next step is queued before the report of this one is awaited.
         const int64_t ahead = plan_.device().is_cpu() ? 0 : 1;
-        do {
+        while (queued_step_ == training_.step ||
+               (queued_step_ <= training_.step + ahead && !is_last(queued_step_) && !pauses_after(queued_step_)))
             if (must_stop() || !queue_step()) return stop();
-        } while (queued_step_ <= training_.step + ahead && queued_step_ < config_.training.steps &&
-                 !pauses_after(queued_step_));
         finish_step();
     }
 }
