@@ -32,17 +32,15 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable
 
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-except ImportError:
-    sys.exit("error: this Python has no PyTorch: run the script with one that has, 2.6 or later")
+from torch_twin import IGNORED, Rows, fail, saved_weights  # says so where there is no PyTorch
+from torch_gpt import Attend, Gpt
+
+import torch
+from torch import Tensor, nn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-IGNORED = -1
 # Float32 on both sides, summed in different orders: the first loss is within a few 1e-6; a wrong mask, target or weight
 # moves it by more than 1e-3.
 FIRST_LOSS_TOLERANCE = 1e-4
@@ -53,70 +51,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
                     "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME")
 
 
-def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-# ---- Data: what src/data/rows.h says, without shuffling --------------------------------------------------------------
-
-
-def read_shard(path: str) -> Tensor:
-    content = pathlib.Path(path).read_bytes()
-    magic, version, count = struct.unpack_from("<3i", content)
-    if (magic, version) == (20240520, 1):
-        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.uint16)
-    elif (magic, version) == (20240801, 7):
-        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.int32)
-    else:
-        fail(f"{path}: is not a token shard (magic {magic}, version {version})")
-    if len(tokens) != count:
-        fail(f"{path}: holds {len(tokens)} tokens, its header says {count}")
-    return tokens.to(torch.int64)
-
-
-class Rows:
-    """The stream of all shards, one after another and over again, cut into rows of T tokens."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        data = config["data"]
-        paths: list[str] = []
-        for pattern in data["train"]:
-            anchor = pathlib.Path(pattern)
-            found = sorted(str(path) for path in anchor.parent.glob(anchor.name))
-            paths += [path for path in found if path not in paths]
-        if not paths:
-            fail(f"data.train: {data['train']} matches no file")
-        shards = [read_shard(path) for path in paths]
-        self.context = config["model"]["context_length"]
-        self.masked = data["mask_documents"]
-        self.tokens = torch.cat(shards)
-        eot = -1 if data["eot_token"] is None else data["eot_token"]
-        starts = torch.zeros(len(self.tokens), dtype=torch.bool)
-        is_eot = self.tokens == eot
-        opens = data["eot"] == "start" or (data["eot"] == "auto" and bool(is_eot[0]))
-        if opens:
-            starts |= is_eot
-        else:
-            starts[1:] |= is_eot[:-1]
-        begin = 0
-        for shard in shards:
-            starts[begin] = True
-            begin += len(shard)
-        self.starts = starts
-        self.counts = ~starts | (is_eot if opens else torch.zeros_like(starts))  # whether a token is a target
-
-    def batch(self, first_row: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, targets, and the number of each token's document within its row; all (rows, T)."""
-        index = torch.arange(first_row * self.context, (first_row + rows) * self.context) % len(self.tokens)
-        following = (index + 1) % len(self.tokens)
-        tokens, targets = self.tokens[index], self.tokens[following]
-        shape = (rows, self.context)
-        if not self.masked:
-            return tokens.view(shape), targets.view(shape), torch.zeros(shape, dtype=torch.int64)
-        targets = torch.where(self.counts[following], targets, IGNORED)
-        documents = self.starts[index].view(shape).cumsum(dim=1)
-        return tokens.view(shape), targets.view(shape), documents
+# ---- Data ------------------------------------------------------------------------------------------------------------
 
 
 def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int = 1) -> None:
@@ -134,142 +69,6 @@ def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int 
     else:
         header, body = (20240801, 7, count), tokens.to(torch.int32)
     path.write_bytes(struct.pack("<256i", *header, *([0] * 253)) + body.numpy().tobytes())
-
-
-# ---- The model -------------------------------------------------------------------------------------------------------
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """Press et al. 2022, also for a head count that is no power of two."""
-    n2 = 2 ** (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * (h + 1) / n2) for h in range(n2)]
-    return torch.tensor(slopes + [2.0 ** (-4.0 * (2 * (h - n2) + 1) / n2) for h in range(n2, heads)])
-
-
-class Attend:
-    """How a batch's attention is called: an additive mask or none, keys repeated for the group or not."""
-
-    def __init__(self, is_causal: bool, grouped: bool, group: int) -> None:
-        self.is_causal, self.grouped, self.group = is_causal, grouped, group
-
-    def __str__(self) -> str:
-        return f"scaled_dot_product_attention({'is_causal' if self.is_causal else 'float mask'}, " + \
-            ("no groups" if self.group == 1 else "enable_gqa" if self.grouped else "keys repeated") + ")"
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.grouped and self.group > 1:
-            k, v = (x.repeat_interleave(self.group, dim=1) for x in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if self.is_causal else mask,
-                                              is_causal=self.is_causal, enable_gqa=self.grouped and self.group > 1)
-
-
-class Block(nn.Module):
-    def __init__(self, m: dict[str, Any]) -> None:
-        super().__init__()
-        c, heads, kv_heads, hs = m["d_model"], m["n_heads"], m["n_kv_heads"], m["head_dim"]
-        self.heads, self.kv_heads, self.hs, self.eps = heads, kv_heads, hs, m["norm_eps"]
-        self.attention_norm = nn.Parameter(torch.ones(c))
-        self.qkv = nn.Linear(c, (heads + 2 * kv_heads) * hs, bias=False)
-        self.attention_out = nn.Linear(heads * hs, c, bias=False)
-        self.mlp_norm = nn.Parameter(torch.ones(c))
-        self.gate_up = nn.Linear(c, 2 * m["d_ff"], bias=False)
-        self.down = nn.Linear(m["d_ff"], c, bias=False)
-        if m["qk_norm"]:
-            self.q_norm, self.k_norm = nn.Parameter(torch.ones(hs)), nn.Parameter(torch.ones(hs))
-
-    def forward(self, x: Tensor, attend: Attend, mask: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        rows, context, c = x.shape
-        qkv = self.qkv(F.rms_norm(x, (c,), self.attention_norm, self.eps))
-        qkv = qkv.view(rows, context, self.heads + 2 * self.kv_heads, self.hs).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        if hasattr(self, "q_norm"):
-            q, k = (F.rms_norm(x, (self.hs,), w, self.eps) for x, w in ((q, self.q_norm), (k, self.k_norm)))
-        if rope is not None:
-            q, k = (rotate(x, *rope) for x in (q, k))
-        y = attend(q, k, v, mask).transpose(1, 2).reshape(rows, context, self.heads * self.hs)
-        x = x + self.attention_out(y)
-        gate, up = self.gate_up(F.rms_norm(x, (c,), self.mlp_norm, self.eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-class Gpt(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        m = self.m = config["model"]
-        self.embedding = nn.Embedding(m["vocab_size"], m["d_model"])
-        self.layers = nn.ModuleList(Block(m) for _ in range(m["n_layers"]))
-        self.final_norm = nn.Parameter(torch.ones(m["d_model"]))
-        self.head = nn.Linear(m["d_model"], m["vocab_size"], bias=False)
-        if m["tie_embeddings"]:
-            self.head.weight = self.embedding.weight
-        context, hs = m["context_length"], m["head_dim"]
-        distance = torch.arange(context)[:, None] - torch.arange(context)[None, :]
-        self.causal = torch.where(distance >= 0, 0.0, -math.inf)  # (T, T)
-        self.bias = self.causal[None]  # (1 or NH, T, T)
-        if m["position"] == "alibi":
-            self.bias = self.causal - alibi_slopes(m["n_heads"])[:, None, None] * distance
-        self.rope_table = None
-        if m["position"] == "rope":
-            frequencies = m["rope_theta"] ** (-torch.arange(hs // 2, dtype=torch.float64) / (hs // 2))
-            angles = torch.arange(context)[:, None] * torch.cat((frequencies, frequencies))
-            self.rope_table = (angles.cos().float(), angles.sin().float())
-
-    def mask(self, documents: Tensor) -> Tensor:
-        """(B or 1, NH or 1, T, T), added to the scores."""
-        if not bool((documents[:, -1] > documents[:, 0]).any()):
-            return self.bias[None]
-        other = documents[:, None, :, None] != documents[:, None, None, :]
-        return self.bias[None].masked_fill(other, -math.inf)
-
-    def rope(self, documents: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.rope_table is None:
-            return None
-        first = (documents[:, :, None] == documents[:, None, :]).int().argmax(dim=-1)  # where the document begins
-        positions = torch.arange(documents.shape[1]) - first
-        cosine, sine = self.rope_table
-        return cosine[positions][:, None], sine[positions][:, None]
-
-    def forward(self, tokens: Tensor, targets: Tensor, documents: Tensor, attend: Attend) -> Tensor:
-        x = self.embedding(tokens)
-        mask = None if attend.is_causal else self.mask(documents)
-        rope = self.rope(documents)
-        for layer in self.layers:
-            x = layer(x, attend, mask, rope)
-        logits = self.head(F.rms_norm(x, x.shape[-1:], self.final_norm, self.m["norm_eps"]))
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=IGNORED,
-                               reduction="sum")
-
-    @torch.no_grad()
-    def load(self, path: pathlib.Path) -> None:
-        content = memoryview(bytearray(path.read_bytes()))
-        (size,) = struct.unpack_from("<Q", content)
-        header = json.loads(bytes(content[8:8 + size]))
-
-        def tensor(name: str) -> Tensor:
-            begin, end = header[name]["data_offsets"]
-            flat = torch.frombuffer(content[8 + size + begin:8 + size + end], dtype=torch.float32)
-            return flat.view(header[name]["shape"])
-
-        self.embedding.weight.copy_(tensor("model.embed_tokens.weight"))
-        self.final_norm.copy_(tensor("model.norm.weight"))
-        if not self.m["tie_embeddings"]:
-            self.head.weight.copy_(tensor("lm_head.weight"))
-        for number, layer in enumerate(self.layers):
-            at = f"model.layers.{number}."
-            layer.attention_norm.copy_(tensor(at + "input_layernorm.weight"))
-            layer.qkv.weight.copy_(torch.cat([tensor(f"{at}self_attn.{x}_proj.weight") for x in "qkv"]))
-            layer.attention_out.weight.copy_(tensor(at + "self_attn.o_proj.weight"))
-            layer.mlp_norm.copy_(tensor(at + "post_attention_layernorm.weight"))
-            layer.gate_up.weight.copy_(torch.cat([tensor(f"{at}mlp.{x}_proj.weight") for x in ("gate", "up")]))
-            layer.down.weight.copy_(tensor(at + "mlp.down_proj.weight"))
-            if self.m["qk_norm"]:
-                layer.q_norm.copy_(tensor(at + "self_attn.q_norm.weight"))
-                layer.k_norm.copy_(tensor(at + "self_attn.k_norm.weight"))
 
 
 # ---- PyTorch's side --------------------------------------------------------------------------------------------------
@@ -320,7 +119,7 @@ def worker(job: dict[str, Any]) -> None:
     micro_batch = training["micro_batch_size"]
     micro_steps = training["batch_tokens"] // (micro_batch * rows.context)
     model = Gpt(config)
-    model.load(pathlib.Path(job["weights"]))
+    model.load(saved_weights(pathlib.Path(job["weights"])))
     parameters = list(model.parameters())
     groups = [{"params": [p for p in parameters if p.dim() == 2], "weight_decay": o["weight_decay"]},
               {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0}]
