@@ -54,20 +54,23 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 # ---- Data ------------------------------------------------------------------------------------------------------------
 
 
-def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int = 1) -> None:
-    """A million ids as frequent as words are (Zipf), in documents of about 400 tokens (log-normal), EOT at each end."""
+def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int = 1, tokens: int = 1 << 20,
+                       length: int | None = None) -> None:
+    """Ids as frequent as words are (Zipf), in documents of `length` or of about 400 tokens (log-normal), EOT at each
+    end."""
     generator = torch.Generator().manual_seed(seed)
-    count = 1 << 20
     frequency = 1.0 / (torch.arange(vocabulary, dtype=torch.float64) + 2.7)
-    tokens = torch.multinomial(frequency, count, replacement=True, generator=generator)
-    tokens[tokens == eot] = (eot + 1) % vocabulary
-    lengths = torch.exp(5.5 + torch.randn(count // 50, generator=generator)).long().clamp(min=2)
+    ids = torch.multinomial(frequency, tokens, replacement=True, generator=generator)
+    ids[ids == eot] = (eot + 1) % vocabulary
+    lengths = torch.exp(5.5 + torch.randn(tokens // 50, generator=generator)).long().clamp(min=2)
+    if length is not None:
+        lengths = torch.full((tokens // length + 1,), length)
     ends = lengths.cumsum(0) - 1
-    tokens[ends[ends < count]] = eot
+    ids[ends[ends < tokens]] = eot
     if vocabulary <= 65536:
-        header, body = (20240520, 1, count), tokens.to(torch.uint16)
+        header, body = (20240520, 1, tokens), ids.to(torch.uint16)
     else:
-        header, body = (20240801, 7, count), tokens.to(torch.int32)
+        header, body = (20240801, 7, tokens), ids.to(torch.int32)
     path.write_bytes(struct.pack("<256i", *header, *([0] * 253)) + body.numpy().tobytes())
 
 
@@ -248,6 +251,73 @@ class Comparison:
         shutil.rmtree(self.output / "initial")
 
 
+def make_data(folder: pathlib.Path, config: dict[str, Any], documents: str) -> pathlib.Path:
+    """A shard for the config, unless it is there."""
+    vocabulary, context = config["model"]["vocab_size"], config["model"]["context_length"]
+    length = context // 4 if documents == "quarter" else None
+    path = folder / f"vocabulary-{vocabulary}-{'log-normal' if length is None else f'documents-{length}'}.bin"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        write_random_shard(temporary, vocabulary, vocabulary - 1, tokens=1 << 23, length=length)
+        temporary.rename(path)
+    return path
+
+
+def step_on_gpu(args: argparse.Namespace) -> None:
+    import bench_torch_gpu
+
+    sets = list(args.set)
+    if args.make_data is not None:
+        config = bench_torch_gpu.read_config(args.config, args.set)
+        path = make_data(args.make_data.resolve(), config, args.documents)
+        sets += [f"data.train={json.dumps([str(path)])}", f"data.eot_token={config['model']['vocab_size'] - 1}",
+                 "data.eot=end"]
+    bench_torch_gpu.Comparison(args, sets).run()
+
+
+def run_worker(text: str) -> None:
+    """A job as JSON (CPU), or the file that holds it (GPU)."""
+    if text.startswith("{"):
+        worker(json.loads(text))
+    else:
+        import bench_torch_gpu
+
+        bench_torch_gpu.worker(json.loads(pathlib.Path(text).read_text()))
+
+
+def add_gpu_options(step: argparse.ArgumentParser) -> None:
+    gpu = step.add_argument_group("with --device cuda")
+    gpu.add_argument("--attention", choices=["flex", "flash", "cudnn", "none", "mask"], default="flex",
+                     help="PyTorch's: FlexAttention with ALiBi and documents; FlashAttention-2 or cuDNN, plain causal; "
+                          "none: v takes its place (with --torch-only); mask: for --rehearse (default: flex)")
+    gpu.add_argument("--loss", choices=["full", "chunked"], default="full",
+                     help="PyTorch's: all logits at once, or their gradient chunk by chunk (default: full)")
+    gpu.add_argument("--chunk-tokens", type=int, default=8192, metavar="N", help="of --loss chunked (default: 8192)")
+    gpu.add_argument("--precision", choices=["autocast", "master", "bf16", "fp32"], default="autocast",
+                     help="PyTorch's: bf16 autocast over fp32 weights; a bf16 copy of fp32 weights, with a bf16 "
+                          "residual stream, as Ingot has; all in bf16, AdamW's too: less than Ingot does; fp32 "
+                          "(default: autocast)")
+    gpu.add_argument("--compile", default="default", metavar="MODE",
+                     choices=["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "off"],
+                     help="mode of torch.compile, or off (default: default)")
+    gpu.add_argument("--cache", type=pathlib.Path, metavar="DIR",
+                     help="where compiled code is kept (default: a new folder, removed at the end, so that the first "
+                          "phase shows the time from nothing)")
+    gpu.add_argument("--seconds", type=float, default=15, help="of a phase (default: 15)")
+    gpu.add_argument("--settle", type=float, default=5, help="seconds of each phase that do not count (default: 5)")
+    gpu.add_argument("--load-seconds", type=float, default=20, help="of load before the first phase (default: 20)")
+    gpu.add_argument("--make-data", type=pathlib.Path, metavar="DIR",
+                     help="write a shard of random tokens for this config there, unless it is there, and read it")
+    gpu.add_argument("--documents", choices=["quarter", "log-normal"], default="quarter",
+                     help="of --make-data: T/4 tokens each, or about 400, log-normal (default: quarter)")
+    only = gpu.add_mutually_exclusive_group()
+    only.add_argument("--torch-only", dest="only", action="store_const", const="torch", help="leave Ingot out")
+    only.add_argument("--ingot-only", dest="only", action="store_const", const="ingot", help="leave PyTorch out")
+    gpu.add_argument("--rehearse", action="store_true",
+                     help="all of it on the CPU, to try the script (with --attention mask)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="data|step")
@@ -258,22 +328,29 @@ def main() -> None:
     step.add_argument("--config", type=pathlib.Path, required=True, metavar="FILE", help="a config of Ingot's")
     step.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ./train; may be repeated")
     step.add_argument("--train", default=str(ROOT / "train"), metavar="PATH", help="Ingot's program (default: ./train)")
-    step.add_argument("--device", choices=["cpu"], default="cpu")
+    step.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     step.add_argument("--threads", type=int, default=os.cpu_count(), help="on each side (default: all processors)")
-    step.add_argument("--rounds", type=int, default=3, help="runs of each side (default: 3)")
+    step.add_argument("--rounds", type=int, help="runs of each side (default: 3; cuda: 2)")
     step.add_argument("--steps", type=int, default=12, help="steps of a run, with the warm-up (default: 12)")
     step.add_argument("--warmup", type=int, default=3, help="steps that do not count (default: 3)")
     step.add_argument("--keep-memory", action="store_true",
                       help="tell PyTorch's allocator (glibc's) to keep freed memory, which spares it page faults")
     step.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="for run folders and results")
+    add_gpu_options(step)
     commands.add_parser("worker").add_argument("job")
     args = parser.parse_args()
     if args.command == "worker":
-        worker(json.loads(args.job))
+        run_worker(args.job)
     elif args.command == "data":
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_random_shard(args.output, args.vocab_size, args.vocab_size - 1)
+    elif args.device == "cuda":
+        args.rounds = 2 if args.rounds is None else args.rounds
+        if args.rounds < 1 or args.seconds <= 0 or args.settle < 0 or args.load_seconds < 0 or args.chunk_tokens < 1:
+            fail("--rounds, --seconds and --chunk-tokens must be positive, --settle and --load-seconds not negative")
+        step_on_gpu(args)
     else:
+        args.rounds = 3 if args.rounds is None else args.rounds
         if not 0 <= args.warmup < args.steps or args.rounds < 1 or args.threads < 1:
             fail("--steps must exceed --warmup, and --rounds and --threads be at least 1")
         Comparison(args).run()
