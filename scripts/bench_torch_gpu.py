@@ -30,7 +30,7 @@ import time
 from typing import Any, Callable, Iterator
 
 from torch_twin import IGNORED, Rows, alibi_slopes, fail, initial_weights
-from torch_gpt import Attend, Attention, Gpt
+from torch_gpt import Attention, Gpt
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,11 @@ class FlexAttend:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return flex_attention(q.to(v.dtype), k.to(v.dtype), v, score_mod=self.score_mod,  # type: ignore[return-value]
                               block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask,
+                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
@@ -170,8 +175,7 @@ class Trainer:
         self.micro_steps = training["batch_tokens"] // (self.micro_batch * m["context_length"])
         slopes = alibi_slopes(m["n_heads"]).to(device) if m["position"] == "alibi" else None
         attend: Attention = {"flex": FlexAttend(slopes), "flash": attend_causal, "cudnn": attend_causal,
-                             "none": attend_not, "mask": Attend(False, True, m["n_heads"] // m["n_kv_heads"])
-                             }[self.attention]
+                             "none": attend_not, "mask": attend_masked}[self.attention]
         self.model = TimedGpt(config, attend, job["chunk_tokens"] if job["loss"] == "chunked" else None).to(device)
         self.model.load(initial_weights(config, device))
         is_compiled = job["compile"] != "off"
