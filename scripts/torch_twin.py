@@ -11,7 +11,7 @@ import math
 import pathlib
 import struct
 import sys
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, TypeVar
 
 try:
     import torch
@@ -32,17 +32,18 @@ def fail(message: str) -> NoReturn:
 # ---- Random numbers: kernels/core/rng.h ------------------------------------------------------------------------------
 
 LOW = 0xFFFFFFFF
+Word = TypeVar("Word", int, Tensor)  # 32 bits, or int64 tensors of them
 
 
-def multiply_high_low(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
+def multiply_high_low(constant: int, x: Word) -> tuple[Word, Word]:
     """The two 32-bit halves of constant * x, both of 32 bits, in int64: through x's 16-bit halves, so no sign bit."""
     low, high = constant * (x & 0xFFFF), constant * (x >> 16)
     high = high + (low >> 16)
     return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 over int64 tensors that hold 32 bits each."""
+def philox(counter: tuple[Word, Word, Word, Word], key: int) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10."""
     x0, x1, x2, x3 = counter
     k0, k1 = key & LOW, key >> 32 & LOW
     for _ in range(10):
@@ -203,8 +204,7 @@ def permuted_index(index: int, count: int, seed: int, stream: int) -> int:
     while True:
         left, right = index >> half_bits, index & half_mask
         for number in range(8):
-            counter = tuple(torch.tensor(x) for x in (right & LOW, number, stream & LOW, stream >> 32))
-            mixed = left ^ (int(philox(counter, seed)[0]) & half_mask)
+            mixed = left ^ philox((right & LOW, number, stream & LOW, stream >> 32), seed)[0] & half_mask
             left, right = right, mixed
         index = left << half_bits | right
         if index < count:
