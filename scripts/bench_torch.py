@@ -2,6 +2,7 @@
 """Time Ingot beside PyTorch, doing the same work.
 
     python3 scripts/bench_torch.py step --config FILE [--set KEY=VALUE]... --output DIR
+    python3 scripts/bench_torch.py step --device cuda --config FILE [--make-data DIR] [OPTION]... --output DIR
 
 `step` times the training step of one config: the same weights, token ids, documents, micro-batches, loss, clipping
 and AdamW on both sides, in float32. The two take turns (Ingot, PyTorch, Ingot, PyTorch, ...), `--rounds` runs each,
@@ -14,6 +15,11 @@ F.rms_norm, scaled_dot_product_attention, F.cross_entropy, clip_grad_norm_ and A
 several ways (attention with or without a mask, keys repeated or grouped, norms one by one or all at once) each is tried
 on the spot and the fastest is taken, and named. Both start from the weights that Ingot initialises and read the rows in
 the order of the files; the comparison is refused if the losses of the two differ.
+
+With --device cuda PyTorch's side is torch.compile in bf16 (autocast over fp32 weights, unless told otherwise) with
+FlexAttention and fused AdamW, and the phases are measured in seconds, not steps: 20 s of load, then Ingot and PyTorch
+in turns of 15 s, the ratio being the median over the rounds. Clock, watts, MFU by one formula, memory and time to the
+first step are printed for each phase, and stand with all else in DIR/NAME.json.
 
 Run it with the Python that has PyTorch 2.6 or later.
 """
@@ -281,9 +287,9 @@ def run_worker(text: str) -> None:
     if text.startswith("{"):
         worker(json.loads(text))
     else:
-        import bench_torch_gpu
+        import torch_step
 
-        bench_torch_gpu.worker(json.loads(pathlib.Path(text).read_text()))
+        torch_step.worker(json.loads(pathlib.Path(text).read_text()))
 
 
 def add_gpu_options(step: argparse.ArgumentParser) -> None:

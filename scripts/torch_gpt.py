@@ -1,4 +1,5 @@
-"""The model that bench_torch.py times: Ingot's, as a careful user of PyTorch writes it. Nothing here is run by itself."""
+"""The model that bench_torch.py times: Ingot's, as a careful user of PyTorch writes it. Nothing here is run by itself.
+"""
 
 from __future__ import annotations
 

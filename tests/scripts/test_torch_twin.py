@@ -85,7 +85,8 @@ class TorchTwin(TrainerCase):
     def test_sixteen_bits_leave_a_gap_and_gap_measures_it(self):
         self.reference()
         gaps = {}
-        for name, dtype, residual in (("bf16", "bf16", "same"), ("bf16-fp32", "bf16", "fp32"), ("fp16", "fp16", "same")):
+        for name, dtype, residual in (("bf16", "bf16", "same"), ("bf16-fp32", "bf16", "fp32"),
+                                      ("fp16", "fp16", "same")):
             losses = [entry["loss"] for entry in self.loop("reference", f"loop-{name}", dtype, "--residual", residual)]
             log = self.log("reference")
             gaps[name] = max(abs(entry["loss"] - loss) / loss for entry, loss in zip(log, losses))
