@@ -165,7 +165,8 @@ class Comparison:
         # Nothing but steps in the run, and every step alike.
         self.sets = [*sets, "data.val=[]", "data.tokenizer=null", "data.shuffle=false", "sample.every=0",
                      "eval.every=0", f"training.device={self.device}", "training.steps=100000000",
-                     "schedule.type=constant", "schedule.warmup_steps=0", "checkpoint.every=100000000", "log.every=1000", "log.jsonl=true"]
+                     "schedule.type=constant", "schedule.warmup_steps=0", "checkpoint.every=100000000",
+                     "log.every=1000", "log.jsonl=true"]
         self.config = read_config(args.config, self.sets)
         self.batch_tokens = self.config["training"]["batch_tokens"]
         self.sides = {"torch": ["PyTorch"], "ingot": ["Ingot"]}.get(args.only, ["Ingot", "PyTorch"])
@@ -278,8 +279,8 @@ class Comparison:
               f"{text(smi['clock_mhz'], '.0f')} MHz  {text(smi['watts'], '.0f')} W  "
               f"own {text(own and own / 2**30, '.1f')} GiB, "
               f"card {text(smi['used_mib'] and smi['used_mib'] / 1024, '.1f')} GiB  "
-              f"first step {result['first_step_seconds']:.1f} s  norm {result['norms'][0]:.4f}, loss {result['losses'][0]:.4f} -> {result['losses'][-1]:.4f} in "
-              f"{len(result['losses'])}", flush=True)
+              f"first step {result['first_step_seconds']:.1f} s  norm {result['norms'][0]:.4f}, "
+              f"loss {result['losses'][0]:.4f} -> {result['losses'][-1]:.4f} in {len(result['losses'])}", flush=True)
 
     def check_same_work(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         if self.plain:
