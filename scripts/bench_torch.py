@@ -2,6 +2,7 @@
 """Time Ingot beside PyTorch, doing the same work.
 
     python3 scripts/bench_torch.py step --config FILE [--set KEY=VALUE]... --output DIR
+    python3 scripts/bench_torch.py step --device cuda --config FILE [--make-data DIR] [OPTION]... --output DIR
 
 `step` times the training step of one config: the same weights, token ids, documents, micro-batches, loss, clipping
 and AdamW on both sides, in float32. The two take turns (Ingot, PyTorch, Ingot, PyTorch, ...), `--rounds` runs each,
@@ -14,6 +15,11 @@ F.rms_norm, scaled_dot_product_attention, F.cross_entropy, clip_grad_norm_ and A
 several ways (attention with or without a mask, keys repeated or grouped, norms one by one or all at once) each is tried
 on the spot and the fastest is taken, and named. Both start from the weights that Ingot initialises and read the rows in
 the order of the files; the comparison is refused if the losses of the two differ.
+
+With --device cuda PyTorch's side is torch.compile in bf16 (autocast over fp32 weights, unless told otherwise) with
+FlexAttention and fused AdamW, and the phases are measured in seconds, not steps: 20 s of load, then Ingot and PyTorch
+in turns of 15 s, the ratio being the median over the rounds. Clock, watts, MFU by one formula, memory and time to the
+first step are printed for each phase, and stand with all else in DIR/NAME.json.
 
 Run it with the Python that has PyTorch 2.6 or later.
 """
@@ -32,17 +38,15 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable
 
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-except ImportError:
-    sys.exit("error: this Python has no PyTorch: run the script with one that has, 2.6 or later")
+from torch_twin import IGNORED, Rows, fail, saved_weights  # says so where there is no PyTorch
+from torch_gpt import Attend, Gpt
+
+import torch
+from torch import Tensor, nn
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-IGNORED = -1
 # Float32 on both sides, summed in different orders: the first loss is within a few 1e-6; a wrong mask, target or weight
 # moves it by more than 1e-3.
 FIRST_LOSS_TOLERANCE = 1e-4
@@ -53,223 +57,27 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
                     "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME")
 
 
-def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+# ---- Data ------------------------------------------------------------------------------------------------------------
 
 
-# ---- Data: what src/data/rows.h says, without shuffling --------------------------------------------------------------
-
-
-def read_shard(path: str) -> Tensor:
-    content = pathlib.Path(path).read_bytes()
-    magic, version, count = struct.unpack_from("<3i", content)
-    if (magic, version) == (20240520, 1):
-        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.uint16)
-    elif (magic, version) == (20240801, 7):
-        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.int32)
-    else:
-        fail(f"{path}: is not a token shard (magic {magic}, version {version})")
-    if len(tokens) != count:
-        fail(f"{path}: holds {len(tokens)} tokens, its header says {count}")
-    return tokens.to(torch.int64)
-
-
-class Rows:
-    """The stream of all shards, one after another and over again, cut into rows of T tokens."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        data = config["data"]
-        paths: list[str] = []
-        for pattern in data["train"]:
-            anchor = pathlib.Path(pattern)
-            found = sorted(str(path) for path in anchor.parent.glob(anchor.name))
-            paths += [path for path in found if path not in paths]
-        if not paths:
-            fail(f"data.train: {data['train']} matches no file")
-        shards = [read_shard(path) for path in paths]
-        self.context = config["model"]["context_length"]
-        self.masked = data["mask_documents"]
-        self.tokens = torch.cat(shards)
-        eot = -1 if data["eot_token"] is None else data["eot_token"]
-        starts = torch.zeros(len(self.tokens), dtype=torch.bool)
-        is_eot = self.tokens == eot
-        opens = data["eot"] == "start" or (data["eot"] == "auto" and bool(is_eot[0]))
-        if opens:
-            starts |= is_eot
-        else:
-            starts[1:] |= is_eot[:-1]
-        begin = 0
-        for shard in shards:
-            starts[begin] = True
-            begin += len(shard)
-        self.starts = starts
-        self.counts = ~starts | (is_eot if opens else torch.zeros_like(starts))  # whether a token is a target
-
-    def batch(self, first_row: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, targets, and the number of each token's document within its row; all (rows, T)."""
-        index = torch.arange(first_row * self.context, (first_row + rows) * self.context) % len(self.tokens)
-        following = (index + 1) % len(self.tokens)
-        tokens, targets = self.tokens[index], self.tokens[following]
-        shape = (rows, self.context)
-        if not self.masked:
-            return tokens.view(shape), targets.view(shape), torch.zeros(shape, dtype=torch.int64)
-        targets = torch.where(self.counts[following], targets, IGNORED)
-        documents = self.starts[index].view(shape).cumsum(dim=1)
-        return tokens.view(shape), targets.view(shape), documents
-
-
-def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int = 1) -> None:
-    """A million ids as frequent as words are (Zipf), in documents of about 400 tokens (log-normal), EOT at each end."""
+def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int = 1, tokens: int = 1 << 20,
+                       length: int | None = None) -> None:
+    """Ids as frequent as words are (Zipf), in documents of `length` or of about 400 tokens (log-normal), EOT at each
+    end."""
     generator = torch.Generator().manual_seed(seed)
-    count = 1 << 20
     frequency = 1.0 / (torch.arange(vocabulary, dtype=torch.float64) + 2.7)
-    tokens = torch.multinomial(frequency, count, replacement=True, generator=generator)
-    tokens[tokens == eot] = (eot + 1) % vocabulary
-    lengths = torch.exp(5.5 + torch.randn(count // 50, generator=generator)).long().clamp(min=2)
+    ids = torch.multinomial(frequency, tokens, replacement=True, generator=generator)
+    ids[ids == eot] = (eot + 1) % vocabulary
+    lengths = torch.exp(5.5 + torch.randn(tokens // 50, generator=generator)).long().clamp(min=2)
+    if length is not None:
+        lengths = torch.full((tokens // length + 1,), length)
     ends = lengths.cumsum(0) - 1
-    tokens[ends[ends < count]] = eot
+    ids[ends[ends < tokens]] = eot
     if vocabulary <= 65536:
-        header, body = (20240520, 1, count), tokens.to(torch.uint16)
+        header, body = (20240520, 1, tokens), ids.to(torch.uint16)
     else:
-        header, body = (20240801, 7, count), tokens.to(torch.int32)
+        header, body = (20240801, 7, tokens), ids.to(torch.int32)
     path.write_bytes(struct.pack("<256i", *header, *([0] * 253)) + body.numpy().tobytes())
-
-
-# ---- The model -------------------------------------------------------------------------------------------------------
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """Press et al. 2022, also for a head count that is no power of two."""
-    n2 = 2 ** (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * (h + 1) / n2) for h in range(n2)]
-    return torch.tensor(slopes + [2.0 ** (-4.0 * (2 * (h - n2) + 1) / n2) for h in range(n2, heads)])
-
-
-class Attend:
-    """How a batch's attention is called: an additive mask or none, keys repeated for the group or not."""
-
-    def __init__(self, is_causal: bool, grouped: bool, group: int) -> None:
-        self.is_causal, self.grouped, self.group = is_causal, grouped, group
-
-    def __str__(self) -> str:
-        return f"scaled_dot_product_attention({'is_causal' if self.is_causal else 'float mask'}, " + \
-            ("no groups" if self.group == 1 else "enable_gqa" if self.grouped else "keys repeated") + ")"
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.grouped and self.group > 1:
-            k, v = (x.repeat_interleave(self.group, dim=1) for x in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if self.is_causal else mask,
-                                              is_causal=self.is_causal, enable_gqa=self.grouped and self.group > 1)
-
-
-class Block(nn.Module):
-    def __init__(self, m: dict[str, Any]) -> None:
-        super().__init__()
-        c, heads, kv_heads, hs = m["d_model"], m["n_heads"], m["n_kv_heads"], m["head_dim"]
-        self.heads, self.kv_heads, self.hs, self.eps = heads, kv_heads, hs, m["norm_eps"]
-        self.attention_norm = nn.Parameter(torch.ones(c))
-        self.qkv = nn.Linear(c, (heads + 2 * kv_heads) * hs, bias=False)
-        self.attention_out = nn.Linear(heads * hs, c, bias=False)
-        self.mlp_norm = nn.Parameter(torch.ones(c))
-        self.gate_up = nn.Linear(c, 2 * m["d_ff"], bias=False)
-        self.down = nn.Linear(m["d_ff"], c, bias=False)
-        if m["qk_norm"]:
-            self.q_norm, self.k_norm = nn.Parameter(torch.ones(hs)), nn.Parameter(torch.ones(hs))
-
-    def forward(self, x: Tensor, attend: Attend, mask: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        rows, context, c = x.shape
-        qkv = self.qkv(F.rms_norm(x, (c,), self.attention_norm, self.eps))
-        qkv = qkv.view(rows, context, self.heads + 2 * self.kv_heads, self.hs).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        if hasattr(self, "q_norm"):
-            q, k = (F.rms_norm(x, (self.hs,), w, self.eps) for x, w in ((q, self.q_norm), (k, self.k_norm)))
-        if rope is not None:
-            q, k = (rotate(x, *rope) for x in (q, k))
-        y = attend(q, k, v, mask).transpose(1, 2).reshape(rows, context, self.heads * self.hs)
-        x = x + self.attention_out(y)
-        gate, up = self.gate_up(F.rms_norm(x, (c,), self.mlp_norm, self.eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-class Gpt(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        m = self.m = config["model"]
-        self.embedding = nn.Embedding(m["vocab_size"], m["d_model"])
-        self.layers = nn.ModuleList(Block(m) for _ in range(m["n_layers"]))
-        self.final_norm = nn.Parameter(torch.ones(m["d_model"]))
-        self.head = nn.Linear(m["d_model"], m["vocab_size"], bias=False)
-        if m["tie_embeddings"]:
-            self.head.weight = self.embedding.weight
-        context, hs = m["context_length"], m["head_dim"]
-        distance = torch.arange(context)[:, None] - torch.arange(context)[None, :]
-        self.causal = torch.where(distance >= 0, 0.0, -math.inf)  # (T, T)
-        self.bias = self.causal[None]  # (1 or NH, T, T)
-        if m["position"] == "alibi":
-            self.bias = self.causal - alibi_slopes(m["n_heads"])[:, None, None] * distance
-        self.rope_table = None
-        if m["position"] == "rope":
-            frequencies = m["rope_theta"] ** (-torch.arange(hs // 2, dtype=torch.float64) / (hs // 2))
-            angles = torch.arange(context)[:, None] * torch.cat((frequencies, frequencies))
-            self.rope_table = (angles.cos().float(), angles.sin().float())
-
-    def mask(self, documents: Tensor) -> Tensor:
-        """(B or 1, NH or 1, T, T), added to the scores."""
-        if not bool((documents[:, -1] > documents[:, 0]).any()):
-            return self.bias[None]
-        other = documents[:, None, :, None] != documents[:, None, None, :]
-        return self.bias[None].masked_fill(other, -math.inf)
-
-    def rope(self, documents: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.rope_table is None:
-            return None
-        first = (documents[:, :, None] == documents[:, None, :]).int().argmax(dim=-1)  # where the document begins
-        positions = torch.arange(documents.shape[1]) - first
-        cosine, sine = self.rope_table
-        return cosine[positions][:, None], sine[positions][:, None]
-
-    def forward(self, tokens: Tensor, targets: Tensor, documents: Tensor, attend: Attend) -> Tensor:
-        x = self.embedding(tokens)
-        mask = None if attend.is_causal else self.mask(documents)
-        rope = self.rope(documents)
-        for layer in self.layers:
-            x = layer(x, attend, mask, rope)
-        logits = self.head(F.rms_norm(x, x.shape[-1:], self.final_norm, self.m["norm_eps"]))
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=IGNORED,
-                               reduction="sum")
-
-    @torch.no_grad()
-    def load(self, path: pathlib.Path) -> None:
-        content = memoryview(bytearray(path.read_bytes()))
-        (size,) = struct.unpack_from("<Q", content)
-        header = json.loads(bytes(content[8:8 + size]))
-
-        def tensor(name: str) -> Tensor:
-            begin, end = header[name]["data_offsets"]
-            flat = torch.frombuffer(content[8 + size + begin:8 + size + end], dtype=torch.float32)
-            return flat.view(header[name]["shape"])
-
-        self.embedding.weight.copy_(tensor("model.embed_tokens.weight"))
-        self.final_norm.copy_(tensor("model.norm.weight"))
-        if not self.m["tie_embeddings"]:
-            self.head.weight.copy_(tensor("lm_head.weight"))
-        for number, layer in enumerate(self.layers):
-            at = f"model.layers.{number}."
-            layer.attention_norm.copy_(tensor(at + "input_layernorm.weight"))
-            layer.qkv.weight.copy_(torch.cat([tensor(f"{at}self_attn.{x}_proj.weight") for x in "qkv"]))
-            layer.attention_out.weight.copy_(tensor(at + "self_attn.o_proj.weight"))
-            layer.mlp_norm.copy_(tensor(at + "post_attention_layernorm.weight"))
-            layer.gate_up.weight.copy_(torch.cat([tensor(f"{at}mlp.{x}_proj.weight") for x in ("gate", "up")]))
-            layer.down.weight.copy_(tensor(at + "mlp.down_proj.weight"))
-            if self.m["qk_norm"]:
-                layer.q_norm.copy_(tensor(at + "self_attn.q_norm.weight"))
-                layer.k_norm.copy_(tensor(at + "self_attn.k_norm.weight"))
 
 
 # ---- PyTorch's side --------------------------------------------------------------------------------------------------
@@ -320,7 +128,7 @@ def worker(job: dict[str, Any]) -> None:
     micro_batch = training["micro_batch_size"]
     micro_steps = training["batch_tokens"] // (micro_batch * rows.context)
     model = Gpt(config)
-    model.load(pathlib.Path(job["weights"]))
+    model.load(saved_weights(pathlib.Path(job["weights"])))
     parameters = list(model.parameters())
     groups = [{"params": [p for p in parameters if p.dim() == 2], "weight_decay": o["weight_decay"]},
               {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0}]
@@ -449,6 +257,73 @@ class Comparison:
         shutil.rmtree(self.output / "initial")
 
 
+def make_data(folder: pathlib.Path, config: dict[str, Any], documents: str) -> pathlib.Path:
+    """A shard for the config, unless it is there."""
+    vocabulary, context = config["model"]["vocab_size"], config["model"]["context_length"]
+    length = context // 4 if documents == "quarter" else None
+    path = folder / f"vocabulary-{vocabulary}-{'log-normal' if length is None else f'documents-{length}'}.bin"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        write_random_shard(temporary, vocabulary, vocabulary - 1, tokens=1 << 23, length=length)
+        temporary.rename(path)
+    return path
+
+
+def step_on_gpu(args: argparse.Namespace) -> None:
+    import bench_torch_gpu
+
+    sets = list(args.set)
+    if args.make_data is not None:
+        config = bench_torch_gpu.read_config(args.config, args.set)
+        path = make_data(args.make_data.resolve(), config, args.documents)
+        sets += [f"data.train={json.dumps([str(path)])}", f"data.eot_token={config['model']['vocab_size'] - 1}",
+                 "data.eot=end"]
+    bench_torch_gpu.Comparison(args, sets).run()
+
+
+def run_worker(text: str) -> None:
+    """A job as JSON (CPU), or the file that holds it (GPU)."""
+    if text.startswith("{"):
+        worker(json.loads(text))
+    else:
+        import torch_step
+
+        torch_step.worker(json.loads(pathlib.Path(text).read_text()))
+
+
+def add_gpu_options(step: argparse.ArgumentParser) -> None:
+    gpu = step.add_argument_group("with --device cuda")
+    gpu.add_argument("--attention", choices=["flex", "flash", "cudnn", "none", "mask"], default="flex",
+                     help="PyTorch's: FlexAttention with ALiBi and documents; FlashAttention-2 or cuDNN, plain causal; "
+                          "none: v takes its place (with --torch-only); mask: for --rehearse (default: flex)")
+    gpu.add_argument("--loss", choices=["full", "chunked"], default="full",
+                     help="PyTorch's: all logits at once, or their gradient chunk by chunk (default: full)")
+    gpu.add_argument("--chunk-tokens", type=int, default=8192, metavar="N", help="of --loss chunked (default: 8192)")
+    gpu.add_argument("--precision", choices=["autocast", "master", "bf16", "fp32"], default="autocast",
+                     help="PyTorch's: bf16 autocast over fp32 weights; a bf16 copy of fp32 weights, with a bf16 "
+                          "residual stream, as Ingot has; all in bf16, AdamW's too: less than Ingot does; fp32 "
+                          "(default: autocast)")
+    gpu.add_argument("--compile", default="default", metavar="MODE",
+                     choices=["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "off"],
+                     help="mode of torch.compile, or off (default: default)")
+    gpu.add_argument("--cache", type=pathlib.Path, metavar="DIR",
+                     help="where compiled code is kept (default: a new folder, removed at the end, so that the first "
+                          "phase shows the time from nothing)")
+    gpu.add_argument("--seconds", type=float, default=15, help="of a phase (default: 15)")
+    gpu.add_argument("--settle", type=float, default=5, help="seconds of each phase that do not count (default: 5)")
+    gpu.add_argument("--load-seconds", type=float, default=20, help="of load before the first phase (default: 20)")
+    gpu.add_argument("--make-data", type=pathlib.Path, metavar="DIR",
+                     help="write a shard of random tokens for this config there, unless it is there, and read it")
+    gpu.add_argument("--documents", choices=["quarter", "log-normal"], default="quarter",
+                     help="of --make-data: T/4 tokens each, or about 400, log-normal (default: quarter)")
+    only = gpu.add_mutually_exclusive_group()
+    only.add_argument("--torch-only", dest="only", action="store_const", const="torch", help="leave Ingot out")
+    only.add_argument("--ingot-only", dest="only", action="store_const", const="ingot", help="leave PyTorch out")
+    gpu.add_argument("--rehearse", action="store_true",
+                     help="all of it on the CPU, to try the script (with --attention mask)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="data|step")
@@ -459,22 +334,29 @@ def main() -> None:
     step.add_argument("--config", type=pathlib.Path, required=True, metavar="FILE", help="a config of Ingot's")
     step.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ./train; may be repeated")
     step.add_argument("--train", default=str(ROOT / "train"), metavar="PATH", help="Ingot's program (default: ./train)")
-    step.add_argument("--device", choices=["cpu"], default="cpu")
+    step.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     step.add_argument("--threads", type=int, default=os.cpu_count(), help="on each side (default: all processors)")
-    step.add_argument("--rounds", type=int, default=3, help="runs of each side (default: 3)")
+    step.add_argument("--rounds", type=int, help="runs of each side (default: 3; cuda: 2)")
     step.add_argument("--steps", type=int, default=12, help="steps of a run, with the warm-up (default: 12)")
     step.add_argument("--warmup", type=int, default=3, help="steps that do not count (default: 3)")
     step.add_argument("--keep-memory", action="store_true",
                       help="tell PyTorch's allocator (glibc's) to keep freed memory, which spares it page faults")
     step.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="for run folders and results")
+    add_gpu_options(step)
     commands.add_parser("worker").add_argument("job")
     args = parser.parse_args()
     if args.command == "worker":
-        worker(json.loads(args.job))
+        run_worker(args.job)
     elif args.command == "data":
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_random_shard(args.output, args.vocab_size, args.vocab_size - 1)
+    elif args.device == "cuda":
+        args.rounds = 2 if args.rounds is None else args.rounds
+        if args.rounds < 1 or args.seconds <= 0 or args.settle < 0 or args.load_seconds < 0 or args.chunk_tokens < 1:
+            fail("--rounds, --seconds and --chunk-tokens must be positive, --settle and --load-seconds not negative")
+        step_on_gpu(args)
     else:
+        args.rounds = 3 if args.rounds is None else args.rounds
         if not 0 <= args.warmup < args.steps or args.rounds < 1 or args.threads < 1:
             fail("--steps must exceed --warmup, and --rounds and --threads be at least 1")
         Comparison(args).run()

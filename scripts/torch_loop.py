@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Train again in PyTorch what Ingot trained, rounding where Ingot rounds: how much of a gap is 16-bit arithmetic?
+
+    python3 scripts/torch_loop.py train --run RUN --dtype bf16 [--device cuda] --output DIR
+    python3 scripts/torch_loop.py gap --reference RUN --run RUN --peer DIR [--last 50]
+
+`train` repeats the run of a run folder of Ingot's (its config.json): the same initial weights, rows, schedule, loss,
+clipping and AdamW, with --dtype in place of the run's precision. It is a plain eager loop, which computes in float32 on
+values that it rounds: the compute copy of the weights, every activation and the gradient of every activation, once each
+and at the points that the contracts in kernels/*.h name, the probabilities of attention before their products among
+them. Norms, softmax, loss, the gradients of the weights, and AdamW are float32, as is the residual stream with
+--residual fp32. fp16 scales the loss as kernels/core/step.h does. DIR/log.jsonl is like Ingot's: plot.py and
+compare_runs.py read it.
+
+`gap` prints by how much the losses of --run and of --peer differ from those of --reference (a run in fp32), as means
+over the last steps, and their ratio; its exit code is 1 where the ratio is above --limit.
+
+It is slow: for small models and a few hundred steps. Run it with the Python that has PyTorch 2.6 or later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+from torch_twin import IGNORED, Rows, alibi_slopes, fail, initial_weights, learning_rate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# kernels/core/step.h
+LOSS_SCALE_MIN, LOSS_SCALE_MAX, GROWTH_INTERVAL = 2.0**-14, 2.0**14, 1000
+
+
+# ---- Rounding --------------------------------------------------------------------------------------------------------
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).float()
+
+
+class Stored(torch.autograd.Function):
+    """A tensor that is stored in `dtype`, and whose gradient is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype
+        return rounded(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return rounded(gradient, ctx.dtype), None
+
+
+class Copied(torch.autograd.Function):
+    """The compute copy of a weight; the gradient goes to the weight as it is, in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return rounded(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+class Attention(torch.autograd.Function):
+    """One kernel: what it multiplies on tensor cores is rounded, that is q, k, v, the probabilities and their gradient.
+    q (B, NH, T, HS), k and v (B, NKV, T, HS); bias (B or 1, NH or 1, T, T) has ALiBi and -inf where nothing is seen."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        scale = 1 / math.sqrt(q.shape[-1])
+        scores = scale * (q @ keys.transpose(-1, -2)) + bias
+        largest = scores.amax(dim=-1, keepdim=True)
+        p = (scores - largest).exp()
+        total = p.sum(dim=-1, keepdim=True)
+        out = rounded(rounded(p, dtype) @ values / total, dtype)
+        ctx.save_for_backward(q, k, v, bias, out, largest + total.log())
+        ctx.dtype = dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        group = q.shape[1] // k.shape[1]
+        keys, values = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        scale = 1 / math.sqrt(q.shape[-1])
+        dout = rounded(dout, ctx.dtype)
+        p = (scale * (q @ keys.transpose(-1, -2)) + bias - lse).exp()
+        dv = rounded(p, ctx.dtype).transpose(-1, -2) @ dout
+        ds = p * (dout @ values.transpose(-1, -2) - (dout * out).sum(dim=-1, keepdim=True))
+        ds = rounded(ds, ctx.dtype)
+        dq, dk = scale * (ds @ keys), scale * (ds.transpose(-1, -2) @ q)
+        dk, dv = (x.unflatten(1, (-1, group)).sum(dim=2) for x in (dk, dv))
+        return dq, dk, dv, None, None
+
+
+# ---- The model -------------------------------------------------------------------------------------------------------
+
+
+def parameter_shapes(m: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    c, f, hs, v = m["d_model"], m["d_ff"], m["head_dim"], m["vocab_size"]
+    q, kv = m["n_heads"] * hs, m["n_kv_heads"] * hs
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, c), "model.norm.weight": (c,)}
+    for number in range(m["n_layers"]):
+        at = f"model.layers.{number}."
+        shapes |= {at + "input_layernorm.weight": (c,), at + "self_attn.q_proj.weight": (q, c),
+                   at + "self_attn.k_proj.weight": (kv, c), at + "self_attn.v_proj.weight": (kv, c),
+                   at + "self_attn.o_proj.weight": (c, q), at + "post_attention_layernorm.weight": (c,),
+                   at + "mlp.gate_proj.weight": (f, c), at + "mlp.up_proj.weight": (f, c),
+                   at + "mlp.down_proj.weight": (c, f)}
+        if m["qk_norm"]:
+            shapes |= {at + "self_attn.q_norm.weight": (hs,), at + "self_attn.k_norm.weight": (hs,)}
+    if not m["tie_embeddings"]:
+        shapes["lm_head.weight"] = (v, c)
+    return shapes
+
+
+class RoundingGpt:
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype, residual: torch.dtype, device: str) -> None:
+        m = self.m = config["model"]
+        self.dtype, self.residual, self.device = dtype, residual, device
+        self.z_loss = config["training"]["z_loss"]
+        weight = initial_weights(config, device)
+        self.weights = {name: weight(name, shape).requires_grad_() for name, shape in parameter_shapes(m).items()}
+        self.slopes = alibi_slopes(m["n_heads"]).to(device) if m["position"] == "alibi" else None
+        half = m["head_dim"] // 2
+        self.frequencies = m["rope_theta"] ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+
+    def store(self, x: Tensor) -> Tensor:
+        return Stored.apply(x, self.dtype)  # type: ignore[return-value]
+
+    def store_residual(self, x: Tensor) -> Tensor:
+        return Stored.apply(x, self.residual)  # type: ignore[return-value]
+
+    def copy(self, name: str) -> Tensor:
+        return Copied.apply(self.weights[name], self.dtype)  # type: ignore[return-value]
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        rstd = (x.square().mean(dim=-1, keepdim=True) + self.m["norm_eps"]).rsqrt()
+        return self.store(x * rstd * self.copy(name))
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        angles = positions[:, None, :, None] * self.frequencies
+        cosine, sine = angles.cos().float(), angles.sin().float()
+        first, second = x.chunk(2, dim=-1)
+        return self.store(torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1))
+
+    def bias(self, documents: Tensor) -> Tensor:
+        place = torch.arange(documents.shape[1], device=self.device)
+        distance = place[:, None] - place[None, :]
+        sees = (distance >= 0) & (documents[:, None, :, None] == documents[:, None, None, :])
+        alibi = 0.0 if self.slopes is None else -self.slopes[:, None, None] * distance
+        return torch.where(sees, alibi, -math.inf)
+
+    def attention(self, x: Tensor, at: str, bias: Tensor, positions: Tensor) -> Tensor:
+        """Heads of all tokens, before the projection back; x (B, T, C)."""
+        rows, context, _ = x.shape
+        q, k, v = (self.store(x @ self.copy(f"{at}self_attn.{letter}_proj.weight").T)
+                   .view(rows, context, -1, self.m["head_dim"]).transpose(1, 2) for letter in "qkv")
+        if self.m["qk_norm"]:
+            q, k = self.norm(q, at + "self_attn.q_norm.weight"), self.norm(k, at + "self_attn.k_norm.weight")
+        if self.m["position"] == "rope":
+            q, k = self.rotate(q, positions), self.rotate(k, positions)
+        y = Attention.apply(q, k, v, bias, self.dtype)
+        return y.transpose(1, 2).reshape(rows, context, -1)  # type: ignore[union-attr]
+
+    def layer(self, x: Tensor, at: str, bias: Tensor, positions: Tensor) -> Tensor:
+        y = self.attention(self.norm(x, at + "input_layernorm.weight"), at, bias, positions)
+        x = self.store_residual(y @ self.copy(at + "self_attn.o_proj.weight").T + x)
+        y = self.norm(x, at + "post_attention_layernorm.weight")
+        gate, up = (self.store(y @ self.copy(f"{at}mlp.{name}_proj.weight").T) for name in ("gate", "up"))
+        return self.store_residual(self.store(F.silu(gate) * up) @ self.copy(at + "mlp.down_proj.weight").T + x)
+
+    def losses(self, tokens: Tensor, targets: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of token losses, and what is differentiated."""
+        place = torch.arange(documents.shape[1], device=self.device)
+        is_first = torch.diff(documents, dim=1, prepend=documents[:, :1] - 1) != 0
+        positions = place - torch.where(is_first, place, 0).cummax(dim=1).values
+        bias = self.bias(documents)
+        x = self.store_residual(self.copy("model.embed_tokens.weight")[tokens])
+        for number in range(self.m["n_layers"]):
+            x = self.layer(x, f"model.layers.{number}.", bias, positions)
+        head = "model.embed_tokens.weight" if self.m["tie_embeddings"] else "lm_head.weight"
+        logits = self.store(self.norm(x, "model.norm.weight") @ self.copy(head).T)
+        counts = targets != IGNORED
+        lse = torch.logsumexp(logits, dim=-1)
+        losses = (lse - logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0])[counts]
+        return losses.sum(dtype=torch.float64), losses.sum() + self.z_loss * lse[counts].square().sum()
+
+
+# ---- The loop --------------------------------------------------------------------------------------------------------
+
+
+class AdamW:
+    """kernels/adamw.h and decide_step() of kernels/core/step.h."""
+
+    def __init__(self, weights: list[Tensor], config: dict[str, Any], has_dynamic_scale: bool) -> None:
+        self.weights, self.o, self.has_dynamic_scale = weights, config["optimizer"], has_dynamic_scale
+        self.m, self.v = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        self.updates = self.good_steps = 0
+        self.scale = 1.0
+
+    @torch.no_grad()
+    def step(self, loss_sum: float, targets: int, lr: float) -> tuple[float, bool]:
+        """The norm of the gradient of the mean loss, and whether the update was skipped."""
+        squares = sum(float(w.grad.double().square().sum()) for w in self.weights)  # type: ignore[union-attr]
+        norm = math.sqrt(squares) / (self.scale * targets) if targets else 0.0
+        is_finite = math.isfinite(loss_sum) and math.isfinite(squares)
+        if not is_finite or targets == 0:
+            if not is_finite:
+                self.good_steps = 0
+                if self.has_dynamic_scale and self.scale > LOSS_SCALE_MIN:
+                    self.scale *= 0.5
+            return norm, True
+        o = self.o
+        clip = o["grad_clip"] / norm if 0 < o["grad_clip"] < norm else 1.0
+        factor = clip / (self.scale * targets)
+        self.updates += 1
+        bias1, bias2 = 1 - o["beta1"] ** self.updates, 1 - o["beta2"] ** self.updates
+        for w, m, v in zip(self.weights, self.m, self.v):
+            gradient = w.grad * factor  # type: ignore[operator]
+            m.mul_(o["beta1"]).add_(gradient, alpha=1 - o["beta1"])
+            v.mul_(o["beta2"]).addcmul_(gradient, gradient, value=1 - o["beta2"])
+            update = (m / bias1) / ((v / bias2).sqrt() + o["eps"])
+            w.sub_(lr * (update + (o["weight_decay"] if w.dim() == 2 else 0.0) * w))
+        self.good_steps += 1
+        if self.has_dynamic_scale and self.good_steps >= GROWTH_INTERVAL:
+            self.scale, self.good_steps = min(2 * self.scale, LOSS_SCALE_MAX), 0
+        return norm, False
+
+
+def logged(value: float) -> float | str:
+    return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    config = json.loads((args.run / "config.json").read_text())
+    training, dtype = config["training"], DTYPES[args.dtype]
+    model = RoundingGpt(config, dtype, torch.float32 if args.residual == "fp32" else dtype, args.device)
+    weights = list(model.weights.values())
+    optimizer = AdamW(weights, config, args.dtype == "fp16")
+    rows = Rows(config, args.device)
+    micro_batch, batch_tokens = training["micro_batch_size"], training["batch_tokens"]
+    micro_steps = batch_tokens // (micro_batch * rows.context)
+    steps = min(args.steps or training["steps"], training["steps"])
+    args.output.mkdir(parents=True, exist_ok=True)
+    with open(args.output / "log.jsonl", "w") as log:
+        for step in range(1, steps + 1):
+            begin = time.perf_counter()
+            loss_sum, targets, scale = 0.0, 0, optimizer.scale
+            for w in weights:
+                w.grad = torch.zeros_like(w)
+            for micro_step in range(micro_steps):
+                batch = rows.batch(((step - 1) * micro_steps + micro_step) * micro_batch, micro_batch)
+                losses, objective = model.losses(*batch)
+                (objective * scale).backward()
+                loss_sum += losses.item()
+                targets += int((batch[1] != IGNORED).sum())
+            lr = learning_rate(config, step)
+            norm, is_skipped = optimizer.step(loss_sum, targets, lr)
+            seconds = time.perf_counter() - begin
+            loss = loss_sum / targets if targets else 0.0
+            log.write(json.dumps({
+                "step": step, "loss": logged(loss), "val_loss": None, "grad_norm": logged(norm), "lr": lr,
+                "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / seconds, "mfu": None,
+                "memory_bytes": torch.cuda.max_memory_allocated() if args.device == "cuda" else 0,
+                "step_seconds": seconds, "data_wait_seconds": 0.0, "loss_scale": optimizer.scale,
+                "skipped": is_skipped}, separators=(",", ":")) + "\n")
+            log.flush()
+            if step % args.print_every == 0 or step == steps:
+                print(f"step {step:6}/{steps} | loss {loss:.4f} | norm {norm:.2f} | lr {lr:.1e} | "
+                      f"{batch_tokens / seconds:.0f} tok/s", flush=True)
+
+
+# ---- The gap ---------------------------------------------------------------------------------------------------------
+
+
+def read_losses(folder: pathlib.Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: float(line["loss"]) for line in lines}
+
+
+def gap(args: argparse.Namespace) -> int:
+    reference, run, peer = (read_losses(folder) for folder in (args.reference, args.run, args.peer))
+    common = sorted(reference.keys() & run.keys() & peer.keys())[-args.last:]
+    if len(common) < args.last:
+        fail(f"the three logs share {len(common)} steps, --last wants {args.last}")
+    ours, theirs = (statistics.mean(abs(x[step] - reference[step]) for step in common) for x in (run, peer))
+    ratio = ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
+    print(f"steps {common[0]} to {common[-1]}: mean gap to {args.reference}: {args.run} {ours:.3e}, "
+          f"{args.peer} {theirs:.3e}; ratio {ratio:.3f}, limit {args.limit}")
+    return 0 if ratio <= args.limit else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|gap")
+    loop = commands.add_parser("train", help="repeat a run of Ingot's in PyTorch")
+    loop.add_argument("--run", type=pathlib.Path, required=True, metavar="RUN", help="a run folder of Ingot's")
+    loop.add_argument("--dtype", choices=list(DTYPES), required=True, help="what the loop rounds to")
+    loop.add_argument("--residual", choices=["same", "fp32"], default="same", help="type of the residual stream")
+    loop.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    loop.add_argument("--steps", type=int, help="stop after so many (default: those of the run)")
+    loop.add_argument("--print-every", type=int, default=10, metavar="N")
+    loop.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="for log.jsonl")
+    compare = commands.add_parser("gap", help="compare the gaps of two runs to a third")
+    for name in ("reference", "run", "peer"):
+        compare.add_argument(f"--{name}", type=pathlib.Path, required=True, metavar="RUN")
+    compare.add_argument("--last", type=int, default=50, metavar="N", help="steps (default: 50)")
+    compare.add_argument("--limit", type=float, default=1.5, metavar="X", help="of the ratio (default: 1.5)")
+    args = parser.parse_args()
+    if args.command == "gap":
+        return gap(args)
+    train(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""What Ingot computes before its first product, again in PyTorch: rows of tokens, initial weights, learning rates.
+
+For the scripts that train the same model in PyTorch: bench_torch.py and torch_loop.py. Nothing here is run by itself.
+Each part names the file that it is the twin of; tests/scripts/test_torch_twin.py compares them with a run of ./train.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import struct
+import sys
+from typing import Any, Callable, NoReturn, TypeVar
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError:
+    sys.exit("error: this Python has no PyTorch: run the script with one that has, 2.6 or later")
+
+IGNORED = -1
+# The weight of this outer name and shape.
+WeightSource = Callable[[str, tuple[int, ...]], Tensor]
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# ---- Random numbers: kernels/core/rng.h ------------------------------------------------------------------------------
+
+LOW = 0xFFFFFFFF
+Word = TypeVar("Word", int, Tensor)  # 32 bits, or int64 tensors of them
+
+
+def multiply_high_low(constant: int, x: Word) -> tuple[Word, Word]:
+    """The two 32-bit halves of constant * x, both of 32 bits, in int64: through x's 16-bit halves, so no sign bit."""
+    low, high = constant * (x & 0xFFFF), constant * (x >> 16)
+    high = high + (low >> 16)
+    return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
+
+
+def philox(counter: tuple[Word, Word, Word, Word], key: int) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10."""
+    x0, x1, x2, x3 = counter
+    k0, k1 = key & LOW, key >> 32 & LOW
+    for _ in range(10):
+        high0, low0 = multiply_high_low(0xD2511F53, x0)
+        high1, low1 = multiply_high_low(0xCD9E8D57, x2)
+        x0, x1, x2, x3 = high1 ^ x1 ^ k0, low1, high0 ^ x3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & LOW, (k1 + 0xBB67AE85) & LOW
+    return x0, x1, x2, x3
+
+
+def stream_of(name: str) -> int:
+    value = 0xCBF29CE484222325
+    for byte in name.encode():
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def random_bits(seed: int, stream: int, begin: int, count: int, device: str = "cpu") -> Tensor:
+    """Words [begin, begin + count) of a stream, begin a multiple of 4; int64 that holds 32 bits."""
+    block = torch.arange(begin // 4, (begin + count + 3) // 4, device=device)
+    ones = torch.ones_like(block)
+    words = philox((block & LOW, block >> 32, ones * (stream & LOW), ones * (stream >> 32)), seed)
+    return torch.stack(words, dim=1).view(-1)[:count]
+
+
+def fused(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
+    """fmaf: the product of two floats is exact in double. The sum is rounded twice, which differs from once in one
+    case of 2^29 or so."""
+    a, c = (x.double() if isinstance(x, Tensor) else float_of(x) for x in (a, c))
+    return (a * b.double() + c).float()
+
+
+def float_of(x: float) -> float:
+    """The number as C++ reads a float literal."""
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+def polynomial(x: Tensor, first: float, *rest: float) -> Tensor:
+    p = torch.full_like(x, first)
+    for coefficient in rest:
+        p = fused(p, x, coefficient)
+    return p
+
+
+def natural_log(x: Tensor) -> Tensor:
+    bits = x.view(torch.int32)
+    exponent = (bits >> 23) - 126
+    m = ((bits & 0x007FFFFF) | 0x3F000000).view(torch.float32)
+    small = m < float_of(0.70710678)
+    exponent = torch.where(small, exponent - 1, exponent).float()
+    m = torch.where(small, m + m, m) - 1.0
+    square = m * m
+    p = polynomial(m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+                   -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+    p = fused(-0.5, square, p * m * square)
+    return fused(0.693359375, exponent, fused(float_of(-2.12194440e-4), exponent, m + p))
+
+
+def normal_from_bits(bits: Tensor) -> Tensor:
+    tail = ((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-32
+    x = fused(-2.0, tail, 1.0)
+    w = -natural_log(4.0 * tail * fused(-1.0, tail, 1.0))
+    center = polynomial(w - 2.5, 2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
+                        -0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
+    root = w.double().clamp(min=0).sqrt().float()  # as IEEE 754 rounds it, which MKL's own root does not
+    tails = polynomial(root - 3.0, -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
+                       -0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
+    z = torch.where(w < 5.0, center, tails) * x * torch.tensor(1.41421356, dtype=torch.float32, device=bits.device)
+    return torch.where((bits & 0x80000000) != 0, -z, z)
+
+
+# ---- Initial weights: src/parameters.cpp -----------------------------------------------------------------------------
+
+
+def initial_weights(config: dict[str, Any], device: str = "cpu") -> WeightSource:
+    """What Ingot starts from, tensor by tensor, on any device."""
+    m, seed = config["model"], config["seed"]
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape, device=device)
+        std = m["init_std"]
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            std /= math.sqrt(2.0 * m["n_layers"])
+        stream, count, chunk = stream_of(name), math.prod(shape), 1 << 22
+        values = torch.empty(count, device=device)
+        for begin in range(0, count, chunk):
+            size = min(chunk, count - begin)
+            values[begin:begin + size] = normal_from_bits(random_bits(seed, stream, begin, size, device))
+        return values.mul_(float_of(std)).view(shape)
+
+    return weight
+
+
+def saved_weights(path: pathlib.Path) -> WeightSource:
+    """The tensors of a checkpoint's safetensors file."""
+    content = memoryview(bytearray(path.read_bytes()))
+    (size,) = struct.unpack_from("<Q", content)
+    header = json.loads(bytes(content[8:8 + size]))
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        begin, end = header[name]["data_offsets"]
+        flat = torch.frombuffer(content[8 + size + begin:8 + size + end], dtype=torch.float32)
+        return flat.view(shape)
+
+    return weight
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Press et al. 2022, also for a head count that is no power of two."""
+    n2 = 2 ** (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (h + 1) / n2) for h in range(n2)]
+    return torch.tensor(slopes + [2.0 ** (-4.0 * (2 * (h - n2) + 1) / n2) for h in range(n2, heads)])
+
+
+# ---- Learning rate: src/schedule.cpp ---------------------------------------------------------------------------------
+
+
+def learning_rate(config: dict[str, Any], step: int) -> float:
+    schedule, lr, steps = config["schedule"], config["optimizer"]["lr"], config["training"]["steps"]
+    warmup, low = schedule["warmup_steps"], schedule["final_lr_fraction"]
+    if step <= warmup:
+        return lr * step / warmup
+
+    def progress(begin: int) -> float:
+        return (step - begin) / max(1, steps - begin)
+
+    if schedule["type"] == "linear":
+        return lr * (1 - (1 - low) * progress(warmup))
+    if schedule["type"] == "cosine":
+        return lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress(warmup))))
+    begin = steps - schedule["decay_steps"] if schedule["type"] == "wsd" else steps
+    return lr if step <= begin else lr * (1 - (1 - low) * progress(begin))
+
+
+# ---- Data: src/data/rows.h -------------------------------------------------------------------------------------------
+
+
+def read_shard(path: str) -> Tensor:
+    content = pathlib.Path(path).read_bytes()
+    magic, version, count = struct.unpack_from("<3i", content)
+    if (magic, version) == (20240520, 1):
+        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.uint16)
+    elif (magic, version) == (20240801, 7):
+        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.int32)
+    else:
+        fail(f"{path}: is not a token shard (magic {magic}, version {version})")
+    if len(tokens) != count:
+        fail(f"{path}: holds {len(tokens)} tokens, its header says {count}")
+    return tokens.to(torch.int64)
+
+
+def permuted_index(index: int, count: int, seed: int, stream: int) -> int:
+    half_bits = ((count - 1).bit_length() + 1) // 2
+    if half_bits == 0:
+        return index
+    half_mask = (1 << half_bits) - 1
+    while True:
+        left, right = index >> half_bits, index & half_mask
+        for number in range(8):
+            mixed = left ^ philox((right & LOW, number, stream & LOW, stream >> 32), seed)[0] & half_mask
+            left, right = right, mixed
+        index = left << half_bits | right
+        if index < count:
+            return index
+
+
+def permuted_documents(count: int, seed: int, stream: int) -> Tensor:
+    """Fisher and Yates, with Lemire's numbers below a bound."""
+    order = list(range(count))
+    drawn = 0
+    words: list[int] = []
+
+    def draw(bound: int) -> int:
+        nonlocal drawn
+        if drawn == len(words):
+            words.extend(random_bits(seed, stream, drawn, 1 << 16).tolist())
+        drawn += 1
+        return words[drawn - 1] * bound
+
+    for last in range(count - 1, 0, -1):
+        product = draw(last + 1)
+        if product & LOW < last + 1:
+            threshold = ((1 << 32) - (last + 1)) % (last + 1)
+            while product & LOW < threshold:
+                product = draw(last + 1)
+        other = product >> 32
+        order[last], order[other] = order[other], order[last]
+    return torch.tensor(order)
+
+
+class Rows:
+    """The stream of all documents, in the order of the files or shuffled, epoch after epoch, cut into rows of T."""
+
+    def __init__(self, config: dict[str, Any], device: str = "cpu") -> None:
+        data = config["data"]
+        paths: list[str] = []
+        for pattern in data["train"]:
+            anchor = pathlib.Path(pattern)
+            found = sorted(str(path) for path in anchor.parent.glob(anchor.name))
+            paths += [path for path in found if path not in paths]
+        if not paths:
+            fail(f"data.train: {data['train']} matches no file")
+        shards = [read_shard(path) for path in paths]
+        self.context = config["model"]["context_length"]
+        self.masked = data["mask_documents"]
+        self.is_shuffled, self.seed, self.device = data["shuffle"], config["seed"], device
+        tokens = torch.cat(shards)
+        eot = -1 if data["eot_token"] is None else data["eot_token"]
+        starts = torch.zeros(len(tokens), dtype=torch.bool)
+        is_eot = tokens == eot
+        opens = data["eot"] == "start" or (data["eot"] == "auto" and bool(is_eot[0]))
+        if opens:
+            starts |= is_eot
+        else:
+            starts[1:] |= is_eot[:-1]
+        begin = 0
+        for shard in shards:
+            starts[begin] = True
+            begin += len(shard)
+        self.count = len(tokens)
+        self.first_tokens = starts.nonzero()[:, 0]  # of each document
+        self.tokens, self.starts = tokens.to(device), starts.to(device)
+        # Whether a token is a target.
+        self.counts = (~starts | (is_eot if opens else torch.zeros_like(starts))).to(device)
+        self.orders: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def batch(self, first_row: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, targets, and the number of each token's document within its row; all (rows, T)."""
+        if self.is_shuffled:
+            stream = torch.cat([self.shuffled(row) for row in range(first_row, first_row + rows)])
+            stream = stream.view(rows, self.context + 1).to(self.device)
+            index, following = stream[:, :-1].reshape(-1), stream[:, 1:].reshape(-1)
+        else:
+            begin = first_row * self.context
+            index = torch.arange(begin, begin + rows * self.context, device=self.device) % self.count
+            following = (index + 1) % self.count
+        tokens, targets = self.tokens[index], self.tokens[following]
+        shape = (rows, self.context)
+        if not self.masked:
+            return tokens.view(shape), targets.view(shape), torch.zeros(shape, dtype=torch.int64, device=self.device)
+        targets = torch.where(self.counts[following], targets, IGNORED)
+        documents = self.starts[index].view(shape).cumsum(dim=1)
+        return tokens.view(shape), targets.view(shape), documents
+
+    def order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch's documents, and the position in the epoch at which each ends."""
+        if epoch not in self.orders:
+            documents = permuted_documents(len(self.first_tokens), self.seed, stream_of("data.documents") + epoch)
+            lengths = torch.diff(self.first_tokens, append=torch.tensor([self.count]))
+            self.orders = {e: order for e, order in self.orders.items() if e == epoch - 1}
+            self.orders[epoch] = (documents, lengths[documents].cumsum(0))
+        return self.orders[epoch]
+
+    def shuffled(self, row: int) -> Tensor:
+        """Where the row's T inputs and its last target stand in the files."""
+        epoch = row * self.context // self.count
+        first, end = (-(-e * self.count // self.context) for e in (epoch, epoch + 1))
+        row = first + permuted_index(row - first, end - first, self.seed, stream_of("data.rows") + epoch)
+        position = row * self.context - epoch * self.count + torch.arange(self.context + 1)
+        parts = []
+        while len(position):
+            inside = position[position < self.count]
+            documents, ends = self.order(epoch)
+            place = torch.searchsorted(ends, inside, right=True)
+            parts.append(self.first_tokens[documents[place]] + self.length(documents[place]) - (ends[place] - inside))
+            position, epoch = position[len(inside):] - self.count, epoch + 1
+        return torch.cat(parts)
+
+    def length(self, documents: Tensor) -> Tensor:
+        ends = torch.cat((self.first_tokens[1:], torch.tensor([self.count])))
+        return ends[documents] - self.first_tokens[documents]

@@ -1,0 +1,104 @@
+"""scripts/torch_twin.py and scripts/torch_loop.py against a run of ./train: weights, rows, schedule, loss, AdamW.
+
+Needs a Python with PyTorch, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped without.
+
+Seen to catch: documents in the order of the files, nine rounds of Philox, ALiBi left out, a gradient of attention's
+scores that is 1% too large or lacks its second term.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from trainer_case import ROOT, TrainerCase
+
+PYTHON = os.environ.get("INGOT_TORCH_PYTHON", sys.executable)
+HAS_TORCH = subprocess.run([PYTHON, "-c", "import torch"], capture_output=True).returncode == 0
+
+# Compares each tensor of a checkpoint with the twin's, bit by bit.
+COMPARE_WEIGHTS = """
+import json, pathlib, struct, sys
+sys.path.insert(0, sys.argv[1])
+import torch, torch_twin
+run = pathlib.Path(sys.argv[2])
+config = json.loads((run / "config.json").read_text())
+(path,) = (run / "checkpoints").glob("*/model-*.safetensors")
+content = path.read_bytes()
+(size,) = struct.unpack_from("<Q", content)
+saved, drawn = torch_twin.saved_weights(path), torch_twin.initial_weights(config)
+count = 0
+for name, entry in json.loads(content[8:8 + size]).items():
+    if name != "__metadata__":
+        shape = tuple(entry["shape"])
+        assert torch.equal(saved(name, shape), drawn(name, shape)), name
+        count += 1
+print(count)
+"""
+
+
+@unittest.skipUnless(HAS_TORCH, f"{PYTHON} has no PyTorch: name one that has in INGOT_TORCH_PYTHON")
+class TorchTwin(TrainerCase):
+    def python(self, *arguments, code=0):
+        result = subprocess.run([PYTHON, *map(str, arguments)], cwd=self.folder, text=True, capture_output=True,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        return result.stdout
+
+    def loop(self, name, output, dtype="fp32", *more):
+        self.python(ROOT / "scripts/torch_loop.py", "train", "--run", self.run_folder(name), "--dtype", dtype,
+                    "--output", self.folder / output, *more)
+        return [json.loads(line) for line in (self.folder / output / "log.jsonl").read_text().splitlines()]
+
+    def assert_same_losses(self, name, entries):
+        log = self.log(name)
+        self.assertEqual(len(log), len(entries))
+        for ours, theirs in zip(log, entries):
+            self.assertEqual(ours["lr"], theirs["lr"])
+            self.assertAlmostEqual(ours["loss"], theirs["loss"], delta=1e-5 * ours["loss"], msg=f"step {ours['step']}")
+            self.assertAlmostEqual(ours["grad_norm"], theirs["grad_norm"], delta=1e-4 * ours["grad_norm"])
+
+    def test_initial_weights_are_the_same_bits(self):
+        self.run_train("initial", sets=("optimizer.lr=0", "training.steps=1", "model.init_std=0.05",
+                                        "model.tie_embeddings=false", "model.qk_norm=true", "schedule.warmup_steps=0"))
+        count = self.python("-c", COMPARE_WEIGHTS, ROOT / "scripts", self.run_folder("initial"))
+        self.assertEqual(int(count), 2 * 11 + 3)
+
+    def test_loop_repeats_a_run_over_several_epochs(self):
+        # 24 steps of 2,048 tokens over a shard of about 10,000. Large weights, so that attention matters.
+        sets = ("training.batch_tokens=2048", "training.micro_batch_size=16", "training.steps=24", "model.init_std=0.2")
+        self.run_train("packed", sets=sets)
+        self.assert_same_losses("packed", self.loop("packed", "loop-packed"))
+
+    def test_loop_knows_every_option_of_the_model(self):
+        sets = ("model.position=rope", "model.qk_norm=true", "model.tie_embeddings=false", "training.z_loss=1e-3",
+                "schedule.type=wsd", "schedule.decay_steps=5", "data.eot=start", "data.mask_documents=true")
+        self.run_train("rope", sets=sets)
+        self.assert_same_losses("rope", self.loop("rope", "loop-rope"))
+        sets = ("model.position=none", "data.mask_documents=false", "data.shuffle=false", "schedule.type=linear")
+        self.run_train("plain", sets=sets)
+        self.assert_same_losses("plain", self.loop("plain", "loop-plain"))
+
+    def test_sixteen_bits_leave_a_gap_and_gap_measures_it(self):
+        self.reference()
+        gaps = {}
+        for name, dtype, residual in (("bf16", "bf16", "same"), ("bf16-fp32", "bf16", "fp32"),
+                                      ("fp16", "fp16", "same")):
+            losses = [entry["loss"] for entry in self.loop("reference", f"loop-{name}", dtype, "--residual", residual)]
+            log = self.log("reference")
+            gaps[name] = max(abs(entry["loss"] - loss) / loss for entry, loss in zip(log, losses))
+            self.assertGreater(gaps[name], 1e-7)
+            self.assertLess(gaps[name], 1e-2)
+        self.assertLess(gaps["fp16"], gaps["bf16"])
+        script, reference = ROOT / "scripts/torch_loop.py", self.run_folder("reference")
+        arguments = ("gap", "--reference", reference, "--last", 5)
+        self.python(script, *arguments, "--run", self.folder / "loop-fp16", "--peer", self.folder / "loop-bf16")
+        self.python(script, *arguments, "--run", self.folder / "loop-bf16", "--peer", self.folder / "loop-fp16",
+                    "--limit", 1.0, code=1)
+
+
+if __name__ == "__main__":
+    unittest.main()
