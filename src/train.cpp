@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <memory>
 
-#include "kernels/step.h"
 #include "src/batch.h"
 #include "src/checkpoint.h"
 #include "src/config.h"
@@ -104,12 +103,10 @@ class Trainer {
     };
     std::array<QueuedStep, 2> queue_;  // step s in s % 2
     int64_t queued_step_ = 0;          // the last one that was queued
-    std::array<DeviceGraph, BatchBuffers::kSlots> micro_step_;
-    DeviceGraph update_;
-    TrainingState training_;          // as of the last finished step
-    StepDecision decision_;           // the same
-    bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
-    int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
+    TrainingState training_;           // as of the last finished step
+    StepDecision decision_;            // the same
+    bool report_is_pending_ = false;   // the line of training_.step is not in the log yet
+    int64_t saved_step_ = -1;          // the last step whose checkpoint was committed or is being written
 };
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan)
@@ -117,9 +114,7 @@ Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingDa
       folder_(folder),
       data_(data),
       plan_(*plan),
-      queue_{QueuedStep(plan->device()), QueuedStep(plan->device())},
-      micro_step_{DeviceGraph(plan->device()), DeviceGraph(plan->device())},
-      update_(plan->device()) {}
+      queue_{QueuedStep(plan->device()), QueuedStep(plan->device())} {}
 
 // ---- Start ----
 
@@ -184,22 +179,18 @@ bool Trainer::queue_step() {
     const int64_t num_micro_steps = plan_.num_micro_steps(), rows_per_step = num_micro_steps * micro_batch;
     const int64_t first_row = training_.rows_consumed + (queued_step_ - training_.step) * rows_per_step;
     const OptimizerConfig& o = config_.optimizer;
-    const Device& device = plan_.device();
-    Model& model = plan_.model;
     QueuedStep& queued = queue_[static_cast<size_t>(step % 2)];
     queued.begin.record();
     queued.report = StepReport{};
     queued.report.step = step;
     queued.report.lr = learning_rate(config_.schedule, o.lr, config_.training.steps, step);
-    step_begin(device, plan_.step.get(),
-               {.lr = queued.report.lr,
-                .beta1 = o.beta1,
-                .beta2 = o.beta2,
-                .eps = o.eps,
-                .weight_decay = o.weight_decay,
-                .grad_clip = o.grad_clip,
-                .dynamic_loss_scale = model.dtype() == DType::f16});
-    device.zero(model.gradients());
+    plan_.begin_step({.lr = queued.report.lr,
+                      .beta1 = o.beta1,
+                      .beta2 = o.beta2,
+                      .eps = o.eps,
+                      .weight_decay = o.weight_decay,
+                      .grad_clip = o.grad_clip,
+                      .dynamic_loss_scale = plan_.model.dtype() == DType::f16});
     for (int64_t micro_step = 0; micro_step < num_micro_steps; ++micro_step) {
         if (must_stop()) return false;
         HostBatch* const host = plan_.batch.next();
@@ -207,15 +198,10 @@ bool Trainer::queue_step() {
         fill_batch(data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
                    host);
         queued.report.data_wait_seconds += seconds_now() - data_begin;
-        const MicroBatch batch = plan_.batch.upload();
-        micro_step_[static_cast<size_t>(plan_.batch.slot())].run([&] {
-            model.forward(batch, plan_.step.get());
-            model.backward(batch);
-        });
+        plan_.micro_step();
     }
-    plan_.writer.wait_until_copied();
-    update_.run([&] { plan_.optimizer.update(model, plan_.step.get()); });
-    device.start_copy(DeviceStep::bytes_of(queued.block), plan_.step.tensor());
+    plan_.update();
+    plan_.device().start_copy(DeviceStep::bytes_of(queued.block), plan_.step.tensor());
     queued.end.record();
     queued_step_ = step;
     return true;
@@ -398,8 +384,9 @@ void print_data(const TrainingData& data) {
 // What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
 // them on this machine.
 int dry_run(Config config) {
-    const bool is_for_cuda = config.training.device == DeviceChoice::cuda;
-    const Device device = is_for_cuda ? Device::planned_cuda() : training_device(config);
+    std::string why;
+    const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
+    const Device device = is_planned ? Device::planned_cuda() : training_device(config);
     try {
         const TrainingData data(config);
         print_data(data);

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "kernels/core/blas.h"
+#include "kernels/step.h"
 #include "src/config_fields.h"
 #include "src/device_choice.h"
 #include "src/environment.h"
@@ -56,6 +57,8 @@ std::string line(const char* format, Values... values) {
 TrainingPlan::TrainingPlan(const Config& config, const Device& device)
     : config_(config),
       device_(device),
+      micro_step_{DeviceGraph(device), DeviceGraph(device)},
+      update_(device),
       model(device, config.model, compute_type(config.training.precision, device),
             config.training.micro_batch_size * config.model.context_length, config.model.context_length,
             config.training.recompute, config.training.z_loss, true, &memory_),
@@ -120,6 +123,24 @@ void TrainingPlan::warm_up(const std::vector<MatmulChoice>& record) {
     if (counts.timed == 0) return;
     write_matmul_cache(machine, matmul_choices(device_), &note);
     if (!note.empty()) std::printf("note: %s\n", note.c_str());
+}
+
+void TrainingPlan::begin_step(const StepSettings& settings) {
+    step_begin(device_, step.get(), settings);
+    device_.zero(model.gradients());
+}
+
+void TrainingPlan::micro_step() {
+    const MicroBatch micro_batch = batch.upload();
+    micro_step_[static_cast<size_t>(batch.slot())].run([&] {
+        model.forward(micro_batch, step.get());
+        model.backward(micro_batch);
+    });
+}
+
+void TrainingPlan::update() {
+    writer.wait_until_copied();
+    update_.run([&] { optimizer.update(model, step.get()); });
 }
 
 int64_t TrainingPlan::num_micro_steps() const {

@@ -2,8 +2,10 @@
 // a run allocates.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/core/device.h"
 #include "kernels/matmul_choices.h"
@@ -33,6 +35,13 @@ class TrainingPlan {
     // timed now. Leaves everything blank again.
     void warm_up(const std::vector<MatmulChoice>& record);
     size_t total_bytes() const { return memory_.total_bytes(); }
+
+    // One optimizer step, in this order. On a GPU each call queues work and returns; what is queued again and again is
+    // launched as a graph.
+    void begin_step(const StepSettings& settings);
+    void micro_step();  // with what batch.next() was filled with: copy to the device, forward, backward
+    void update();      // waits, on the device if it can, until a save has copied what changes now
+
     int64_t num_micro_steps() const;
 
     // What is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints.
@@ -47,6 +56,8 @@ class TrainingPlan {
     Device device_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
+    std::array<DeviceGraph, BatchBuffers::kSlots> micro_step_;
+    DeviceGraph update_;
 
   public:
     Model model;

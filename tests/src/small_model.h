@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/core/rng.h"
+#include "src/data/rows.h"
 #include "src/model.h"
 #include "tests/support/tensors.h"
 
@@ -36,14 +37,14 @@ inline Row random_row(int64_t n, int64_t vocab_size, std::vector<int64_t> starts
 
 // Device tensors of a row.
 struct RowBuffers {
-    explicit RowBuffers(const Row& row)
-        : tokens(cpu, DType::i32, {row.size()}, row.tokens),
-          targets(cpu, DType::i32, {row.size()}, row.targets),
-          positions(cpu, DType::i32, {row.size()}),
-          first_key(cpu, DType::i32, {row.size()}),
-          end_key(cpu, DType::i32, {row.size()}),
-          first_query(cpu, DType::i32, {row.size()}),
-          end_query(cpu, DType::i32, {row.size()}) {
+    explicit RowBuffers(const Row& row, const Device& device = Device::cpu())
+        : tokens(device, DType::i32, {row.size()}, row.tokens),
+          targets(device, DType::i32, {row.size()}, row.targets),
+          positions(device, DType::i32, {row.size()}),
+          first_key(device, DType::i32, {row.size()}),
+          end_key(device, DType::i32, {row.size()}),
+          first_query(device, DType::i32, {row.size()}),
+          end_query(device, DType::i32, {row.size()}) {
         std::vector<double> position;
         size_t next = 0;
         for (int64_t i = 0, start = 0; i < row.size(); ++i) {
@@ -51,10 +52,15 @@ struct RowBuffers {
             position.push_back(static_cast<double>(i - start));
         }
         positions.set(position);
-        fill_document_mask({first_key, end_key, first_query, end_query}, row.starts, true);
+        HostBatch host;
+        host.resize(row.size());
+        fill_document_mask(host.mask(), row.starts, true);
+        first_key.set({host.first_key.begin(), host.first_key.end()});
+        end_key.set({host.end_key.begin(), host.end_key.end()});
+        first_query.set({host.first_query.begin(), host.first_query.end()});
+        end_query.set({host.end_query.begin(), host.end_query.end()});
     }
     operator MicroBatch() const { return {tokens, targets, positions, {first_key, end_key, first_query, end_query}}; }
-    const Device cpu = Device::cpu();
     Buffer tokens, targets, positions, first_key, end_key, first_query, end_query;
 };
 

@@ -9,7 +9,7 @@
 #include "kernels/adamw.h"
 #include "kernels/step.h"
 #include "src/safetensors.h"
-#include "tests/src/small_model.h"
+#include "tests/src/model_on.h"
 
 namespace ingot::test {
 namespace {
@@ -179,6 +179,37 @@ TEST_P(TorchFixture, TenStepsInDouble) {
 }
 TEST_P(TorchFixture, TenStepsInSingle) {
     check_ten_steps(DType::f32, 1e-5, 1e-4);
+}
+
+// The same on a GPU in fp32: ten steps of which the first is the first batch.
+TEST_P(TorchFixture, TenStepsOnCuda) {
+    INGOT_CUDA_OR_SKIP(cuda);
+    ModelOn on(cuda, config, {.dtype = DType::f32, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
+    on.set_weights(model(DType::f32)->weights());
+    std::vector<double> losses, norms;
+    for (int64_t s = 0; s < 10; ++s) {
+        on.begin(settings);
+        on.train(row(s));
+        if (s == 0) {
+            const double count = static_cast<double>(on.step.read().sums.targets);
+            for_each_part(on.model, [&](const Parameter& parameter, const OuterPart& part) {
+                std::vector<double> gradient = on.values_of(part_view(on.model.gradients(), parameter, part));
+                for (double& value : gradient) value /= count;
+                EXPECT_TRUE(close(gradient, read("grad." + part.name), 1e-4)) << part.name;
+            });
+        }
+        const StepBlock block = on.update();
+        ASSERT_EQ(block.decision.apply, 1);
+        losses.push_back(block.decision.loss);
+        norms.push_back(block.decision.grad_norm);
+    }
+    EXPECT_TRUE(close(losses, read("losses"), 1e-5));
+    EXPECT_TRUE(close(norms, read("grad_norms"), 1e-4));
+    for_each_part(on.model, [&](const Parameter& parameter, const OuterPart& part) {
+        EXPECT_TRUE(
+            close(on.values_of(part_view(on.model.weights(), parameter, part)), read("final." + part.name), 1e-4))
+            << part.name;
+    });
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, TorchFixture, testing::Values("alibi_packed_gqa", "rope_untied_qknorm"),
