@@ -491,6 +491,8 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
         });
     }
     CUDA_CHECK_LAUNCH("rmsnorm_backward");
+    CHECK(blocks <= static_cast<uint32_t>(context.properties.multiProcessorCount * kRmsNormBackwardBlocks),
+          "rmsnorm_backward starts ", blocks, " blocks, more than its workspace is planned for");
     launch_sum_partials(context, dweight, args.partial, static_cast<int>(blocks), args.width);
     CUDA_CHECK_LAUNCH("rmsnorm_backward (dweight)");
 }
@@ -538,16 +540,9 @@ void residual_rmsnorm_forward_cuda(const Device& device, const ResidualRmsNormFo
     });
 }
 
-// Whether a row fits vectors is a matter of pointers, which are not known here: room for the kernel with more blocks.
 size_t rmsnorm_backward_workspace_cuda(const Device& device, const Tensor& x) {
-    const cudaDeviceProp& gpu = device.context().properties;
-    const uint32_t rows = num_rows(x);
-    uint32_t blocks = scalar_backward_blocks(gpu, rows);
-    if (const int num_vectors = vectors_of(x); num_vectors > 0)
-        with_share(num_vectors, [&](auto share) {
-            blocks = std::max(blocks, backward_blocks<decltype(share)>(gpu, rows, num_vectors));
-        });
-    return static_cast<size_t>(blocks) * static_cast<size_t>(width(x)) * sizeof(float);
+    return static_cast<size_t>(device.context().properties.multiProcessorCount * kRmsNormBackwardBlocks) *
+           static_cast<size_t>(width(x)) * sizeof(float);
 }
 
 void rmsnorm_backward_cuda(const Device& device, const RmsNormBackward& a) {

@@ -41,13 +41,15 @@ struct RmsNormBackward {
     Tensor workspace;  // uint8, at least rmsnorm_backward_workspace(device, x)
 };
 void rmsnorm_backward(const Device&, const RmsNormBackward&);
-// In bytes; depends on the shape and dtype of x alone (and on the device).
+// In bytes; depends on the last axis and dtype of x alone (and on the device).
 size_t rmsnorm_backward_workspace(const Device&, const Tensor& x);
 
 // The CUDA twins, called by the functions above once shapes are checked.
 void rmsnorm_forward_cuda(const Device&, const RmsNormForward&);
 void residual_rmsnorm_forward_cuda(const Device&, const ResidualRmsNormForward&);
 void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&);
+// At most so many blocks of the backward kernel on a multiprocessor, each with a row of partial sums.
+constexpr int kRmsNormBackwardBlocks = 4;
 size_t rmsnorm_backward_workspace_cuda(const Device&, const Tensor& x);
 
 }  // namespace ingot

@@ -34,6 +34,7 @@ Each fixture is a safetensors file, torch_<case>.safetensors, N = rows * context
     losses           F64 (10)     cross-entropy, without the z-loss, before each of the ten updates
     grad_norms       F64 (10)     global norm of the full gradient, z-loss included, before clipping
     grad.<name>      F64          gradient of the first batch at the initial weights, z-loss included, unclipped
+    error.<dtype>.<name>  F64     relative L2 error of that gradient where all that kernels store is bf16 or fp16
     final.<name>     F64          parameters after the ten updates
 
 The same PyTorch build on the same kind of processor writes the same bytes; elsewhere the last bits may differ.
@@ -48,6 +49,7 @@ import math
 import pathlib
 import struct
 import sys
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -191,6 +193,38 @@ def make_batch(cfg: Config, step: int) -> Batch:
 # ---- Model ----------------------------------------------------------------------------------------------------------
 
 
+class RoundBothWays(torch.autograd.Function):
+    """A tensor that is stored in a 16-bit type, and whose gradient is too."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        context.dtype = dtype
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.to(context.dtype).to(gradient.dtype), None
+
+
+class RoundForward(torch.autograd.Function):
+    """A weight: its copy for the products is rounded, its gradient is summed up unrounded."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+Stored = Callable[[Tensor], Tensor]  # marks a tensor that a kernel stores: nothing, or rounding to a 16-bit type
+
+
+def exact(x: Tensor) -> Tensor:
+    return x
+
+
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + eps) * weight
 
@@ -213,23 +247,23 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def attention(cfg: Config, params: Params, prefix: str, x: Tensor, batch: Batch) -> Tensor:
+def attention(cfg: Config, params: Params, prefix: str, x: Tensor, batch: Batch, stored: Stored) -> Tensor:
     rows, context, _ = x.shape
     hs = cfg.head_dim
 
     def project(which: str, heads: int) -> Tensor:
-        y = x @ params[f"{prefix}{which}_proj.weight"].T
+        y = stored(x @ params[f"{prefix}{which}_proj.weight"].T)
         return y.reshape(rows, context, heads, hs).transpose(1, 2)  # (rows, heads, context, head_dim)
 
     q = project("q", cfg.n_heads)
     k = project("k", cfg.n_kv_heads)
     v = project("v", cfg.n_kv_heads)
     if cfg.qk_norm:
-        q = rmsnorm(q, params[prefix + "q_norm.weight"], cfg.norm_eps)
-        k = rmsnorm(k, params[prefix + "k_norm.weight"], cfg.norm_eps)
+        q = stored(rmsnorm(q, params[prefix + "q_norm.weight"], cfg.norm_eps))
+        k = stored(rmsnorm(k, params[prefix + "k_norm.weight"], cfg.norm_eps))
     if cfg.position == "rope":
-        q = rotate(q, batch.positions, cfg.rope_theta)
-        k = rotate(k, batch.positions, cfg.rope_theta)
+        q = stored(rotate(q, batch.positions, cfg.rope_theta))
+        k = stored(rotate(k, batch.positions, cfg.rope_theta))
 
     # Query head h reads key/value head h // G: indexing repeats the heads, and autograd sums their gradients.
     kv_head = torch.arange(cfg.n_heads) // (cfg.n_heads // cfg.n_kv_heads)
@@ -247,24 +281,25 @@ def attention(cfg: Config, params: Params, prefix: str, x: Tensor, batch: Batch)
     weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True).detach())
     weights = weights / weights.sum(dim=-1, keepdim=True)
 
-    y = (weights @ v[:, kv_head]).transpose(1, 2).reshape(rows, context, cfg.n_heads * hs)
+    y = stored((weights @ v[:, kv_head]).transpose(1, 2).reshape(rows, context, cfg.n_heads * hs))
     return y @ params[prefix + "o_proj.weight"].T
 
 
-def forward(cfg: Config, params: Params, batch: Batch) -> Tensor:
+def forward(cfg: Config, params: Params, batch: Batch, stored: Stored = exact) -> Tensor:
     """Logits (rows, context, vocab)."""
     x = params["model.embed_tokens.weight"][batch.tokens]
     for layer in range(cfg.n_layers):
         prefix = f"model.layers.{layer}."
-        n = rmsnorm(x, params[prefix + "input_layernorm.weight"], cfg.norm_eps)
-        x = x + attention(cfg, params, prefix + "self_attn.", n, batch)
-        n = rmsnorm(x, params[prefix + "post_attention_layernorm.weight"], cfg.norm_eps)
-        gate = n @ params[prefix + "mlp.gate_proj.weight"].T
-        up = n @ params[prefix + "mlp.up_proj.weight"].T
-        x = x + (gate * torch.sigmoid(gate) * up) @ params[prefix + "mlp.down_proj.weight"].T
-    x = rmsnorm(x, params["model.norm.weight"], cfg.norm_eps)
+        n = stored(rmsnorm(x, params[prefix + "input_layernorm.weight"], cfg.norm_eps))
+        x = stored(x + attention(cfg, params, prefix + "self_attn.", n, batch, stored))
+        n = stored(rmsnorm(x, params[prefix + "post_attention_layernorm.weight"], cfg.norm_eps))
+        gate = stored(n @ params[prefix + "mlp.gate_proj.weight"].T)
+        up = stored(n @ params[prefix + "mlp.up_proj.weight"].T)
+        hidden = stored(gate * torch.sigmoid(gate) * up)
+        x = stored(x + hidden @ params[prefix + "mlp.down_proj.weight"].T)
+    x = stored(rmsnorm(x, params["model.norm.weight"], cfg.norm_eps))
     head = params["model.embed_tokens.weight" if cfg.tie_embeddings else "lm_head.weight"]
-    return x @ head.T
+    return stored(x @ head.T)
 
 
 def losses_of(cfg: Config, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,6 +322,19 @@ def gradients(cfg: Config, params: Params, batch: Batch) -> tuple[Tensor, Tensor
     cross_entropy, objective = losses_of(cfg, logits, batch.targets)
     grads = torch.autograd.grad(objective, list(params.values()))
     return logits.detach(), cross_entropy.detach(), dict(zip(params, grads))
+
+
+def rounding_errors(cfg: Config, params: Params, batch: Batch, grads: Params, dtype: torch.dtype) -> Params:
+    """How far rounding takes gradients from `grads`: relative L2 errors where everything that a 16-bit kernel stores is
+    rounded once, forward and backward, and everything between is exact. The gradient stored is that of the sum of token
+    losses, so the objective is that sum."""
+    copies = {name: RoundForward.apply(p, dtype) for name, p in params.items()}
+    logits = forward(cfg, copies, batch, lambda x: RoundBothWays.apply(x, dtype))
+    count = (batch.targets != IGNORED).sum()
+    objective = losses_of(cfg, logits, batch.targets)[1] * count
+    rounded = torch.autograd.grad(objective, list(params.values()))
+    return {name: torch.linalg.norm(g / count - grads[name]) / torch.linalg.norm(grads[name])
+            for name, g in zip(params, rounded)}
 
 
 def clip(cfg: Config, grads: Params) -> tuple[Tensor, Params]:
@@ -354,6 +402,9 @@ def run_case(cfg: Config) -> dict[str, Tensor]:
         if step == 0:
             tensors["logits"] = logits.reshape(-1, cfg.vocab_size)
             tensors.update((f"grad.{name}", g) for name, g in grads.items())
+            for dtype, label in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+                errors = rounding_errors(cfg, params, batch, grads, dtype)
+                tensors.update((f"error.{label}.{name}", error) for name, error in errors.items())
         norm, clipped = clip(cfg, grads)
         optimizer.step(params, clipped)
         losses.append(loss)

@@ -135,13 +135,13 @@ class TrainingOnCuda(TrainerCase):
         self.run_train("auto", sets=["training.micro_batch_size=auto", "training.batch_tokens=4096"])
         resolved = json.loads((self.run_folder("auto") / "config.json").read_text())
         self.assertEqual(resolved["training"]["micro_batch_size"], 4096 // 32)
-        huge = ["model.d_model=2048", "model.d_ff=8192", "model.n_layers=24", "model.context_length=32768",
-                "training.batch_tokens=4194304", "training.micro_batch_size=128", "sample.every=0", "eval.tokens=64"]
+        huge = ["model.d_model=2048", "model.d_ff=8192", "model.n_layers=24", "model.context_length=4096",
+                "training.batch_tokens=4194304", "training.micro_batch_size=1024", "sample.every=0", "data.val=[]"]
         result = self.run_train("huge", sets=huge, code=2)
         self.assertRegex(result.stderr, r"^error: the plan needs .* can be used: use training.micro_batch_size \d+, "
                                         r"the largest that fits\n$")
         fits = int(re.search(r"micro_batch_size (\d+)", result.stderr).group(1))
-        self.assertEqual(128 % fits, 0)
+        self.assertEqual(1024 % fits, 0)
 
     def test_refusals(self):
         result = self.run_train("odd", sets=["model.head_dim=40"], code=2)
