@@ -34,7 +34,7 @@ Each fixture is a safetensors file, torch_<case>.safetensors, N = rows * context
     losses           F64 (10)     cross-entropy, without the z-loss, before each of the ten updates
     grad_norms       F64 (10)     global norm of the full gradient, z-loss included, before clipping
     grad.<name>      F64          gradient of the first batch at the initial weights, z-loss included, unclipped
-    error.<dtype>.<name>  F64     relative L2 error of that gradient where all that kernels store is bf16 or fp16
+    error.<dtype>.<name>  F64 (1)  relative L2 error of that gradient where all that kernels store is bf16 or fp16
     final.<name>     F64          parameters after the ten updates
 
 The same PyTorch build on the same kind of processor writes the same bytes; elsewhere the last bits may differ.
@@ -404,7 +404,7 @@ def run_case(cfg: Config) -> dict[str, Tensor]:
             tensors.update((f"grad.{name}", g) for name, g in grads.items())
             for dtype, label in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
                 errors = rounding_errors(cfg, params, batch, grads, dtype)
-                tensors.update((f"error.{label}.{name}", error) for name, error in errors.items())
+                tensors.update((f"error.{label}.{name}", error.reshape(1)) for name, error in errors.items())
         norm, clipped = clip(cfg, grads)
         optimizer.step(params, clipped)
         losses.append(loss)

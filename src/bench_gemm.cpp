@@ -56,7 +56,8 @@ Shape shape_of(const BenchGemmOptions& options) {
     if (!options.dtype.empty()) shape.dtype = dtype_of(options.dtype);
     REQUIRE(options.chunk >= 0 && options.chunk <= shape.tokens, "--chunk is at most the number of tokens, ",
             shape.tokens, ", not ", options.chunk);
-    shape.chunk = options.chunk > 0 ? options.chunk : logits_chunk(Device::planned_cuda(), shape.model, shape.dtype, shape.tokens);
+    shape.chunk = options.chunk > 0 ? options.chunk
+                                    : logits_chunk(Device::planned_cuda(), shape.model, shape.dtype, shape.tokens);
     return shape;
 }
 

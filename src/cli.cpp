@@ -57,14 +57,14 @@ const CommandSpec kTrain = {
          "auto: go on from the newest whole checkpoint of the run, or start where there is none\n"
          "none: start; a run that has checkpoints is refused, so nothing is overwritten (default)\n"
          "PATH: go on from this checkpoint\n"},
-        {"--device", "NAME", "auto, cpu or cuda; the same as --set training.device=NAME\n"},
+        {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda; the same as --set training.device=NAME\n"},
         {"--dry-run", "", "print the plan (parameters, memory) and stop before anything is written\n"},
     }};
 
 const CommandSpec kEval = {
     .name = "eval",
     .title = "./train eval: the loss of a checkpoint on token shards, all of them, each token once.",
-    .usage = "  ./train eval --checkpoint DIR --data GLOB... [--json] [--device auto|cpu]\n",
+    .usage = "  ./train eval --checkpoint DIR --data GLOB... [--json] [--device auto|cpu|cuda]\n",
     .before =
         "\nPrints one line on stdout, everything else on stderr:\n"
         "  loss 3.41273 | perplexity 30.35 | bits/byte 1.23 | targets 864\n"
@@ -81,7 +81,7 @@ const CommandSpec kEval = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--data", "GLOB", "token shards made with the run's tokenizer; quote the *; may be repeated\n", true},
         {"--json", "", "print one JSON object in full precision instead\n"},
-        {"--device", "NAME", "auto or cpu\n"},
+        {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
     }};
 
 const CommandSpec kGenerate = {
@@ -89,7 +89,7 @@ const CommandSpec kGenerate = {
     .title = "./train generate: text from a checkpoint, printed as it is made.",
     .usage =
         "  ./train generate --checkpoint DIR --prompt TEXT|- [--tokens 200] [--temperature 0.8] [--top-k 50]\n"
-        "          [--top-p 0.95] [--seed 1] [--device auto|cpu]\n",
+        "          [--top-p 0.95] [--seed 1] [--device auto|cpu|cuda]\n",
     .before =
         "\nPrints the prompt and what follows it on stdout, and the speed on stderr. It ends after --tokens tokens, or "
         "where\n"
@@ -112,7 +112,7 @@ const CommandSpec kGenerate = {
         {"--top-k", "K", "draw among the K likeliest tokens; 0: among all (50)\n"},
         {"--top-p", "P", "and among those that make up P of the probability; 1: all (0.95)\n"},
         {"--seed", "N", "another number, another text (1)\n"},
-        {"--device", "NAME", "auto or cpu\n"},
+        {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
     }};
 
 const CommandSpec kInfo = {

@@ -84,7 +84,7 @@ int evaluate(const EvaluateOptions& options) {
                  static_cast<long>(checkpoint.step), shards.describe().c_str(), device.name().c_str(),
                  reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
 
-    install_stop_handlers();
+    catch_stop_signals();
     Evaluation evaluation;
     int64_t bytes = 0;
     Progress progress("evaluating", rows.num_rows(), "rows");

@@ -14,7 +14,7 @@ namespace ingot {
 struct EvaluateOptions {
     std::string checkpoint;         // a step folder or a run folder
     std::vector<std::string> data;  // paths or globs
-    std::string device = "auto";    // auto, cpu
+    std::string device = "auto";    // auto, cpu, cuda
     bool is_json = false;
 };
 

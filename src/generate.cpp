@@ -249,7 +249,7 @@ int generate(const GenerateOptions& options) {
         std::fprintf(stderr, "note: the prompt has %ld tokens, the model's context is %ld: the last %ld are read\n",
                      static_cast<long>(num_prompt), static_cast<long>(context), static_cast<long>(max_tokens));
 
-    install_stop_handlers();
+    catch_stop_signals();
     TextStream stream(isatty(STDOUT_FILENO) == 1, write_output);
     stream.put(prompt);
     const double begin = seconds_now();

@@ -94,7 +94,7 @@ struct GenerateOptions {
     int64_t num_tokens = 200;
     Sampling sampling;
     uint64_t seed = 1;
-    std::string device = "auto";  // auto, cpu
+    std::string device = "auto";  // auto, cpu, cuda
 };
 
 // `./train generate`: prompt and continuation on stdout, the rest on stderr. Returns the exit code; throws Error.

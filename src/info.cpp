@@ -12,10 +12,12 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "kernels/attention/attention.h"
 #include "kernels/core/blas.h"
 #include "kernels/core/check.h"
 #include "src/device_choice.h"
 #include "src/environment.h"
+#include "src/matmul_cache.h"
 #include "src/output.h"
 
 #if INGOT_HAS_CUDA
@@ -127,10 +129,16 @@ ordered_json describe() {
                      {"system", operating_system()}};
     info["cuda"] = cuda_section();
     const auto [device, reason] = choose_device("auto");
+    const bool is_cpu = device.is_cpu();
+    const AttentionChoice attention = choose_attention(device, compute_type(Precision::automatic, device), 64);
     info["device"] = {{"auto_means", device.name()},
                       {"why", reason},
-                      {"attention", "tiles of queries and keys through the BLAS, documents skipped as a whole"},
-                      {"products", "the BLAS, one single-threaded call for each fixed block of the result"},
+                      {"precision", name_of(compute_type(Precision::automatic, device))},
+                      {"attention", is_cpu ? "tiles of queries and keys through the BLAS, documents skipped as a whole"
+                                           : join(name_of(attention.kernel), ", since ", attention.reason)},
+                      {"products", is_cpu ? "the BLAS, one single-threaded call for each fixed block of the result"
+                                          : join("cuBLASLt, algorithms timed once on this machine: ",
+                                                 matmul_cache_path(matmul_machine(device)))},
                       {"generation", "a cache of keys and values, one token at a time"}};
     const char* const threads = std::getenv("OMP_NUM_THREADS");
     info["cpu"] = {{"model", cpu_model()},

@@ -410,7 +410,7 @@ int dry_run(Config config) {
 int train(const TrainOptions& options) {
     Config config = read_config(options.config_file, options.overrides);
     if (options.is_dry_run) return dry_run(config);
-    install_stop_handlers();
+    catch_stop_signals();
     const RunFolder folder(config);
     const Device device = training_device(config);
     const TrainingData data(config);

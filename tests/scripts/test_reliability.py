@@ -67,6 +67,24 @@ class Kills(TrainerCase):
         self.assert_same_tensors("whole", "killed", steps)
 
 
+class Stops(TrainerCase):
+    def test_any_moment_is_good_for_a_signal(self):
+        """Seen to catch: a handler that interrupts a thread inside a product (one run in a hundred)."""
+        generator = random.Random(3)
+        for number in range(300 if IS_LONG else 12):
+            process = subprocess.Popen(self.command(f"stop-{number}", sets=["training.steps=60"]), cwd=self.folder,
+                                       text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+            steps = generator.randint(1, 4)
+            for line in process.stdout:
+                steps -= line.startswith("step ")
+                if steps == 0:
+                    process.send_signal(generator.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]))
+                    break
+            output, error = process.communicate(timeout=60)
+            self.assertIn(process.returncode, (0, 75), output + error)
+
+
 class Damage(TrainerCase):
     def damage(self, path, generator):
         """One flipped bit, a truncation or a deletion; says which."""

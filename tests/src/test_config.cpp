@@ -157,6 +157,7 @@ TEST(Config, EveryKeyIsRead) {
                                                 "training.batch_tokens=96",
                                                 "training.micro_batch_size=3",
                                                 "training.recompute=block",
+                                                "training.tune=false",
                                                 "training.z_loss=1e-4",
                                                 "training.on_nonfinite=stop",
                                                 "training.max_skipped_steps=2",
