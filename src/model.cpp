@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/attention/decode.h"
+#include "kernels/attention/left_out.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/fill.h"
@@ -161,6 +162,13 @@ void Model::refresh_compute_weights() {
     if (compute_weights_) round_to(device_, {.out = compute_weights_, .in = weights_});
 }
 
+void Model::leave_out_attention() {
+    CHECK(!device_.is_cpu(), "attention can be left out on CUDA only");
+    is_attention_left_out_ = true;
+    config_.qk_norm = false;
+    config_.position = Position::none;
+}
+
 LayerActivations Model::activations(int64_t layer, int64_t n) const {
     LayerActivations acts = layers_[static_cast<size_t>(layer)];
     for (Tensor* tensor : {&acts.attention_norm, &acts.attention_rstd, &acts.qkv, &acts.qk, &acts.attention,
@@ -205,6 +213,10 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
                                        .scale = scale});
             return;
         }
+    }
+    if (is_attention_left_out_) {
+        attention_left_out_forward(device_, {.out = acts.attention.split_last(NH, HS), .v = heads.v});
+        return;
     }
     attention_forward(device_, {.out = acts.attention.split_last(NH, HS),
                                 .lse = acts.lse,
@@ -373,19 +385,23 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
     gradients.qkv = dqkv;
     gradients.qk = dqk_;
     const Heads dheads = attention_heads(gradients, n);
-    attention_backward(device_, {.dq = dheads.q,
-                                 .dk = dheads.k,
-                                 .dv = dheads.v,
-                                 .dout = dattention.split_last(NH, HS),
-                                 .out = acts.attention.split_last(NH, HS),
-                                 .lse = acts.lse,
-                                 .q = heads.q,
-                                 .k = heads.k,
-                                 .v = heads.v,
-                                 .slopes = slopes_,
-                                 .mask = batch.mask,
-                                 .scale = 1 / std::sqrt(static_cast<double>(HS)),
-                                 .workspace = workspace_});
+    const Tensor dout = dattention.split_last(NH, HS);
+    if (is_attention_left_out_)
+        attention_left_out_backward(device_, {.dq = dheads.q, .dk = dheads.k, .dv = dheads.v, .dout = dout});
+    else
+        attention_backward(device_, {.dq = dheads.q,
+                                     .dk = dheads.k,
+                                     .dv = dheads.v,
+                                     .dout = dout,
+                                     .out = acts.attention.split_last(NH, HS),
+                                     .lse = acts.lse,
+                                     .q = heads.q,
+                                     .k = heads.k,
+                                     .v = heads.v,
+                                     .slopes = slopes_,
+                                     .mask = batch.mask,
+                                     .scale = 1 / std::sqrt(static_cast<double>(HS)),
+                                     .workspace = workspace_});
     if (config_.position == Position::rope) {
         rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
         rope_backward(device_, {.x = dheads.k, .positions = batch.positions, .table = rope_table_});
