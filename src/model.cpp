@@ -5,6 +5,7 @@
 
 #include "kernels/attention/decode.h"
 #include "kernels/attention/left_out.h"
+#include "kernels/core/profile.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/fill.h"
@@ -229,6 +230,7 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
 }
 
 void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
+    const ProfileRange range("layer ", layer, is_recompute ? " recompute" : " forward");
     const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
@@ -273,9 +275,12 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 
 void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
-    embedding_forward(device_, {.out = first(residual_[0], n),
-                                .weight = parameter_view(compute_weights(), table_.find("embedding")),
-                                .tokens = batch.tokens});
+    {
+        const ProfileRange range("embedding forward");
+        embedding_forward(device_, {.out = first(residual_[0], n),
+                                    .weight = parameter_view(compute_weights(), table_.find("embedding")),
+                                    .tokens = batch.tokens});
+    }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false, cache);
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
                               .rstd = first(final_rstd_, n),
@@ -287,6 +292,7 @@ void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cac
 // Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
 // time.
 void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode) {
+    const ProfileRange range("head");
     const Tensor weight = head_weight(compute_weights());
     for (int64_t begin = 0; begin < n; begin += chunk_) {
         const int64_t end = std::min(begin + chunk_, n);
@@ -343,6 +349,7 @@ void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits
 // ---- Backward ----
 
 void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
+    const ProfileRange range("layer ", layer, " backward");
     const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerTensors dw = layer_tensors(table_, gradients_, layer);
     const LayerActivations acts = activations(layer, n);
@@ -451,6 +458,7 @@ void Model::backward(const MicroBatch& batch) {
                                .weight = parameter_view(compute_weights(), table_.find("final_norm")),
                                .workspace = workspace_});
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
+    const ProfileRange range("embedding backward");
     embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),
                                  .dout = first(dresidual_, n),
                                  .tokens = batch.tokens,
