@@ -48,10 +48,8 @@ int main(int argc, char** argv) {
     CLI::App* const step_command =
         app.add_subcommand("step", "The training step of a config on random tokens, and the time of each of its parts");
     step_command->add_option("--config", step.config, "The run's config; its data need not be there")->required();
-    // One value at a time: what follows is no further override.
     step_command->add_option("--set", step.overrides, "Override one field, section.key=value; may be repeated")
-        ->expected(1)
-        ->take_all();
+        ->allow_extra_args(false);
     step_command->add_flag("--no-attention", step.no_attention, "Everything but attention, RoPE and QK-norm");
     step_command->add_option("--seconds", step.seconds, "Time for the measured steps")->capture_default_str();
     step_command->add_option("--documents", step.document_tokens,

@@ -255,6 +255,8 @@ void bench_step(const BenchStepOptions& options) {
     REQUIRE(Device::num_cuda_devices(&why) > 0, "./bench step measures a GPU: ", why,
             ": use a machine with a GPU, and for the CPU ./train, which prints tokens/s");
     if (!options.trace.empty()) REQUIRE(can_trace(&why), "--trace: ", why);
+    for (const std::string& path : {options.trace, options.json})  // now, not after the measurement
+        REQUIRE(path.empty() || std::ofstream(path).good(), "cannot write ", path, ": check its folder");
 #if INGOT_HAS_CUDA
     Bench(options, config, Device::cuda(0)).run();
 #endif

@@ -328,6 +328,23 @@ class Tools(unittest.TestCase):
                 self.assertTrue(lines[0].startswith("error: "))
                 self.assertIn(text, lines[0])
 
+    def test_bench_step_refusals(self):
+        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
+        if not bench.exists():
+            self.skipTest("bench is not built")
+        config = ["--config", "config.json"]
+        for arguments, text in (([], "--config"), (["--config", "nowhere.json"], "nowhere.json"),
+                                ([*config, "--seconds", "0"], "--seconds must be above 0"),
+                                ([*config, "--documents", "-1"], "--documents"),
+                                ([*config, "--set", "training.steps=5", "--set", "model.layers=3"], "model.layers"),
+                                ([*config, "--set", "training.device=cpu"], "training.device is cpu"),
+                                ([*config, "--set", "training.device=auto", "--set", "data.train=[\"no.bin\"]"],
+                                 "measures a GPU: ")):
+            with self.subTest(arguments=arguments):
+                result = subprocess.run([bench, "step", *arguments], cwd=self.folder, capture_output=True, text=True)
+                self.assertEqual(result.returncode, 2, (result.stdout, result.stderr))
+                self.assertIn(text, result.stderr)
+
     def test_output_that_cannot_be_written(self):
         with open("/dev/full", "wb") as full:
             result = subprocess.run([TRAIN, "eval", "--checkpoint", "runs/test", "--data", "data/val-*.bin"],
