@@ -41,13 +41,14 @@ double seconds_now() {
 // Bytes read and written per second by a kernel that only copies.
 double copy_rate(const Device& device) {
     constexpr int64_t kBytes = int64_t{1} << 29;
-    constexpr int kCopies = 10, kSamples = 11;
+    constexpr int kCopies = 10, kSamples = 41, kWarmUp = 500;  // some tenths of a second: an idle GPU has low clocks
     const auto buffer = [&](const std::shared_ptr<void>& memory) {
         return Tensor::contiguous(memory.get(), DType::f32, {kBytes / 4}, device.kind());
     };
     const std::shared_ptr<void> memory[2] = {device.allocate(kBytes), device.allocate(kBytes)};
     const Tensor source = buffer(memory[0]), destination = buffer(memory[1]);
     fill_normals_cuda(device, source, 1, 1);
+    for (int i = 0; i < kWarmUp; ++i) copy_kernel_cuda(device, destination, source);
     CudaTimer timer(device);
     std::vector<double> seconds;
     for (int sample = 0; sample < kSamples; ++sample) {

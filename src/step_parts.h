@@ -38,7 +38,7 @@ constexpr size_t kNumStepParts = static_cast<size_t>(StepPart::other) + 1;
 const char* name_of(StepPart part);
 
 struct KernelPart {
-    const char* file;    // "rmsnorm.cu": four files have a forward_kernel
+    const char* file;    // the one that is compiled, "rmsnorm.cu": four files have a forward_kernel
     const char* kernel;  // the function's name
     StepPart part;
 };
