@@ -27,16 +27,17 @@ TEST(Trace, WorkByStreamCallsByThread) {
     const std::string text = chrome({{TraceKind::api, "cudaGraphLaunch", 1'000'000, 1'002'500, 7, 0, 3},
                                      {TraceKind::kernel, "_ZN5ingot11some_kernelEPf", 1'010'001, 1'020'000, 13, 0, 3},
                                      {TraceKind::copy, kHostToDevice, 1'020'000, 1'020'004, 14, 4096, 4}});
-    for (const char* const part : {
-             R"("pid": 0, "tid": 13, "args": {"name": "stream 13"})",
-             R"("pid": 0, "tid": 14, "args": {"name": "stream 14"})",
-             R"("pid": 1, "tid": 7, "args": {"name": "thread 7"})",
-             R"("cat": "api", "name": "cudaGraphLaunch", "pid": 1, "tid": 7, "ts": 0.000, "dur": 2.500, )",
-             R"-("cat": "kernel", "name": "ingot::some_kernel(float*)", "pid": 0, "tid": 13, "ts": 10.001, "dur": 9.999)-",
-             R"("args": {"correlation": 3, "symbol": "_ZN5ingot11some_kernelEPf"}})",
-             R"("cat": "copy", "name": "copy host to device", "pid": 0, "tid": 14, "ts": 20.000, "dur": 0.004)",
-             R"("args": {"correlation": 4, "bytes": 4096}})",
-         })
+    for (
+        const char* const part : {
+            R"("pid": 0, "tid": 13, "args": {"name": "stream 13"})",
+            R"("pid": 0, "tid": 14, "args": {"name": "stream 14"})",
+            R"("pid": 1, "tid": 7, "args": {"name": "thread 7"})",
+            R"("cat": "api", "name": "cudaGraphLaunch", "pid": 1, "tid": 7, "ts": 0.000, "dur": 2.500, )",
+            R"-("cat": "kernel", "name": "ingot::some_kernel(float*)", "pid": 0, "tid": 13, "ts": 10.001, "dur": 9.999)-",
+            R"("args": {"correlation": 3, "symbol": "_ZN5ingot11some_kernelEPf"}})",
+            R"("cat": "copy", "name": "copy host to device", "pid": 0, "tid": 14, "ts": 20.000, "dur": 0.004)",
+            R"("args": {"correlation": 4, "bytes": 4096}})",
+        })
         EXPECT_NE(text.find(part), std::string::npos) << part << " is not in\n" << text;
     EXPECT_EQ(text.find("\"name\": \"thread 13\""), std::string::npos);
 }
