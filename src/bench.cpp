@@ -5,9 +5,10 @@
 #include "kernels/core/check.h"
 #include "src/bench_gemm.h"
 #include "src/bench_kernels.h"
+#include "src/bench_step.h"
 
 int main(int argc, char** argv) {
-    CLI::App app("Measures Ingot's kernels on this machine.", "bench");
+    CLI::App app("Measures Ingot on this machine: its kernels, its products, its training step.", "bench");
     app.require_subcommand(1);
 
     ingot::BenchKernelsOptions kernels;
@@ -43,6 +44,21 @@ int main(int argc, char** argv) {
     gemm_command->add_option("--search-seconds", gemm.search_seconds, "Limit of each product's full search")
         ->capture_default_str();
 
+    ingot::BenchStepOptions step;
+    CLI::App* const step_command =
+        app.add_subcommand("step", "The training step of a config on random tokens, and the time of each of its parts");
+    step_command->add_option("--config", step.config, "The run's config; its data need not be there")->required();
+    step_command->add_option("--set", step.overrides, "Override one field, section.key=value; may be repeated")
+        ->allow_extra_args(false);
+    step_command->add_flag("--no-attention", step.no_attention, "Everything but attention, RoPE and QK-norm");
+    step_command->add_option("--seconds", step.seconds, "Time for the measured steps")->capture_default_str();
+    step_command->add_option("--documents", step.document_tokens,
+                             "Tokens of a document (default: a quarter of the context)");
+    step_command->add_option("--gemm-rate", step.gemm_rate, "TFLOP/s of the products' floor: what ./bench gemm says");
+    step_command->add_flag("--no-parts", step.no_parts, "No table of the parts");
+    step_command->add_option("--trace", step.trace, "Write a Chrome trace of some steps to this file (needs CUPTI)");
+    step_command->add_option("--json", step.json, "Write all figures to this file");
+
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
@@ -51,6 +67,8 @@ int main(int argc, char** argv) {
     try {
         if (gemm_command->parsed())
             bench_gemm(gemm);
+        else if (step_command->parsed())
+            bench_step(step);
         else
             bench_kernels(kernels);
     } catch (const ingot::Error& error) {

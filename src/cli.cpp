@@ -1,5 +1,6 @@
 #include "src/cli.h"
 
+#include <charconv>
 #include <cstdio>
 
 #include "kernels/core/check.h"
@@ -31,7 +32,7 @@ const CommandSpec kTrain = {
     .title = "Ingot " INGOT_VERSION " pretrains GPTs: one program, one JSON file for each run.",
     .usage =
         "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
-        "          [--dry-run]\n"
+        "          [--dry-run] [--profile FROM:TO]\n"
         "  ./train eval | generate | info [options]\n",
     .before =
         "\nThe first three commands to try:\n"
@@ -59,6 +60,9 @@ const CommandSpec kTrain = {
          "PATH: go on from this checkpoint\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda; the same as --set training.device=NAME\n"},
         {"--dry-run", "", "print the plan (parameters, memory) and stop before anything is written\n"},
+        {"--profile", "FROM:TO",
+         "let a profiler record these steps: nsys profile -c cudaProfilerApi ./train --profile 20:22 ...\n"
+         "They are slower than others: the GPU gets op after op, under the names of their layers\n"},
     }};
 
 const CommandSpec kEval = {
@@ -136,12 +140,30 @@ std::string required(const Arguments& arguments, const char* name, const char* h
     return arguments.text(name);
 }
 
+StepRange step_range(const Arguments& arguments, const char* name) {
+    const std::string given = arguments.text(name);
+    const char* const end = given.data() + given.size();
+    StepRange range;
+    const auto [colon, first_error] = std::from_chars(given.data(), end, range.first);
+    const bool has_colon = first_error == std::errc{} && colon != end && *colon == ':';
+    const auto [rest, last_error] = std::from_chars(has_colon ? colon + 1 : end, end, range.last);
+    if (!has_colon || last_error != std::errc{} || rest != end || range.first < 1 || range.first > range.last)
+        arguments.refuse(join(name, " is ", given,
+                              ": it must be two steps, FROM:TO, the first not after the last, "
+                              "e.g. 20:22"));
+    return range;
+}
+
 int run_train(const Arguments& arguments) {
     TrainOptions options;
     options.config_file = required(arguments, "--config", "start with ./train --config configs/tiny.json");
     options.overrides = arguments.texts("--set");
     options.resume = arguments.text("--resume", "none");
     options.is_dry_run = arguments.has("--dry-run");
+    if (arguments.has("--profile")) {
+        if (options.is_dry_run) arguments.refuse("--profile and --dry-run are both given: keep one");
+        options.profile = step_range(arguments, "--profile");
+    }
     if (arguments.has("--device")) {
         const std::string device = arguments.choice("--device", {"auto", "cpu", "cuda"});
         // A plan for CUDA needs no GPU.

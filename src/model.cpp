@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "kernels/attention/decode.h"
+#include "kernels/attention/left_out.h"
+#include "kernels/core/profile.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/fill.h"
@@ -161,6 +163,13 @@ void Model::refresh_compute_weights() {
     if (compute_weights_) round_to(device_, {.out = compute_weights_, .in = weights_});
 }
 
+void Model::leave_out_attention() {
+    CHECK(!device_.is_cpu(), "attention can be left out on CUDA only");
+    is_attention_left_out_ = true;
+    config_.qk_norm = false;
+    config_.position = Position::none;
+}
+
 LayerActivations Model::activations(int64_t layer, int64_t n) const {
     LayerActivations acts = layers_[static_cast<size_t>(layer)];
     for (Tensor* tensor : {&acts.attention_norm, &acts.attention_rstd, &acts.qkv, &acts.qk, &acts.attention,
@@ -206,6 +215,10 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
             return;
         }
     }
+    if (is_attention_left_out_) {
+        attention_left_out_forward(device_, {.out = acts.attention.split_last(NH, HS), .v = heads.v});
+        return;
+    }
     attention_forward(device_, {.out = acts.attention.split_last(NH, HS),
                                 .lse = acts.lse,
                                 .q = heads.q,
@@ -217,6 +230,7 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
 }
 
 void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
+    const ProfileRange range("layer ", layer, is_recompute ? " recompute" : " forward");
     const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
@@ -261,9 +275,12 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 
 void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
-    embedding_forward(device_, {.out = first(residual_[0], n),
-                                .weight = parameter_view(compute_weights(), table_.find("embedding")),
-                                .tokens = batch.tokens});
+    {
+        const ProfileRange range("embedding forward");
+        embedding_forward(device_, {.out = first(residual_[0], n),
+                                    .weight = parameter_view(compute_weights(), table_.find("embedding")),
+                                    .tokens = batch.tokens});
+    }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false, cache);
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
                               .rstd = first(final_rstd_, n),
@@ -275,6 +292,7 @@ void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cac
 // Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
 // time.
 void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode) {
+    const ProfileRange range("head");
     const Tensor weight = head_weight(compute_weights());
     for (int64_t begin = 0; begin < n; begin += chunk_) {
         const int64_t end = std::min(begin + chunk_, n);
@@ -331,6 +349,7 @@ void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits
 // ---- Backward ----
 
 void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
+    const ProfileRange range("layer ", layer, " backward");
     const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerTensors dw = layer_tensors(table_, gradients_, layer);
     const LayerActivations acts = activations(layer, n);
@@ -373,19 +392,23 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
     gradients.qkv = dqkv;
     gradients.qk = dqk_;
     const Heads dheads = attention_heads(gradients, n);
-    attention_backward(device_, {.dq = dheads.q,
-                                 .dk = dheads.k,
-                                 .dv = dheads.v,
-                                 .dout = dattention.split_last(NH, HS),
-                                 .out = acts.attention.split_last(NH, HS),
-                                 .lse = acts.lse,
-                                 .q = heads.q,
-                                 .k = heads.k,
-                                 .v = heads.v,
-                                 .slopes = slopes_,
-                                 .mask = batch.mask,
-                                 .scale = 1 / std::sqrt(static_cast<double>(HS)),
-                                 .workspace = workspace_});
+    const Tensor dout = dattention.split_last(NH, HS);
+    if (is_attention_left_out_)
+        attention_left_out_backward(device_, {.dq = dheads.q, .dk = dheads.k, .dv = dheads.v, .dout = dout});
+    else
+        attention_backward(device_, {.dq = dheads.q,
+                                     .dk = dheads.k,
+                                     .dv = dheads.v,
+                                     .dout = dout,
+                                     .out = acts.attention.split_last(NH, HS),
+                                     .lse = acts.lse,
+                                     .q = heads.q,
+                                     .k = heads.k,
+                                     .v = heads.v,
+                                     .slopes = slopes_,
+                                     .mask = batch.mask,
+                                     .scale = 1 / std::sqrt(static_cast<double>(HS)),
+                                     .workspace = workspace_});
     if (config_.position == Position::rope) {
         rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
         rope_backward(device_, {.x = dheads.k, .positions = batch.positions, .table = rope_table_});
@@ -435,6 +458,7 @@ void Model::backward(const MicroBatch& batch) {
                                .weight = parameter_view(compute_weights(), table_.find("final_norm")),
                                .workspace = workspace_});
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
+    const ProfileRange range("embedding backward");
     embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),
                                  .dout = first(dresidual_, n),
                                  .tokens = batch.tokens,

@@ -75,6 +75,10 @@ class Model {
     // After the weights were written from outside: rounds the copy that is computed with.
     void refresh_compute_weights();
 
+    // For benchmarks alone, on CUDA: from now on every token sees itself only (kernels/attention/left_out.h), without
+    // QK-norm and positions, so that what is left of a step can be timed. config() says so.
+    void leave_out_attention();
+
     // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient
     // is already taken here, chunk by chunk, so that logits never exist for more than a chunk.
     void forward(const MicroBatch& batch, StepBlock* step);
@@ -128,6 +132,7 @@ class Model {
     Recompute recompute_;
     double z_loss_;
     int64_t chunk_;  // tokens whose logits exist at a time
+    bool is_attention_left_out_ = false;
 
     Tensor weights_, compute_weights_, gradients_;
     Tensor slopes_, rope_table_;

@@ -1,6 +1,7 @@
 #include "src/optimizer.h"
 
 #include "kernels/adamw.h"
+#include "kernels/core/profile.h"
 #include "kernels/step.h"
 
 namespace ingot {
@@ -14,6 +15,7 @@ Optimizer::Optimizer(const Model& model, MemoryPlan* plan) {
 }
 
 void Optimizer::update(const Model& model, StepBlock* step) const {
+    const ProfileRange range("optimizer");
     const Device& device = model.device();
     gradient_norm(device, {.step = step, .gradient = model.gradients(), .workspace = workspace_});
     step_decide(device, step);

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "kernels/core/profile.h"
 #include "src/batch.h"
 #include "src/checkpoint.h"
 #include "src/config.h"
@@ -50,8 +51,9 @@ int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vect
 
 class Trainer {
   public:
-    // All three outlive the trainer.
-    Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan);
+    // All but the range outlive the trainer.
+    Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, const StepRange& profile,
+            TrainingPlan* plan);
     // Goes on from the checkpoint, or begins.
     void start(const std::optional<Checkpoint>& checkpoint);
     int run();
@@ -76,15 +78,16 @@ class Trainer {
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
     bool is_last(int64_t step) const { return step >= config_.training.steps; }
     bool is_last() const { return is_last(training_.step); }
-    // Whether weights are read after this step, so that no later one may be queued before.
+    // Whether weights are read after this step, so that no later one may be queued before; or a profile begins or ends.
     bool pauses_after(int64_t step) const {
         return is_due(config_.checkpoint.every, step) || is_due(config_.eval.every, step) ||
-               is_due(config_.sample.every, step);
+               is_due(config_.sample.every, step) || profile_.contains(step) != profile_.contains(step + 1);
     }
 
     const Config& config_;
     const RunFolder& folder_;
     const TrainingData& data_;
+    const StepRange profile_;
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
@@ -109,10 +112,12 @@ class Trainer {
     int64_t saved_step_ = -1;          // the last step whose checkpoint was committed or is being written
 };
 
-Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, TrainingPlan* plan)
+Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, const StepRange& profile,
+                 TrainingPlan* plan)
     : config_(config),
       folder_(folder),
       data_(data),
+      profile_(profile),
       plan_(*plan),
       queue_{QueuedStep(plan->device()), QueuedStep(plan->device())} {}
 
@@ -156,6 +161,9 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
         resume_from(*checkpoint);
     else
         plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
+    REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
+            "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
+            config_.training.steps, ": name steps among these");
     queued_step_ = training_.step;
     const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
     saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
@@ -179,6 +187,8 @@ bool Trainer::queue_step() {
     const int64_t num_micro_steps = plan_.num_micro_steps(), rows_per_step = num_micro_steps * micro_batch;
     const int64_t first_row = training_.rows_consumed + (queued_step_ - training_.step) * rows_per_step;
     const OptimizerConfig& o = config_.optimizer;
+    if (step == profile_.first) begin_profile();
+    plan_.use_graphs(!profile_.contains(step));
     QueuedStep& queued = queue_[static_cast<size_t>(step % 2)];
     queued.begin.record();
     queued.report = StepReport{};
@@ -212,6 +222,7 @@ void Trainer::finish_step() {
     queued.end.wait();
     const StepBlock& block = *queued.block;
     training_.step += 1;
+    if (training_.step == profile_.last) end_profile();
     training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
     training_.state = block.state;
     decision_ = block.decision;
@@ -413,6 +424,8 @@ int train(const TrainOptions& options) {
     catch_stop_signals();
     const RunFolder folder(config);
     const Device device = training_device(config);
+    REQUIRE(options.profile.is_empty() || !device.is_cpu(),
+            "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const TrainingData data(config);
     resolve_steps(&config, data.train_shards.num_tokens());
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
@@ -431,7 +444,7 @@ int train(const TrainOptions& options) {
     std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
-    Trainer trainer(config, folder, data, &plan);
+    Trainer trainer(config, folder, data, options.profile, &plan);
     trainer.start(checkpoint);
     return trainer.run();
 }

@@ -1,10 +1,18 @@
 // The training run.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace ingot {
+
+// Steps first to last, both included; none if first is 0.
+struct StepRange {
+    int64_t first = 0, last = 0;
+    bool is_empty() const { return first == 0; }
+    bool contains(int64_t step) const { return !is_empty() && first <= step && step <= last; }
+};
 
 struct TrainOptions {
     std::string config_file;
@@ -13,6 +21,7 @@ struct TrainOptions {
     // where there is none. Else the path of a step folder, or of a run folder, to go on from.
     std::string resume = "none";
     bool is_dry_run = false;  // prints the plan and stops
+    StepRange profile;        // what a profiler records: these steps run without graphs. CUDA only
 };
 
 // Trains to the end, until a signal or max_minutes. Returns the exit code; throws Error.

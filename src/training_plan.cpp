@@ -130,9 +130,16 @@ void TrainingPlan::begin_step(const StepSettings& settings) {
     device_.zero(model.gradients());
 }
 
+void TrainingPlan::run(DeviceGraph* graph, const std::function<void()>& work) {
+    if (uses_graphs_)
+        graph->run(work);
+    else
+        work();
+}
+
 void TrainingPlan::micro_step() {
     const MicroBatch micro_batch = batch.upload();
-    micro_step_[static_cast<size_t>(batch.slot())].run([&] {
+    run(&micro_step_[static_cast<size_t>(batch.slot())], [&] {
         model.forward(micro_batch, step.get());
         model.backward(micro_batch);
     });
@@ -140,7 +147,7 @@ void TrainingPlan::micro_step() {
 
 void TrainingPlan::update() {
     writer.wait_until_copied();
-    update_.run([&] { optimizer.update(model, step.get()); });
+    run(&update_, [&] { optimizer.update(model, step.get()); });
 }
 
 int64_t TrainingPlan::num_micro_steps() const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,6 +43,10 @@ class TrainingPlan {
     void micro_step();  // with what batch.next() was filled with: copy to the device, forward, backward
     void update();      // waits, on the device if it can, until a save has copied what changes now
 
+    // False: from now on the ops of micro-steps and updates are launched one by one, so that a profiler sees which of
+    // them belong to which range (kernels/core/profile.h). The bits are the same.
+    void use_graphs(bool uses_graphs) { uses_graphs_ = uses_graphs; }
+
     int64_t num_micro_steps() const;
 
     // What is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints.
@@ -52,12 +57,15 @@ class TrainingPlan {
     const Device& device() const { return device_; }
 
   private:
+    void run(DeviceGraph* graph, const std::function<void()>& work);
+
     Config config_;
     Device device_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
     std::array<DeviceGraph, BatchBuffers::kSlots> micro_step_;
     DeviceGraph update_;
+    bool uses_graphs_ = true;
 
   public:
     Model model;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "kernels/core/check.h"
+#include "kernels/core/profile.h"
 #include "kernels/core/rng.h"
 
 namespace ingot {
@@ -217,6 +218,7 @@ AttentionMask HostBatch::mask() const {
 }
 
 void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch) {
+    const ProfileRange range("data");
     const int64_t T = rows.context_length(), N = batch_rows * T;
     CHECK(0 <= num_rows && num_rows <= batch_rows && batch_rows > 0, num_rows, " rows in a batch of ", batch_rows);
     CHECK(N <= INT32_MAX, "a micro-batch of ", N, " tokens: positions are int32");

@@ -229,6 +229,7 @@ ARGUMENTS = [
     (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--top-p", "0"], "--top-p", None),
     (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--seed", "-1"], "--seed", None),
     (["info", "surplus"], "surplus", None),
+    (["--config", "case.json", "--profile", "1:2"], "--profile", "--device cuda"),  # on the CPU
 ]
 
 

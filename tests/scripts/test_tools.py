@@ -266,7 +266,8 @@ class Tools(unittest.TestCase):
         self.assertEqual(json.loads(self.run_train("info", "--json", threads=3).stdout)["cpu"]["threads"], 3)
 
     def test_help_and_version(self):
-        for command, options in (([], ["--config", "--set", "--resume", "--device", "--dry-run", "eval", "generate", "info"]),
+        for command, options in (([], ["--config", "--set", "--resume", "--device", "--dry-run", "--profile", "eval", "generate",
+                                        "info"]),
                                  (["eval"], ["--checkpoint", "--data", "--json", "--device"]),
                                  (["generate"], ["--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
                                  (["info"], ["--json"])):
@@ -294,6 +295,7 @@ class Tools(unittest.TestCase):
             (["--prompt", "x"], "belongs to ./train generate"),
             (["--config", "a", "--device", "tpu"], "auto, cpu, cuda"),
             (["--config", "a", "--dry-run=no"], "--dry-run takes no value"),
+            (["--config", "a", "--profile", "2:3", "--dry-run"], "--profile and --dry-run"),
             (["-c", "a"], "unknown option -c"),
             (["\x1b[2J\n"], "unexpected argument \\x1b[2J\\n"),
             (["--config", "config.json", "eval", *checkpoint, "--data", "x"], "does not go with ./train eval"),
@@ -318,6 +320,8 @@ class Tools(unittest.TestCase):
                                ("--top-k", ["-1", "1e3"]), ("--top-p", ["0", "1.01", "-0.5", "nan"]),
                                ("--seed", ["-1", "two", "9223372036854775808"])):
             cases += [(["generate", *checkpoint, "--prompt", "a", option, value], option) for value in values]
+        cases += [(["--config", "a", "--profile", steps], f"--profile is {steps}: it must be two steps") for steps in
+                  ("5", "5:", ":5", "a:b", "3:2", "0:2", "-1:2", "1:2:3", "1:2 ", "1.5:2", "1:99999999999999999999")]
         if os.environ.get("INGOT_HAS_CUDA", "0") == "0":
             cases += [(["--config", "config.json", "--device", "cuda"], "built without CUDA"),
                       (["eval", *checkpoint, "--data", "x", "--device", "cuda"], "built without CUDA")]
@@ -329,6 +333,23 @@ class Tools(unittest.TestCase):
                 self.assertEqual(len(lines), 1, lines)
                 self.assertTrue(lines[0].startswith("error: "))
                 self.assertIn(text, lines[0])
+
+    def test_bench_step_refusals(self):
+        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
+        if not bench.exists():
+            self.skipTest("bench is not built")
+        config = ["--config", "config.json"]
+        for arguments, text in (([], "--config"), (["--config", "nowhere.json"], "nowhere.json"),
+                                ([*config, "--seconds", "0"], "--seconds must be above 0"),
+                                ([*config, "--documents", "-1"], "--documents"),
+                                ([*config, "--set", "training.steps=5", "--set", "model.layers=3"], "model.layers"),
+                                ([*config, "--set", "training.device=cpu"], "training.device is cpu"),
+                                ([*config, "--set", "training.device=auto", "--set", "data.train=[\"no.bin\"]"],
+                                 "measures a GPU: ")):
+            with self.subTest(arguments=arguments):
+                result = subprocess.run([bench, "step", *arguments], cwd=self.folder, capture_output=True, text=True)
+                self.assertEqual(result.returncode, 2, (result.stdout, result.stderr))
+                self.assertIn(text, result.stderr)
 
     def test_output_that_cannot_be_written(self):
         with open("/dev/full", "wb") as full:

@@ -74,6 +74,14 @@ class TrainingOnCuda(TrainerCase):
             self.run_train(level, sets=[f"training.recompute={level}"])
             self.assert_same_run("kept", level)
 
+    def test_profiled_steps_have_the_same_bits(self):
+        """They run without graphs; no profiler need be there."""
+        self.run_train("not-profiled")
+        self.run_train("profiled", "--profile", "3:5")
+        self.assert_same_run("not-profiled", "profiled")
+        result = self.run_train("beyond", "--profile", "5:1000000", code=2)
+        self.assertIn("name steps among these", result.stderr)
+
     def test_killed_and_resumed_same_bits(self):
         """SIGKILL at random moments; in fp16 the loss scale goes on too. Without a snapshot saves read the GPU."""
         generator = random.Random(5)
