@@ -91,14 +91,8 @@ class Bench {
         TrainingPlan& plan = run.plan();
         const ModelConfig& m = config_.model;
         const double batch_tokens = static_cast<double>(config_.training.batch_tokens);
-        // As for PyTorch (scripts/bench_torch_gpu.py): 6 for each parameter of a product; in attention two products of
-        // 2 HS each for a pair and head, forward once and backward twice.
-        const double product_flops = 6.0 * static_cast<double>(plan.model.table().num_matmul_parameters());
-        const double attention_flops =
-            options_.no_attention
-                ? 0
-                : 12.0 * static_cast<double>(m.n_layers * m.n_heads * m.head_dim) * run.visible_pairs_per_token();
-        const double flops = product_flops + attention_flops;
+        // As for PyTorch (scripts/bench_torch_gpu.py).
+        const double flops = plan.model.flops(1, options_.no_attention ? 0 : run.visible_pairs_per_token());
         std::printf("%s: %ld layers, width %ld, %s, %ld micro-batches of %ld x %ld tokens, %.4g GFLOP a token, %s\n",
                     config_.name.c_str(), static_cast<long>(m.n_layers), static_cast<long>(m.d_model),
                     name_of(plan.model.dtype()), static_cast<long>(plan.num_micro_steps()),

@@ -40,7 +40,7 @@ ordered_json report_to_json(const StepReport& report) {
     object["lr"] = number(report.lr);
     object["tokens"] = report.tokens;
     object["tokens_per_second"] = number(report.tokens_per_second);
-    object["mfu"] = nullptr;  // no peak is known for the CPU
+    object["mfu"] = report.mfu ? number(*report.mfu) : ordered_json(nullptr);
     object["memory_bytes"] = report.memory_bytes;
     object["step_seconds"] = number(report.step_seconds);
     object["data_wait_seconds"] = number(report.data_wait_seconds);
@@ -66,14 +66,15 @@ StepReport report_from_json(const ordered_json& object) {
 }
 
 std::string report_line(const StepReport& report, int64_t steps) {
-    char text[256], val[32] = "", skipped[16] = "";
+    char text[256], val[32] = "", mfu[32] = "", skipped[16] = "";
     if (report.val_loss) std::snprintf(val, sizeof val, " | val %.4f", *report.val_loss);
+    if (report.mfu) std::snprintf(mfu, sizeof mfu, " | %.1f%% MFU", 100 * *report.mfu);
     if (report.skipped) std::snprintf(skipped, sizeof skipped, " | SKIPPED");
     const double remaining = static_cast<double>(steps - report.step) * report.step_seconds;
-    std::snprintf(text, sizeof text, "step %6ld/%ld | loss %.4f%s | norm %.2f | lr %.1e | %s tok/s | %s%s | eta %s",
+    std::snprintf(text, sizeof text, "step %6ld/%ld | loss %.4f%s | norm %.2f | lr %.1e | %s tok/s%s | %s%s | eta %s",
                   static_cast<long>(report.step), static_cast<long>(steps), report.loss, val, report.grad_norm,
-                  report.lr, short_count(report.tokens_per_second).c_str(), format_bytes(report.memory_bytes).c_str(),
-                  skipped, short_duration(remaining).c_str());
+                  report.lr, short_count(report.tokens_per_second).c_str(), mfu,
+                  format_bytes(report.memory_bytes).c_str(), skipped, short_duration(remaining).c_str());
     return text;
 }
 

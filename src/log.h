@@ -15,6 +15,7 @@ struct StepReport {
     std::optional<double> val_loss = std::nullopt;
     int64_t tokens = 0;  // consumed since the run began
     double tokens_per_second = 0, step_seconds = 0, data_wait_seconds = 0;
+    std::optional<double> mfu = std::nullopt;  // share of the device's peak; none where no peak is known
     uint64_t memory_bytes = 0;
     double loss_scale = 1;
     bool skipped = false;
@@ -25,7 +26,8 @@ nlohmann::ordered_json report_to_json(const StepReport& report);
 // The fields that depend on the computation alone, not on the clock; a checkpoint keeps them.
 StepReport report_from_json(const nlohmann::ordered_json& object);
 
-// "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 71.2 GiB | eta 4h31m"
+// "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 45.1% MFU | 71.2 GiB | eta
+// 4h31m"
 std::string report_line(const StepReport& report, int64_t steps);
 
 // runs/NAME/log.jsonl: one object per optimizer step.

@@ -94,6 +94,12 @@ class Model {
     // start. Writes the last token's logits into `logits` (1, VP) on the device.
     void extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits);
 
+    // FLOPs of forward and backward of so many tokens: 6 for each parameter of a product and token; in attention two
+    // products of 2 HS each for a visible pair and head, forward once and backward twice.
+    double flops(double tokens, double visible_pairs) const {
+        const double heads = static_cast<double>(config_.n_layers * config_.n_heads * config_.head_dim);
+        return 6.0 * static_cast<double>(table_.num_matmul_parameters()) * tokens + 12.0 * heads * visible_pairs;
+    }
     const ModelConfig& config() const { return config_; }
     const ParameterTable& table() const { return table_; }
     const Device& device() const { return device_; }

@@ -21,8 +21,14 @@ sigset_t stop_signals() {
     return signals;
 }
 
-// The default action: this thread is the only one that lets the signal through.
+void note(int number) {
+    if (received == SIGINT && number == SIGINT) _exit(130);
+    received = number;
+}
+
+// The default action: the signal is no longer ours, and comes again.
 void end_process(int number) {
+    signal(number, SIG_DFL);
     sigset_t one;
     sigemptyset(&one);
     sigaddset(&one, number);
@@ -30,22 +36,30 @@ void end_process(int number) {
     kill(getpid(), number);
 }
 
+// For threads that are not ours and let signals through, as some of the NVIDIA driver's do.
+void handle(int number) {
+    if (is_caught)
+        note(number);
+    else
+        end_process(number);
+}
+
 void wait_for_signals() {
     const sigset_t signals = stop_signals();
     for (;;) {
         int number = 0;
-        if (sigwait(&signals, &number) != 0) continue;
-        if (!is_caught) end_process(number);
-        if (received == SIGINT && number == SIGINT) _exit(130);
-        received = number;
+        if (sigwait(&signals, &number) == 0) handle(number);
     }
 }
 
 }  // namespace
 
 void start_signal_thread() {
-    // A shell may have started us with SIGINT ignored; one that is ignored cannot be waited for.
-    for (const int number : {SIGINT, SIGTERM, SIGUSR1}) signal(number, SIG_DFL);
+    struct sigaction action {};
+    action.sa_handler = handle;
+    action.sa_flags = SA_RESTART;
+    action.sa_mask = stop_signals();
+    for (const int number : {SIGINT, SIGTERM, SIGUSR1}) sigaction(number, &action, nullptr);
     const sigset_t signals = stop_signals();
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     std::thread(wait_for_signals).detach();

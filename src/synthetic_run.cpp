@@ -34,7 +34,6 @@ SyntheticRun::SyntheticRun(const Config& config, const Device& device, const Syn
 
 void SyntheticRun::draw_batches(int64_t document_tokens) {
     const int64_t T = config_.model.context_length, N = plan_.model.max_tokens();
-    double pairs = 0;
     for (size_t b = 0; b < kBatches; ++b) {
         HostBatch& batch = batches_.emplace_back();
         batch.resize(N);
@@ -49,12 +48,10 @@ void SyntheticRun::draw_batches(int64_t document_tokens) {
             batch.tokens[static_cast<size_t>(i)] = token(i);
             batch.targets[static_cast<size_t>(i)] = ends_document && !ends_row ? -1 : token(i + 1);
             batch.positions[static_cast<size_t>(i)] = static_cast<int32_t>(position);
-            if (b == 0 && (ends_row || ends_document))
-                pairs += static_cast<double>(position + 1) * static_cast<double>(position + 1) / 2;
         }
         fill_document_mask(batch.mask(), batch.document_starts, true);
     }
-    visible_pairs_per_token_ = pairs / static_cast<double>(N);
+    visible_pairs_per_token_ = batches_[0].visible_pairs() / static_cast<double>(N);
 }
 
 void SyntheticRun::queue_step() {

@@ -18,6 +18,7 @@
 #include "src/generate.h"
 #include "src/log.h"
 #include "src/matmul_cache.h"
+#include "src/peak_rate.h"
 #include "src/progress.h"
 #include "src/run_folder.h"
 #include "src/schedule.h"
@@ -102,6 +103,7 @@ class Trainer {
         std::shared_ptr<void> memory;
         StepBlock* block;
         StepReport report;
+        double visible_pairs = 0;
         DeviceEvent begin, end;
     };
     std::array<QueuedStep, 2> queue_;  // step s in s % 2
@@ -192,6 +194,7 @@ bool Trainer::queue_step() {
     QueuedStep& queued = queue_[static_cast<size_t>(step % 2)];
     queued.begin.record();
     queued.report = StepReport{};
+    queued.visible_pairs = 0;
     queued.report.step = step;
     queued.report.lr = learning_rate(config_.schedule, o.lr, config_.training.steps, step);
     plan_.begin_step({.lr = queued.report.lr,
@@ -208,6 +211,7 @@ bool Trainer::queue_step() {
         fill_batch(data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
                    host);
         queued.report.data_wait_seconds += seconds_now() - data_begin;
+        queued.visible_pairs += host->visible_pairs();
         plan_.micro_step();
     }
     plan_.update();
@@ -235,6 +239,9 @@ void Trainer::finish_step() {
     report.memory_bytes = plan_.total_bytes();
     report.step_seconds = queued.end.seconds_since(queued.begin);
     report.tokens_per_second = static_cast<double>(config_.training.batch_tokens) / report.step_seconds;
+    if (const auto peak = peak_rate(plan_.device().name(), plan_.model.dtype()))
+        report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), queued.visible_pairs) /
+                     report.step_seconds / peak->flops;
     training_.report = report;
     report_is_pending_ = true;
 }

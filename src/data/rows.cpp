@@ -210,6 +210,17 @@ Tensor HostBatch::all() const {
     return Tensor::contiguous(memory_.get(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
 }
 
+double HostBatch::visible_pairs() const {
+    double pairs = 0;
+    for (size_t i = 0; i < document_starts.size(); ++i) {
+        const int64_t end =
+            i + 1 < document_starts.size() ? document_starts[i + 1] : static_cast<int64_t>(tokens.size());
+        const double length = static_cast<double>(end - document_starts[i]);
+        pairs += length * length / 2;
+    }
+    return pairs;
+}
+
 AttentionMask HostBatch::mask() const {
     const auto view = [](std::span<int32_t> values) {
         return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(values.size())});

@@ -123,6 +123,8 @@ class HostBatch {
     static constexpr int64_t kArrays = 7;
     Tensor all() const;          // (7, N) int32: the arrays in the order above
     AttentionMask mask() const;  // host tensors
+    // Pairs of a token and a token that it sees, where a document of n tokens counts n^2 / 2: for counting FLOPs.
+    double visible_pairs() const;
 
   private:
     Device device_;

@@ -106,6 +106,9 @@ TEST(Log, LineReadsWell) {
     EXPECT_EQ(
         report_line(report, 19073),
         "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 1.50 GiB | eta 4h57m");
+    report.mfu = 0.4512;
+    EXPECT_NE(report_line(report, 19073).find("| 612k tok/s | 45.1% MFU | 1.50 GiB |"), std::string::npos);
+    report.mfu.reset();
     report.val_loss.reset();
     report.tokens_per_second = 5712;
     report.skipped = true;
