@@ -2,7 +2,8 @@
 //
 // Tolerance: is_as_good() below.
 //
-// Seen to catch: |i - j| with its sign lost, end_key off by one, sums that do not shrink when the maximum grows, lse
+// Seen to catch, with the kernels' source compiled for the host and run there, a fiber for each thread:
+// |i - j| with its sign lost, end_key off by one, sums that do not shrink when the maximum grows, lse
 // without the maximum, dk without the scale, delta left out, the group's key/value head mistaken, a group's first query
 // head alone in dk and dv, the first tile of queries skipped, rows past the end not zeroed, a query without keys
 // divided by 0, a barrier lost before a tile is overwritten or before a warp's weights are.

@@ -1,7 +1,8 @@
 // Decoding attention on CUDA against the CPU twin in double precision, by the tolerance of precision_bound()
 // (tests/support/tensors.h).
 //
-// Seen to catch: the group's key/value head mistaken, a sum that does not shrink with a new maximum or when warps are
+// Seen to catch, with the kernels' source compiled for the host and run there, a fiber for each thread:
+// the group's key/value head mistaken, a sum that does not shrink with a new maximum or when warps are
 // merged, ALiBi's sign, keys past the end counted, the barrier before the merge lost, values appended from the keys.
 #include <gtest/gtest.h>
 
