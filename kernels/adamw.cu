@@ -2,7 +2,7 @@
 //
 // Both take parts of a flat space that may begin anywhere, so a range is cut into a head of at most three elements up
 // to the first 16-byte boundary, whole vectors, and a tail of at most three. Where the tensors of one AdamW do not lie
-// alike (no caller does that), all of it goes element by element.
+// alike, or have both a head and blocks (no caller does that), all of it goes element by element.
 #include <algorithm>
 
 #include "kernels/adamw.h"
@@ -21,7 +21,7 @@ struct Coefficients {
     float lr, eps, beta1, beta2, one_minus_beta1, one_minus_beta2, factor, inverse_bias1, inverse_bias2, decay;
 };
 
-__device__ Coefficients coefficients_of(const StepBlock& step, bool decays) {
+__device__ Coefficients coefficients_of(const StepBlock& step) {
     const StepSettings& settings = step.settings;
     const StepDecision& decision = step.decision;
     return {.lr = static_cast<float>(settings.lr),
@@ -33,16 +33,16 @@ __device__ Coefficients coefficients_of(const StepBlock& step, bool decays) {
             .factor = static_cast<float>(decision.gradient_factor),
             .inverse_bias1 = static_cast<float>(1 / decision.bias_correction1),
             .inverse_bias2 = static_cast<float>(1 / decision.bias_correction2),
-            .decay = decays ? static_cast<float>(settings.weight_decay) : 0.0f};
+            .decay = static_cast<float>(settings.weight_decay)};
 }
 
 // Explicit fmas, so that the bits do not depend on which of the kernels below met the element.
-__device__ void update(float& w, float& m, float& v, float gradient, const Coefficients& c) {
+__device__ void update(float& w, float& m, float& v, float gradient, const Coefficients& c, bool decays) {
     const float g = gradient * c.factor;
     m = fmaf(c.beta1, m, __fmul_rn(c.one_minus_beta1, g));
     v = fmaf(c.beta2, v, __fmul_rn(__fmul_rn(c.one_minus_beta2, g), g));
     const float step = __fdiv_rn(__fmul_rn(m, c.inverse_bias1), __fadd_rn(sqrtf(__fmul_rn(v, c.inverse_bias2)), c.eps));
-    w = fmaf(-c.lr, fmaf(c.decay, w, step), w);
+    w = fmaf(-c.lr, fmaf(decays ? c.decay : 0.0f, w, step), w);
 }
 
 // Copy is float where there is no compute copy.
@@ -53,7 +53,11 @@ struct Args {
     Copy* compute;
     const StepBlock* step;
     int64_t n, head;  // elements; those before the first chunk
+    const uint8_t* decay_blocks;
     bool decays;
+    __device__ bool decays_at(int64_t i) const {
+        return decay_blocks != nullptr ? decay_blocks[i / kDecayBlock] != 0 : decays;
+    }
 };
 
 template <typename Copy, int kSize>
@@ -74,12 +78,13 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
     constexpr bool kHasCopy = sizeof(Copy) == 2;
     if (!a.step->decision.apply) return;
     __shared__ Coefficients coefficients;
-    if (threadIdx.x == 0) coefficients = coefficients_of(*a.step, a.decays);
+    if (threadIdx.x == 0) coefficients = coefficients_of(*a.step);
     __syncthreads();
     const Coefficients c = coefficients;
     const int64_t num_chunks = (a.n - a.head) / F::kSize;
     const int64_t first = int64_t{blockIdx.x} * (kUnroll * kThreads) + threadIdx.x;
     typename F::Packed packed[kUnroll][4];
+    bool decays[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
         if (first + u * kThreads >= num_chunks) continue;
@@ -88,6 +93,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
         packed[u][1] = F::fetch(a.m + i);
         packed[u][2] = F::fetch(a.v + i);
         packed[u][3] = F::fetch(a.gradient + i);
+        decays[u] = a.decays_at(i);  // a chunk lies in one block: see launch_adamw()
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -99,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
         F::unpack(packed[u][2], v);
         F::unpack(packed[u][3], g);
 #pragma unroll
-        for (int e = 0; e < F::kSize; ++e) update(w[e], m[e], v[e], g[e], c);
+        for (int e = 0; e < F::kSize; ++e) update(w[e], m[e], v[e], g[e], c, decays[u]);
         F::store(a.weights + i, w);
         F::store(a.m + i, m);
         F::store(a.v + i, v);
@@ -110,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
         for (const int64_t i : {threadIdx.x < a.head ? int64_t{threadIdx.x} : a.n, tail}) {
             if (i >= a.n) continue;
             float w[1] = {a.weights[i]};
-            update(w[0], a.m[i], a.v[i], a.gradient[i], c);
+            update(w[0], a.m[i], a.v[i], a.gradient[i], c, a.decays_at(i));
             a.weights[i] = w[0];
             if constexpr (kHasCopy) store_compute(a.compute + i, w);
         }
@@ -133,10 +139,12 @@ void launch_adamw(const Device& device, const AdamW& a, Copy* compute) {
                        .step = a.step,
                        .n = a.weights.shape[0],
                        .head = 0,
+                       .decay_blocks = a.decay_blocks ? a.decay_blocks.get<uint8_t>() : nullptr,
                        .decays = a.decays};
     const int64_t head = elements_to_boundary(args.weights, args.n);
     const bool fits = is_aligned(args.weights + head) && is_aligned(args.m + head) && is_aligned(args.v + head) &&
-                      is_aligned(args.gradient + head) && (compute == nullptr || is_aligned(compute + head, 8));
+                      is_aligned(args.gradient + head) && (compute == nullptr || is_aligned(compute + head, 8)) &&
+                      (head == 0 || args.decay_blocks == nullptr);
     if (fits) args.head = head;
     const int64_t chunks = fits ? (args.n - head) / 4 : args.n;
     const int64_t blocks = std::max<int64_t>(1, (chunks + kUnroll * kThreads - 1) / (kUnroll * kThreads));

@@ -6,6 +6,8 @@
 //
 // Does nothing if the step's decision says so. lr, betas and flags are read from the StepBlock on the device.
 //
+// One call takes a whole flat space: which of its tensors decay is told block by block.
+//
 // On CUDA all is fp32, and a range of a flat space may begin at any element; it is fastest where all tensors lie alike
 // relative to 16 bytes, as ranges of flat spaces do.
 #pragma once
@@ -23,8 +25,12 @@ struct AdamW {
     Tensor gradient;
     Tensor compute = {};  // optional: the bf16 or fp16 copy that the products read, rounded from the new weights
     const StepBlock* step;
-    bool decays;  // whether settings.weight_decay applies
+    // Whether settings.weight_decay applies: (ceil(n / kDecayBlock)) uint8, 1 or 0 for each block of elements; or, if
+    // empty, `decays` says it for all.
+    Tensor decay_blocks = {};
+    bool decays = true;
 };
+constexpr int64_t kDecayBlock = 64;
 void adamw(const Device&, const AdamW&);
 
 // step->sums.squared_norm += sum of gradient^2, in double and in a fixed order: the same bits for any thread count.

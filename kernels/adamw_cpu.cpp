@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/adamw.h"
@@ -18,17 +19,24 @@ void adamw_cpu(const AdamW& a) {
     const T factor = static_cast<T>(decision.gradient_factor);
     const T inverse_bias1 = static_cast<T>(1 / decision.bias_correction1);
     const T inverse_bias2 = static_cast<T>(1 / decision.bias_correction2);
-    const T decay = a.decays ? static_cast<T>(settings.weight_decay) : T(0);
+    const T weight_decay = static_cast<T>(settings.weight_decay);
+    const uint8_t* const decay_blocks = a.decay_blocks ? a.decay_blocks.get<uint8_t>() : nullptr;
     T *const weights = a.weights.get<T>(), *const m = a.m.get<T>(), *const v = a.v.get<T>();
     const T* const gradient = a.gradient.get<T>();
     const int64_t n = a.weights.shape[0];
-#pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; ++i) {
-        const T g = gradient[i] * factor;
-        m[i] = beta1 * m[i] + one_minus_beta1 * g;
-        v[i] = beta2 * v[i] + one_minus_beta2 * g * g;
-        const T update = m[i] * inverse_bias1 / (std::sqrt(v[i] * inverse_bias2) + eps);
-        weights[i] -= lr * (update + decay * weights[i]);
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < (n + kDecayBlock - 1) / kDecayBlock; ++block) {
+        const bool decays = decay_blocks != nullptr ? decay_blocks[block] != 0 : a.decays;
+        const T decay = decays ? weight_decay : T(0);
+        const int64_t begin = block * kDecayBlock, end = std::min(n, begin + kDecayBlock);
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) {
+            const T g = gradient[i] * factor;
+            m[i] = beta1 * m[i] + one_minus_beta1 * g;
+            v[i] = beta2 * v[i] + one_minus_beta2 * g * g;
+            const T update = m[i] * inverse_bias1 / (std::sqrt(v[i] * inverse_bias2) + eps);
+            weights[i] -= lr * (update + decay * weights[i]);
+        }
     }
     if (a.compute && a.compute.data != a.weights.data) {
         for (int64_t i = 0; i < n; ++i) {
@@ -74,6 +82,10 @@ void adamw(const Device& device, const AdamW& a) {
         CHECK(a.compute.dtype == DType::bf16 || a.compute.dtype == DType::f16, "adamw: the compute copy is ",
               a.compute.describe(), ", it must be bf16 or fp16");
         check_tensor("adamw", "compute", a.compute, {n}, a.compute.dtype, device.kind());
+    }
+    if (a.decay_blocks) {
+        check_tensor("adamw", "decay_blocks", a.decay_blocks, {(n + kDecayBlock - 1) / kDecayBlock}, DType::u8,
+                     device.kind());
     }
     INGOT_DISPATCH(device, for_cpu_scalar(dtype, "adamw", [&](auto scalar) { adamw_cpu<decltype(scalar)>(a); }),
                    adamw_cuda(device, a));

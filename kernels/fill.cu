@@ -16,10 +16,10 @@ unsigned num_blocks(const CudaContext& context, int64_t count) {
 }
 
 template <typename T>
-__global__ void fill_normal_kernel(T* out, int64_t count, uint64_t seed, uint64_t stream, float std) {
+__global__ void fill_normal_kernel(T* out, int64_t count, FillRows rows, uint64_t seed, uint64_t stream, float std) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride)
-        out[i] = from_float<T>(std * random_normal(seed, stream, static_cast<uint64_t>(i)));
+        out[i / rows.columns * rows.row_stride + i % rows.columns] = from_float<T>(std * random_normal(seed, stream, static_cast<uint64_t>(i)));
 }
 
 template <typename T>
@@ -43,7 +43,7 @@ void fill_normal_cuda(const Device& device, const FillNormal& a) {
     for_cuda_type(a.out.dtype, "fill_normal", [&](auto element) {
         using T = decltype(element);
         fill_normal_kernel<T><<<num_blocks(context, a.out.numel()), kThreads, 0, context.stream>>>(
-            a.out.get<T>(), a.out.numel(), a.seed, a.stream, static_cast<float>(a.std));
+            a.out.get<T>(), a.out.numel(), fill_rows(a.out), a.seed, a.stream, static_cast<float>(a.std));
     });
     CUDA_CHECK_LAUNCH("fill_normal");
 }

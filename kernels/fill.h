@@ -1,4 +1,4 @@
-// Whole tensors filled or converted: how weights begin. All contiguous.
+// Whole tensors filled or converted: how weights begin, and what benchmarks compute on. All contiguous unless said.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace ingot {
 
 // out[i] = std * random_normal(seed, stream, i), in fp32 (core/rng.h), rounded to out's dtype once: the same bits on
-// every device.
+// every device. i counts the elements of `out`, which may be a matrix whose rows lie apart.
 struct FillNormal {
     Tensor out;
     uint64_t seed, stream;
@@ -28,6 +28,12 @@ struct RoundTo {
     Tensor out, in;
 };
 void round_to(const Device&, const RoundTo&);
+
+// Element i of FillNormal::out lies at i / columns * row_stride + i % columns.
+struct FillRows {
+    int64_t columns, row_stride;
+};
+FillRows fill_rows(const Tensor& out);
 
 // The CUDA twins, called by the functions above once shapes are checked.
 void fill_normal_cuda(const Device&, const FillNormal&);

@@ -16,10 +16,12 @@ template <typename T>
 void normal_cpu(const FillNormal& a) {
     T* const data = a.out.get<T>();
     const float std = static_cast<float>(a.std);
+    const auto [columns, row_stride] = fill_rows(a.out);
     const int64_t count = a.out.numel();
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; ++i)
-        data[i] = static_cast<T>(std * random_normal(a.seed, a.stream, static_cast<uint64_t>(i)));
+        data[i / columns * row_stride + i % columns] =
+            static_cast<T>(std * random_normal(a.seed, a.stream, static_cast<uint64_t>(i)));
 }
 
 template <typename T>
@@ -29,8 +31,16 @@ void value_cpu(const FillValue& a) {
 
 }  // namespace
 
+FillRows fill_rows(const Tensor& out) {
+    if (out.is_contiguous()) return {std::max<int64_t>(out.numel(), 1), 0};
+    return {out.shape[1], out.stride[0]};
+}
+
 void fill_normal(const Device& device, const FillNormal& a) {
-    check_whole(device, "fill_normal", a.out);
+    CHECK((a.out.is_contiguous() || (a.out.rank == 2 && a.out.stride[1] == 1)) && a.out.device == device.kind(),
+          "fill_normal: ", a.out.describe(), " must be contiguous, or a matrix with contiguous rows, and on ",
+          device.name());
+    if (a.out.numel() == 0) return;
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.out.dtype, "fill_normal", [&](auto scalar) { normal_cpu<decltype(scalar)>(a); }),
                    fill_normal_cuda(device, a));

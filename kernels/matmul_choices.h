@@ -31,9 +31,9 @@ struct MatmulChoice {
     MatmulSource source = MatmulSource::record;
 };
 
-// About how long timing takes for each product: half of it screens, half compares those that are left. Where a single
-// run takes a good part of it, fewer candidates are looked at, the library's first choice always. To load a kernel for
-// the first time comes on top.
+// About how long timing takes for each product: half of it screens, half compares those that are left. Products whose
+// runs take long get up to a quarter of a second more; where even that is short, fewer candidates are looked at, the
+// library's first choice always. To load a kernel for the first time comes on top.
 constexpr double kMatmulTuningSeconds = 0.35;
 
 // How products that are first seen from now on get their algorithm; a device begins with first_choice.

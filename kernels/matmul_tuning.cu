@@ -5,7 +5,7 @@
 #include <limits>
 #include <numeric>
 
-#include "kernels/cuda/timing.h"
+#include "kernels/fill.h"
 #include "kernels/matmul_plan.h"
 
 namespace ingot {
@@ -19,6 +19,8 @@ constexpr double kCompareMargin = 0.03;  // the medians of a few rounds are
 constexpr double kTie = 0.005;           // no later run would tell such a difference: the library's own order decides
 constexpr double kSlowTie = 0.05;        // the same where a single run of each has to do
 constexpr size_t kNumCompared = 8;
+// Where a run takes a millisecond, not all candidates can be looked at in the time that small products have.
+constexpr double kExtraRuns = 300, kMostExtraSeconds = 0.25;
 constexpr int kMinRounds = 5;
 constexpr double kSampleSeconds = 100e-6;  // an event's own cost is a microsecond or two
 constexpr double kBatchSeconds = 20e-3;    // of runs that are queued at once
@@ -103,11 +105,12 @@ void add_algorithm(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algo
 
 void fill_operands(const Device& device, const Product& p) {
     const int64_t K = p.a.shape[p.a_transposed ? 0 : 1];
-    fill_normals_cuda(device, p.a, 1, 1);
+    fill_normal(device, {.out = p.a, .seed = 1, .stream = 0, .std = 1});
     // So that one run adds elements of size 1, and a thousand in place stay within fp16.
-    fill_normals_cuda(device, p.b, 2, 1 / std::sqrt(static_cast<float>(K)));
-    fill_normals_cuda(device, p.out, 3, 1);
-    if (p.addend && p.addend.data != p.out.data) fill_normals_cuda(device, p.addend, 4, 1);
+    fill_normal(device, {.out = p.b, .seed = 2, .stream = 0, .std = 1 / std::sqrt(static_cast<double>(K))});
+    fill_normal(device, {.out = p.out, .seed = 3, .stream = 0, .std = 1});
+    if (p.addend && p.addend.data != p.out.data)
+        fill_normal(device, {.out = p.addend, .seed = 4, .stream = 0, .std = 1});
 }
 
 std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Product& p) {
@@ -214,6 +217,8 @@ LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, cons
     const double begin = now();
     const std::vector<LtAlgorithm> all = tuning_candidates(device.context(), plan, p);
     if (all.size() == 1) return all[0];
+    const double first_seconds = screen(device, plan, p, {all[0]}, 0)[0];
+    if (std::isfinite(first_seconds)) seconds += std::min(kExtraRuns * first_seconds, kMostExtraSeconds);
     const std::vector<double> screened = screen(device, plan, p, all, seconds / 2);
     std::vector<size_t> places = best_of(screened, kNumCompared, kScreenMargin);
     CHECK(!places.empty(), "matmul: no algorithm of cuBLASLt runs for ", describe(p));

@@ -296,7 +296,7 @@ def add_gpu_options(step: argparse.ArgumentParser) -> None:
     gpu = step.add_argument_group("with --device cuda")
     gpu.add_argument("--attention", choices=["flex", "flash", "cudnn", "none", "mask"], default="flex",
                      help="PyTorch's: FlexAttention with ALiBi and documents; FlashAttention-2 or cuDNN, plain causal; "
-                          "none: v takes its place (with --torch-only); mask: for --rehearse (default: flex)")
+                          "none: v takes its place, on both sides; mask: for --rehearse (default: flex)")
     gpu.add_argument("--loss", choices=["full", "chunked"], default="full",
                      help="PyTorch's: all logits at once, or their gradient chunk by chunk (default: full)")
     gpu.add_argument("--chunk-tokens", type=int, default=8192, metavar="N", help="of --loss chunked (default: 8192)")
@@ -334,6 +334,8 @@ def main() -> None:
     step.add_argument("--config", type=pathlib.Path, required=True, metavar="FILE", help="a config of Ingot's")
     step.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ./train; may be repeated")
     step.add_argument("--train", default=str(ROOT / "train"), metavar="PATH", help="Ingot's program (default: ./train)")
+    step.add_argument("--bench", default=str(ROOT / "bench"), metavar="PATH",
+                      help="Ingot's benchmarks, for --attention none (default: ./bench)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     step.add_argument("--threads", type=int, default=os.cpu_count(), help="on each side (default: all processors)")
     step.add_argument("--rounds", type=int, help="runs of each side (default: 3; cuda: 2)")

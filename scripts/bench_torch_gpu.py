@@ -5,7 +5,8 @@ Ingot (A) and PyTorch (B) take turns on one GPU, each in a process of its own th
 power limit) left out. Both begin at Ingot's initial weights in each phase, and read the rows in the order of the files.
 
 A is `./train` on the config, its time the sum of `step_seconds` in log.jsonl over the window; the process is killed
-when the window is full, so that no time goes into a checkpoint. B is the loop of torch_step.py. Its rows lie in GPU
+when the window is full, so that no time goes into a checkpoint. Where attention is left out it is `./bench step
+--no-attention`, on random tokens of its own. B is the loop of torch_step.py. Its rows lie in GPU
 memory, and it waits for the step before the last one only.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -170,14 +172,13 @@ class Comparison:
         self.config = read_config(args.config, self.sets)
         self.batch_tokens = self.config["training"]["batch_tokens"]
         self.sides = {"torch": ["PyTorch"], "ingot": ["Ingot"]}.get(args.only, ["Ingot", "PyTorch"])
-        if args.attention == "none" and "Ingot" in self.sides:
-            fail("--attention none needs --torch-only: ./train has no such mode; ./bench step --no-attention has")
         if args.attention == "mask" and not args.rehearse:
             fail("--attention mask builds whole T x T matrices: it is for --rehearse alone")
         if args.attention == "flex" and args.rehearse and "PyTorch" in self.sides:
             fail("FlexAttention has no backward on the CPU: rehearse with --attention mask")
-        if "Ingot" in self.sides and shutil.which(args.train) is None:
-            fail(f"{args.train} is not there: build it, or name it with --train, or use --torch-only")
+        self.program, option = (args.bench, "--bench") if args.attention == "none" else (args.train, "--train")
+        if "Ingot" in self.sides and shutil.which(self.program) is None:
+            fail(f"{self.program} is not there: build it, or name it with {option}, or use --torch-only")
         rows = Rows(self.config)
         self.flops = flops_per_token(self.config, rows, args.attention != "none")
         self.name = device_name(self.device)
@@ -185,7 +186,24 @@ class Comparison:
         self.plain = args.attention in ("flash", "cudnn") and (
             self.config["model"]["position"] == "alibi" or self.config["data"]["mask_documents"])
 
+    def ingot_without_attention(self, seconds: float, settle: float) -> dict[str, Any]:
+        result_file = self.output / "ingot.json"
+        command = [self.program, "step", "--no-attention", "--no-parts", "--config", str(self.args.config),
+                   "--seconds", str(seconds), "--settle", str(settle), "--json", str(result_file)]
+        for assignment in self.sets:
+            command += ["--set", assignment]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            fail(f"{' '.join(command)} ended with code {done.returncode}: {done.stderr.strip()[-2000:]}")
+        result = json.loads(result_file.read_text())
+        return {"tokens_per_second": result["tokens_per_second"], "steps": result["steps"],
+                "median_step_seconds": result["median_step_seconds"], "first_step_seconds": math.nan,
+                "window": result["window"], "losses": [result["loss"]], "norms": [math.nan],
+                "memory": {"planned": result["memory_bytes"]}}
+
     def ingot(self, seconds: float, settle: float) -> dict[str, Any]:
+        if self.args.attention == "none":
+            return self.ingot_without_attention(seconds, settle)
         folder = self.output / "ingot"
         shutil.rmtree(folder, ignore_errors=True)
         command = [self.args.train, "--config", str(self.args.config)]
@@ -283,7 +301,7 @@ class Comparison:
               f"loss {result['losses'][0]:.4f} -> {result['losses'][-1]:.4f} in {len(result['losses'])}", flush=True)
 
     def check_same_work(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-        if self.plain:
+        if self.plain or self.args.attention == "none":
             return
         for what, key, tolerance in zip(("losses", "gradient norms"), ("losses", "norms"),
                                         FIRST_TOLERANCE[self.args.precision]):
@@ -310,7 +328,7 @@ class Comparison:
 
     def compare(self) -> None:
         args = self.args
-        sides = "; ".join(["Ingot: ./train"] * ("Ingot" in self.sides) + [
+        sides = "; ".join([f"Ingot: {self.program}"] * ("Ingot" in self.sides) + [
             f"PyTorch {torch.__version__}: {args.precision}, attention {args.attention}, loss {args.loss}, "
             f"compile {args.compile}"] * ("PyTorch" in self.sides))
         print(f"{self.name}, driver {driver_version()}; {sides}")

@@ -12,10 +12,14 @@ them. Norms, softmax, loss, the gradients of the weights, and AdamW are float32,
 --residual fp32. fp16 scales the loss as kernels/core/step.h does. DIR/log.jsonl is like Ingot's: plot.py and
 compare_runs.py read it.
 
-`gap` prints by how much the losses of --run and of --peer differ from those of --reference (a run in fp32), as means
-over the last steps, and their ratio; its exit code is 1 where the ratio is above --limit.
+`gap` prints the mean losses of three runs over the last steps, by how much --run and --peer differ from --reference (a
+run in fp32) on average, step by step, and the ratio of the two; its exit code is 1 where the ratio is above --limit.
 
-It is slow: for small models and a few hundred steps. Run it with the Python that has PyTorch 2.6 or later.
+It is slow: for small models and a few hundred steps. `train --compiled` takes another loop, that of bench_torch.py:
+what people train with in PyTorch, for runs of many tokens on a GPU: torch.compile, FlexAttention, fused AdamW, with
+--residual fp32 under bf16 autocast, else on a bf16 copy of the weights.
+
+Run it with the Python that has PyTorch 2.6 or later.
 """
 
 from __future__ import annotations
@@ -245,44 +249,78 @@ def logged(value: float) -> float | str:
     return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
+class RoundingLoop:
+    def __init__(self, config: dict[str, Any], args: argparse.Namespace) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        dtype = DTYPES[args.dtype]
+        self.config = config
+        self.model = RoundingGpt(config, dtype, torch.float32 if args.residual == "fp32" else dtype, args.device)
+        self.weights = list(self.model.weights.values())
+        self.optimizer = AdamW(self.weights, config, args.dtype == "fp16")
+        self.rows = Rows(config, args.device)
+        self.micro_batch = config["training"]["micro_batch_size"]
+        self.micro_steps = config["training"]["batch_tokens"] // (self.micro_batch * self.rows.context)
+
+    def step(self, number: int) -> dict[str, Any]:
+        """Step `number`, from 1: what the log says of it."""
+        loss_sum, targets, scale = 0.0, 0, self.optimizer.scale
+        for w in self.weights:
+            w.grad = torch.zeros_like(w)
+        for micro_step in range(self.micro_steps):
+            batch = self.rows.batch(((number - 1) * self.micro_steps + micro_step) * self.micro_batch, self.micro_batch)
+            losses, objective = self.model.losses(*batch)
+            (objective * scale).backward()
+            loss_sum += losses.item()
+            targets += int((batch[1] != IGNORED).sum())
+        norm, is_skipped = self.optimizer.step(loss_sum, targets, learning_rate(self.config, number))
+        return {"loss": loss_sum / targets if targets else 0.0, "grad_norm": norm,
+                "loss_scale": self.optimizer.scale, "skipped": is_skipped}
+
+
+class CompiledLoop:
+    def __init__(self, config: dict[str, Any], args: argparse.Namespace) -> None:
+        from torch_step import Trainer  # needs FlexAttention
+
+        if args.dtype != "bf16" or args.device != "cuda":
+            fail("--compiled is a loop in bf16 on a GPU: use --dtype bf16 --device cuda")
+        if config["training"]["z_loss"] != 0:
+            fail("training.z_loss is not part of --compiled: set it to 0")
+        torch.set_float32_matmul_precision("high")
+        self.config = config
+        self.trainer = Trainer({"config": config, "device": "cuda", "attention": "flex", "loss": "full",
+                                "precision": "autocast" if args.residual == "fp32" else "master",
+                                "compile": "default"})
+
+    def step(self, number: int) -> dict[str, Any]:
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, number)
+        loss, norm = self.trainer.step(number - 1)
+        return {"loss": loss.item(), "grad_norm": norm.item(), "loss_scale": 1.0, "skipped": False}
+
+
 def train(args: argparse.Namespace) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
     config = json.loads((args.run / "config.json").read_text())
-    training, dtype = config["training"], DTYPES[args.dtype]
-    model = RoundingGpt(config, dtype, torch.float32 if args.residual == "fp32" else dtype, args.device)
-    weights = list(model.weights.values())
-    optimizer = AdamW(weights, config, args.dtype == "fp16")
-    rows = Rows(config, args.device)
-    micro_batch, batch_tokens = training["micro_batch_size"], training["batch_tokens"]
-    micro_steps = batch_tokens // (micro_batch * rows.context)
+    training = config["training"]
+    loop = (CompiledLoop if args.compiled else RoundingLoop)(config, args)
+    batch_tokens = training["batch_tokens"]
     steps = min(args.steps or training["steps"], training["steps"])
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / "log.jsonl", "w") as log:
         for step in range(1, steps + 1):
             begin = time.perf_counter()
-            loss_sum, targets, scale = 0.0, 0, optimizer.scale
-            for w in weights:
-                w.grad = torch.zeros_like(w)
-            for micro_step in range(micro_steps):
-                batch = rows.batch(((step - 1) * micro_steps + micro_step) * micro_batch, micro_batch)
-                losses, objective = model.losses(*batch)
-                (objective * scale).backward()
-                loss_sum += losses.item()
-                targets += int((batch[1] != IGNORED).sum())
-            lr = learning_rate(config, step)
-            norm, is_skipped = optimizer.step(loss_sum, targets, lr)
-            seconds = time.perf_counter() - begin
-            loss = loss_sum / targets if targets else 0.0
+            report = loop.step(step)
+            seconds, lr = time.perf_counter() - begin, learning_rate(config, step)
             log.write(json.dumps({
-                "step": step, "loss": logged(loss), "val_loss": None, "grad_norm": logged(norm), "lr": lr,
-                "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / seconds, "mfu": None,
+                "step": step, "loss": logged(report["loss"]), "val_loss": None,
+                "grad_norm": logged(report["grad_norm"]), "lr": lr, "tokens": step * batch_tokens,
+                "tokens_per_second": batch_tokens / seconds, "mfu": None,
                 "memory_bytes": torch.cuda.max_memory_allocated() if args.device == "cuda" else 0,
-                "step_seconds": seconds, "data_wait_seconds": 0.0, "loss_scale": optimizer.scale,
-                "skipped": is_skipped}, separators=(",", ":")) + "\n")
+                "step_seconds": seconds, "data_wait_seconds": 0.0, "loss_scale": report["loss_scale"],
+                "skipped": report["skipped"]}, separators=(",", ":")) + "\n")
             log.flush()
             if step % args.print_every == 0 or step == steps:
-                print(f"step {step:6}/{steps} | loss {loss:.4f} | norm {norm:.2f} | lr {lr:.1e} | "
-                      f"{batch_tokens / seconds:.0f} tok/s", flush=True)
+                print(f"step {step:6}/{steps} | loss {report['loss']:.4f} | norm {report['grad_norm']:.2f} | "
+                      f"lr {lr:.1e} | {batch_tokens / seconds:.0f} tok/s", flush=True)
 
 
 # ---- The gap ---------------------------------------------------------------------------------------------------------
@@ -298,6 +336,9 @@ def gap(args: argparse.Namespace) -> int:
     common = sorted(reference.keys() & run.keys() & peer.keys())[-args.last:]
     if len(common) < args.last:
         fail(f"the three logs share {len(common)} steps, --last wants {args.last}")
+    means = (statistics.mean(x[step] for step in common) for x in (reference, run, peer))
+    print(f"mean loss of steps {common[0]} to {common[-1]}: " + ", ".join(
+        f"{folder} {mean:.5f}" for folder, mean in zip((args.reference, args.run, args.peer), means)))
     ours, theirs = (statistics.mean(abs(x[step] - reference[step]) for step in common) for x in (run, peer))
     ratio = ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
     print(f"steps {common[0]} to {common[-1]}: mean gap to {args.reference}: {args.run} {ours:.3e}, "
@@ -312,6 +353,7 @@ def main() -> int:
     loop.add_argument("--run", type=pathlib.Path, required=True, metavar="RUN", help="a run folder of Ingot's")
     loop.add_argument("--dtype", choices=list(DTYPES), required=True, help="what the loop rounds to")
     loop.add_argument("--residual", choices=["same", "fp32"], default="same", help="type of the residual stream")
+    loop.add_argument("--compiled", action="store_true", help="the loop of bench_torch.py instead: bf16 on a GPU")
     loop.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     loop.add_argument("--steps", type=int, help="stop after so many (default: those of the run)")
     loop.add_argument("--print-every", type=int, default=10, metavar="N")

@@ -52,6 +52,7 @@ int main(int argc, char** argv) {
         ->allow_extra_args(false);
     step_command->add_flag("--no-attention", step.no_attention, "Everything but attention, RoPE and QK-norm");
     step_command->add_option("--seconds", step.seconds, "Time for the measured steps")->capture_default_str();
+    step_command->add_option("--settle", step.settle_seconds, "Time for steps before them (default: a fifth of it)");
     step_command->add_option("--documents", step.document_tokens,
                              "Tokens of a document (default: a quarter of the context)");
     step_command->add_option("--gemm-rate", step.gemm_rate, "TFLOP/s of the products' floor: what ./bench gemm says");

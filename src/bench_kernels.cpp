@@ -15,6 +15,7 @@
 #include "kernels/core/rng.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/fill.h"
 #include "kernels/matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
@@ -124,15 +125,8 @@ class Bench {
         const uint64_t seed = memory_.size();
         if (dtype == DType::u8) {
             device_.zero(result);
-        } else if (device_.is_cpu()) {
-            float* const data = result.get<float>();
-            const int64_t count = result.numel();
-#pragma omp parallel for schedule(static)
-            for (int64_t i = 0; i < count; ++i) data[i] = scale * random_normal(seed, 0, static_cast<uint64_t>(i));
         } else {
-#if INGOT_HAS_CUDA
-            fill_normals_cuda(device_, result, seed, scale);
-#endif
+            fill_normal(device_, {.out = result, .seed = seed, .stream = 0, .std = scale});
         }
         return result;
     }

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "kernels/fill.h"
 #include "src/config.h"
 #include "src/peak_rate.h"
 #include "src/step_parts.h"
@@ -38,6 +39,10 @@ double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+double unix_seconds() {
+    return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
 // Bytes read and written per second by a kernel that only copies.
 double copy_rate(const Device& device) {
     constexpr int64_t kBytes = int64_t{1} << 29;
@@ -47,7 +52,7 @@ double copy_rate(const Device& device) {
     };
     const std::shared_ptr<void> memory[2] = {device.allocate(kBytes), device.allocate(kBytes)};
     const Tensor source = buffer(memory[0]), destination = buffer(memory[1]);
-    fill_normals_cuda(device, source, 1, 1);
+    fill_normal(device, {.out = source, .seed = 1, .stream = 0, .std = 1});
     for (int i = 0; i < kWarmUp; ++i) copy_kernel_cuda(device, destination, source);
     CudaTimer timer(device);
     std::vector<double> seconds;
@@ -101,16 +106,18 @@ class Bench {
 
         run.run_to(kFirstSteps);
         const double settling_began = seconds_now();
-        while (seconds_now() - settling_began < options_.seconds / 5) run.run_to(run.step() + 1);
+        const double settling = options_.settle_seconds >= 0 ? options_.settle_seconds : options_.seconds / 5;
+        while (seconds_now() - settling_began < settling) run.run_to(run.step() + 1);
         const int64_t first_step = run.step(), first_skipped = run.num_skipped();
         std::vector<double> seconds;
-        const double began = seconds_now();
+        const double began = seconds_now(), began_unix = unix_seconds();
         double wall = 0;
         while (wall < options_.seconds || seconds.size() < 5) {
             run.run_to(run.step() + 1);
             seconds.push_back(run.seconds());
             wall = seconds_now() - began;
         }
+        const double ended_unix = unix_seconds();
         std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size() / 2), seconds.end());
         const double median = seconds[seconds.size() / 2];
         const double rate = static_cast<double>(run.step() - first_step) * batch_tokens / wall;
@@ -140,6 +147,7 @@ class Bench {
                    {"flops_per_token", flops},
                    {"peak", peak ? ordered_json(peak->flops) : ordered_json()},
                    {"steps", seconds.size()},
+                   {"window", {began_unix, ended_unix}},
                    {"tokens_per_second", rate},
                    {"step_seconds", step_seconds_},
                    {"median_step_seconds", median},
@@ -241,6 +249,7 @@ class Bench {
 
 void bench_step(const BenchStepOptions& options) {
     REQUIRE(options.seconds > 0, "--seconds must be above 0");
+    REQUIRE(options.settle_seconds >= 0 || options.settle_seconds == -1, "--settle must not be negative");
     REQUIRE(options.document_tokens >= 0, "--documents is a number of tokens, not ", options.document_tokens);
     REQUIRE(options.gemm_rate >= 0, "--gemm-rate must be above 0");
     const Config config = config_of(options);

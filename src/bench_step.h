@@ -12,6 +12,7 @@ struct BenchStepOptions {
     std::vector<std::string> overrides;  // "section.key=value"
     bool no_attention = false;           // kernels/attention/left_out.h instead
     double seconds = 10;                 // of measured steps
+    double settle_seconds = -1;          // of steps before them; -1: a fifth
     int64_t document_tokens = 0;         // 0: a quarter of the context
     double gemm_rate = 0;                // TFLOP/s, for the products' floor; 0: that stays blank
     bool no_parts = false;

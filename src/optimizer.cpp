@@ -1,5 +1,8 @@
 #include "src/optimizer.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/adamw.h"
 #include "kernels/core/profile.h"
 #include "kernels/step.h"
@@ -10,8 +13,20 @@ Optimizer::Optimizer(const Model& model, MemoryPlan* plan) {
     const DType dtype = accumulation_dtype(model.dtype());
     plan->add("optimizer.m", dtype, {model.table().flat_size()}, &m_);
     plan->add("optimizer.v", dtype, {model.table().flat_size()}, &v_);
+    plan->add("optimizer.decay_blocks", DType::u8, {model.table().flat_size() / kDecayBlock}, &decay_blocks_);
     plan->add("workspace.gradient_norm", DType::u8, {static_cast<int64_t>(gradient_norm_workspace(model.device()))},
               &workspace_);
+}
+
+void Optimizer::initialize_constants(const Model& model) {
+    std::vector<uint8_t> blocks(static_cast<size_t>(decay_blocks_.numel()), 0);
+    for (const Parameter& parameter : model.table().parameters()) {
+        CHECK(parameter.offset % kDecayBlock == 0, parameter.name, " begins at ", parameter.offset);
+        const int64_t first = parameter.offset / kDecayBlock;
+        const int64_t end = (parameter.offset + parameter.numel() + kDecayBlock - 1) / kDecayBlock;
+        std::fill(blocks.begin() + first, blocks.begin() + end, parameter.is_matrix ? 1 : 0);
+    }
+    model.device().copy(decay_blocks_, Tensor::contiguous(blocks.data(), DType::u8, {decay_blocks_.numel()}));
 }
 
 void Optimizer::update(const Model& model, StepBlock* step) const {
@@ -19,17 +34,14 @@ void Optimizer::update(const Model& model, StepBlock* step) const {
     const Device& device = model.device();
     gradient_norm(device, {.step = step, .gradient = model.gradients(), .workspace = workspace_});
     step_decide(device, step);
-    for (const Parameter& parameter : model.table().parameters()) {
-        const int64_t begin = parameter.offset, end = parameter.offset + parameter.numel();
-        const bool has_copy = model.dtype() != accumulation_dtype(model.dtype());
-        adamw(device, {.weights = model.weights().slice(0, begin, end),
-                       .m = m_.slice(0, begin, end),
-                       .v = v_.slice(0, begin, end),
-                       .gradient = model.gradients().slice(0, begin, end),
-                       .compute = has_copy ? model.compute_weights().slice(0, begin, end) : Tensor{},
-                       .step = step,
-                       .decays = parameter.is_matrix});
-    }
+    const bool has_copy = model.dtype() != accumulation_dtype(model.dtype());
+    adamw(device, {.weights = model.weights(),
+                   .m = m_,
+                   .v = v_,
+                   .gradient = model.gradients(),
+                   .compute = has_copy ? model.compute_weights() : Tensor{},
+                   .step = step,
+                   .decay_blocks = decay_blocks_});
 }
 
 }  // namespace ingot

@@ -11,6 +11,10 @@ class Optimizer {
   public:
     // Plans m and v in the layout of the model's weights.
     Optimizer(const Model& model, MemoryPlan* plan);
+    Optimizer(const Optimizer&) = delete;  // the plan knows where the tensors are
+    Optimizer& operator=(const Optimizer&) = delete;
+    // Once, when there is memory: which parameters decay.
+    void initialize_constants(const Model& model);
     // Gradient norm, decision (clip, skip), update. `step` lives on the model's device.
     void update(const Model& model, StepBlock* step) const;
 
@@ -18,7 +22,7 @@ class Optimizer {
     const Tensor& v() const { return v_; }
 
   private:
-    Tensor m_, v_, workspace_;
+    Tensor m_, v_, decay_blocks_, workspace_;
 };
 
 }  // namespace ingot

@@ -41,7 +41,6 @@ constexpr KernelPart kKernelParts[] = {
     {"step.cu", "step_decide_kernel", StepPart::step_scalars},
     {"swiglu.cu", "forward_kernel", StepPart::swiglu_forward},
     {"swiglu.cu", "backward_kernel", StepPart::swiglu_backward},
-    {"timing.cu", "fill_normals_kernel", StepPart::other},
     {"timing.cu", "copy_kernel", StepPart::other},
 };
 constexpr const char* kFirstKernel = "step_begin_kernel";  // of a step

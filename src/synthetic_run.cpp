@@ -1,10 +1,8 @@
 #include "src/synthetic_run.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/core/rng.h"
-#include "src/schedule.h"
 
 namespace ingot {
 
@@ -20,11 +18,12 @@ Config without_files(Config config) {
 }  // namespace
 
 SyntheticRun::SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options)
-    : config_(without_files(config)), plan_(config_, device), queue_{QueuedStep(device), QueuedStep(device)} {
+    : config_(without_files(config)), plan_(config_, device), queue_(config_, &plan_) {
     if (options.leaves_out_attention) plan_.model.leave_out_attention();
     plan_.allocate();
     plan_.warm_up({});
     plan_.model.initialize_constants();
+    plan_.optimizer.initialize_constants(plan_.model);
     plan_.step.write(StepBlock{});
     plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
     const int64_t T = config_.model.context_length;
@@ -55,18 +54,7 @@ void SyntheticRun::draw_batches(int64_t document_tokens) {
 }
 
 void SyntheticRun::queue_step() {
-    const int64_t step = queued_step_ + 1;
-    const OptimizerConfig& o = config_.optimizer;
-    QueuedStep& queued = queue_[static_cast<size_t>(step % 2)];
-    queued.begin.record();
-    plan_.begin_step(
-        {.lr = learning_rate(config_.schedule, o.lr, config_.training.steps, std::min(step, config_.training.steps)),
-         .beta1 = o.beta1,
-         .beta2 = o.beta2,
-         .eps = o.eps,
-         .weight_decay = o.weight_decay,
-         .grad_clip = o.grad_clip,
-         .dynamic_loss_scale = plan_.model.dtype() == DType::f16});
+    queue_.begin();
     for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step) {
         HostBatch* const host = plan_.batch.next();
         host->resize(plan_.model.max_tokens());
@@ -74,27 +62,17 @@ void SyntheticRun::queue_step() {
         Device::cpu().copy(host->all(), drawn.all());
         plan_.micro_step();
     }
-    plan_.update();
-    plan_.device().start_copy(DeviceStep::bytes_of(queued.block), plan_.step.tensor());
-    queued.end.record();
-    queued_step_ = step;
-}
-
-void SyntheticRun::finish_step() {
-    const QueuedStep& queued = queue_[static_cast<size_t>((step_ + 1) % 2)];
-    queued.end.wait();
-    step_ += 1;
-    decision_ = queued.block->decision;
-    num_skipped_ += decision_.apply == 0;
-    seconds_ = queued.end.seconds_since(queued.begin);
+    queue_.end();
 }
 
 void SyntheticRun::run_to(int64_t step, bool drains) {
-    const int64_t ahead = plan_.device().is_cpu() ? 0 : 1;
-    while (step_ < step) {
-        const int64_t last = drains ? std::min(step, step_ + 1 + ahead) : step_ + 1 + ahead;
-        while (queued_step_ < last) queue_step();
-        finish_step();
+    while (queue_.last_finished() < step) {
+        const int64_t next = queue_.last_finished() + 1 + queue_.ahead();
+        while (queue_.last_queued() < (drains ? std::min(step, next) : next)) queue_step();
+        const StepQueue::Finished finished = queue_.finish();
+        decision_ = finished.block.decision;
+        num_skipped_ += decision_.apply == 0;
+        seconds_ = finished.seconds;
     }
 }
 

@@ -1,13 +1,12 @@
 // The training step on random tokens: for benchmarks and tests, without data files and a run folder.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "kernels/core/device.h"
 #include "src/config.h"
+#include "src/step_queue.h"
 #include "src/training_plan.h"
 
 namespace ingot {
@@ -17,8 +16,6 @@ struct SyntheticOptions {
     bool leaves_out_attention = false;
 };
 
-// Steps are queued as Trainer does it (src/train.cpp): on a GPU one runs while the next is queued, and the scalars come
-// back at the end of each.
 class SyntheticRun {
   public:
     // Allocates, warms up and draws weights. `config` is resolved. Throws UserError if the plan does not fit.
@@ -27,7 +24,7 @@ class SyntheticRun {
     // The steps up to the one of that number are finished when this returns, and on a GPU one more is queued unless
     // `drains`.
     void run_to(int64_t step, bool drains = false);
-    int64_t step() const { return step_; }  // the last finished one
+    int64_t step() const { return queue_.last_finished(); }  // the last finished one
     // Of the last finished step: from its beginning to its end on the device.
     double seconds() const { return seconds_; }
     const StepDecision& decision() const { return decision_; }
@@ -38,26 +35,15 @@ class SyntheticRun {
     double visible_pairs_per_token() const { return visible_pairs_per_token_; }
 
   private:
-    struct QueuedStep {
-        explicit QueuedStep(const Device& device)
-            : memory(device.allocate_host(sizeof(StepBlock))),
-              block(static_cast<StepBlock*>(memory.get())),
-              begin(device),
-              end(device) {}
-        std::shared_ptr<void> memory;
-        StepBlock* block;
-        DeviceEvent begin, end;
-    };
     void draw_batches(int64_t document_tokens);
     void queue_step();
-    void finish_step();
 
     Config config_;
     TrainingPlan plan_;
-    std::array<QueuedStep, 2> queue_;  // step s in s % 2
+    StepQueue queue_;
     static constexpr size_t kBatches = 8;
     std::vector<HostBatch> batches_;  // drawn once, since drawing could take longer than a small model's step
-    int64_t num_filled_ = 0, queued_step_ = 0, step_ = 0, num_skipped_ = 0;
+    int64_t num_filled_ = 0, num_skipped_ = 0;
     double seconds_ = 0, visible_pairs_per_token_ = 0;
     StepDecision decision_;
 };

@@ -21,8 +21,8 @@
 #include "src/peak_rate.h"
 #include "src/progress.h"
 #include "src/run_folder.h"
-#include "src/schedule.h"
 #include "src/signals.h"
+#include "src/step_queue.h"
 #include "src/text.h"
 #include "src/training_data.h"
 #include "src/training_plan.h"
@@ -92,26 +92,15 @@ class Trainer {
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
-    // A step on its way: on a GPU one is queued while the one before still runs, so that the GPU never waits for the
-    // program. `block` is a copy of the step's scalars at its end.
-    struct QueuedStep {
-        explicit QueuedStep(const Device& device)
-            : memory(device.allocate_host(sizeof(StepBlock))),
-              block(static_cast<StepBlock*>(memory.get())),
-              begin(device),
-              end(device) {}
-        std::shared_ptr<void> memory;
-        StepBlock* block;
-        StepReport report;
-        double visible_pairs = 0;
-        DeviceEvent begin, end;
+    StepQueue queue_;
+    struct Queued {  // what the host knows of a step while it is on its way
+        double data_wait_seconds = 0, visible_pairs = 0;
     };
-    std::array<QueuedStep, 2> queue_;  // step s in s % 2
-    int64_t queued_step_ = 0;          // the last one that was queued
-    TrainingState training_;           // as of the last finished step
-    StepDecision decision_;            // the same
-    bool report_is_pending_ = false;   // the line of training_.step is not in the log yet
-    int64_t saved_step_ = -1;          // the last step whose checkpoint was committed or is being written
+    std::array<Queued, 2> queued_;    // step s in s % 2
+    TrainingState training_;          // as of the last finished step
+    StepDecision decision_;           // the same
+    bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
+    int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
 };
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, const StepRange& profile,
@@ -121,7 +110,7 @@ Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingDa
       data_(data),
       profile_(profile),
       plan_(*plan),
-      queue_{QueuedStep(plan->device()), QueuedStep(plan->device())} {}
+      queue_(config, plan) {}
 
 // ---- Start ----
 
@@ -158,6 +147,7 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
 void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
     const std::string& run_dir = folder_.path();
     plan_.model.initialize_constants();
+    plan_.optimizer.initialize_constants(plan_.model);
     plan_.step.write(StepBlock{});
     if (checkpoint)
         resume_from(*checkpoint);
@@ -166,7 +156,7 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
     REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
             "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
             config_.training.steps, ": name steps among these");
-    queued_step_ = training_.step;
+    queue_.start_after(training_.step);
     const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
     saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
     folder_.write_config(config_);
@@ -185,59 +175,47 @@ bool Trainer::must_stop() const {
 // One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is queued, and nothing
 // here waits for it but for batch buffers that are still being read.
 bool Trainer::queue_step() {
-    const int64_t step = queued_step_ + 1, micro_batch = config_.training.micro_batch_size;
+    const int64_t step = queue_.last_queued() + 1, micro_batch = config_.training.micro_batch_size;
     const int64_t num_micro_steps = plan_.num_micro_steps(), rows_per_step = num_micro_steps * micro_batch;
-    const int64_t first_row = training_.rows_consumed + (queued_step_ - training_.step) * rows_per_step;
-    const OptimizerConfig& o = config_.optimizer;
+    const int64_t first_row = training_.rows_consumed + (queue_.last_queued() - training_.step) * rows_per_step;
     if (step == profile_.first) begin_profile();
     plan_.use_graphs(!profile_.contains(step));
-    QueuedStep& queued = queue_[static_cast<size_t>(step % 2)];
-    queued.begin.record();
-    queued.report = StepReport{};
-    queued.visible_pairs = 0;
-    queued.report.step = step;
-    queued.report.lr = learning_rate(config_.schedule, o.lr, config_.training.steps, step);
-    plan_.begin_step({.lr = queued.report.lr,
-                      .beta1 = o.beta1,
-                      .beta2 = o.beta2,
-                      .eps = o.eps,
-                      .weight_decay = o.weight_decay,
-                      .grad_clip = o.grad_clip,
-                      .dynamic_loss_scale = plan_.model.dtype() == DType::f16});
+    Queued& queued = queued_[static_cast<size_t>(step % 2)] = {};
+    queue_.begin();
     for (int64_t micro_step = 0; micro_step < num_micro_steps; ++micro_step) {
         if (must_stop()) return false;
         HostBatch* const host = plan_.batch.next();
         const double data_begin = seconds_now();
         fill_batch(data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
                    host);
-        queued.report.data_wait_seconds += seconds_now() - data_begin;
+        queued.data_wait_seconds += seconds_now() - data_begin;
         queued.visible_pairs += host->visible_pairs();
         plan_.micro_step();
     }
-    plan_.update();
-    plan_.device().start_copy(DeviceStep::bytes_of(queued.block), plan_.step.tensor());
-    queued.end.record();
-    queued_step_ = step;
+    queue_.end();
     return true;
 }
 
 void Trainer::finish_step() {
-    const QueuedStep& queued = queue_[static_cast<size_t>((training_.step + 1) % 2)];
-    queued.end.wait();
-    const StepBlock& block = *queued.block;
+    const StepQueue::Finished finished = queue_.finish();
+    const StepBlock& block = finished.block;
     training_.step += 1;
+    const Queued& queued = queued_[static_cast<size_t>(training_.step % 2)];
     if (training_.step == profile_.last) end_profile();
     training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
     training_.state = block.state;
     decision_ = block.decision;
-    StepReport report = queued.report;
+    StepReport report;
+    report.data_wait_seconds = queued.data_wait_seconds;
+    report.step = training_.step;
+    report.lr = block.settings.lr;
     report.loss = block.decision.loss;
     report.grad_norm = block.decision.grad_norm;
     report.skipped = block.decision.apply == 0;
     report.loss_scale = block.state.loss_scale;
     report.tokens = training_.rows_consumed * config_.model.context_length;
     report.memory_bytes = plan_.total_bytes();
-    report.step_seconds = queued.end.seconds_since(queued.begin);
+    report.step_seconds = finished.seconds;
     report.tokens_per_second = static_cast<double>(config_.training.batch_tokens) / report.step_seconds;
     if (const auto peak = peak_rate(plan_.device().name(), plan_.model.dtype()))
         report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), queued.visible_pairs) /
@@ -318,7 +296,7 @@ int Trainer::stop_for_nonfinite() const {
 }
 
 int Trainer::stop() {
-    while (training_.step < queued_step_) {
+    while (training_.step < queue_.last_queued()) {
         finish_step();
         write_log();
     }
@@ -349,9 +327,8 @@ int Trainer::run() {
         std::fflush(stdout);
         if (is_last()) return kExitDone;
         // On a GPU the next step is queued before the report of this one is awaited.
-        const int64_t ahead = plan_.device().is_cpu() ? 0 : 1;
-        while (queued_step_ == training_.step ||
-               (queued_step_ <= training_.step + ahead && !is_last(queued_step_) && !pauses_after(queued_step_)))
+        while (queue_.last_queued() == training_.step ||
+               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) && !pauses_after(queue_.last_queued())))
             if (must_stop() || !queue_step()) return stop();
         finish_step();
     }

@@ -1,23 +1,12 @@
 #include "kernels/cuda/timing.h"
 
-#include "kernels/core/rng.h"
 #include "kernels/cuda/context.h"
-#include "kernels/cuda/vec.cuh"
 
 namespace ingot {
 
 namespace {
 
 constexpr int kThreads = 256;
-
-template <typename T>
-__global__ void fill_normals_kernel(T* data, int64_t count, int64_t columns, int64_t row_stride, uint64_t seed,
-                                    float scale) {
-    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride)
-        data[i / columns * row_stride + i % columns] =
-            from_float<T>(scale * random_normal(seed, 0, static_cast<uint64_t>(i)));
-}
 
 // A block copies kUnroll * kThreads vectors; a thread's loads are all in flight before its first store.
 constexpr int kUnroll = 4;
@@ -60,21 +49,6 @@ double CudaTimer::stop() {
     float milliseconds = 0;
     CUDA_CHECK(cudaEventElapsedTime(&milliseconds, events_->begin, events_->end));
     return milliseconds * 1e-3;
-}
-
-void fill_normals_cuda(const Device& device, const Tensor& tensor, uint64_t seed, float scale) {
-    if (tensor.numel() == 0) return;
-    const bool is_matrix = tensor.rank == 2 && tensor.stride[1] == 1;
-    CHECK(is_matrix || tensor.is_contiguous(), "fill_normals: ", tensor.describe(), " must be contiguous");
-    const int64_t columns = is_matrix ? tensor.shape[1] : tensor.numel();
-    const int64_t row_stride = is_matrix ? tensor.stride[0] : columns;
-    const CudaContext& context = device.context();
-    for_cuda_type(tensor.dtype, "fill_normals", [&](auto element) {
-        using T = decltype(element);
-        fill_normals_kernel<T><<<context.properties.multiProcessorCount * 8, kThreads, 0, context.stream>>>(
-            tensor.get<T>(), tensor.numel(), columns, row_stride, seed, scale);
-    });
-    CUDA_CHECK_LAUNCH("fill_normals");
 }
 
 void copy_kernel_cuda(const Device& device, const Tensor& destination, const Tensor& source) {

@@ -1,4 +1,4 @@
-// What a benchmark needs of a GPU: a clock, random data, a plain copy to compare with. No CUDA header here.
+// What a benchmark needs of a GPU: a clock, a plain copy to compare with. No CUDA header here.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,6 @@ class CudaTimer {
     struct Events;
     std::unique_ptr<Events> events_;
 };
-
-// All elements of a contiguous tensor, or of a matrix with contiguous rows, become scale * random_normal(seed, 0,
-// index), rounded to its dtype (core/rng.h).
-void fill_normals_cuda(const Device&, const Tensor& tensor, uint64_t seed, float scale);
 
 // A copy by a kernel of 16-byte loads and stores: what a kernel bound by memory can hope for. Contiguous tensors of the
 // same size, a multiple of 16 bytes.

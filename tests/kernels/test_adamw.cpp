@@ -1,4 +1,5 @@
-// Seen to catch: decay applied to the updated weight; eps inside the root; bias corrections swapped; apply ignored.
+// Seen to catch: decay applied to the updated weight; eps inside the root; bias corrections swapped; apply ignored;
+// the flag of the block before.
 #include <gtest/gtest.h>
 #include <omp.h>
 
@@ -107,6 +108,46 @@ TEST(AdamW, ComputeCopyRoundsToNearestEven) {
     }
 }
 
+// A space of several tensors in one call gives what a call for each gives.
+TEST(AdamW, BlocksSayWhatDecays) {
+    for (const int64_t n : {64, 200, 1000})
+        for (const DType dtype : {DType::f32, DType::f64}) {
+            const int64_t num_blocks = (n + kDecayBlock - 1) / kDecayBlock;
+            std::vector<double> blocks;
+            for (int64_t block = 0; block < num_blocks; ++block) blocks.push_back(block % 3 == 1 ? 0 : 1);
+            const State start = initial(n);
+            const std::vector<double> gradient = rounded(normals(n, 4, 5), DType::f32);
+            const Buffer g(cpu, dtype, {n}, gradient), decay_blocks(cpu, DType::u8, {num_blocks}, blocks);
+            const StepBlock step = step_block(0.25, 2);
+            const auto run = [&](bool in_one_call) {
+                const Buffer weights(cpu, dtype, {n}, start.weights), m(cpu, dtype, {n}, start.m);
+                const Buffer v(cpu, dtype, {n}, start.v);
+                if (in_one_call)
+                    adamw(cpu, {.weights = weights,
+                                .m = m,
+                                .v = v,
+                                .gradient = g,
+                                .step = &step,
+                                .decay_blocks = decay_blocks,
+                                .decays = false});
+                for (int64_t begin = 0; begin < n && !in_one_call; begin += kDecayBlock) {
+                    const int64_t end = std::min(n, begin + kDecayBlock);
+                    adamw(cpu, {.weights = weights.tensor().slice(0, begin, end),
+                                .m = m.tensor().slice(0, begin, end),
+                                .v = v.tensor().slice(0, begin, end),
+                                .gradient = g.tensor().slice(0, begin, end),
+                                .step = &step,
+                                .decays = blocks[static_cast<size_t>(begin / kDecayBlock)] != 0});
+                }
+                return State{weights.values(), m.values(), v.values()};
+            };
+            const State whole = run(true), parts = run(false);
+            EXPECT_TRUE(same(whole.weights, parts.weights)) << n;
+            EXPECT_TRUE(same(whole.m, parts.m)) << n;
+            EXPECT_TRUE(same(whole.v, parts.v)) << n;
+        }
+}
+
 TEST(AdamW, ASkippedStepChangesNothing) {
     const int64_t n = 9;
     const State state = initial(n);
@@ -194,6 +235,9 @@ TEST(AdamW, Refuses) {
     EXPECT_THROW(run(a, a, a, integers), Error);
     EXPECT_THROW(run(a, a, a, b), Error);
     EXPECT_THROW(run(matrix, a, a, {}), Error);
+    const Buffer two(cpu, DType::u8, {2}, {1, 1});
+    EXPECT_THROW(adamw(cpu, {.weights = a, .m = a, .v = a, .gradient = a, .step = &step, .decay_blocks = two}), Error);
+    EXPECT_THROW(adamw(cpu, {.weights = a, .m = a, .v = a, .gradient = a, .step = &step, .decay_blocks = a}), Error);
     StepBlock block;
     EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradient = half}), Error);
     EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradient = matrix}), Error);

@@ -2,6 +2,8 @@
 //
 // Seen to catch: the last element of a range left out; eps inside the root; a skipped step applied; the head of a range
 // left out of the norm; squares in fp32.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -153,6 +155,44 @@ TEST(AdamWCuda, BitsDoNotDependOnWhereARangeBegins) {
     EXPECT_TRUE(same(cut.m, whole.m));
     EXPECT_TRUE(same(cut.v, whole.v));
     EXPECT_TRUE(same(again.weights, whole.weights));
+}
+
+// A space of several tensors in one call gives the bits that a call for each gives; also where it begins anywhere.
+TEST(AdamWCuda, BlocksSayWhatDecaysSmall) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const DType copy : kCopies)
+        for (const int64_t begin : {0, 3, 4})
+            for (const int64_t n : {64, 203, 5000}) {
+                SCOPED_TRACE(join("begin ", begin, " n ", n, " copy ", name_of(copy)));
+                const int64_t num_blocks = (n + kDecayBlock - 1) / kDecayBlock, all = begin + n;
+                std::vector<double> blocks;
+                for (int64_t block = 0; block < num_blocks; ++block) blocks.push_back(block % 3 == 1 ? 0 : 1);
+                const State start = initial(all);
+                const Buffer g(device, DType::f32, {all}, rounded(normals(all, 4, 5), DType::f32));
+                const Buffer decay_blocks(device, DType::u8, {num_blocks}, blocks);
+                const StepOn step(device, step_block(0.25, 2));
+                const auto run = [&](bool in_one_call) {
+                    const Buffer weights(device, DType::f32, {all}, start.weights), m(device, DType::f32, {all}, start.m);
+                    const Buffer v(device, DType::f32, {all}, start.v);
+                    const Buffer compute(device, copy, {all}, std::vector<double>(static_cast<size_t>(all)));
+                    const int64_t part = in_one_call ? n : kDecayBlock;
+                    for (int64_t from = begin; from < all; from += part) {
+                        const int64_t to = std::min(all, from + part);
+                        adamw(device,
+                              {.weights = weights.tensor().slice(0, from, to),
+                               .m = m.tensor().slice(0, from, to),
+                               .v = v.tensor().slice(0, from, to),
+                               .gradient = g.tensor().slice(0, from, to),
+                               .compute = copy == DType::f32 ? Tensor{} : compute.tensor().slice(0, from, to),
+                               .step = step.get(),
+                               .decay_blocks = in_one_call ? decay_blocks.tensor() : Tensor{},
+                               .decays = blocks[static_cast<size_t>((from - begin) / kDecayBlock)] != 0});
+                    }
+                    return std::array{weights.values(), m.values(), v.values(), compute.values()};
+                };
+                const auto whole = run(true), parts = run(false);
+                for (size_t i = 0; i < whole.size(); ++i) EXPECT_TRUE(same(whole[i], parts[i])) << i;
+            }
 }
 
 TEST(AdamWCuda, ASkippedStepChangesNothing) {

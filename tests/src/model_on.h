@@ -19,6 +19,7 @@ class ModelOn {
           // Poisoned: what is read before it is written shows as NaN.
           memory(plan.allocate(device, true)) {
         model.initialize_constants();
+        optimizer.initialize_constants(model);
         device.zero(optimizer.m());
         device.zero(optimizer.v());
         step.write(StepBlock{});

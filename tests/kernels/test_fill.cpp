@@ -1,0 +1,114 @@
+// Filling whole tensors: the same bits on the CPU and on CUDA, in every type that a device has.
+//
+// Seen to catch: an index that counts the gap between rows; the last element left out; 16-bit values cut off instead of
+// rounded; a stream that is not used.
+#include <cmath>
+#include <limits>
+
+#include "kernels/core/rng.h"
+#include "kernels/fill.h"
+#include "tests/support/tensors.h"
+
+namespace ingot::test {
+namespace {
+
+// Rows of 7 columns that lie 10 apart, in a buffer of NaN.
+constexpr int64_t kRows = 5, kColumns = 7, kStride = 10;
+
+Tensor rows_apart(const Tensor& whole) {
+    return whole.slice(1, 0, kColumns);
+}
+
+void check_normal(const Device& device, DType dtype) {
+    SCOPED_TRACE(join(device.name(), " ", name_of(dtype)));
+    // More than a grid has threads; some five hundred of these are beyond 3.5 sigma.
+    for (const int64_t n : {1, 255, 257, (1 << 20) + 3}) {
+        std::vector<double> expected;
+        for (int64_t i = 0; i < n; ++i)
+            expected.push_back(0.02f * random_normal(0x123456789abcdef0, 77, static_cast<uint64_t>(i)));
+        const Buffer out(device, dtype, {n});
+        fill_normal(device, {.out = out, .seed = 0x123456789abcdef0, .stream = 77, .std = 0.02});
+        EXPECT_TRUE(same(out.values(), rounded(expected, dtype))) << n;
+    }
+    const Buffer whole(device, dtype, {kRows, kStride});
+    fill_normal(device, {.out = rows_apart(whole), .seed = 3, .stream = 4, .std = 1});
+    const std::vector<double> values = whole.values();
+    for (int64_t row = 0; row < kRows; ++row)
+        for (int64_t column = 0; column < kStride; ++column) {
+            const double value = values[static_cast<size_t>(row * kStride + column)];
+            const double drawn = random_normal(3, 4, static_cast<uint64_t>(row * kColumns + column));
+            if (column < kColumns)
+                EXPECT_EQ(value, rounded({drawn}, dtype)[0]) << row << " " << column;
+            else
+                EXPECT_TRUE(std::isnan(value)) << "written between the rows";
+        }
+}
+
+void check_value(const Device& device, DType dtype) {
+    // The last is half way between two values of bf16, and between two of fp16: to even.
+    for (const double value : {0.0, 1.0, -2.5, 1 + 3 * 0x1p-8, 1 + 0x1p-11})
+        for (const int64_t n : {1, 300, 70001}) {
+            const Buffer out(device, dtype, {n});
+            fill_value(device, {.out = out, .value = value});
+            EXPECT_TRUE(same(out.values(), rounded(std::vector<double>(static_cast<size_t>(n), value), dtype)))
+                << device.name() << " " << name_of(dtype) << " " << n << " " << value;
+        }
+}
+
+void check_round(const Device& device, DType dtype) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    std::vector<double> values = rounded(normals(70001, 5, 3), DType::f32);
+    // Ties to even both ways, the largest finite ones and beyond, subnormals of both types, signed zeros.
+    const std::vector<double> edges = {1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-11, 1 + 3 * 0x1p-11, 65504,     65519,
+                                       65520,      3.39e38,        -3.4e38,     infinity,        -infinity, 0x1p-24,
+                                       0x1p-25,    3 * 0x1p-26,    0x1p-140,    -0.0,            0.0};
+    values.insert(values.end(), edges.begin(), edges.end());
+    const auto n = static_cast<int64_t>(values.size());
+    const Buffer in(device, DType::f32, {n}, values), out(device, dtype, {n});
+    round_to(device, {.out = out, .in = in});
+    EXPECT_TRUE(same(out.values(), rounded(values, dtype))) << name_of(dtype);
+    EXPECT_TRUE(same(in.values(), rounded(values, DType::f32)));
+    const Buffer broken(device, DType::f32, {3}, {1, std::numeric_limits<double>::quiet_NaN(), 2});
+    const Buffer copy(device, dtype, {3});
+    round_to(device, {.out = copy, .in = broken});
+    EXPECT_TRUE(std::isnan(copy.values()[1])) << name_of(dtype);
+    EXPECT_EQ(copy.values()[2], 2);
+}
+
+}  // namespace
+
+TEST(Fill, TheCpuDrawsAndFills) {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+        check_normal(Device::cpu(), dtype);
+        check_value(Device::cpu(), dtype);
+    }
+}
+
+TEST(Fill, CudaGivesTheSameBitsSmall) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        check_normal(device, dtype);
+        check_value(device, dtype);
+        if (dtype != DType::f32) check_round(device, dtype);
+    }
+}
+
+TEST(Fill, NothingIsDrawnIntoAnEmptyTensorSmall) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const Device& each : {Device::cpu(), device}) {
+        const Buffer none(each, DType::f32, {0});
+        fill_normal(each, {.out = none, .seed = 1, .stream = 1, .std = 1});
+        fill_value(each, {.out = none, .value = 1});
+    }
+}
+
+TEST(Fill, Refuses) {
+    const Device cpu = Device::cpu();
+    const Buffer matrix(cpu, DType::f32, {4, 6}), integers(cpu, DType::i32, {4}), half(cpu, DType::bf16, {24});
+    EXPECT_THROW(fill_normal(cpu, {.out = matrix.tensor().slice(1, 0, 4).split_last(2, 2), .seed = 1, .stream = 1, .std = 1}), Error);
+    EXPECT_THROW(fill_normal(cpu, {.out = integers, .seed = 1, .stream = 1, .std = 1}), Error);
+    EXPECT_THROW(fill_value(cpu, {.out = matrix.tensor().slice(1, 0, 3), .value = 1}), Error);
+    EXPECT_THROW(round_to(cpu, {.out = half, .in = matrix.tensor().view({24})}), Error);
+}
+
+}  // namespace ingot::test
