@@ -14,10 +14,18 @@ namespace {
 std::atomic<bool> is_caught = false;
 std::atomic<int> received = 0;
 
+// nohup(1) has SIGHUP ignored, and then it stays so.
+bool is_ignored(int number) {
+    struct sigaction action {};
+    sigaction(number, nullptr, &action);
+    return action.sa_handler == SIG_IGN;
+}
+
 sigset_t stop_signals() {
     sigset_t signals;
     sigemptyset(&signals);
-    for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&signals, signal);
+    for (const int signal : {SIGINT, SIGTERM, SIGUSR1, SIGHUP})
+        if (signal != SIGHUP || !is_ignored(SIGHUP)) sigaddset(&signals, signal);
     return signals;
 }
 
@@ -58,15 +66,17 @@ void start_signal_thread() {
     struct sigaction action {};
     action.sa_handler = handle;
     action.sa_flags = SA_RESTART;
-    action.sa_mask = stop_signals();
-    for (const int number : {SIGINT, SIGTERM, SIGUSR1}) sigaction(number, &action, nullptr);
     const sigset_t signals = stop_signals();
+    action.sa_mask = signals;
+    for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGHUP})
+        if (sigismember(&signals, number)) sigaction(number, &action, nullptr);
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     std::thread(wait_for_signals).detach();
 }
 
 void catch_stop_signals() {
     is_caught = true;
+    signal(SIGPIPE, SIG_IGN);
 }
 
 int stop_signal() {

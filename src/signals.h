@@ -1,4 +1,4 @@
-// SIGINT, SIGTERM and SIGUSR1 ask a run to save and stop.
+// SIGINT, SIGTERM, SIGUSR1 and SIGHUP (unless it was ignored, as under nohup) ask a run to save and stop.
 //
 // A thread of their own waits for them; all others keep them blocked. No handler may interrupt a thread that computes:
 // with handlers, about one stopped run in a hundred ended with a destroyed heap inside oneDNN 2.6's fp32 products (what
@@ -9,7 +9,8 @@ namespace ingot {
 
 // Call it once, before there is another thread. Until catch_stop_signals() the signals end the process as usual.
 void start_signal_thread();
-// From now on they are remembered instead; a second SIGINT ends the process at once with code 130.
+// From now on they are remembered instead; a second SIGINT ends the process at once with code 130. A pipe that nobody
+// reads any more (`| head`, a terminal that is gone) is no reason to lose a run either: what is printed there is lost.
 void catch_stop_signals();
 // The signal that asked to stop, or 0.
 int stop_signal();

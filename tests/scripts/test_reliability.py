@@ -80,10 +80,34 @@ class Stops(TrainerCase):
             for line in process.stdout:
                 steps -= line.startswith("step ")
                 if steps == 0:
-                    process.send_signal(generator.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]))
+                    process.send_signal(generator.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1,
+                                                          signal.SIGHUP]))
                     break
             output, error = process.communicate(timeout=60)
             self.assertIn(process.returncode, (0, 75), output + error)
+
+    def test_under_nohup_a_closed_terminal_stops_nothing(self):
+        """Seen to fail when SIGHUP is caught although it was ignored."""
+        process = subprocess.Popen(self.command("nohup", sets=["training.steps=20"]), cwd=self.folder, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        for line in process.stdout:
+            if line.startswith("step "):
+                process.send_signal(signal.SIGHUP)
+                break
+        output, error = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, output + error)
+        self.assertEqual(len((self.folder / "runs/nohup/log.jsonl").read_text().splitlines()), 20)
+
+    def test_a_run_outlives_the_reader_of_its_output(self):
+        """`./train | head`. Seen to fail without SIGPIPE ignored."""
+        process = subprocess.Popen(self.command("pipe", sets=["training.steps=20"]), cwd=self.folder, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+        self.assertEqual(process.wait(timeout=60), 0, error)
+        self.assertEqual(len((self.folder / "runs/pipe/log.jsonl").read_text().splitlines()), 20)
 
 
 class Damage(TrainerCase):
