@@ -6,39 +6,13 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/adamw.h"
 #include "kernels/step.h"
-#include "tests/support/tensors.h"
+#include "tests/kernels/adamw_case.h"
 
 namespace ingot::test {
 namespace {
 
 const Device cpu = Device::cpu();
-
-StepBlock step_block(double gradient_factor, int64_t updates) {
-    StepBlock step;
-    step.settings.lr = 0.01;
-    step.settings.beta1 = 0.8;
-    step.settings.beta2 = 0.9;
-    step.settings.eps = 1e-3;
-    step.settings.weight_decay = 0.3;
-    step.decision.apply = 1;
-    step.decision.gradient_factor = gradient_factor;
-    step.decision.bias_correction1 = 1 - power(step.settings.beta1, updates);
-    step.decision.bias_correction2 = 1 - power(step.settings.beta2, updates);
-    return step;
-}
-
-struct State {
-    std::vector<double> weights, m, v;
-};
-
-State initial(int64_t n) {
-    State state = {rounded(normals(n, 1), DType::f32), rounded(normals(n, 2, 0.1), DType::f32),
-                   rounded(normals(n, 3, 0.1), DType::f32)};
-    for (double& value : state.v) value = std::abs(value);
-    return state;
-}
 
 // The algorithm as published, in long double.
 void reference(State& state, const std::vector<double>& gradient, const StepBlock& step, bool decays) {

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/adamw.h"
+#include "tests/kernels/adamw_case.h"
 #include "tests/support/step_on.h"
 
 namespace ingot::test {
@@ -15,31 +15,6 @@ namespace ingot::test {
 namespace {
 
 constexpr DType kCopies[] = {DType::f32, DType::bf16, DType::f16};  // f32: no copy
-
-StepBlock step_block(double gradient_factor, int64_t updates) {
-    StepBlock step;
-    step.settings.lr = 0.01;
-    step.settings.beta1 = 0.8;
-    step.settings.beta2 = 0.9;
-    step.settings.eps = 1e-3;
-    step.settings.weight_decay = 0.3;
-    step.decision.apply = 1;
-    step.decision.gradient_factor = gradient_factor;
-    step.decision.bias_correction1 = 1 - power(step.settings.beta1, updates);
-    step.decision.bias_correction2 = 1 - power(step.settings.beta2, updates);
-    return step;
-}
-
-struct State {
-    std::vector<double> weights, m, v;
-};
-
-State initial(int64_t n) {
-    State state = {rounded(normals(n, 1), DType::f32), rounded(normals(n, 2, 0.1), DType::f32),
-                   rounded(normals(n, 3, 0.1), DType::f32)};
-    for (double& value : state.v) value = std::abs(value);
-    return state;
-}
 
 // Three updates by the CPU twin.
 State twin(const State& start, const std::vector<double>& gradient, DType scalar, bool decays) {
