@@ -19,7 +19,8 @@ template <typename T>
 __global__ void fill_normal_kernel(T* out, int64_t count, FillRows rows, uint64_t seed, uint64_t stream, float std) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride)
-        out[i / rows.columns * rows.row_stride + i % rows.columns] = from_float<T>(std * random_normal(seed, stream, static_cast<uint64_t>(i)));
+        out[i / rows.columns * rows.row_stride + i % rows.columns] =
+            from_float<T>(std * random_normal(seed, stream, static_cast<uint64_t>(i)));
 }
 
 template <typename T>

@@ -22,7 +22,8 @@ class StepQueue {
 
     int64_t last_queued() const { return last_queued_; }
     int64_t last_finished() const { return last_finished_; }
-    // How many steps may be queued beyond the one that is waited for: 1 on a GPU, 0 on the CPU, where queueing is doing.
+    // How many steps may be queued beyond the one that is waited for: 1 on a GPU, 0 on the CPU, where queueing is
+    // doing.
     int64_t ahead() const { return plan_.device().is_cpu() ? 0 : 1; }
 
     // Begins the next step, with the learning rate of its number. Its micro-steps are the caller's: fill

@@ -105,12 +105,7 @@ class Trainer {
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, const StepRange& profile,
                  TrainingPlan* plan)
-    : config_(config),
-      folder_(folder),
-      data_(data),
-      profile_(profile),
-      plan_(*plan),
-      queue_(config, plan) {}
+    : config_(config), folder_(folder), data_(data), profile_(profile), plan_(*plan), queue_(config, plan) {}
 
 // ---- Start ----
 
@@ -328,7 +323,8 @@ int Trainer::run() {
         if (is_last()) return kExitDone;
         // On a GPU the next step is queued before the report of this one is awaited.
         while (queue_.last_queued() == training_.step ||
-               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) && !pauses_after(queue_.last_queued())))
+               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
+                !pauses_after(queue_.last_queued())))
             if (must_stop() || !queue_step()) return stop();
         finish_step();
     }

@@ -147,21 +147,21 @@ TEST(AdamWCuda, BlocksSayWhatDecaysSmall) {
                 const Buffer decay_blocks(device, DType::u8, {num_blocks}, blocks);
                 const StepOn step(device, step_block(0.25, 2));
                 const auto run = [&](bool in_one_call) {
-                    const Buffer weights(device, DType::f32, {all}, start.weights), m(device, DType::f32, {all}, start.m);
+                    const Buffer weights(device, DType::f32, {all}, start.weights),
+                        m(device, DType::f32, {all}, start.m);
                     const Buffer v(device, DType::f32, {all}, start.v);
                     const Buffer compute(device, copy, {all}, std::vector<double>(static_cast<size_t>(all)));
                     const int64_t part = in_one_call ? n : kDecayBlock;
                     for (int64_t from = begin; from < all; from += part) {
                         const int64_t to = std::min(all, from + part);
-                        adamw(device,
-                              {.weights = weights.tensor().slice(0, from, to),
-                               .m = m.tensor().slice(0, from, to),
-                               .v = v.tensor().slice(0, from, to),
-                               .gradient = g.tensor().slice(0, from, to),
-                               .compute = copy == DType::f32 ? Tensor{} : compute.tensor().slice(0, from, to),
-                               .step = step.get(),
-                               .decay_blocks = in_one_call ? decay_blocks.tensor() : Tensor{},
-                               .decays = blocks[static_cast<size_t>((from - begin) / kDecayBlock)] != 0});
+                        adamw(device, {.weights = weights.tensor().slice(0, from, to),
+                                       .m = m.tensor().slice(0, from, to),
+                                       .v = v.tensor().slice(0, from, to),
+                                       .gradient = g.tensor().slice(0, from, to),
+                                       .compute = copy == DType::f32 ? Tensor{} : compute.tensor().slice(0, from, to),
+                                       .step = step.get(),
+                                       .decay_blocks = in_one_call ? decay_blocks.tensor() : Tensor{},
+                                       .decays = blocks[static_cast<size_t>((from - begin) / kDecayBlock)] != 0});
                     }
                     return std::array{weights.values(), m.values(), v.values(), compute.values()};
                 };

@@ -59,9 +59,9 @@ void check_round(const Device& device, DType dtype) {
     const double infinity = std::numeric_limits<double>::infinity();
     std::vector<double> values = rounded(normals(70001, 5, 3), DType::f32);
     // Ties to even both ways, the largest finite ones and beyond, subnormals of both types, signed zeros.
-    const std::vector<double> edges = {1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-11, 1 + 3 * 0x1p-11, 65504,     65519,
-                                       65520,      3.39e38,        -3.4e38,     infinity,        -infinity, 0x1p-24,
-                                       0x1p-25,    3 * 0x1p-26,    0x1p-140,    -0.0,            0.0};
+    const std::vector<double> edges = {
+        1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-11, 1 + 3 * 0x1p-11, 65504,       65519,    65520, 3.39e38, -3.4e38,
+        infinity,   -infinity,      0x1p-24,     0x1p-25,         3 * 0x1p-26, 0x1p-140, -0.0,  0.0};
     values.insert(values.end(), edges.begin(), edges.end());
     const auto n = static_cast<int64_t>(values.size());
     const Buffer in(device, DType::f32, {n}, values), out(device, dtype, {n});
@@ -105,7 +105,9 @@ TEST(Fill, NothingIsDrawnIntoAnEmptyTensorSmall) {
 TEST(Fill, Refuses) {
     const Device cpu = Device::cpu();
     const Buffer matrix(cpu, DType::f32, {4, 6}), integers(cpu, DType::i32, {4}), half(cpu, DType::bf16, {24});
-    EXPECT_THROW(fill_normal(cpu, {.out = matrix.tensor().slice(1, 0, 4).split_last(2, 2), .seed = 1, .stream = 1, .std = 1}), Error);
+    EXPECT_THROW(
+        fill_normal(cpu, {.out = matrix.tensor().slice(1, 0, 4).split_last(2, 2), .seed = 1, .stream = 1, .std = 1}),
+        Error);
     EXPECT_THROW(fill_normal(cpu, {.out = integers, .seed = 1, .stream = 1, .std = 1}), Error);
     EXPECT_THROW(fill_value(cpu, {.out = matrix.tensor().slice(1, 0, 3), .value = 1}), Error);
     EXPECT_THROW(round_to(cpu, {.out = half, .in = matrix.tensor().view({24})}), Error);
