@@ -253,7 +253,14 @@ class Tools(unittest.TestCase):
         self.assertNotIn(b"\r", quiet.stderr)
         self.assertNotIn(b"evaluating", quiet.stderr)
 
-    # ---- info, help, refusals ----
+    # ---- tokenize, info, help, refusals ----
+
+    def test_tokenize_bytes(self):
+        text = bytes(range(256)) * 3
+        tokens = self.run_train("tokenize", "--tokenizer", "bytes", stdin=text).stdout
+        self.assertEqual([int(token) for token in tokens.split()], list(text))
+        self.assertEqual(self.run_train("tokenize", "--tokenizer", "bytes", "--count", stdin=text).stdout, b"768\n")
+        self.assertEqual(self.run_train("tokenize", "--tokenizer", "bytes").stdout, b"")
 
     def test_info(self):
         text = self.run_train("info").stdout.decode()
@@ -267,9 +274,10 @@ class Tools(unittest.TestCase):
 
     def test_help_and_version(self):
         for command, options in (([], ["--config", "--set", "--resume", "--device", "--dry-run", "--profile", "eval", "generate",
-                                        "info"]),
+                                        "tokenize", "info"]),
                                  (["eval"], ["--checkpoint", "--data", "--json", "--device"]),
                                  (["generate"], ["--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
+                                 (["tokenize"], ["--tokenizer", "--count"]),
                                  (["info"], ["--json"])):
             text = self.run_train(*command, "--help").stdout.decode()
             for option in options + ["--help", "--version", "Usage:", "Exit codes:", "README.md"]:
@@ -313,6 +321,10 @@ class Tools(unittest.TestCase):
             (["generate", *checkpoint], "--prompt is missing"),
             (["generate", "--checkpoint", "runs/ids", "--prompt", "a"], "no tokenizer"),
             (["generate", *checkpoint, "--prompt", "--tokens", "5"], "--prompt needs a value"),
+            (["tokenize"], "--tokenizer is missing"),
+            (["tokenize", "--tokenizer", "nowhere.json"], "cannot read the tokenizer nowhere.json"),
+            (["tokenize", "--tokenizer", "empty"], "cannot read the tokenizer empty"),
+            (["tokenize", "--tokenizer", "file"], "it must be the tokenizer.json of a byte-level BPE"),
             (["info", "now"], "unexpected argument now"),
         ]
         for option, values in (("--tokens", ["0", "-1", "1.5", "nan", "5x", "", "99999999999999999999"]),
