@@ -113,10 +113,18 @@ std::string replace_invalid_utf8(std::string_view text) {
 }
 
 std::string to_nfc(std::string_view text) {
+    // U+11A7 stands just before the first Hangul final and is none itself; utf8proc before 2.9 composes, and so loses,
+    // it. It is a starter that composes with nothing, so it cuts the text as an ASCII character does.
+    constexpr std::string_view kNoFinal = "\xe1\x86\xa7";
     std::string result;
     result.reserve(text.size());
     size_t begin = 0;
     while (begin < text.size()) {
+        if (text.compare(begin, kNoFinal.size(), kNoFinal) == 0) {
+            result += kNoFinal;
+            begin += kNoFinal.size();
+            continue;
+        }
         // A stretch below U+0300 stays as it is, but for its last character, which may take what follows.
         size_t end = begin;
         while (end < text.size() && is_below_u0300(text[end])) ++end;
@@ -129,7 +137,9 @@ std::string to_nfc(std::string_view text) {
         // The rest up to the next ASCII character: it composes with nothing before it, so the form of both sides is
         // the form of the whole (UAX 15, section 9).
         size_t next = end;
-        while (next < text.size() && static_cast<uint8_t>(text[next]) >= 0x80) ++next;
+        while (next < text.size() && static_cast<uint8_t>(text[next]) >= 0x80 &&
+               text.compare(next, kNoFinal.size(), kNoFinal) != 0)
+            ++next;
         utf8proc_uint8_t* mapped = nullptr;
         const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data() + last),
                                          static_cast<utf8proc_ssize_t>(next - last), &mapped,

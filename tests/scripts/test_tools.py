@@ -10,6 +10,7 @@ import pathlib
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,8 +48,13 @@ class Tools(unittest.TestCase):
         cls.val = sorted((cls.folder / "data").glob("val-*.bin"))
         cls.train = sorted((cls.folder / "data").glob("train-*.bin"))
         subprocess.run([TRAIN, "--config", "config.json"], cwd=cls.folder, check=True, capture_output=True)
+        # Shards without the meta.json that would name tokenizer and EOT.
+        (cls.folder / "plain").mkdir()
+        for path in [*cls.val, *cls.train]:
+            shutil.copy(path, cls.folder / "plain")
         subprocess.run([TRAIN, "--config", "config.json", "--set", "name=ids", "--set", "data.tokenizer=null",
-                        "--set", "training.steps=1", "--set", "data.eot_token=null", "--set", "eval.tokens=64"],
+                        "--set", "training.steps=1", "--set", "data.eot_token=null", "--set", "eval.tokens=64",
+                        "--set", 'data.train=["plain/train-*.bin"]', "--set", 'data.val=["plain/val-*.bin"]'],
                        cwd=cls.folder, check=True, capture_output=True)
         cls.log = [json.loads(line) for line in (cls.folder / "runs/test/log.jsonl").read_text().splitlines()]
 
