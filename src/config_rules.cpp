@@ -79,9 +79,9 @@ void fill_defaults(Config* config, const std::string& source) {
     if (c.name.empty()) c.name = std::filesystem::path(source).stem().string();
     if (c.run_dir.empty()) c.run_dir = "runs/" + c.name;
     ModelConfig& m = c.model;
-    REQUIRE(
-        m.vocab_size > 0, source,
-        ": model.vocab_size is missing, and no meta.json beside data.train says it: add it (see configs/tiny.json)");
+    REQUIRE(m.vocab_size > 0, source,
+            ": model.vocab_size is missing, and no meta.json beside data.train says it: prepare the data first "
+            "(scripts/prepare.py), or add it");
     if (m.n_kv_heads == 0) m.n_kv_heads = m.n_heads;
     if (m.d_ff == 0) m.d_ff = (m.d_model * 8 / 3 + 63) / 64 * 64;
     if (m.head_dim == 0) {

@@ -51,8 +51,8 @@ class TokenizerReader {
             throw UserError(join(name_, ": ", (end == std::string::npos ? what : what.substr(end + 2)).substr(0, 200),
                                  ": it must be the tokenizer.json of a byte-level BPE"));
         }
-        REQUIRE(root.is_object() && root.contains("model"), name_,
-                " has no \"model\": it must be the tokenizer.json of a byte-level BPE");
+        REQUIRE(root.is_object() && root.value("model", json()).is_object() && root.at("model").contains("vocab"),
+                name_, " has no \"model\" with a \"vocab\": it must be the tokenizer.json of a byte-level BPE");
         known_keys(root, "",
                    {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
                     "decoder", "model"});
@@ -215,7 +215,7 @@ class TokenizerReader {
             unsupported("model.byte_fallback", value.at("byte_fallback"),
                         "false, as in byte-level BPE: this is a SentencePiece kind of file");
         description_.ignore_merges = boolean(value, "model", "ignore_merges", false);
-        REQUIRE(value.contains("vocab") && value.at("vocab").is_object(), name_, ": model.vocab must be an object");
+        REQUIRE(value.at("vocab").is_object(), name_, ": model.vocab must be an object");
         for (const auto& entry : value.at("vocab").items()) {
             const json& id = entry.value();
             REQUIRE(id.is_number_integer() && id >= 0 && id < kMaxTokens, name_, ": model.vocab gives ",

@@ -45,7 +45,8 @@ KINDS = {
                                               pre_tokenizers.ByteLevel(add_prefix_space=False)]), False, []),
     # Every property of an added token; no published model has all of them.
     "added": (normalizers.NFC(), pattern_then_bytes(LLAMA3), False,
-              [AddedToken("<left>", lstrip=True, normalized=False), AddedToken("<right>", rstrip=True, normalized=False),
+              [AddedToken("<left>", lstrip=True, normalized=False), AddedToken("<right>", rstrip=True,
+                                                                               normalized=False),
                AddedToken("<both>", lstrip=True, rstrip=True, normalized=True), AddedToken("word", single_word=True),
                AddedToken("words", single_word=True, normalized=False), AddedToken("<le", normalized=False),
                AddedToken("cafe\u0301", normalized=True), AddedToken("re\u0301sume\u0301", normalized=False),
@@ -75,17 +76,23 @@ TRAINED_ON = ["The quick brown fox jumps over the lazy dog. def main(): return 1
               "Er sagte, daß wir's über die Straße schaffen würden; they're sure we'll make it, I'd say.\n" * 3,
               "Les élèves français naïfs. Быстрая лиса прыгает через собаку. 吾輩は猫である。名前はまだ無い。\n" * 3]
 TEXTS = [
-    "", " ", "a", "The quick brown fox isn't here; WE'LL see, I'D say, don'\u017f.", "  two  spaces\t\ttabs\r\n\r\n  lines\n\n",
-    "1 12 123 1234 12345 \u0661\u0662\u0663\u0664 \u2167 \u00bd x\u00b2", "def main():\n    return {'a': [1, 2.5e-3]}  # done\n\n\n",
+    "", " ", "a", "The quick brown fox isn't here; WE'LL see, I'D say, don'\u017f.",
+    "  two  spaces\t\ttabs\r\n\r\n  lines\n\n",
+    "1 12 123 1234 12345 \u0661\u0662\u0663\u0664 \u2167 \u00bd x\u00b2",
+    "def main():\n    return {'a': [1, 2.5e-3]}  # done\n\n\n",
     "\u00e9l\u00e8ves e\u0301le\u0300ves \u212b \u1e9b\u0323 q\u0307\u0323 \uac00\u11a7 \u1100\u1161\u11a8",
-    "\u0411\u044b\u0441\u0442\u0440\u0430\u044f \u043b\u0438\u0441\u0430, \u732b\u3067\u3042\u308b\u3002 \u05e9\u05dc\u05d5\u05dd",
-    "a\u00a0b\u3000c\u0085d\u180ee\u200bf\u2028g\ufeffh", "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467!\u0301?",
+    "\u0411\u044b\u0441\u0442\u0440\u0430\u044f \u043b\u0438\u0441\u0430, "
+    "\u732b\u3067\u3042\u308b\u3002 \u05e9\u05dc\u05d5\u05dd",
+    "a\u00a0b\u3000c\u0085d\u180ee\u200bf\u2028g\ufeffh",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467!\u0301?",
     "one<|endoftext|>two <|endoftext|> <|endoftext", "<|im_start|>user\nhi<|im_end|> <think>hm</think>",
-    "x <left> y <right> z <both> w<left><right> \n", "word words sword, word\u0301 a-word", "cafe\u0301 caf\u00e9 re\u0301sume\u0301 r\u00e9sum\u00e9",
+    "x <left> y <right> z <both> w<left><right> \n", "word words sword, word\u0301 a-word",
+    "cafe\u0301 caf\u00e9 re\u0301sume\u0301 r\u00e9sum\u00e9",
     "a" * 300, "ab" * 100 + " " * 70 + "\n" * 9, "\x00\x01\x1f\x7f\ufffd\U0010ffff",
 ]
 # Read as Python's decode(errors="replace") reads them.
-BROKEN = [b"ab\xff\xfecd", b"\xc3", b"\xc3(\x80\xc0\x80\xed\xa0\x80z\xe2\x82", b"\xe2\x82\xe2\x82\xac\xf0\x9f\x98 \xf4\x90\x80\x80",
+BROKEN = [b"ab\xff\xfecd", b"\xc3", b"\xc3(\x80\xc0\x80\xed\xa0\x80z\xe2\x82",
+          b"\xe2\x82\xe2\x82\xac\xf0\x9f\x98 \xf4\x90\x80\x80",
           b"\xf0\x9f\x98\xf0\x9f\x98\x80\xf8\x88\x80\x80\x80", bytes(range(120, 256))]
 
 

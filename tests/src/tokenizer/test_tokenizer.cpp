@@ -228,7 +228,7 @@ const std::vector<Refusal> kRefusals = {
      [](json& f) { f["added_tokens"][1]["content"] = ""; },
      {"content must be a text"}},
     {"a flag that is none", [](json& f) { f["added_tokens"][1]["lstrip"] = 1; }, {"lstrip is 1", "true or false"}},
-    {"no model", [](json& f) { f.erase("model"); }, {"has no \"model\"", "must be"}},
+    {"no model", [](json& f) { f.erase("model"); }, {"has no \"model\" with a \"vocab\"", "must be"}},
 };
 
 TEST(Tokenizer, RefusesWhatItDoesNotSupport) {
