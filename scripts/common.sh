@@ -21,9 +21,10 @@ have_file() { # is one of these below /usr or /usr/local?
     return 1
 }
 have_header() { [ -n "$(find /usr/include /usr/local/include -name "$1" -print -quit 2>/dev/null)" ]; }
-have_matplotlib() {
-    python3 -c 'import matplotlib' 2>/dev/null || .venv/bin/python -c 'import matplotlib' 2>/dev/null
+have_python() { # have_python PACKAGE: in this Python or in .venv
+    python3 -c "import $1" 2>/dev/null || .venv/bin/python -c "import $1" 2>/dev/null
 }
+have_matplotlib() { have_python matplotlib; }
 
 apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
 # oneDNN makes the CPU device faster on x86-64. Where a distribution has OpenBLAS and no oneDNN, it does without.
@@ -45,6 +46,8 @@ missing_packages() {
     have_file include/nlohmann/json.hpp || echo nlohmann-json3-dev
     have_file include/CLI/CLI.hpp || echo libcli11-dev
     have_header evp.h || echo libssl-dev
+    have_file include/pcre2.h || echo libpcre2-dev
+    have_file include/utf8proc.h || echo libutf8proc-dev
     [ "${1:-}" != tests ] || have_file include/gtest/gtest.h || echo libgtest-dev
 }
 
@@ -84,13 +87,14 @@ install_missing() {
         die "apt-get could not install them: mend what it says above (is there a network?), then run this again"
 }
 
-# Puts matplotlib into .venv unless this Python has it; returns 1 where that fails.
+# make_venv [PACKAGE]: puts it (matplotlib) into .venv unless this Python has it; returns 1 where that fails.
 make_venv() {
-    have_matplotlib && return 0
+    local package=${1:-matplotlib}
+    have_python "$package" && return 0
     .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1
-    # No builds from source: a picture is not worth a compiler's hour. Few retries: without network it ends soon.
+    # No builds from source: a picture or a test is not worth a compiler's hour. Few retries: without network it ends soon.
     .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 \
-        matplotlib
+        "$package"
 }
 
 # ---- The GPU ----

@@ -58,6 +58,9 @@ Checkpoint verified_checkpoint(const std::string& folder) {
         checkpoint.config = parse_config(checkpoint.manifest.at("config").dump(), folder + "/manifest.json", {});
         checkpoint.weights = std::make_shared<SafetensorsFile>(folder + "/" + kModelFile);
         checkpoint.moments = std::make_shared<SafetensorsFile>(folder + "/" + kOptimizerFile);
+        const std::string& tokenizer = checkpoint.config.data.tokenizer;
+        if (!tokenizer.empty() && tokenizer != kBytesTokenizer)
+            checkpoint.tokenizer_json = read_tokenizer_file(folder + "/" + kTokenizerFile);
     } catch (const nlohmann::json::exception& error) {
         throw UserError(join(folder, "/manifest.json: ", error.what(), ": was it written by another version?"));
     }
@@ -124,6 +127,13 @@ Checkpoint open_checkpoint(const std::string& folder) {
     }
     throw UserError(join("none of the ", count, " checkpoints in ", folder_of(folder),
                          " is whole: move the folder away, or start anew with another name"));
+}
+
+std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint) {
+    const std::string& name = checkpoint.config.data.tokenizer;
+    if (name.empty()) return nullptr;
+    if (name == kBytesTokenizer) return bytes_tokenizer();
+    return parse_tokenizer(checkpoint.tokenizer_json, checkpoint.folder + "/" + kTokenizerFile);
 }
 
 void load_weights(const Checkpoint& checkpoint, Model* model) {

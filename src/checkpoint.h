@@ -1,5 +1,6 @@
 // Checkpoints: runs/NAME/checkpoints/step-00001000/ with manifest.json, model-00000-of-00001.safetensors and
-// optimizer-00000-of-00001.safetensors (fp32, the names and shapes of the outer model, vocabulary unpadded).
+// optimizer-00000-of-00001.safetensors (fp32, the names and shapes of the outer model, vocabulary unpadded), and with
+// the run's tokenizer.json if it has one, so that a step folder writes text wherever it is taken.
 //
 // A checkpoint is committed by one rename: everything is written into step-00001000.tmp-NONCE and synced before. What a
 // kill leaves behind has the wrong name and is removed by the next run. Writing: checkpoint_writer.h.
@@ -17,10 +18,12 @@
 #include "src/model.h"
 #include "src/optimizer.h"
 #include "src/safetensors.h"
+#include "src/tokenizer/tokenizer.h"
 
 namespace ingot {
 
 constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
+constexpr const char* kTokenizerFile = "tokenizer.json";
 constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
 
 // What a run needs besides weights and moments to go on exactly.
@@ -39,7 +42,11 @@ struct Checkpoint {
     Config config;  // resolved, of the run that wrote it
     // Mapped, so that they can be read after a run that goes on has removed the folder.
     std::shared_ptr<const SafetensorsFile> weights, moments;
+    std::string tokenizer_json;  // the bytes of its file; empty if the run has none
 };
+
+// The tokenizer of the run; null if it has none.
+std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint);
 
 // The committed checkpoints of a run folder, oldest first.
 std::vector<std::string> list_checkpoints(const std::string& run_dir);

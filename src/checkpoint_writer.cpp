@@ -21,6 +21,7 @@ struct CheckpointWriter::Job {
     CheckpointConfig config;
     TrainingState training;
     ordered_json manifest;  // all but the files
+    std::string tokenizer_json;
 };
 
 namespace {
@@ -98,7 +99,7 @@ std::string CheckpointWriter::describe() const {
     return "asynchronous without a snapshot (no memory for one): updates wait until all is written";
 }
 
-void CheckpointWriter::start(const Config& config, const TrainingState& training) {
+void CheckpointWriter::start(const Config& config, const TrainingState& training, const std::string& tokenizer_json) {
     CHECK(!writing_.valid(), "a save was started while another is in flight");
     const Device& device = model_.device();
     if (!device.is_cpu()) {
@@ -113,7 +114,7 @@ void CheckpointWriter::start(const Config& config, const TrainingState& training
     }
     std::promise<void> copied;
     copied_ = copied.get_future();
-    Job job{config.run_dir, config.checkpoint, training, manifest_head(config, training, device)};
+    Job job{config.run_dir, config.checkpoint, training, manifest_head(config, training, device), tokenizer_json};
     auto run = [this, job = std::move(job), copied = std::move(copied)]() mutable {
         Result result{job.training.step, ""};
         try {
@@ -177,7 +178,7 @@ void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
         const std::vector<NamedTensor> model_tensors = outer_tensors(model_.table(), weights, "");
         std::vector<NamedTensor> moments = outer_tensors(model_.table(), m, "m.");
         for (const NamedTensor& named : outer_tensors(model_.table(), v, "v.")) moments.push_back(named);
-        check_free_space(parent, bytes_of(model_tensors) + bytes_of(moments));
+        check_free_space(parent, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
 
         std::vector<FileRecord> files;
         const auto write_file = [&](const char* name, const std::vector<NamedTensor>& tensors) {
@@ -189,6 +190,16 @@ void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
         if (snapshots_moments_ && !snapshots_weights_) copied->set_value();
         write_file(kOptimizerFile, moments);
         if (!snapshots_moments_) copied->set_value();
+
+        if (!job.tokenizer_json.empty()) {
+            const std::string& text = job.tokenizer_json;
+            OutputFile file(temporary + "/" + kTokenizerFile);
+            file.write(text.data(), text.size());
+            file.sync_and_close();
+            ChunkedSha256 checksums;
+            checksums.update(text.data(), text.size());
+            files.push_back(checksums.finish(kTokenizerFile));
+        }
 
         ordered_json manifest = job.manifest;
         manifest["files"] = to_json(files);

@@ -30,8 +30,9 @@ class CheckpointWriter {
         std::string fault;  // empty: committed
     };
     // Starts to write the checkpoint of training.step, after the one in flight has ended (take its result with poll()
-    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest.
-    void start(const Config& config, const TrainingState& training);
+    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest,
+    // the bytes of the run's tokenizer.json (empty: it has none) into a file beside it.
+    void start(const Config& config, const TrainingState& training, const std::string& tokenizer_json);
     void wait_until_copied();
     // Waits for the save in flight, if any.
     std::optional<Result> wait();

@@ -11,6 +11,7 @@
 #include "src/generate.h"
 #include "src/info.h"
 #include "src/output.h"
+#include "src/tokenize.h"
 #include "src/train.h"
 
 namespace ingot {
@@ -33,7 +34,7 @@ const CommandSpec kTrain = {
     .usage =
         "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
         "          [--dry-run] [--profile FROM:TO]\n"
-        "  ./train eval | generate | info [options]\n",
+        "  ./train eval | generate | tokenize | info [options]\n",
     .before =
         "\nThe first three commands to try:\n"
         "  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards\n"
@@ -43,6 +44,7 @@ const CommandSpec kTrain = {
         "\nCommands:\n"
         "  eval      the loss of a checkpoint on other text       ./train eval --help\n"
         "  generate  text from a checkpoint                       ./train generate --help\n"
+        "  tokenize  text to token ids                            ./train tokenize --help\n"
         "  info      what was built, and what would be used       ./train info --help\n"
         "\nExamples:\n"
         "  ./train --config configs/tiny.json --resume auto                    go on where it stopped, with the same "
@@ -117,6 +119,27 @@ const CommandSpec kGenerate = {
         {"--top-p", "P", "and among those that make up P of the probability; 1: all (0.95)\n"},
         {"--seed", "N", "another number, another text (1)\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
+    }};
+
+const CommandSpec kTokenize = {
+    .name = "tokenize",
+    .title = "./train tokenize: the token ids of the text on standard input, one a line.",
+    .usage = "  ./train tokenize --tokenizer FILE [--count] < TEXT\n",
+    .before =
+        "\nFILE is the tokenizer.json of a byte-level BPE: GPT-2, Llama-3, Qwen and their kind. Whatever in it would "
+        "give\n"
+        "other tokens than HF tokenizers gives is refused by its name. Added tokens in the text, <|endoftext|> and the "
+        "like,\n"
+        "are found, special or not; a post-processor (a token before or after the whole) is not applied, as in data "
+        "to\n"
+        "train on. What is no UTF-8 is read as U+FFFD.\n",
+    .after =
+        "\nExamples:\n"
+        "  ./train tokenize --tokenizer data/books/tokenizer.json < README.md | head\n"
+        "  ./train tokenize --tokenizer data/books/tokenizer.json --count < README.md\n",
+    .options = {
+        {"--tokenizer", "FILE", "a tokenizer.json; or bytes: each byte is a token\n"},
+        {"--count", "", "print how many tokens there are instead\n"},
     }};
 
 const CommandSpec kInfo = {
@@ -198,10 +221,18 @@ int run_generate(const Arguments& arguments) {
     return generate(options);
 }
 
+int run_tokenize(const Arguments& arguments) {
+    TokenizeOptions options;
+    options.tokenizer =
+        required(arguments, "--tokenizer", "name a tokenizer.json, e.g. --tokenizer data/books/tokenizer.json");
+    options.is_count = arguments.has("--count");
+    return tokenize(options);
+}
+
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
-    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kInfo};
+    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kTokenize, kInfo};
     const Arguments arguments = Arguments::parse(commands, argc, argv);
     const std::string& name = arguments.command().name;
     if (arguments.has("--help")) {
@@ -216,6 +247,7 @@ int run_command_line(int argc, char** argv) {
     end_with_the_reader();
     if (name == "eval") return run_eval(arguments);
     if (name == "generate") return run_generate(arguments);
+    if (name == "tokenize") return run_tokenize(arguments);
     if (arguments.has("--schema")) {
         if (arguments.has("--json")) arguments.refuse("--json and --schema are both given: keep one");
         write_output(config_schema().dump(2) + "\n");

@@ -9,6 +9,7 @@
 #include "kernels/core/check.h"
 #include "src/config_fields.h"
 #include "src/config_rules.h"
+#include "src/dataset_meta.h"
 #include "src/text.h"
 
 namespace ingot {
@@ -201,16 +202,28 @@ void apply_override(json& root, const std::string& text) {
 
 }  // namespace
 
-Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+namespace {
+
+Config fields_of(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
     json root = parse_json(text, source);
     for (const std::string& override_text : overrides) apply_override(root, override_text);
     Config config;
     Reader reader(root, "", source);
     visit_fields(reader, config);
     reader.refuse_unknown();
+    return config;
+}
+
+Config resolved(Config config, const std::string& source) {
     fill_defaults(&config, source);
     check_rules(config);
     return config;
+}
+
+}  // namespace
+
+Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+    return resolved(fields_of(text, source, overrides), source);
 }
 
 Config read_config(const std::string& file, const std::vector<std::string>& overrides) {
@@ -218,7 +231,9 @@ Config read_config(const std::string& file, const std::vector<std::string>& over
     REQUIRE(stream && !std::filesystem::is_directory(file), "cannot read the config ", file, ": check the path");
     std::ostringstream text;
     text << stream.rdbuf();
-    return parse_config(text.str(), file, overrides);
+    Config config = fields_of(text.str(), file, overrides);
+    fill_from_datasets(&config);
+    return resolved(std::move(config), file);
 }
 
 }  // namespace ingot

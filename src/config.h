@@ -43,7 +43,7 @@ struct DataConfig {
     int64_t eot_token = -1;  // -1: none, every shard is one document
     EotSide eot = EotSide::automatic;
     bool shuffle = true;
-    std::string tokenizer;  // "bytes", or empty: no samples
+    std::string tokenizer;  // "bytes", the path of a tokenizer.json, or empty: no text
 };
 
 struct TrainingConfig {
@@ -113,10 +113,11 @@ struct Config {
 };
 
 // Reads FILE (JSON, comments allowed), applies overrides ("optimizer.lr=3e-4"; the value is JSON, or a bare string),
-// fills defaults and checks every rule. Throws UserError with the file or key path, and what would work.
+// fills in what the meta.json beside the shards says (dataset_meta.h) and defaults, and checks every rule. Throws
+// UserError with the file or key path, and what would work.
 Config read_config(const std::string& file, const std::vector<std::string>& overrides);
 
-// The same from JSON text; `source` names it in errors.
+// The same from JSON text; `source` names it in errors. Reads no file: a resolved config spells everything out.
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);
 
 // Turns training.epochs into training.steps, and fills the defaults that depend on them, once the number of training

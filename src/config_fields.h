@@ -93,7 +93,9 @@ void visit_fields(Visitor& v, ModelConfig& c) {
     v.derived("head_dim", c.head_dim, {kFixed, "Size of a head (HS), even; null: d_model / n_heads", 2, 256});
     v.derived("d_ff", c.d_ff, {kFixed, "Hidden width of the MLP (F); null: 8/3 d_model rounded up to 64", 1, 524288});
     v.required("context_length", c.context_length, {kFixed, "Tokens of a row (T)", 1, 16777216});
-    v.required("vocab_size", c.vocab_size, {kFixed, "Size of the tokenizer's vocabulary (V)", 2, 16777216});
+    v.derived(
+        "vocab_size", c.vocab_size,
+        {kFixed, "Size of the tokenizer's vocabulary (V); null: what meta.json beside data.train says", 2, 16777216});
     v.field("position", c.position, {kFixed, "How positions enter: ALiBi (Press 2022), RoPE (Su 2021) or not at all"});
     v.field("rope_theta", c.rope_theta, {kFixed, "Base of RoPE's wavelengths", 1, 1e12});
     v.field("tie_embeddings", c.tie_embeddings, {kFixed, "Whether the head uses the embedding's weights"});
@@ -107,11 +109,19 @@ void visit_fields(Visitor& v, DataConfig& c) {
     v.required("train", c.train, {kFromNow, "Token shards to train on: paths or globs"});
     v.field("val", c.val, {kFromNow, "Held-out token shards: paths or globs; none: no evaluation"});
     v.field("mask_documents", c.mask_documents, {kFromNow, "Whether a token sees its own document alone"});
-    v.derived("eot_token", c.eot_token,
-              {kFromNow, "Id of the end-of-text token; null: every shard is one document", -1, 16777215});
-    v.field("eot", c.eot, {kFromNow, "Whether EOT closes (end) or opens (start) a document; auto: by the first token"});
+    v.derived(
+        "eot_token", c.eot_token,
+        {kFromNow,
+         "Id of the end-of-text token; null: what meta.json beside data.train says, else every shard is one document",
+         -1, 16777215});
+    v.field("eot", c.eot,
+            {kFromNow,
+             "Whether EOT closes (end) or opens (start) a document; auto: as meta.json says, else by the first token"});
     v.field("shuffle", c.shuffle, {kFromNow, "Whether documents and rows come in another order each epoch"});
-    v.derived("tokenizer", c.tokenizer, {kFree, "\"bytes\", or null: no text can be written"});
+    v.derived(
+        "tokenizer", c.tokenizer,
+        {kFree,
+         "\"bytes\", or the path of a tokenizer.json; null: what meta.json beside data.train says, else no text"});
 }
 
 template <typename Visitor>

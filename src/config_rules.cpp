@@ -7,6 +7,7 @@
 
 #include "kernels/core/check.h"
 #include "src/config_fields.h"
+#include "src/tokenizer/tokenizer.h"
 
 namespace ingot {
 
@@ -78,6 +79,9 @@ void fill_defaults(Config* config, const std::string& source) {
     if (c.name.empty()) c.name = std::filesystem::path(source).stem().string();
     if (c.run_dir.empty()) c.run_dir = "runs/" + c.name;
     ModelConfig& m = c.model;
+    REQUIRE(m.vocab_size > 0, source,
+            ": model.vocab_size is missing, and no meta.json beside data.train says it: prepare the data first "
+            "(scripts/prepare.py), or add it");
     if (m.n_kv_heads == 0) m.n_kv_heads = m.n_heads;
     if (m.d_ff == 0) m.d_ff = (m.d_model * 8 / 3 + 63) / 64 * 64;
     if (m.head_dim == 0) {
@@ -127,18 +131,15 @@ void check_rules(const Config& c) {
                 c.training.precision == Precision::fp32,
             "training.precision is a 16-bit type, but training.device is \"cpu\", which computes in fp32: set "
             "training.precision to \"auto\"");
-    REQUIRE(c.data.tokenizer.empty() || c.data.tokenizer == "bytes", "data.tokenizer is \"", c.data.tokenizer,
-            "\", it must be \"bytes\" or null");
-    REQUIRE(c.data.tokenizer != "bytes" || m.vocab_size >= 256, "model.vocab_size ", m.vocab_size,
+    const bool is_bytes = c.data.tokenizer == kBytesTokenizer;
+    REQUIRE(is_bytes || c.data.tokenizer.empty() || std::filesystem::path(c.data.tokenizer).extension() == ".json",
+            "data.tokenizer is \"", c.data.tokenizer,
+            "\", it must be \"bytes\", the path of a tokenizer.json, or null");
+    REQUIRE(!is_bytes || m.vocab_size >= 256, "model.vocab_size ", m.vocab_size,
             " is too small for data.tokenizer \"bytes\": use 257");
     REQUIRE(
         c.sample.every == 0 || (!c.data.tokenizer.empty() && !c.sample.prompts.empty()),
         "sample.every is set, but there is no data.tokenizer or no sample.prompts: add them, or set sample.every to 0");
-    for (const std::string& prompt : c.sample.prompts)
-        REQUIRE(static_cast<int64_t>(prompt.size()) + c.sample.tokens <= m.context_length, "a sample of ",
-                prompt.size(), " prompt bytes and ", c.sample.tokens, " tokens does not fit model.context_length ",
-                m.context_length, ": use sample.tokens of at most ",
-                m.context_length - static_cast<int64_t>(prompt.size()));
 }
 
 void resolve_steps(Config* config, int64_t train_tokens) {

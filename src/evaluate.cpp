@@ -7,8 +7,10 @@
 
 #include "src/batch.h"
 #include "src/checkpoint.h"
+#include "src/checksum.h"
 #include "src/data/rows.h"
 #include "src/data/shards.h"
+#include "src/dataset_meta.h"
 #include "src/device_choice.h"
 #include "src/device_step.h"
 #include "src/output.h"
@@ -19,8 +21,6 @@ namespace ingot {
 
 namespace {
 
-constexpr int64_t kByteTokens = 256;
-
 // The run's own micro-batch, so that the loss has the bits of the run's log; but no more tokens than this, since a
 // micro-batch made for a GPU would take gigabytes of a laptop for nothing.
 constexpr int64_t kMaxBatchTokens = 8192, kMaxBatchTokensCuda = 65536;
@@ -29,6 +29,18 @@ int64_t batch_rows(const Config& config, const Device& device) {
     const int64_t most = device.is_cpu() ? kMaxBatchTokens : kMaxBatchTokensCuda;
     const int64_t rows = std::max<int64_t>(1, most / config.model.context_length);
     return std::min(std::max<int64_t>(1, config.training.micro_batch_size), rows);
+}
+
+// How many bytes of text each id of the model stands for: special tokens, EOT among them, for none.
+std::vector<int64_t> text_bytes(const Tokenizer* tokenizer, const Config& config) {
+    std::vector<int64_t> bytes(static_cast<size_t>(config.model.vocab_size));
+    if (tokenizer == nullptr) return bytes;
+    for (size_t i = 0; i < bytes.size(); ++i) {
+        const auto token = static_cast<int32_t>(i);
+        if (token != config.data.eot_token && !tokenizer->is_special(token))
+            bytes[i] = static_cast<int64_t>(tokenizer->bytes_of(token).size());
+    }
+    return bytes;
 }
 
 }  // namespace
@@ -67,6 +79,11 @@ int evaluate(const EvaluateOptions& options) {
     const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
     const Config& config = checkpoint.config;
+    const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
+    const std::string& json = checkpoint.tokenizer_json;
+    for (const DatasetMeta& meta : dataset_metas(options.data))
+        check_dataset_meta(meta, config, json.empty() ? "" : sha256(json.data(), json.size()));
+    const std::vector<int64_t> bytes_of_token = text_bytes(tokenizer.get(), config);
     const TokenShards shards(options.data, "--data", config.model.vocab_size, config.data.eot_token, config.data.eot);
     const ValidationRows rows(shards, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
 
@@ -98,8 +115,8 @@ int evaluate(const EvaluateOptions& options) {
         const int64_t num_rows = std::min(micro_batch, rows.num_rows() - row);
         HostBatch* const host = buffers.next();
         fill_batch(rows, static_cast<uint64_t>(row), num_rows, micro_batch, host);
-        bytes += std::count_if(host->targets.begin(), host->targets.end(),
-                               [](int32_t target) { return target >= 0 && target < kByteTokens; });
+        for (const int32_t target : host->targets)
+            if (target >= 0) bytes += bytes_of_token[static_cast<size_t>(target)];
         model.evaluate(buffers.upload(), step.get());
         progress.advance(num_rows);
     }
@@ -107,7 +124,7 @@ int evaluate(const EvaluateOptions& options) {
     const StepSums sums = step.read().sums;
     evaluation.loss_sum = sums.loss;
     evaluation.targets = sums.targets;
-    if (config.data.tokenizer == "bytes") evaluation.bytes = bytes;
+    if (tokenizer) evaluation.bytes = bytes;
     REQUIRE(evaluation.targets > 0, "--data holds nothing to predict: every document in it is a single token");
     REQUIRE(std::isfinite(evaluation.loss()), "the loss of ", checkpoint.folder, " is ", evaluation.loss(),
             ": this run has diverged; take an earlier checkpoint");

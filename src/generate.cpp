@@ -16,12 +16,12 @@
 #include "src/output.h"
 #include "src/signals.h"
 #include "src/text.h"
+#include "src/tokenize.h"
 
 namespace ingot {
 
 namespace {
 
-constexpr int32_t kByteTokens = 256;
 constexpr size_t kMaxPromptBytes = size_t{64} << 20;
 
 // One document of tokens[0 .. n) whose first has the position `position`; nothing to predict.
@@ -31,13 +31,6 @@ void fill_text(const int32_t* tokens, size_t n, int64_t position, HostBatch* bat
     std::fill(batch->targets.begin(), batch->targets.end(), -1);
     std::iota(batch->positions.begin(), batch->positions.end(), static_cast<int32_t>(position));
     fill_document_mask(batch->mask(), {0}, true);
-}
-
-std::vector<int32_t> byte_tokens(const std::string& text) {
-    std::vector<int32_t> tokens;
-    tokens.reserve(text.size());
-    for (const char c : text) tokens.push_back(static_cast<uint8_t>(c));
-    return tokens;
 }
 
 }  // namespace
@@ -143,17 +136,41 @@ int32_t Generator::next(const Sampling& sampling, uint64_t seed, uint64_t stream
     return draw_token(host_logits_, sampling, random_bits(seed, stream, index) * 0x1p-32);
 }
 
-std::string sample_text(Generator& generator, const std::string& prompt, const SampleOptions& options) {
-    generator.start(byte_tokens(prompt));
+std::vector<int32_t> prompt_tokens(Tokenizer& tokenizer, const std::string& prompt, const DataConfig& data) {
+    if (!prompt.empty()) return tokenizer.encode(prompt);
+    REQUIRE(data.eot_token >= 0,
+            "the prompt is empty, and this run has no data.eot_token that could begin a document: ",
+            "give some text, e.g. \"The \"");
+    return {static_cast<int32_t>(data.eot_token)};
+}
+
+std::string sample_text(Generator& generator, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
+                        const std::string& name, const SampleOptions& options) {
+    generator.start(prompt);
     std::string text;
     for (int64_t i = 0; i < options.num_tokens; ++i) {
         const int32_t token =
-            generator.next(options.sampling, options.seed, stream_of(prompt.c_str()), static_cast<uint64_t>(i));
+            generator.next(options.sampling, options.seed, stream_of(name.c_str()), static_cast<uint64_t>(i));
         if (token < 0 || token == options.eot_token) break;
-        if (token < kByteTokens) text.push_back(static_cast<char>(static_cast<uint8_t>(token)));
+        text += tokenizer.bytes_of(token);
         if (i + 1 < options.num_tokens) generator.append(token);
     }
     return text;
+}
+
+void check_tokenizer(Tokenizer& tokenizer, const Config& config) {
+    const int64_t context = config.model.context_length;
+    REQUIRE(tokenizer.vocab_size() <= config.model.vocab_size, "model.vocab_size is ", config.model.vocab_size,
+            ", but data.tokenizer ", config.data.tokenizer, " has ", tokenizer.vocab_size(),
+            " tokens: use at least that");
+    if (config.sample.every == 0) return;
+    for (const std::string& prompt : config.sample.prompts) {
+        const auto num_prompt = static_cast<int64_t>(prompt_tokens(tokenizer, prompt, config.data).size());
+        REQUIRE(num_prompt + config.sample.tokens <= context, "a sample of ", num_prompt, " prompt tokens and ",
+                config.sample.tokens, " more does not fit model.context_length ", context,
+                num_prompt < context ? join(": use sample.tokens of at most ", context - num_prompt)
+                                     : std::string(": use a shorter prompt"));
+    }
 }
 
 // ---- Streaming ----
@@ -185,33 +202,10 @@ void TextStream::pass_on(size_t count) {
 
 namespace {
 
-std::string read_standard_input() {
+std::string read_prompt() {
     if (isatty(STDIN_FILENO) == 1) std::fprintf(stderr, "type the prompt, and end it with Ctrl-D\n");
-    std::string text;
-    char buffer[65536];
-    for (;;) {
-        const ssize_t count = read(STDIN_FILENO, buffer, sizeof buffer);
-        if (count < 0 && errno == EINTR) continue;
-        REQUIRE(count >= 0, "cannot read the prompt from standard input: ", std::strerror(errno));
-        if (count == 0) return text;
-        text.append(buffer, static_cast<size_t>(count));
-        REQUIRE(text.size() <= kMaxPromptBytes, "the prompt on standard input is longer than ", kMaxPromptBytes >> 20,
-                " MiB: the model reads no more than its context; give it the end of the text (tail -c)");
-    }
-}
-
-// What the model reads first. An empty prompt begins a document with EOT.
-std::vector<int32_t> prompt_tokens(const std::string& prompt, const Config& config) {
-    const DataConfig& data = config.data;
-    if (!prompt.empty()) return byte_tokens(prompt);
-    REQUIRE(data.eot_token >= 0,
-            "the prompt is empty, and this run has no data.eot_token that could begin a document: ",
-            "give some text, e.g. --prompt \"The \"");
-    if (data.mask_documents && data.eot != EotSide::start)
-        std::fprintf(stderr,
-                     "note: where EOT closes documents in the training data, and they are masked, the model was never "
-                     "shown how one begins: the first letters may be odd\n");
-    return {static_cast<int32_t>(data.eot_token)};
+    return read_standard_input(kMaxPromptBytes, "the prompt",
+                               "the model reads no more than its context; give it the end of the text (tail -c)");
 }
 
 double seconds_now() {
@@ -224,11 +218,16 @@ int generate(const GenerateOptions& options) {
     const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
     const Config& config = checkpoint.config;
-    REQUIRE(config.data.tokenizer == "bytes", checkpoint.folder,
-            " has no tokenizer: set data.tokenizer in the run's config to \"bytes\" if its shards were made so, and "
-            "save again; text of other tokenizers cannot be written yet");
-    const std::string prompt = options.prompt == "-" ? read_standard_input() : options.prompt;
-    const std::vector<int32_t> tokens = prompt_tokens(prompt, config);
+    const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
+    REQUIRE(tokenizer != nullptr, checkpoint.folder,
+            " has no tokenizer: set data.tokenizer in the run's config to \"bytes\", or to the tokenizer.json that its "
+            "shards were made with, and save again (--resume auto)");
+    const std::string prompt = options.prompt == "-" ? read_prompt() : options.prompt;
+    const std::vector<int32_t> tokens = prompt_tokens(*tokenizer, prompt, config.data);
+    if (prompt.empty() && config.data.mask_documents && config.data.eot != EotSide::start)
+        std::fprintf(stderr,
+                     "note: where EOT closes documents in the training data, and they are masked, the model was never "
+                     "shown how one begins: the first letters may be odd\n");
 
     // No more memory than this text needs.
     const int64_t num_prompt = static_cast<int64_t>(tokens.size()), context = config.model.context_length;
@@ -267,10 +266,9 @@ int generate(const GenerateOptions& options) {
         }
         is_ended = token == config.data.eot_token;
         if (is_ended) break;
-        if (token < kByteTokens)
-            stream.put(std::string(1, static_cast<char>(static_cast<uint8_t>(token))));
-        else
-            ++without_text;
+        const std::string_view bytes = tokenizer->bytes_of(token);
+        stream.put(std::string(bytes));
+        if (bytes.empty()) ++without_text;
     }
     stream.finish();
     const double seconds = seconds_now() - read_end;

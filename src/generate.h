@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "src/batch.h"
+#include "src/config.h"
 #include "src/model.h"
+#include "src/tokenizer/tokenizer.h"
 
 namespace ingot {
 
@@ -65,9 +67,18 @@ struct SampleOptions {
     int32_t eot_token = -1;  // ends the text; -1: none
 };
 
-// Continues `prompt` (not empty; the byte tokenizer: token = byte) and returns the continuation alone: the samples of a
-// training run. Ends early if the logits are not finite.
-std::string sample_text(Generator& generator, const std::string& prompt, const SampleOptions& options);
+// What the model reads first. An empty prompt begins a document with EOT. Throws UserError if it is empty and the run
+// has no EOT.
+std::vector<int32_t> prompt_tokens(Tokenizer& tokenizer, const std::string& prompt, const DataConfig& data);
+
+// Continues `prompt` and returns the continuation alone: the samples of a training run. Ends early if the logits are
+// not finite. `prompt` is prompt_tokens() of `name`, which the draws are numbered by.
+std::string sample_text(Generator& generator, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
+                        const std::string& name, const SampleOptions& options);
+
+// Throws UserError if the tokenizer has ids that the model has not, or if a sample of the config does not fit the
+// context.
+void check_tokenizer(Tokenizer& tokenizer, const Config& config);
 
 // Passes bytes on as soon as they make whole UTF-8 characters; bytes that never can are passed on one by one.
 class TextStream {

@@ -5,6 +5,7 @@
 #include <openssl/crypto.h>
 #include <sys/utsname.h>
 #include <unistd.h>
+#include <utf8proc.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
@@ -19,6 +20,7 @@
 #include "src/environment.h"
 #include "src/matmul_cache.h"
 #include "src/output.h"
+#include "src/tokenizer/pattern.h"
 
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/system.h"
@@ -154,7 +156,9 @@ ordered_json describe() {
                          {"openmp", _OPENMP},
                          {"nlohmann_json", join(NLOHMANN_JSON_VERSION_MAJOR, ".", NLOHMANN_JSON_VERSION_MINOR, ".",
                                                 NLOHMANN_JSON_VERSION_PATCH)},
-                         {"cli11", CLI11_VERSION}};
+                         {"cli11", CLI11_VERSION},
+                         {"pcre2", join(Pattern::library_version(), ", Unicode ", Pattern::unicode_version())},
+                         {"utf8proc", join(utf8proc_version(), ", Unicode ", utf8proc_unicode_version())}};
     return info;
 }
 

@@ -52,9 +52,9 @@ int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vect
 
 class Trainer {
   public:
-    // All but the range outlive the trainer.
-    Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, const StepRange& profile,
-            TrainingPlan* plan);
+    // All but the range outlive the trainer. `tokenizer` may be null.
+    Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, Tokenizer* tokenizer,
+            const StepRange& profile, TrainingPlan* plan);
     // Goes on from the checkpoint, or begins.
     void start(const std::optional<Checkpoint>& checkpoint);
     int run();
@@ -88,6 +88,7 @@ class Trainer {
     const Config& config_;
     const RunFolder& folder_;
     const TrainingData& data_;
+    Tokenizer* const tokenizer_;
     const StepRange profile_;
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
@@ -103,9 +104,15 @@ class Trainer {
     int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
 };
 
-Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, const StepRange& profile,
-                 TrainingPlan* plan)
-    : config_(config), folder_(folder), data_(data), profile_(profile), plan_(*plan), queue_(config, plan) {}
+Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, Tokenizer* tokenizer,
+                 const StepRange& profile, TrainingPlan* plan)
+    : config_(config),
+      folder_(folder),
+      data_(data),
+      tokenizer_(tokenizer),
+      profile_(profile),
+      plan_(*plan),
+      queue_(config, plan) {}
 
 // ---- Start ----
 
@@ -120,6 +127,10 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
         std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), change.then.c_str(),
                     change.now.c_str());
     }
+    if (tokenizer_ != nullptr && !checkpoint.tokenizer_json.empty() &&
+        tokenizer_->source() != checkpoint.tokenizer_json)
+        std::printf(
+            "changed from now on: the tokenizer.json of data.tokenizer is another file than the checkpoint's\n");
     training_ = load_training(checkpoint, &plan_.model, plan_.optimizer);
     StepBlock block;
     block.state = training_.state;
@@ -251,7 +262,7 @@ void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, S
 void Trainer::save(SaveMode mode) {
     note_save(plan_.writer.wait(), SaveMode::running);
     if (saved_step_ != training_.step) {
-        plan_.writer.start(config_, training_);
+        plan_.writer.start(config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
         saved_step_ = training_.step;
     }
     note_save(mode == SaveMode::last_chance ? plan_.writer.wait() : plan_.writer.poll(), mode);
@@ -267,7 +278,7 @@ void Trainer::write_log() {
 void Trainer::sample() {
     for (const std::string& prompt : config_.sample.prompts) {
         const std::string text =
-            sample_text(*plan_.generator, prompt,
+            sample_text(*plan_.generator, *tokenizer_, prompt_tokens(*tokenizer_, prompt, config_.data), prompt,
                         {.num_tokens = config_.sample.tokens,
                          .sampling = {.temperature = config_.sample.temperature, .top_k = 0, .top_p = 1},
                          .seed = static_cast<uint64_t>(config_.seed + training_.step),
@@ -372,6 +383,14 @@ void print_data(const TrainingData& data) {
     if (data.val_shards) std::printf("validation: %s\n", data.val_shards->describe().c_str());
 }
 
+// Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
+std::unique_ptr<Tokenizer> training_tokenizer(const Config& config) {
+    if (config.data.tokenizer.empty()) return nullptr;
+    std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(config.data.tokenizer);
+    check_tokenizer(*tokenizer, config);
+    return tokenizer;
+}
+
 // What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
 // them on this machine.
 int dry_run(Config config) {
@@ -379,6 +398,7 @@ int dry_run(Config config) {
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
     const Device device = is_planned ? Device::planned_cuda() : training_device(config);
     try {
+        training_tokenizer(config);
         const TrainingData data(config);
         print_data(data);
         resolve_steps(&config, data.train_shards.num_tokens());
@@ -406,6 +426,7 @@ int train(const TrainOptions& options) {
     const Device device = training_device(config);
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
+    const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
     const TrainingData data(config);
     resolve_steps(&config, data.train_shards.num_tokens());
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
@@ -420,11 +441,12 @@ int train(const TrainOptions& options) {
     resolve_micro_batch(&config, device);
     TrainingPlan plan(config, device);
     print_data(data);
+    if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
     print_plan(plan);
     std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
-    Trainer trainer(config, folder, data, options.profile, &plan);
+    Trainer trainer(config, folder, data, tokenizer.get(), options.profile, &plan);
     trainer.start(checkpoint);
     return trainer.run();
 }

@@ -111,6 +111,8 @@ VALUES = [
     ("checkpoint.host_memory=some", "checkpoint.host_memory", None),
     ("log.jsonl=1", "log.jsonl", "true or false"),
     ("data.tokenizer=gpt2", "data.tokenizer", "bytes"),
+    ("data.tokenizer=nowhere.json", "nowhere.json", "path of a tokenizer.json"),
+    ("data.tokenizer=good.json", "good.json", "must be the tokenizer.json of a byte-level BPE"),
     # Ranges: zero, negative, huge, not finite.
     ("model.n_layers=0", "model.n_layers", None),
     ("model.n_layers=-1", "model.n_layers", None),
@@ -165,6 +167,7 @@ VALUES = [
     ("training.steps=null", "training.steps", "training.epochs"),
     ("sample.every=1", "sample.every", "sample.prompts"),
     ("model.vocab_size=200", "data.eot_token", "199"),
+    ("model.vocab_size=null", "model.vocab_size", "add it"),
     ("data.eot_token=257", "data.eot_token", None),
     ("data.eot_token=-2", "data.eot_token", None),
     # Files.
@@ -228,6 +231,10 @@ ARGUMENTS = [
     (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--top-p", "2"], "--top-p", None),
     (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--top-p", "0"], "--top-p", None),
     (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--seed", "-1"], "--seed", None),
+    (["tokenize"], "--tokenizer", None),
+    (["tokenize", "--tokenizer", "nowhere.json"], "nowhere.json", "path of a tokenizer.json"),
+    (["tokenize", "--tokenizer", "good.json"], "good.json", "byte-level BPE"),
+    (["tokenize", "--tokenizer", "bytes", "surplus"], "surplus", None),
     (["info", "surplus"], "surplus", None),
     (["--config", "case.json", "--profile", "1:2"], "--profile", "--device cuda"),  # on the CPU
 ]

@@ -10,6 +10,7 @@ import pathlib
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,8 +48,13 @@ class Tools(unittest.TestCase):
         cls.val = sorted((cls.folder / "data").glob("val-*.bin"))
         cls.train = sorted((cls.folder / "data").glob("train-*.bin"))
         subprocess.run([TRAIN, "--config", "config.json"], cwd=cls.folder, check=True, capture_output=True)
+        # Shards without the meta.json that would name tokenizer and EOT.
+        (cls.folder / "plain").mkdir()
+        for path in [*cls.val, *cls.train]:
+            shutil.copy(path, cls.folder / "plain")
         subprocess.run([TRAIN, "--config", "config.json", "--set", "name=ids", "--set", "data.tokenizer=null",
-                        "--set", "training.steps=1", "--set", "data.eot_token=null", "--set", "eval.tokens=64"],
+                        "--set", "training.steps=1", "--set", "data.eot_token=null", "--set", "eval.tokens=64",
+                        "--set", 'data.train=["plain/train-*.bin"]', "--set", 'data.val=["plain/val-*.bin"]'],
                        cwd=cls.folder, check=True, capture_output=True)
         cls.log = [json.loads(line) for line in (cls.folder / "runs/test/log.jsonl").read_text().splitlines()]
 
@@ -253,7 +259,14 @@ class Tools(unittest.TestCase):
         self.assertNotIn(b"\r", quiet.stderr)
         self.assertNotIn(b"evaluating", quiet.stderr)
 
-    # ---- info, help, refusals ----
+    # ---- tokenize, info, help, refusals ----
+
+    def test_tokenize_bytes(self):
+        text = bytes(range(256)) * 3
+        tokens = self.run_train("tokenize", "--tokenizer", "bytes", stdin=text).stdout
+        self.assertEqual([int(token) for token in tokens.split()], list(text))
+        self.assertEqual(self.run_train("tokenize", "--tokenizer", "bytes", "--count", stdin=text).stdout, b"768\n")
+        self.assertEqual(self.run_train("tokenize", "--tokenizer", "bytes").stdout, b"")
 
     def test_info(self):
         text = self.run_train("info").stdout.decode()
@@ -267,9 +280,10 @@ class Tools(unittest.TestCase):
 
     def test_help_and_version(self):
         for command, options in (([], ["--config", "--set", "--resume", "--device", "--dry-run", "--profile", "eval", "generate",
-                                        "info"]),
+                                        "tokenize", "info"]),
                                  (["eval"], ["--checkpoint", "--data", "--json", "--device"]),
                                  (["generate"], ["--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
+                                 (["tokenize"], ["--tokenizer", "--count"]),
                                  (["info"], ["--json"])):
             text = self.run_train(*command, "--help").stdout.decode()
             for option in options + ["--help", "--version", "Usage:", "Exit codes:", "README.md"]:
@@ -313,6 +327,10 @@ class Tools(unittest.TestCase):
             (["generate", *checkpoint], "--prompt is missing"),
             (["generate", "--checkpoint", "runs/ids", "--prompt", "a"], "no tokenizer"),
             (["generate", *checkpoint, "--prompt", "--tokens", "5"], "--prompt needs a value"),
+            (["tokenize"], "--tokenizer is missing"),
+            (["tokenize", "--tokenizer", "nowhere.json"], "cannot read the tokenizer nowhere.json"),
+            (["tokenize", "--tokenizer", "empty"], "cannot read the tokenizer empty"),
+            (["tokenize", "--tokenizer", "file"], "it must be the tokenizer.json of a byte-level BPE"),
             (["info", "now"], "unexpected argument now"),
         ]
         for option, values in (("--tokens", ["0", "-1", "1.5", "nan", "5x", "", "99999999999999999999"]),

@@ -211,8 +211,10 @@ TEST(Config, UnknownAndMisplacedKeys) {
 
 TEST(Config, MissingKeysAndSections) {
     expect_error({}, {"\"model\"", "is missing", "configs/tiny.json"}, "{}");
-    expect_error({}, {"model.vocab_size", "is missing"},
-                 R"({"model": {"n_layers": 2, "d_model": 96, "n_heads": 4, "context_length": 64}})");
+    expect_error({}, {"model.context_length", "is missing"},
+                 R"({"model": {"n_layers": 2, "d_model": 96, "n_heads": 4, "vocab_size": 9}})");
+    expect_error({"model.vocab_size=null"},
+                 {"configs/trial.json", "model.vocab_size is missing", "meta.json", "add it"});
     expect_error({}, {"\"data\"", "is missing"},
                  R"({"model": {"n_layers": 2, "d_model": 96, "n_heads": 4, "context_length": 64, "vocab_size": 9}})");
 }
@@ -304,11 +306,11 @@ TEST(Config, RulesAcrossFields) {
                   .schedule.warmup_steps,
               900);
     expect_error({"training.device=tpu"}, {"training.device is \"tpu\"", "auto, cpu, cuda"});
-    expect_error({"data.tokenizer=gpt2"}, {"data.tokenizer is \"gpt2\"", "\"bytes\" or null"});
+    expect_error({"data.tokenizer=gpt2"},
+                 {"data.tokenizer is \"gpt2\"", "\"bytes\", the path of a tokenizer.json, or null"});
     expect_error({"data.tokenizer=bytes", "model.vocab_size=255"}, {"model.vocab_size 255 is too small", "use 257"});
     expect_error({"data.eot_token=300"}, {"data.eot_token is 300", "[-1, 299]"});
     expect_error({"sample.every=10"}, {"sample.every is set", "set sample.every to 0"});
-    expect_error({"sample.prompts=[\"a long one\"]"}, {"does not fit model.context_length 64", "at most 54"});
 }
 
 TEST(Config, KeysGivenTwice) {

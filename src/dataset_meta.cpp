@@ -1,0 +1,136 @@
+#include "src/dataset_meta.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include "kernels/core/check.h"
+#include "src/checksum.h"
+#include "src/files.h"
+#include "src/tokenizer/tokenizer.h"
+
+namespace ingot {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+const char* name_of(EotSide side) {
+    return side == EotSide::start ? "start" : "end";
+}
+
+// Which tokenizer a hash stands for, short enough for one line.
+std::string tokenizer_name(const std::string& name, const std::string& sha256) {
+    return sha256.empty() ? name : join(name, " (sha256 ", sha256.substr(0, 12), "...)");
+}
+
+std::string sha256_of_tokenizer(const std::string& name) {
+    if (name.empty() || name == kBytesTokenizer) return "";
+    const std::string bytes = read_tokenizer_file(name);
+    return sha256(bytes.data(), bytes.size());
+}
+
+}  // namespace
+
+std::optional<DatasetMeta> read_dataset_meta(const std::string& folder) {
+    DatasetMeta meta;
+    meta.path = (fs::path(folder) / "meta.json").string();
+    std::ifstream stream(meta.path, std::ios::binary);
+    if (!stream) return std::nullopt;
+    std::ostringstream text;
+    text << stream.rdbuf();
+    const json root = json::parse(text.str(), nullptr, false);
+    const auto refuse = [&](const std::string& what) {
+        throw UserError(
+            join(meta.path, " ", what,
+                 ", so it is not what scripts/prepare.py writes beside shards: prepare the data again, or "
+                 "move it away and give model.vocab_size, data.eot_token and data.tokenizer in the config"));
+    };
+    if (!root.is_object()) refuse("is no JSON object");
+    const auto is_id = [&](const char* key, int64_t low) {
+        return root.contains(key) && root.at(key).is_number_integer() && root.at(key) >= low &&
+               root.at(key) <= 16777216;
+    };
+    if (root.value("format", json()) != "llmc") refuse("does not say \"format\": \"llmc\"");
+    if (!is_id("vocab_size", 2)) refuse("has no vocab_size that could be one");
+    if (!is_id("eot_token", 0) || root.at("eot_token") >= root.at("vocab_size"))
+        refuse("has no eot_token below its vocab_size");
+    if (!root.contains("tokenizer") || !root.at("tokenizer").is_string()) refuse("names no tokenizer");
+    meta.vocab_size = root.at("vocab_size");
+    meta.eot_token = root.at("eot_token");
+    if (root.contains("eot")) {
+        if (root.at("eot") != "end" && root.at("eot") != "start") refuse("has an eot that is neither end nor start");
+        meta.eot = root.at("eot") == "end" ? EotSide::end : EotSide::start;
+    }
+    meta.tokenizer = root.at("tokenizer");
+    if (meta.tokenizer == kBytesTokenizer) return meta;
+    if (meta.tokenizer.find('/') != std::string::npos || fs::path(meta.tokenizer).extension() != ".json")
+        refuse("names a tokenizer that is neither \"bytes\" nor a tokenizer.json beside it");
+    meta.tokenizer = (fs::path(folder) / meta.tokenizer).string();
+    const json hash = root.value("tokenizer_sha256", json());
+    if (!hash.is_string() || hash.get<std::string>().size() != 64) refuse("has no tokenizer_sha256");
+    meta.tokenizer_sha256 = hash;
+    return meta;
+}
+
+std::vector<DatasetMeta> dataset_metas(const std::vector<std::string>& patterns) {
+    std::vector<DatasetMeta> metas;
+    std::set<std::string> seen;
+    for (const std::string& pattern : patterns)
+        for (const std::string& file : expand_glob(pattern)) {
+            const std::string folder = fs::path(file).parent_path().string();
+            if (!seen.insert(folder).second) continue;
+            if (auto meta = read_dataset_meta(folder)) metas.push_back(std::move(*meta));
+        }
+    return metas;
+}
+
+void check_dataset_meta(const DatasetMeta& meta, const Config& config, const std::string& tokenizer_sha256) {
+    const ModelConfig& m = config.model;
+    const DataConfig& d = config.data;
+    REQUIRE(m.vocab_size == 0 || m.vocab_size >= meta.vocab_size, "model.vocab_size is ", m.vocab_size, ", but ",
+            meta.path, " says ", meta.vocab_size, ": use at least that, or leave it out");
+    REQUIRE(d.eot_token == -1 || d.eot_token == meta.eot_token, "data.eot_token is ", d.eot_token, ", but ", meta.path,
+            " says ", meta.eot_token, ": use that, or leave it out");
+    REQUIRE(d.eot == EotSide::automatic || meta.eot == EotSide::automatic || d.eot == meta.eot, "data.eot is ",
+            name_of(d.eot), ", but ", meta.path, " says ", name_of(meta.eot), ": use that, or leave it out");
+    const bool is_same_kind = (d.tokenizer == kBytesTokenizer) == (meta.tokenizer == kBytesTokenizer);
+    REQUIRE(d.tokenizer.empty() || (is_same_kind && tokenizer_sha256 == meta.tokenizer_sha256), "data.tokenizer is ",
+            tokenizer_name(d.tokenizer, tokenizer_sha256), ", but the shards beside ", meta.path, " were made with ",
+            tokenizer_name(meta.tokenizer, meta.tokenizer_sha256), ": use that, or leave it out");
+}
+
+void fill_from_datasets(Config* config) {
+    DataConfig& d = config->data;
+    std::vector<std::string> patterns = d.train;
+    patterns.insert(patterns.end(), d.val.begin(), d.val.end());
+    const std::vector<DatasetMeta> metas = dataset_metas(patterns);
+    if (metas.empty()) return;
+    const DatasetMeta& first = metas.front();
+    for (const DatasetMeta& meta : metas)
+        REQUIRE(meta.tokenizer_sha256 == first.tokenizer_sha256 && meta.eot_token == first.eot_token &&
+                    meta.vocab_size == first.vocab_size && meta.eot == first.eot,
+                "data.train and data.val mix tokens of two tokenizers: ", first.path, " says ",
+                tokenizer_name(first.tokenizer, first.tokenizer_sha256), ", ", first.vocab_size, " tokens, EOT ",
+                first.eot_token, "; ", meta.path, " says ", tokenizer_name(meta.tokenizer, meta.tokenizer_sha256), ", ",
+                meta.vocab_size, ", EOT ", meta.eot_token, ": prepare both with one tokenizer");
+    const bool is_tokenizer_given = !d.tokenizer.empty();
+    if (!is_tokenizer_given && !first.tokenizer_sha256.empty()) {
+        REQUIRE(fs::exists(first.tokenizer), first.path, " names ", first.tokenizer,
+                ", which is not there: copy it there, or set data.tokenizer to the same file elsewhere");
+        REQUIRE(sha256_of_tokenizer(first.tokenizer) == first.tokenizer_sha256, first.tokenizer,
+                " is not the file that the shards beside it were made with (", first.path,
+                " has its sha256): put that file back, or prepare the data again");
+    }
+    check_dataset_meta(first, *config, is_tokenizer_given ? sha256_of_tokenizer(d.tokenizer) : "");
+    if (config->model.vocab_size == 0) config->model.vocab_size = first.vocab_size;
+    if (d.eot_token == -1) d.eot_token = first.eot_token;
+    if (d.eot == EotSide::automatic) d.eot = first.eot;
+    if (!is_tokenizer_given) d.tokenizer = first.tokenizer;
+}
+
+}  // namespace ingot

@@ -1,0 +1,336 @@
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "src/tokenizer/pattern.h"
+
+#include <pcre2.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "src/text.h"
+
+namespace ingot {
+
+// ---- Translation ----
+
+namespace {
+
+// White_Space, inside a class.
+constexpr const char* kSpace = "\\x{9}-\\x{d}\\x{85}\\p{Z}";
+
+const char* const kCategories[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N", "Nd",
+                                   "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm",
+                                   "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Co"};
+
+// Neighbours that Oniguruma, ignoring case, also finds in one character: fi in U+FB01, ss in U+00DF.
+const char* const kFoldedPairs[] = {"ss", "ff", "fi", "fl", "st"};
+
+class Translator {
+  public:
+    Translator(const std::string& regex, const std::string& where) : in_(regex), where_(where) {}
+
+    std::string translate() {
+        if (!is_whole_utf8()) refuse("is no UTF-8");
+        while (at_ < in_.size()) item();
+        if (!groups_.empty()) refuse("has a group that is not closed");
+        return std::move(out_);
+    }
+
+  private:
+    struct Group {
+        bool ignores_case;
+    };
+
+    [[noreturn]] void refuse(const std::string& what) const {
+        const std::string shown = in_.size() <= 80 ? in_ : in_.substr(0, 80) + "...";
+        throw UserError(join(where_, " ", what, " at character ", at_ + 1, ": ", shown,
+                             ": known are literals, classes, \\p{L} and other categories, \\s, (?:), (?i:), (?=), (?!) "
+                             "and quantifiers; use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)"));
+    }
+
+    bool is_whole_utf8() const {
+        for (size_t i = 0; i < in_.size();) {
+            const int length = utf8_length(in_.data() + i, in_.size() - i);
+            if (length <= 0 || in_[i] == '\0') return false;
+            i += static_cast<size_t>(length);
+        }
+        return true;
+    }
+    bool takes(std::string_view text) {
+        if (in_.compare(at_, text.size(), text) != 0) return false;
+        at_ += text.size();
+        return true;
+    }
+    bool ignores_case() const { return !groups_.empty() && groups_.back().ignores_case; }
+
+    void item() {
+        const char c = in_[at_];
+        if (takes("(?:"))
+            open("(?:", ignores_case());
+        else if (takes("(?i:"))
+            open("(?i:", true);
+        else if (takes("(?!"))
+            open("(?!", ignores_case());
+        else if (takes("(?="))
+            open("(?=", ignores_case());
+        else if (c == '(' && at_ + 1 < in_.size() && (in_[at_ + 1] == '?' || in_[at_ + 1] == '*'))
+            refuse("has a kind of group that is not supported");
+        else if (takes("("))
+            open("(?:", ignores_case());
+        else if (c == ')')
+            close();
+        else if (takes("|")) {
+            out_ += '|';
+            can_repeat_ = false;
+            previous_ = '\0';
+        } else if (c == '[')
+            character_class();
+        else if (std::strchr("*+?{", c) != nullptr)
+            quantifier();
+        else if (std::strchr(".^$]}", c) != nullptr)
+            refuse("has an anchor, a dot or a bracket without its partner, which is not supported,");
+        else if (c == '\\')
+            atom(escape(false));
+        else
+            literal();
+    }
+
+    void atom(const std::string& text) {
+        if (ignores_case()) refuse("has more than letters in (?i:...), which is not supported,");
+        out_ += text;
+        can_repeat_ = true;
+        previous_ = '\0';
+    }
+
+    void literal() {
+        const auto length = static_cast<size_t>(utf8_length(in_.data() + at_, in_.size() - at_));
+        if (ignores_case()) {
+            if (length > 1) refuse("has more than ASCII in (?i:...), which is not supported,");
+            const char pair[] = {previous_, static_cast<char>(std::tolower(static_cast<uint8_t>(in_[at_]))), '\0'};
+            for (const char* folded : kFoldedPairs)
+                if (std::strcmp(pair, folded) == 0) refuse("has letters in (?i:...) that may also be one character");
+            previous_ = pair[1];
+        }
+        // '-', '#' and the like are literals outside a class to both.
+        out_ += in_.substr(at_, length);
+        at_ += length;
+        can_repeat_ = true;
+    }
+
+    void open(const char* as, bool ignores_case) {
+        out_ += as;
+        groups_.push_back({ignores_case});
+        can_repeat_ = false;
+        previous_ = '\0';
+    }
+    void close() {
+        if (groups_.empty()) refuse("has a closing bracket without its partner");
+        groups_.pop_back();
+        out_ += ')';
+        ++at_;
+        can_repeat_ = true;
+        previous_ = '\0';
+    }
+
+    // One escape, as it stands in a class or outside.
+    std::string escape(bool is_in_class) {
+        if (at_ + 1 >= in_.size()) refuse("ends with a backslash");
+        const char c = in_[at_ + 1];
+        const auto braces = [&](const std::string& text) { return is_in_class ? text : "[" + text + "]"; };
+        if (c == 'p' || c == 'P') return property();
+        if (c == 'x' || c == 'u') return code_point();
+        at_ += 2;
+        switch (c) {
+            case 's':
+                return braces(kSpace);
+            case 'S':
+                if (!is_in_class) return join("[^", kSpace, "]");
+                break;
+            case 'd':
+                return "\\p{Nd}";
+            case 'D':
+                return "\\P{Nd}";
+            case 'r':
+            case 'n':
+            case 't':
+            case 'f':
+                return std::string("\\") + c;
+            default:
+                if (std::ispunct(static_cast<uint8_t>(c)) != 0) return std::string("\\") + c;
+        }
+        at_ -= 2;
+        refuse("has an escape that is not supported");
+    }
+
+    std::string property() {
+        const size_t end = in_.find('}', at_);
+        if (at_ + 2 >= in_.size() || in_[at_ + 2] != '{' || end == std::string::npos)
+            refuse("has \\p without braces, which is not supported,");
+        const bool is_negated = in_[at_ + 3] == '^';
+        const size_t begin = at_ + 3 + (is_negated ? 1 : 0);
+        const std::string name = in_.substr(begin, end - begin);
+        if (std::find(std::begin(kCategories), std::end(kCategories), name) == std::end(kCategories))
+            refuse("has a property that is no general category");
+        const bool is_complement = (in_[at_ + 1] == 'P') != is_negated;
+        at_ = end + 1;
+        return join(is_complement ? "\\P{" : "\\p{", name, "}");
+    }
+
+    // \x{1F600} and \u00e9. Oniguruma's \xNN is a byte.
+    std::string code_point() {
+        const bool has_braces = in_[at_ + 1] == 'x';
+        const size_t begin = at_ + (has_braces ? 3 : 2);
+        const size_t end = has_braces ? in_.find('}', at_) : begin + 4;
+        if ((has_braces && (begin > in_.size() || in_[at_ + 2] != '{')) || end == std::string::npos || end > in_.size())
+            refuse("has an escape that is not supported");
+        const std::string digits = in_.substr(begin, end - begin);
+        const bool is_hex = !digits.empty() && digits.size() <= 6 &&
+                            digits.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+        if (!is_hex) refuse("has an escape that is not supported");
+        at_ = end + (has_braces ? 1 : 0);
+        return join("\\x{", digits, "}");
+    }
+
+    void character_class() {
+        std::string text = "[";
+        const size_t start = at_++;
+        if (takes("^")) text += '^';
+        bool is_empty = true;
+        for (;; is_empty = false) {
+            if (at_ >= in_.size()) {
+                at_ = start;
+                refuse("has a class that is not closed");
+            }
+            if (in_[at_] == ']') break;
+            if (in_[at_] == '[' || in_.compare(at_, 2, "&&") == 0)
+                refuse("has a class within a class, which is not supported,");
+            if (in_[at_] == '\\') {
+                text += escape(true);
+                continue;
+            }
+            const auto length = static_cast<size_t>(utf8_length(in_.data() + at_, in_.size() - at_));
+            text += in_.substr(at_, length);
+            at_ += length;
+        }
+        if (is_empty) refuse("has an empty class");
+        ++at_;
+        atom(text + "]");
+    }
+
+    void quantifier() {
+        if (!can_repeat_) refuse("has a quantifier with nothing to repeat");
+        if (in_[at_] == '{') {
+            // {,n} is a literal to PCRE2; what {n}+ and {n}? mean depends on Oniguruma's syntax.
+            const size_t end = in_.find('}', at_);
+            const std::string bounds = end == std::string::npos ? "" : in_.substr(at_ + 1, end - at_ - 1);
+            const bool is_plain = !bounds.empty() && bounds[0] != ',' && bounds.size() <= 9 &&
+                                  bounds.find_first_not_of("0123456789,") == std::string::npos &&
+                                  std::count(bounds.begin(), bounds.end(), ',') <= 1;
+            if (!is_plain) refuse("has bounds that are not supported");
+            out_ += "{" + bounds + "}";
+            at_ = end + 1;
+        } else {
+            out_ += in_[at_++];
+            if (at_ < in_.size() && (in_[at_] == '?' || in_[at_] == '+')) out_ += in_[at_++];
+        }
+        can_repeat_ = false;  // a quantifier of a quantifier is refused
+        previous_ = '\0';
+    }
+
+    const std::string& in_;
+    const std::string& where_;
+    size_t at_ = 0;
+    std::string out_;
+    std::vector<Group> groups_;
+    bool can_repeat_ = false;
+    char previous_ = '\0';  // the literal before, where case is ignored
+};
+
+std::string message_of(int code) {
+    PCRE2_UCHAR text[256];
+    pcre2_get_error_message(code, text, sizeof text);
+    return reinterpret_cast<const char*>(text);
+}
+
+std::string configured(uint32_t what) {
+    PCRE2_UCHAR text[64] = "";
+    pcre2_config(what, text);
+    return reinterpret_cast<const char*>(text);
+}
+
+}  // namespace
+
+std::string translate_pattern(const std::string& regex, const std::string& where) {
+    return Translator(regex, where).translate();
+}
+
+// ---- Matching ----
+
+struct Pattern::Compiled {
+    pcre2_code* code = nullptr;
+    pcre2_match_data* data = nullptr;
+    pcre2_match_context* context = nullptr;
+    pcre2_jit_stack* stack = nullptr;
+    ~Compiled() {
+        pcre2_jit_stack_free(stack);
+        pcre2_match_context_free(context);
+        pcre2_match_data_free(data);
+        pcre2_code_free(code);
+    }
+};
+
+Pattern::Pattern(const std::string& regex, const std::string& where)
+    : compiled_(std::make_unique<Compiled>()), where_(where) {
+    const std::string text = translate_pattern(regex, where);
+    int error = 0;
+    size_t offset = 0;
+    compiled_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
+    REQUIRE(compiled_->code != nullptr, where, ": ", message_of(error), " at byte ", offset, " of ", text,
+            ": use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)");
+    uint32_t matches_empty = 0;
+    pcre2_pattern_info(compiled_->code, PCRE2_INFO_MATCHEMPTY, &matches_empty);
+    REQUIRE(matches_empty == 0, where,
+            " matches the empty text: use a tokenizer with a published pattern (GPT-2, "
+            "Llama-3, Qwen)");
+    // Where machine code cannot be made, matching is slower and the same.
+    pcre2_jit_compile(compiled_->code, PCRE2_JIT_COMPLETE);
+    compiled_->data = pcre2_match_data_create(1, nullptr);
+    compiled_->context = pcre2_match_context_create(nullptr);
+    constexpr size_t kStackBytes = size_t{32} << 10, kMaxStackBytes = size_t{8} << 20;
+    compiled_->stack = pcre2_jit_stack_create(kStackBytes, kMaxStackBytes, nullptr);
+    CHECK(compiled_->data != nullptr && compiled_->context != nullptr, "pcre2: out of memory");
+    pcre2_jit_stack_assign(compiled_->context, nullptr, compiled_->stack);
+    // A stretch of a hundred megabytes of spaces is one match too.
+    pcre2_set_match_limit(compiled_->context, UINT32_MAX);
+}
+
+Pattern::~Pattern() = default;
+Pattern::Pattern(Pattern&&) noexcept = default;
+Pattern& Pattern::operator=(Pattern&&) noexcept = default;
+
+bool Pattern::find(std::string_view text, size_t offset, size_t* begin, size_t* end) {
+    const int found = pcre2_match(compiled_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), offset,
+                                  PCRE2_NO_UTF_CHECK, compiled_->data, compiled_->context);
+    if (found == PCRE2_ERROR_NOMATCH) return false;
+    // With room for one pair of offsets, 0 says that there were groups.
+    REQUIRE(found >= 0, where_, ": ", message_of(found), " at byte ", offset,
+            " of the text: use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)");
+    const PCRE2_SIZE* const offsets = pcre2_get_ovector_pointer(compiled_->data);
+    *begin = offsets[0];
+    *end = offsets[1];
+    return true;
+}
+
+std::string Pattern::library_version() {
+    return configured(PCRE2_CONFIG_VERSION);
+}
+
+std::string Pattern::unicode_version() {
+    return configured(PCRE2_CONFIG_UNICODE_VERSION);
+}
+
+}  // namespace ingot

@@ -1,0 +1,46 @@
+// The regular expressions of pre-tokenizers, matched by PCRE2.
+//
+// HF tokenizers matches them with Oniguruma. The two agree on the constructs that the published patterns are made of,
+// and on those alone a pattern is accepted: literals, classes of characters and ranges, general categories (\p{L}), \s,
+// \d, \r \n \t \f, groups, (?i:...) around ASCII letters, lookahead, alternatives, and the quantifiers * + ? {n} {n,}
+// {n,m}, lazy or possessive where both read them so. Where they differ, the pattern is rewritten (\s: Oniguruma means
+// the property White_Space, PCRE2 also U+180E) or refused.
+//
+// A character's category comes from the Unicode version of the PCRE2 library (14 on Debian 12, Ubuntu 22.04 and 24.04),
+// so characters of later versions are no letters here and may be split otherwise than by a later Oniguruma.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace ingot {
+
+class Pattern {
+  public:
+    // `where` names the field in errors: "tokenizer.json: pre_tokenizer.pattern". Throws UserError for a construct that
+    // is not supported, and for a pattern that matches the empty text.
+    Pattern(const std::string& regex, const std::string& where);
+    ~Pattern();
+    Pattern(Pattern&&) noexcept;
+    Pattern& operator=(Pattern&&) noexcept;
+
+    // The leftmost match at or after `offset` in `text`, which is valid UTF-8; false if there is none. It keeps scratch
+    // memory, so one thread at a time.
+    bool find(std::string_view text, size_t offset, size_t* begin, size_t* end);
+
+    // "10.42 2022-12-11", and "14.0.0".
+    static std::string library_version();
+    static std::string unicode_version();
+
+  private:
+    struct Compiled;
+    std::unique_ptr<Compiled> compiled_;
+    std::string where_;
+};
+
+// The pattern as PCRE2 reads it. Throws UserError as the constructor does. Seen from outside for tests.
+std::string translate_pattern(const std::string& regex, const std::string& where);
+
+}  // namespace ingot

@@ -1,0 +1,182 @@
+#include "src/tokenizer/unicode.h"
+
+#include <utf8proc.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "kernels/core/check.h"
+#include "src/text.h"
+
+namespace ingot {
+
+namespace {
+
+bool is_ascii_word(const char* text) {
+    uint64_t word;
+    std::memcpy(&word, text, sizeof word);
+    return (word & 0x8080808080808080u) == 0;
+}
+
+// The number of bytes at the front that are whole characters.
+size_t valid_prefix(std::string_view text) {
+    size_t i = 0;
+    while (i < text.size()) {
+        if (i + 8 <= text.size() && is_ascii_word(text.data() + i)) {
+            i += 8;
+            continue;
+        }
+        const int length = utf8_length(text.data() + i, text.size() - i);
+        if (length <= 0) break;
+        i += static_cast<size_t>(length);
+    }
+    return i;
+}
+
+// How many bytes at the front of what is no whole character belong to one replacement: the longest start of some whole
+// character, at least one byte.
+size_t maximal_part(std::string_view text) {
+    size_t length = 1;
+    while (length < text.size() && length < 4 && utf8_length(text.data(), length + 1) == -1) ++length;
+    return utf8_length(text.data(), 1) == -1 ? length : 1;
+}
+
+// The code point that begins at `text`, which is valid.
+int32_t code_point(const char* text, size_t size) {
+    utf8proc_int32_t code = 0;
+    const auto length =
+        utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text), static_cast<utf8proc_ssize_t>(size), &code);
+    CHECK(length > 0, "utf8proc found invalid UTF-8 in valid text");
+    return code;
+}
+
+// Where the last character begins.
+size_t last_character(std::string_view text) {
+    size_t begin = text.size() - 1;
+    while (begin > 0 && (static_cast<uint8_t>(text[begin]) & 0xc0) == 0x80) --begin;
+    return begin;
+}
+
+bool is_space(int32_t code) {
+    return (code >= 9 && code <= 13) || code == 0x20 || code == 0x85 || code == 0xa0 || code == 0x1680 ||
+           (code >= 0x2000 && code <= 0x200a) || code == 0x2028 || code == 0x2029 || code == 0x202f || code == 0x205f ||
+           code == 0x3000;
+}
+
+// Alphabetic, marks, decimal numbers, connectors, joiners. Alphabetic is L, Nl, some marks, and the circled letters.
+bool is_word(int32_t code) {
+    switch (utf8proc_category(code)) {
+        case UTF8PROC_CATEGORY_LU:
+        case UTF8PROC_CATEGORY_LL:
+        case UTF8PROC_CATEGORY_LT:
+        case UTF8PROC_CATEGORY_LM:
+        case UTF8PROC_CATEGORY_LO:
+        case UTF8PROC_CATEGORY_MN:
+        case UTF8PROC_CATEGORY_MC:
+        case UTF8PROC_CATEGORY_ME:
+        case UTF8PROC_CATEGORY_ND:
+        case UTF8PROC_CATEGORY_NL:
+        case UTF8PROC_CATEGORY_PC:
+            return true;
+        default:
+            return code == 0x200c || code == 0x200d || (code >= 0x24b6 && code <= 0x24e9) ||
+                   (code >= 0x1f130 && code <= 0x1f149) || (code >= 0x1f150 && code <= 0x1f169) ||
+                   (code >= 0x1f170 && code <= 0x1f189);
+    }
+}
+
+// A character below U+0300 is itself in form C and takes nothing that stands before it: lead bytes below 0xcc.
+bool is_below_u0300(char c) {
+    return static_cast<uint8_t>(c) < 0xcc;
+}
+
+}  // namespace
+
+bool is_valid_utf8(std::string_view text) {
+    return valid_prefix(text) == text.size();
+}
+
+std::string replace_invalid_utf8(std::string_view text) {
+    std::string result;
+    result.reserve(text.size());
+    while (!text.empty()) {
+        const size_t valid = valid_prefix(text);
+        result += text.substr(0, valid);
+        text.remove_prefix(valid);
+        if (text.empty()) break;
+        result += "\xef\xbf\xbd";
+        text.remove_prefix(maximal_part(text));
+    }
+    return result;
+}
+
+std::string to_nfc(std::string_view text) {
+    // U+11A7 stands just before the first Hangul final and is none itself; utf8proc before 2.9 composes, and so loses,
+    // it. It is a starter that composes with nothing, so it cuts the text as an ASCII character does.
+    constexpr std::string_view kNoFinal = "\xe1\x86\xa7";
+    std::string result;
+    result.reserve(text.size());
+    size_t begin = 0;
+    while (begin < text.size()) {
+        if (text.compare(begin, kNoFinal.size(), kNoFinal) == 0) {
+            result += kNoFinal;
+            begin += kNoFinal.size();
+            continue;
+        }
+        // A stretch below U+0300 stays as it is, but for its last character, which may take what follows.
+        size_t end = begin;
+        while (end < text.size() && is_below_u0300(text[end])) ++end;
+        if (end == text.size()) {
+            result += text.substr(begin);
+            break;
+        }
+        const size_t last = end > begin ? begin + last_character(text.substr(begin, end - begin)) : begin;
+        result += text.substr(begin, last - begin);
+        // The rest up to the next ASCII character: it composes with nothing before it, so the form of both sides is
+        // the form of the whole (UAX 15, section 9).
+        size_t next = end;
+        while (next < text.size() && static_cast<uint8_t>(text[next]) >= 0x80 &&
+               text.compare(next, kNoFinal.size(), kNoFinal) != 0)
+            ++next;
+        utf8proc_uint8_t* mapped = nullptr;
+        const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data() + last),
+                                         static_cast<utf8proc_ssize_t>(next - last), &mapped,
+                                         static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+        const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
+        CHECK(length >= 0, "utf8proc: ", utf8proc_errmsg(length));
+        result.append(reinterpret_cast<const char*>(mapped), static_cast<size_t>(length));
+        begin = next;
+    }
+    return result;
+}
+
+size_t leading_space(std::string_view text) {
+    size_t length = 0;
+    while (length < text.size() && is_space(code_point(text.data() + length, text.size() - length)))
+        length += static_cast<size_t>(utf8_length(text.data() + length, text.size() - length));
+    return length;
+}
+
+size_t trailing_space(std::string_view text) {
+    size_t begin = text.size();
+    while (begin > 0) {
+        const size_t last = last_character(text.substr(0, begin));
+        if (!is_space(code_point(text.data() + last, begin - last))) break;
+        begin = last;
+    }
+    return text.size() - begin;
+}
+
+bool begins_with_word(std::string_view text) {
+    return !text.empty() && is_word(code_point(text.data(), text.size()));
+}
+
+bool ends_with_word(std::string_view text) {
+    if (text.empty()) return false;
+    const size_t last = last_character(text);
+    return is_word(code_point(text.data() + last, text.size() - last));
+}
+
+}  // namespace ingot
