@@ -4,7 +4,7 @@
 #include <array>
 
 #include "kernels/core/device.h"
-#include "src/data/rows.h"
+#include "src/data/host_batch.h"
 #include "src/model.h"
 
 namespace ingot {

@@ -208,7 +208,7 @@ bool Trainer::queue_step() {
         if (must_stop()) return false;
         HostBatch* const host = plan_.batch.next();
         const double data_begin = seconds_now();
-        fill_batch(data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
+        fill_batch(*data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
                    host);
         queued.report.data_wait_seconds += seconds_now() - data_begin;
         queued.visible_pairs += host->visible_pairs();
@@ -395,8 +395,7 @@ void print_plan(const TrainingPlan& plan) {
 }
 
 void print_data(const TrainingData& data) {
-    std::printf("data: %s\n", data.train_shards.describe().c_str());
-    if (data.val_shards) std::printf("validation: %s\n", data.val_shards->describe().c_str());
+    std::printf("%s", data.describe().c_str());
 }
 
 // What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
@@ -408,7 +407,7 @@ int dry_run(Config config) {
     try {
         const TrainingData data(config);
         print_data(data);
-        resolve_steps(&config, data.train_shards.num_tokens());
+        if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     } catch (const UserError& error) {
         if (config.training.steps == 0)
             throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
@@ -433,8 +432,8 @@ int train(const TrainOptions& options) {
     const Device device = training_device(config);
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
-    const TrainingData data(config);
-    resolve_steps(&config, data.train_shards.num_tokens());
+    TrainingData data(config, folder.path() + "/index");
+    if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
