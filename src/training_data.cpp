@@ -75,6 +75,23 @@ std::string TrainingData::describe() const {
     return text;
 }
 
+std::vector<std::string> TrainingData::resume(const nlohmann::ordered_json& state, int64_t rows_consumed) {
+    try {
+        return train->resume(state, static_cast<uint64_t>(rows_consumed));
+    } catch (const nlohmann::json::exception& error) {
+        throw UserError(
+            join("the checkpoint's \"data\" cannot be read (", error.what(), "): was it written by another version?"));
+    }
+}
+
+std::string TrainingData::describe_blend(int64_t rows_consumed) const {
+    if (train->datasets().size() == 1) return "";
+    std::string text;
+    for (const std::string& line : train->describe(static_cast<uint64_t>(rows_consumed)))
+        text += "data: " + line + "\n";
+    return text;
+}
+
 std::vector<const Corpus*> TrainingData::unread() const {
     std::vector<const Corpus*> result;
     if (val_corpus && !val_corpus->is_read()) result.push_back(val_corpus.get());

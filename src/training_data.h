@@ -23,6 +23,10 @@ struct TrainingData {
     int64_t epoch_tokens() const;
     // "data: ..." and "validation: ...", one line for each dataset.
     std::string describe() const;
+    // Goes on where a checkpoint was: what BlendedRows::resume() says, for the log.
+    std::vector<std::string> resume(const nlohmann::ordered_json& state, int64_t rows_consumed);
+    // "data: 50.00% of the rows ...", a line for each dataset of a blend.
+    std::string describe_blend(int64_t rows_consumed) const;
     // Every corpus that has not been read whole yet.
     std::vector<const Corpus*> unread() const;
 

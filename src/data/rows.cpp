@@ -243,6 +243,14 @@ void BestFitRows::prepare_after(uint64_t row, const std::stop_token& stop) const
 
 double BestFitRows::epochs(uint64_t num_rows) const {
     if (num_rows == 0) return 0;
+    bool is_known = false;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        is_known = first_rows_.front() < num_rows && num_rows <= first_rows_.back();
+    }
+    if (!is_known)
+        return static_cast<double>(num_rows) * static_cast<double>(context_length_) /
+               static_cast<double>(epoch_tokens());
     const Place place = place_of(num_rows - 1, {});
     const std::shared_ptr<const EpochOrder> order = this->order(place.group / num_groups());
     const int64_t group = place.group % num_groups();
