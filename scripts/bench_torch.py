@@ -40,7 +40,8 @@ import sys
 import time
 from typing import Any, Callable
 
-from torch_twin import IGNORED, Rows, fail, saved_weights  # says so where there is no PyTorch
+from torch_rows import IGNORED, Rows  # says so where there is no PyTorch
+from torch_twin import fail, saved_weights
 from torch_gpt import Attend, Gpt
 
 import torch

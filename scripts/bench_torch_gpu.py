@@ -29,7 +29,8 @@ import threading
 import time
 from typing import Any, Iterator
 
-from torch_twin import Rows, fail
+from torch_rows import Rows
+from torch_twin import fail
 from torch_step import LOSSES_KEPT
 
 import torch

@@ -7,7 +7,8 @@ import functools
 import math
 from typing import Any, Callable
 
-from torch_twin import IGNORED, WeightSource, alibi_slopes
+from torch_rows import IGNORED
+from torch_twin import WeightSource, alibi_slopes
 
 import torch
 import torch.nn.functional as F

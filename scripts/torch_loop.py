@@ -33,7 +33,8 @@ import sys
 import time
 from typing import Any
 
-from torch_twin import IGNORED, Rows, alibi_slopes, fail, initial_weights, learning_rate
+from torch_rows import IGNORED, Rows
+from torch_twin import alibi_slopes, fail, initial_weights, learning_rate
 
 import torch
 import torch.nn.functional as F

@@ -12,7 +12,8 @@ import statistics
 import time
 from typing import Any, Callable
 
-from torch_twin import IGNORED, Rows, alibi_slopes, initial_weights
+from torch_rows import IGNORED, Rows
+from torch_twin import alibi_slopes, initial_weights
 from torch_gpt import Attention, Gpt
 
 import torch

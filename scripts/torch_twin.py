@@ -1,4 +1,5 @@
-"""What Ingot computes before its first product, again in PyTorch: rows of tokens, initial weights, learning rates.
+"""What Ingot computes before its first product, again in PyTorch: random numbers, initial weights, learning rates; its
+rows of tokens are in torch_rows.py.
 
 For the scripts that train the same model in PyTorch: bench_torch.py and torch_loop.py. Nothing here is run by itself.
 Each part names the file that it is the twin of; tests/scripts/test_torch_twin.py compares them with a run of ./train.
@@ -19,7 +20,6 @@ try:
 except ImportError:
     sys.exit("error: this Python has no PyTorch: run the script with one that has, 2.6 or later")
 
-IGNORED = -1
 # The weight of this outer name and shape.
 WeightSource = Callable[[str, tuple[int, ...]], Tensor]
 
@@ -177,142 +177,3 @@ def learning_rate(config: dict[str, Any], step: int) -> float:
         return lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress(warmup))))
     begin = steps - schedule["decay_steps"] if schedule["type"] == "wsd" else steps
     return lr if step <= begin else lr * (1 - (1 - low) * progress(begin))
-
-
-# ---- Data: src/data/rows.h -------------------------------------------------------------------------------------------
-
-
-def read_shard(path: str) -> Tensor:
-    content = pathlib.Path(path).read_bytes()
-    magic, version, count = struct.unpack_from("<3i", content)
-    if (magic, version) == (20240520, 1):
-        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.uint16)
-    elif (magic, version) == (20240801, 7):
-        tokens = torch.frombuffer(bytearray(content[1024:]), dtype=torch.int32)
-    else:
-        fail(f"{path}: is not a token shard (magic {magic}, version {version})")
-    if len(tokens) != count:
-        fail(f"{path}: holds {len(tokens)} tokens, its header says {count}")
-    return tokens.to(torch.int64)
-
-
-def permuted_index(index: int, count: int, seed: int, stream: int) -> int:
-    half_bits = ((count - 1).bit_length() + 1) // 2
-    if half_bits == 0:
-        return index
-    half_mask = (1 << half_bits) - 1
-    while True:
-        left, right = index >> half_bits, index & half_mask
-        for number in range(8):
-            mixed = left ^ philox((right & LOW, number, stream & LOW, stream >> 32), seed)[0] & half_mask
-            left, right = right, mixed
-        index = left << half_bits | right
-        if index < count:
-            return index
-
-
-def permuted_documents(count: int, seed: int, stream: int) -> Tensor:
-    """Fisher and Yates, with Lemire's numbers below a bound."""
-    order = list(range(count))
-    drawn = 0
-    words: list[int] = []
-
-    def draw(bound: int) -> int:
-        nonlocal drawn
-        if drawn == len(words):
-            words.extend(random_bits(seed, stream, drawn, 1 << 16).tolist())
-        drawn += 1
-        return words[drawn - 1] * bound
-
-    for last in range(count - 1, 0, -1):
-        product = draw(last + 1)
-        if product & LOW < last + 1:
-            threshold = ((1 << 32) - (last + 1)) % (last + 1)
-            while product & LOW < threshold:
-                product = draw(last + 1)
-        other = product >> 32
-        order[last], order[other] = order[other], order[last]
-    return torch.tensor(order)
-
-
-class Rows:
-    """The stream of all documents, in the order of the files or shuffled, epoch after epoch, cut into rows of T."""
-
-    def __init__(self, config: dict[str, Any], device: str = "cpu") -> None:
-        data = config["data"]
-        paths: list[str] = []
-        for pattern in data["train"]:
-            anchor = pathlib.Path(pattern)
-            found = sorted(str(path) for path in anchor.parent.glob(anchor.name))
-            paths += [path for path in found if path not in paths]
-        if not paths:
-            fail(f"data.train: {data['train']} matches no file")
-        shards = [read_shard(path) for path in paths]
-        self.context = config["model"]["context_length"]
-        self.masked = data["mask_documents"]
-        self.is_shuffled, self.seed, self.device = data["shuffle"], config["seed"], device
-        tokens = torch.cat(shards)
-        eot = -1 if data["eot_token"] is None else data["eot_token"]
-        starts = torch.zeros(len(tokens), dtype=torch.bool)
-        is_eot = tokens == eot
-        opens = data["eot"] == "start" or (data["eot"] == "auto" and bool(is_eot[0]))
-        if opens:
-            starts |= is_eot
-        else:
-            starts[1:] |= is_eot[:-1]
-        begin = 0
-        for shard in shards:
-            starts[begin] = True
-            begin += len(shard)
-        self.count = len(tokens)
-        self.first_tokens = starts.nonzero()[:, 0]  # of each document
-        self.tokens, self.starts = tokens.to(device), starts.to(device)
-        # Whether a token is a target.
-        self.counts = (~starts | (is_eot if opens else torch.zeros_like(starts))).to(device)
-        self.orders: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def batch(self, first_row: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, targets, and the number of each token's document within its row; all (rows, T)."""
-        if self.is_shuffled:
-            stream = torch.cat([self.shuffled(row) for row in range(first_row, first_row + rows)])
-            stream = stream.view(rows, self.context + 1).to(self.device)
-            index, following = stream[:, :-1].reshape(-1), stream[:, 1:].reshape(-1)
-        else:
-            begin = first_row * self.context
-            index = torch.arange(begin, begin + rows * self.context, device=self.device) % self.count
-            following = (index + 1) % self.count
-        tokens, targets = self.tokens[index], self.tokens[following]
-        shape = (rows, self.context)
-        if not self.masked:
-            return tokens.view(shape), targets.view(shape), torch.zeros(shape, dtype=torch.int64, device=self.device)
-        targets = torch.where(self.counts[following], targets, IGNORED)
-        documents = self.starts[index].view(shape).cumsum(dim=1)
-        return tokens.view(shape), targets.view(shape), documents
-
-    def order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch's documents, and the position in the epoch at which each ends."""
-        if epoch not in self.orders:
-            documents = permuted_documents(len(self.first_tokens), self.seed, stream_of("data.documents") + epoch)
-            lengths = torch.diff(self.first_tokens, append=torch.tensor([self.count]))
-            self.orders = {e: order for e, order in self.orders.items() if e == epoch - 1}
-            self.orders[epoch] = (documents, lengths[documents].cumsum(0))
-        return self.orders[epoch]
-
-    def shuffled(self, row: int) -> Tensor:
-        """Where the row's T inputs and its last target stand in the files."""
-        epoch = row * self.context // self.count
-        first, end = (-(-e * self.count // self.context) for e in (epoch, epoch + 1))
-        row = first + permuted_index(row - first, end - first, self.seed, stream_of("data.rows") + epoch)
-        position = row * self.context - epoch * self.count + torch.arange(self.context + 1)
-        parts = []
-        while len(position):
-            inside = position[position < self.count]
-            documents, ends = self.order(epoch)
-            place = torch.searchsorted(ends, inside, right=True)
-            parts.append(self.first_tokens[documents[place]] + self.length(documents[place]) - (ends[place] - inside))
-            position, epoch = position[len(inside):] - self.count, epoch + 1
-        return torch.cat(parts)
-
-    def length(self, documents: Tensor) -> Tensor:
-        ends = torch.cat((self.first_tokens[1:], torch.tensor([self.count])))
-        return ends[documents] - self.first_tokens[documents]

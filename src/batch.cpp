@@ -17,9 +17,9 @@ HostBatch* BatchBuffers::next() {
     return &slot.host;
 }
 
-MicroBatch BatchBuffers::upload() {
+MicroBatch BatchBuffers::upload(const HostBatch& batch) {
     Slot& slot = slots_[static_cast<size_t>(current_)];
-    const Tensor host = slot.host.all();
+    const Tensor host = batch.all();
     const int64_t n = host.shape[1];
     CHECK(n <= slot.arrays.shape[1], "a batch of ", n, " tokens, planned for ", slot.arrays.shape[1]);
     const Tensor device = Tensor::contiguous(slot.arrays.data, DType::i32, {HostBatch::kArrays, n}, slot.arrays.device);

@@ -4,7 +4,7 @@
 #include <array>
 
 #include "kernels/core/device.h"
-#include "src/data/rows.h"
+#include "src/data/host_batch.h"
 #include "src/model.h"
 
 namespace ingot {
@@ -27,7 +27,10 @@ class BatchBuffers {
     // before must have been queued.
     HostBatch* next();
     // Starts the copy of what next() gave; work that is queued from now on waits for it.
-    MicroBatch upload();
+    MicroBatch upload() { return upload(slots_[static_cast<size_t>(current_)].host); }
+    // The same for a batch that was filled elsewhere, in memory that this device can copy from; it is read until the
+    // call of next() after the next one returns.
+    MicroBatch upload(const HostBatch& batch);
     // Which of the slots upload() used: their memory is always the same.
     int slot() const { return current_; }
 

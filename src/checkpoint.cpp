@@ -150,6 +150,7 @@ TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Op
         TrainingState training;
         training.step = manifest.at("step");
         training.rows_consumed = manifest.at("rows_consumed");
+        training.data = manifest.value("data", nlohmann::ordered_json::object());
         const ordered_json& state = manifest.at("step_state");
         training.state.updates_applied = state.at("updates_applied");
         training.state.loss_scale = state.at("loss_scale");

@@ -32,6 +32,7 @@ ordered_json manifest_head(const Config& config, const TrainingState& training, 
     manifest["step"] = training.step;
     manifest["tokens"] = training.report.tokens;
     manifest["rows_consumed"] = training.rows_consumed;
+    manifest["data"] = training.data;
     manifest["seed"] = config.seed;
     manifest["step_state"] = {{"updates_applied", training.state.updates_applied},
                               {"loss_scale", training.state.loss_scale},

@@ -85,6 +85,16 @@ class Reader {
             if (!(path_.empty() && key == "$schema"))  // by which editors find the schema
                 REQUIRE(known_.count(key) == 1, source_, ": unknown key ", path(key), suggestion(path(key)));
     }
+    // For an object in a list, whose keys belong nowhere else.
+    void refuse_unknown_in_entry() const {
+        for (const auto& [key, value] : object_.items()) {
+            if (known_.count(key) == 1) continue;
+            const std::string near = nearest_word(key, {known_.begin(), known_.end()});
+            throw UserError(join(source_, ": unknown key ", path(key),
+                                 near.empty() ? ": remove it, or see data/README.md for what there is"
+                                              : "; did you mean " + near + "?"));
+        }
+    }
 
   private:
     std::string path(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
@@ -114,6 +124,24 @@ class Reader {
         for (size_t i = 0; i < value.size(); ++i) {
             out.emplace_back();
             read(value[i], join(path, "[", i, "]"), out.back());
+        }
+    }
+    void read(const json& value, const std::string& path, std::vector<DataEntry>& out) const {
+        REQUIRE(value.is_array(), source_, ": ", path, " is ", shown(value),
+                ", it must be a list: [\"data/train-*.bin\"], or of {\"path\": ..., \"weight\": ...}");
+        out.clear();
+        for (size_t i = 0; i < value.size(); ++i) {
+            const std::string entry_path = join(path, "[", i, "]");
+            DataEntry& entry = out.emplace_back();
+            if (value[i].is_string()) {
+                entry.path = value[i].get<std::string>();
+                continue;
+            }
+            REQUIRE(value[i].is_object(), source_, ": ", entry_path, " is ", shown(value[i]),
+                    ", it must be a string, or an object with \"path\"");
+            Reader reader(value[i], entry_path, source_);
+            visit_fields(reader, entry);
+            reader.refuse_unknown_in_entry();
         }
     }
     template <typename E>

@@ -19,6 +19,9 @@ enum class Recompute {
 };  // light: norms and SwiGLU are computed again in backward; block: all of a layer
 enum class ScheduleType { constant, linear, cosine, wsd };
 enum class EotSide { automatic, start, end };  // whether EOT opens or closes a document
+enum class DataFormat { automatic, llmc, raw, megatron };
+enum class RawType { automatic, uint16, uint32 };  // automatic: the format says it
+enum class Packing { stream, best_fit };
 enum class NonFinite { skip, stop };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class Precision { automatic, fp32, bf16, fp16 };
@@ -37,8 +40,19 @@ struct ModelConfig {
     int64_t padded_vocab_size() const { return (vocab_size + 127) / 128 * 128; }
 };
 
+// An entry of data.train or data.val: a string, which is the path alone, or an object.
+struct DataEntry {
+    std::string path;   // or a glob
+    double weight = 0;  // share of the rows, relative to the other entries; 0: none is given
+    DataFormat format = DataFormat::automatic;
+    RawType dtype = RawType::automatic;  // given for raw ids alone
+    std::string mask;                    // path or glob of mask files, one for each token file; empty: none
+    bool operator==(const DataEntry&) const = default;
+};
+
 struct DataConfig {
-    std::vector<std::string> train, val;  // paths or globs
+    std::vector<DataEntry> train, val;
+    Packing packing = Packing::stream;
     bool mask_documents = true;
     int64_t eot_token = -1;  // -1: none, every shard is one document
     EotSide eot = EotSide::automatic;

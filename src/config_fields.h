@@ -43,6 +43,23 @@ struct EnumNames<EotSide> {
         {"auto", EotSide::automatic}, {"start", EotSide::start}, {"end", EotSide::end}};
 };
 template <>
+struct EnumNames<DataFormat> {
+    static constexpr std::pair<const char*, DataFormat> values[] = {{"auto", DataFormat::automatic},
+                                                                    {"llmc", DataFormat::llmc},
+                                                                    {"raw", DataFormat::raw},
+                                                                    {"megatron", DataFormat::megatron}};
+};
+template <>
+struct EnumNames<RawType> {
+    static constexpr std::pair<const char*, RawType> values[] = {
+        {"auto", RawType::automatic}, {"uint16", RawType::uint16}, {"uint32", RawType::uint32}};
+};
+template <>
+struct EnumNames<Packing> {
+    static constexpr std::pair<const char*, Packing> values[] = {{"stream", Packing::stream},
+                                                                 {"best_fit", Packing::best_fit}};
+};
+template <>
 struct EnumNames<NonFinite> {
     static constexpr std::pair<const char*, NonFinite> values[] = {{"skip", NonFinite::skip},
                                                                    {"stop", NonFinite::stop}};
@@ -104,10 +121,24 @@ void visit_fields(Visitor& v, ModelConfig& c) {
     v.field("init_std", c.init_std, {kFixed, "Standard deviation of initial weights", 0, 10, true});
 }
 
+// Of a list's entry, not of a section.
+template <typename Visitor>
+void visit_fields(Visitor& v, DataEntry& c) {
+    v.required("path", c.path, {kFromNow, "Path or glob of token files"});
+    v.derived(
+        "weight", c.weight,
+        {kFromNow, "Share of the rows, relative to the other entries; all entries have one or none", 0, 1e9, true});
+    v.field("format", c.format, {kFromNow, "auto: megatron beside an .idx, else llmc, which its files say themselves"});
+    v.field("dtype", c.dtype, {kFromNow, "Type of raw ids; other formats say it themselves (auto)"});
+    v.derived("mask", c.mask, {kFromNow, "Path or glob of mask files: a byte a token, 0: no target; null: none"});
+}
+
 template <typename Visitor>
 void visit_fields(Visitor& v, DataConfig& c) {
-    v.required("train", c.train, {kFromNow, "Token shards to train on: paths or globs"});
-    v.field("val", c.val, {kFromNow, "Held-out token shards: paths or globs; none: no evaluation"});
+    v.required("train", c.train, {kFromNow, "Tokens to train on: paths, globs, or entries with weight and format"});
+    v.field("val", c.val, {kFromNow, "Held-out tokens: paths, globs, or entries; none: no evaluation"});
+    v.field("packing", c.packing,
+            {kFromNow, "stream: documents one after another, cut into rows; best_fit: whole documents where they fit"});
     v.field("mask_documents", c.mask_documents, {kFromNow, "Whether a token sees its own document alone"});
     v.derived(
         "eot_token", c.eot_token,

@@ -20,6 +20,25 @@ template <typename T>
 requires(!std::is_enum_v<T>) ordered_json value_json(const T& value) {
     return value;
 }
+// As it is written by hand: what is not given is left out.
+ordered_json value_json(const std::vector<DataEntry>& entries) {
+    ordered_json list = ordered_json::array();
+    for (const DataEntry& entry : entries) {
+        DataEntry bare;
+        bare.path = entry.path;
+        if (entry == bare) {
+            list.push_back(entry.path);
+            continue;
+        }
+        ordered_json object = {{"path", entry.path}};
+        if (entry.weight > 0) object["weight"] = entry.weight;
+        if (entry.format != DataFormat::automatic) object["format"] = value_json(entry.format);
+        if (entry.dtype != RawType::automatic) object["dtype"] = value_json(entry.dtype);
+        if (!entry.mask.empty()) object["mask"] = entry.mask;
+        list.push_back(object);
+    }
+    return list;
+}
 
 struct Writer {
     ordered_json object = ordered_json::object();
@@ -66,6 +85,8 @@ const char* type_of(const std::string&) {
     return "string";
 }
 
+ordered_json entry_schema();
+
 template <typename T>
 ordered_json schema_of(const T& value, const Field& field) {
     ordered_json schema;
@@ -75,6 +96,9 @@ ordered_json schema_of(const T& value, const Field& field) {
     } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
         schema["type"] = "array";
         schema["items"] = {{"type", "string"}};
+    } else if constexpr (std::is_same_v<T, std::vector<DataEntry>>) {
+        schema["type"] = "array";
+        schema["items"]["anyOf"] = {ordered_json{{"type", "string"}}, entry_schema()};
     } else {
         schema["type"] = type_of(value);
     }
@@ -133,6 +157,13 @@ struct SchemaWriter {
         return schema;
     }
 };
+
+ordered_json entry_schema() {
+    SchemaWriter writer;
+    DataEntry entry;
+    visit_fields(writer, entry);
+    return writer.finish();
+}
 
 // ---- Changes ----
 

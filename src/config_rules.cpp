@@ -66,6 +66,31 @@ void check_step_rules(const Config& c) {
         ": use schedule.decay_steps of at most ", c.training.steps - c.schedule.warmup_steps);
 }
 
+void check_entries(const Config& c) {
+    REQUIRE(!c.data.train.empty(), "data.train is empty: name at least one shard or glob");
+    for (const bool is_train : {true, false}) {
+        const std::vector<DataEntry>& entries = is_train ? c.data.train : c.data.val;
+        const char* const key = is_train ? "data.train" : "data.val";
+        for (size_t i = 0; i < entries.size(); ++i) {
+            const DataEntry& entry = entries[i];
+            REQUIRE(entry.format != DataFormat::raw || entry.dtype != RawType::automatic, key, "[", i,
+                    "] has format \"raw\", but no dtype: add \"dtype\": \"uint16\" or \"uint32\"");
+            REQUIRE(entry.format == DataFormat::raw || entry.dtype == RawType::automatic, key, "[", i,
+                    "] has a dtype, which belongs to raw ids alone: remove it, or add \"format\": \"raw\"");
+            REQUIRE(is_train || entry.weight == 0, key, "[", i,
+                    "] has a weight, but validation reads everything once: remove it");
+        }
+    }
+    const auto num_weights = std::count_if(c.data.train.begin(), c.data.train.end(),
+                                           [](const DataEntry& entry) { return entry.weight > 0; });
+    REQUIRE(num_weights == 0 || num_weights == static_cast<int64_t>(c.data.train.size()), "data.train has ",
+            num_weights, " entries with a weight and ", static_cast<int64_t>(c.data.train.size()) - num_weights,
+            " without: give all of them a weight, or none");
+    REQUIRE(num_weights <= 1 || c.training.epochs == 0,
+            "training.epochs does not go with weights in data.train, since each dataset then has epochs of its own: "
+            "set training.steps");
+}
+
 }  // namespace
 
 void check_range(const std::string& path, double value, double low, double high, bool low_is_open) {
@@ -121,7 +146,7 @@ void check_rules(const Config& c) {
             " is not a multiple of training.micro_batch_size ", c.training.micro_batch_size, " x model.context_length ",
             m.context_length, ": try ",
             std::max<int64_t>(1, c.training.batch_tokens / micro_batch_tokens) * micro_batch_tokens);
-    REQUIRE(!c.data.train.empty(), "data.train is empty: name at least one shard or glob");
+    check_entries(c);
     REQUIRE(c.training.steps > 0 || c.training.epochs > 0,
             "training.steps is missing: add it, or training.epochs (see configs/tiny.json)");
     REQUIRE(c.training.steps == 0 || c.training.epochs == 0,

@@ -77,11 +77,11 @@ std::optional<DatasetMeta> read_dataset_meta(const std::string& folder) {
     return meta;
 }
 
-std::vector<DatasetMeta> dataset_metas(const std::vector<std::string>& patterns) {
+std::vector<DatasetMeta> dataset_metas(const std::vector<DataEntry>& entries) {
     std::vector<DatasetMeta> metas;
     std::set<std::string> seen;
-    for (const std::string& pattern : patterns)
-        for (const std::string& file : expand_glob(pattern)) {
+    for (const DataEntry& entry : entries)
+        for (const std::string& file : expand_glob(entry.path)) {
             const std::string folder = fs::path(file).parent_path().string();
             if (!seen.insert(folder).second) continue;
             if (auto meta = read_dataset_meta(folder)) metas.push_back(std::move(*meta));
@@ -106,9 +106,9 @@ void check_dataset_meta(const DatasetMeta& meta, const Config& config, const std
 
 void fill_from_datasets(Config* config) {
     DataConfig& d = config->data;
-    std::vector<std::string> patterns = d.train;
-    patterns.insert(patterns.end(), d.val.begin(), d.val.end());
-    const std::vector<DatasetMeta> metas = dataset_metas(patterns);
+    std::vector<DataEntry> entries = d.train;
+    entries.insert(entries.end(), d.val.begin(), d.val.end());
+    const std::vector<DatasetMeta> metas = dataset_metas(entries);
     if (metas.empty()) return;
     const DatasetMeta& first = metas.front();
     for (const DatasetMeta& meta : metas)

@@ -23,8 +23,8 @@ struct DatasetMeta {
 // The meta.json in a folder; nothing if there is none. Throws UserError if it is not what prepare.py writes.
 std::optional<DatasetMeta> read_dataset_meta(const std::string& folder);
 
-// Those beside the files that the paths and globs match, each once, in their order.
-std::vector<DatasetMeta> dataset_metas(const std::vector<std::string>& patterns);
+// Those beside the files of the entries, each once, in their order.
+std::vector<DatasetMeta> dataset_metas(const std::vector<DataEntry>& entries);
 
 // Throws UserError naming both sides where `meta` and the config contradict each other: a vocabulary that is smaller
 // than meta's (a larger one is padded), another EOT, another tokenizer (by the SHA-256 of its file; empty for bytes or

@@ -8,14 +8,15 @@
 #include "src/batch.h"
 #include "src/checkpoint.h"
 #include "src/checksum.h"
+#include "src/data/corpus.h"
 #include "src/data/rows.h"
-#include "src/data/shards.h"
 #include "src/dataset_meta.h"
 #include "src/device_choice.h"
 #include "src/device_step.h"
 #include "src/output.h"
 #include "src/progress.h"
 #include "src/signals.h"
+#include "src/training_data.h"
 
 namespace ingot {
 
@@ -79,13 +80,15 @@ int evaluate(const EvaluateOptions& options) {
     const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
     const Config& config = checkpoint.config;
+    std::vector<DataEntry> entries;
+    for (const std::string& path : options.data) entries.emplace_back().path = path;
     const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
     const std::string& json = checkpoint.tokenizer_json;
-    for (const DatasetMeta& meta : dataset_metas(options.data))
+    for (const DatasetMeta& meta : dataset_metas(entries))
         check_dataset_meta(meta, config, json.empty() ? "" : sha256(json.data(), json.size()));
     const std::vector<int64_t> bytes_of_token = text_bytes(tokenizer.get(), config);
-    const TokenShards shards(options.data, "--data", config.model.vocab_size, config.data.eot_token, config.data.eot);
-    const ValidationRows rows(shards, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
+    const Corpus corpus(entries, "--data", corpus_options(config, ""));
+    const ValidationRows rows(corpus, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
 
     const int64_t micro_batch = batch_rows(config, device), max_tokens = micro_batch * config.model.context_length;
     MemoryPlan plan;
@@ -98,7 +101,7 @@ int evaluate(const EvaluateOptions& options) {
     model.initialize_constants();
     load_weights(checkpoint, &model);
     std::fprintf(stderr, "checkpoint: %s (step %ld)\ndata: %s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
-                 static_cast<long>(checkpoint.step), shards.describe().c_str(), device.name().c_str(),
+                 static_cast<long>(checkpoint.step), corpus.describe().c_str(), device.name().c_str(),
                  reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
 
     catch_stop_signals();

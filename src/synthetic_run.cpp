@@ -60,7 +60,7 @@ void SyntheticRun::queue_step() {
         host->resize(plan_.model.max_tokens());
         const HostBatch& drawn = batches_[static_cast<size_t>(num_filled_++) % kBatches];
         Device::cpu().copy(host->all(), drawn.all());
-        plan_.micro_step();
+        plan_.micro_step(*host);
     }
     queue_.end();
 }

@@ -13,6 +13,7 @@
 #include "src/batch.h"
 #include "src/checkpoint.h"
 #include "src/config.h"
+#include "src/data/loader.h"
 #include "src/device_choice.h"
 #include "src/environment.h"
 #include "src/generate.h"
@@ -53,7 +54,7 @@ int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vect
 class Trainer {
   public:
     // All but the range outlive the trainer. `tokenizer` may be null.
-    Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, Tokenizer* tokenizer,
+    Trainer(const Config& config, const RunFolder& folder, TrainingData* data, Tokenizer* tokenizer,
             const StepRange& profile, TrainingPlan* plan);
     // Goes on from the checkpoint, or begins.
     void start(const std::optional<Checkpoint>& checkpoint);
@@ -73,6 +74,7 @@ class Trainer {
     void sample();
     void resume_from(const Checkpoint& checkpoint);
     int stop_for_nonfinite() const;
+    void finish_and_save();
     int stop();
     bool must_stop() const;
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
@@ -87,12 +89,13 @@ class Trainer {
 
     const Config& config_;
     const RunFolder& folder_;
-    const TrainingData& data_;
+    TrainingData& data_;
     Tokenizer* const tokenizer_;
     const StepRange profile_;
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
+    std::unique_ptr<Loader> loader_;
     StepQueue queue_;
     struct Queued {  // what the host knows of a step while it is on its way
         double data_wait_seconds = 0, visible_pairs = 0;
@@ -104,11 +107,11 @@ class Trainer {
     int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
 };
 
-Trainer::Trainer(const Config& config, const RunFolder& folder, const TrainingData& data, Tokenizer* tokenizer,
+Trainer::Trainer(const Config& config, const RunFolder& folder, TrainingData* data, Tokenizer* tokenizer,
                  const StepRange& profile, TrainingPlan* plan)
     : config_(config),
       folder_(folder),
-      data_(data),
+      data_(*data),
       tokenizer_(tokenizer),
       profile_(profile),
       plan_(*plan),
@@ -136,6 +139,9 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
     block.state = training_.state;
     plan_.step.write(block);
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
+    for (const std::string& line : data_.resume(training_.data, training_.rows_consumed))
+        std::printf("data: %s\n", line.c_str());
+    std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
     std::string differences = environment_changes(
         checkpoint.manifest.value("environment", nlohmann::ordered_json::object()), environment(plan_.device()));
     if (const int64_t count = num_new_choices(recorded_choices(checkpoint), matmul_choices(plan_.device())); count > 0)
@@ -163,6 +169,12 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
             "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
             config_.training.steps, ": name steps among these");
     queue_.start_after(training_.step);
+    loader_ = std::make_unique<Loader>(
+        *data_.train,
+        LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
+                   .rows_per_step = plan_.num_micro_steps() * config_.training.micro_batch_size,
+                   .batch_rows = config_.training.micro_batch_size},
+        plan_.device(), data_.unread());
     const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
     saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
     folder_.write_config(config_);
@@ -181,22 +193,20 @@ bool Trainer::must_stop() const {
 // One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is queued, and nothing
 // here waits for it but for batch buffers that are still being read.
 bool Trainer::queue_step() {
-    const int64_t step = queue_.last_queued() + 1, micro_batch = config_.training.micro_batch_size;
-    const int64_t num_micro_steps = plan_.num_micro_steps(), rows_per_step = num_micro_steps * micro_batch;
-    const int64_t first_row = training_.rows_consumed + (queue_.last_queued() - training_.step) * rows_per_step;
+    const int64_t step = queue_.last_queued() + 1;
     if (step == profile_.first) begin_profile();
     plan_.use_graphs(!profile_.contains(step));
     Queued& queued = queued_[static_cast<size_t>(step % 2)] = {};
     queue_.begin();
-    for (int64_t micro_step = 0; micro_step < num_micro_steps; ++micro_step) {
+    for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step) {
         if (must_stop()) return false;
-        HostBatch* const host = plan_.batch.next();
+        plan_.batch.next();  // a slot on the device; the batch comes from the loader
         const double data_begin = seconds_now();
-        fill_batch(data_.train, static_cast<uint64_t>(first_row + micro_step * micro_batch), micro_batch, micro_batch,
-                   host);
+        const HostBatch* const host = loader_->next([this] { return must_stop(); });
+        if (host == nullptr) return false;
         queued.data_wait_seconds += seconds_now() - data_begin;
         queued.visible_pairs += host->visible_pairs();
-        plan_.micro_step();
+        plan_.micro_step(*host);
     }
     queue_.end();
     return true;
@@ -262,6 +272,7 @@ void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, S
 void Trainer::save(SaveMode mode) {
     note_save(plan_.writer.wait(), SaveMode::running);
     if (saved_step_ != training_.step) {
+        training_.data = data_.train->state(static_cast<uint64_t>(training_.rows_consumed));
         plan_.writer.start(config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
         saved_step_ = training_.step;
     }
@@ -301,12 +312,17 @@ int Trainer::stop_for_nonfinite() const {
     return kExitDiverged;
 }
 
-int Trainer::stop() {
+// What is queued is finished and saved, before the run ends early.
+void Trainer::finish_and_save() {
     while (training_.step < queue_.last_queued()) {
         finish_step();
         write_log();
     }
     if (training_.step > 0) save(SaveMode::last_chance);
+}
+
+int Trainer::stop() {
+    finish_and_save();
     const std::string why = stop_signal() != 0 ? join("by signal ", stop_signal())
                                                : join("after training.max_minutes ", config_.training.max_minutes);
     std::fprintf(stderr, "stopped %s, after step %ld: go on with --resume auto\n", why.c_str(),
@@ -331,12 +347,20 @@ int Trainer::run() {
         }
         if (config_.sample.every > 0 && (is_due(config_.sample.every) || is_last()) && !must_stop()) sample();
         std::fflush(stdout);
-        if (is_last()) return kExitDone;
+        if (is_last()) {
+            std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
+            return kExitDone;
+        }
         // On a GPU the next step is queued before the report of this one is awaited.
-        while (queue_.last_queued() == training_.step ||
-               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
-                !pauses_after(queue_.last_queued())))
-            if (must_stop() || !queue_step()) return stop();
+        try {
+            while (queue_.last_queued() == training_.step ||
+                   (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
+                    !pauses_after(queue_.last_queued())))
+                if (must_stop() || !queue_step()) return stop();
+        } catch (const UserError&) {  // of the data: what was trained is kept
+            finish_and_save();
+            throw;
+        }
         finish_step();
     }
 }
@@ -379,8 +403,7 @@ void print_plan(const TrainingPlan& plan) {
 }
 
 void print_data(const TrainingData& data) {
-    std::printf("data: %s\n", data.train_shards.describe().c_str());
-    if (data.val_shards) std::printf("validation: %s\n", data.val_shards->describe().c_str());
+    std::printf("%s", data.describe().c_str());
 }
 
 // Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
@@ -401,7 +424,7 @@ int dry_run(Config config) {
         training_tokenizer(config);
         const TrainingData data(config);
         print_data(data);
-        resolve_steps(&config, data.train_shards.num_tokens());
+        if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     } catch (const UserError& error) {
         if (config.training.steps == 0)
             throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
@@ -427,8 +450,8 @@ int train(const TrainOptions& options) {
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
-    const TrainingData data(config);
-    resolve_steps(&config, data.train_shards.num_tokens());
+    TrainingData data(config, folder.path() + "/index");
+    if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
@@ -446,7 +469,7 @@ int train(const TrainOptions& options) {
     std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
-    Trainer trainer(config, folder, data, tokenizer.get(), options.profile, &plan);
+    Trainer trainer(config, folder, &data, tokenizer.get(), options.profile, &plan);
     trainer.start(checkpoint);
     return trainer.run();
 }

@@ -2,18 +2,102 @@
 
 #include <cstdio>
 
+#include "kernels/core/check.h"
+
 namespace ingot {
 
-TrainingData::TrainingData(const Config& config)
-    : train_shards(config.data.train, "data.train", config.model.vocab_size, config.data.eot_token, config.data.eot),
-      train(train_shards, config.data, config.model.context_length, static_cast<uint64_t>(config.seed)) {
+namespace {
+
+// A dataset is called what the config calls it.
+std::string name_of(const std::vector<DataEntry>& entries) {
+    std::string name;
+    for (const DataEntry& entry : entries) name += (name.empty() ? "" : ", ") + entry.path;
+    return name;
+}
+
+std::vector<std::vector<DataEntry>> datasets_of(const std::vector<DataEntry>& entries) {
+    if (entries.empty() || entries[0].weight == 0) return {entries};
+    std::vector<std::vector<DataEntry>> datasets;
+    for (const DataEntry& entry : entries) datasets.push_back({entry});
+    return datasets;
+}
+
+}  // namespace
+
+CorpusOptions corpus_options(const Config& config, const std::string& index_folder) {
+    return {.vocab_size = config.model.vocab_size,
+            .eot_token = config.data.eot_token,
+            .eot_side = config.data.eot,
+            .index_folder = index_folder};
+}
+
+TrainingData::TrainingData(const Config& config, const std::string& index_folder) {
+    const int64_t T = config.model.context_length;
+    const uint64_t seed = static_cast<uint64_t>(config.seed);
+    const std::vector<std::vector<DataEntry>> entries = datasets_of(config.data.train);
+    std::vector<double> weights;
+    for (const std::vector<DataEntry>& dataset : entries)
+        weights.push_back(dataset.size() == 1 && dataset[0].weight > 0 ? dataset[0].weight : 1);
+    const std::vector<int64_t> shares = blend_shares(weights);
+    std::vector<BlendedRows::Dataset> datasets;
+    for (size_t d = 0; d < entries.size(); ++d) {
+        const std::string key = entries.size() == 1 ? "data.train" : join("data.train[", d, "]");
+        REQUIRE(shares[d] > 0, key, " has a weight of ", weights[d], ", which is less than one of ", kBlendRows,
+                " rows: raise its weight, or leave it out");
+        corpora.push_back(std::make_unique<Corpus>(entries[d], key, corpus_options(config, index_folder)));
+        // Each dataset has orders of its own, also where two are the same files.
+        datasets.push_back({name_of(entries[d]), shares[d],
+                            DatasetRows::make(*corpora[d], config.data, T, seed + static_cast<uint64_t>(d))});
+    }
+    train = std::make_unique<BlendedRows>(std::move(datasets), seed);
     if (config.data.val.empty()) return;
-    val_shards = std::make_unique<TokenShards>(config.data.val, "data.val", config.model.vocab_size,
-                                               config.data.eot_token, config.data.eot);
-    val = std::make_unique<ValidationRows>(*val_shards, config.data, config.model.context_length, config.eval.tokens);
-    for (const std::string& file : shared_files(train_shards, *val_shards))
-        std::fprintf(stderr, "WARNING: %s is in data.train and in data.val: the validation loss will be too good\n",
-                     file.c_str());
+    val_corpus = std::make_unique<Corpus>(config.data.val, "data.val", corpus_options(config, index_folder));
+    val = std::make_unique<ValidationRows>(*val_corpus, config.data, T, config.eval.tokens);
+    for (const std::unique_ptr<Corpus>& corpus : corpora)
+        for (const std::string& file : shared_files(*corpus, *val_corpus))
+            std::fprintf(stderr, "WARNING: %s is in data.train and in data.val: the validation loss will be too good\n",
+                         file.c_str());
+}
+
+int64_t TrainingData::epoch_tokens() const {
+    return train->datasets()[0].rows->epoch_tokens();
+}
+
+std::string TrainingData::describe() const {
+    std::string text;
+    for (const BlendedRows::Dataset& dataset : train->datasets()) {
+        text += "data: " + dataset.rows->corpus().describe();
+        if (train->datasets().size() > 1)
+            text += join(", ", dataset.share, " of ", kBlendRows, " rows (", dataset.name, ")");
+        text += "\n";
+    }
+    if (val_corpus) text += "validation: " + val_corpus->describe() + "\n";
+    return text;
+}
+
+std::vector<std::string> TrainingData::resume(const nlohmann::ordered_json& state, int64_t rows_consumed) {
+    try {
+        return train->resume(state, static_cast<uint64_t>(rows_consumed));
+    } catch (const nlohmann::json::exception& error) {
+        throw UserError(
+            join("the checkpoint's \"data\" cannot be read (", error.what(), "): was it written by another version?"));
+    }
+}
+
+std::string TrainingData::describe_blend(int64_t rows_consumed) const {
+    if (train->datasets().size() == 1) return "";
+    std::string text;
+    for (const std::string& line : train->describe(static_cast<uint64_t>(rows_consumed)))
+        text += "data: " + line + "\n";
+    return text;
+}
+
+std::vector<const Corpus*> TrainingData::unread() const {
+    std::vector<const Corpus*> result;
+    if (val_corpus && !val_corpus->is_read()) result.push_back(val_corpus.get());
+    for (const std::unique_ptr<Corpus>& corpus : corpora)
+        if (!corpus->is_read()) result.push_back(corpus.get());
+    return result;
 }
 
 }  // namespace ingot

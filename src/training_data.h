@@ -1,24 +1,42 @@
-// The data of a run: both splits, their shards open and checked.
+// The data of a run: both splits, their files open and checked.
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "src/config.h"
+#include "src/data/blend.h"
+#include "src/data/corpus.h"
 #include "src/data/rows.h"
-#include "src/data/shards.h"
 
 namespace ingot {
 
 struct TrainingData {
-    // Throws UserError naming the file or the key. A file in both splits is a warning on stderr.
-    explicit TrainingData(const Config& config);
+    // Throws UserError naming the file or the key. A file in both splits is a warning on stderr. `index_folder` is for
+    // document indexes that cannot stand beside their shard; empty: none.
+    explicit TrainingData(const Config& config, const std::string& index_folder = "");
     TrainingData(const TrainingData&) = delete;
     TrainingData& operator=(const TrainingData&) = delete;
 
-    TokenShards train_shards;
-    RowSource train;
-    std::unique_ptr<TokenShards> val_shards;  // null without data.val
+    // Tokens that training.epochs counts as one: those of all rows that an epoch takes.
+    int64_t epoch_tokens() const;
+    // "data: ..." and "validation: ...", one line for each dataset.
+    std::string describe() const;
+    // Goes on where a checkpoint was: what BlendedRows::resume() says, for the log.
+    std::vector<std::string> resume(const nlohmann::ordered_json& state, int64_t rows_consumed);
+    // "data: 50.00% of the rows ...", a line for each dataset of a blend.
+    std::string describe_blend(int64_t rows_consumed) const;
+    // Every corpus that has not been read whole yet.
+    std::vector<const Corpus*> unread() const;
+
+    std::vector<std::unique_ptr<Corpus>> corpora;  // of data.train: one, or with weights one for each entry
+    std::unique_ptr<BlendedRows> train;
+    std::unique_ptr<Corpus> val_corpus;  // null without data.val
     std::unique_ptr<ValidationRows> val;
 };
+
+// What a corpus of this config is opened with.
+CorpusOptions corpus_options(const Config& config, const std::string& index_folder);
 
 }  // namespace ingot

@@ -137,8 +137,8 @@ void TrainingPlan::run(DeviceGraph* graph, const std::function<void()>& work) {
         work();
 }
 
-void TrainingPlan::micro_step() {
-    const MicroBatch micro_batch = batch.upload();
+void TrainingPlan::micro_step(const HostBatch& host) {
+    const MicroBatch micro_batch = batch.upload(host);
     run(&micro_step_[static_cast<size_t>(batch.slot())], [&] {
         model.forward(micro_batch, step.get());
         model.backward(micro_batch);

@@ -40,8 +40,8 @@ class TrainingPlan {
     // One optimizer step, in this order. On a GPU each call queues work and returns; what is queued again and again is
     // launched as a graph.
     void begin_step(const StepSettings& settings);
-    void micro_step();  // with what batch.next() was filled with: copy to the device, forward, backward
-    void update();      // waits, on the device if it can, until a save has copied what changes now
+    void micro_step(const HostBatch& host);  // after batch.next(): copy to the device, forward, backward
+    void update();                           // waits, on the device if it can, until a save has copied what changes now
 
     // False: from now on the ops of micro-steps and updates are launched one by one, so that a profiler sees which of
     // them belong to which range (kernels/core/profile.h). The bits are the same.

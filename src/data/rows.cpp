@@ -1,38 +1,47 @@
 #include "src/data/rows.h"
 
 #include <algorithm>
-#include <bit>
+#include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "kernels/core/check.h"
-#include "kernels/core/profile.h"
-#include "kernels/core/rng.h"
 
 namespace ingot {
 
 namespace {
 
-constexpr int64_t kSampleEvery = 16;
+DataConfig in_file_order(DataConfig config) {
+    config.shuffle = false;
+    return config;
+}
 
-// Uniform numbers below a bound, exactly (Lemire 2019, "Fast random integer generation in an interval").
-class BoundedNumbers {
-  public:
-    BoundedNumbers(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
-    uint32_t below(uint32_t bound) {
-        uint64_t product = static_cast<uint64_t>(random_bits(seed_, stream_, index_++)) * bound;
-        if (static_cast<uint32_t>(product) < bound) {
-            const uint32_t threshold = -bound % bound;  // 2^32 mod bound: so many low words would be one too often
-            while (static_cast<uint32_t>(product) < threshold)
-                product = static_cast<uint64_t>(random_bits(seed_, stream_, index_++)) * bound;
-        }
-        return static_cast<uint32_t>(product >> 32);
-    }
+uint32_t largest_id(const int32_t* ids, int64_t count) {
+    uint32_t largest = 0;  // a negative one is large
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(ids[i]));
+    return largest;
+}
 
-  private:
-    uint64_t seed_, stream_, index_ = 0;
-};
+// Tokens [token, token + count) of the corpus, which lie in one shard, and behind each but the last its target.
+void copy_tokens(const Corpus& corpus, const Corpus::Place& place, int64_t token, int64_t count, int32_t* tokens,
+                 int32_t* targets) {
+    place.shard->copy(place.token, count, tokens);
+    if (largest_id(tokens, count) >= static_cast<uint32_t>(corpus.vocab_size())) corpus.refuse_ids(token, count);
+    std::memcpy(targets, tokens + 1, static_cast<size_t>(count - 1) * sizeof(int32_t));
+    if (const uint8_t* const mask = place.shard->mask(place.token + 1))
+        for (int64_t i = 0; i + 1 < count; ++i) targets[i] = mask[i] != 0 ? targets[i] : -1;
+}
 
-// Token 0, no target, a document of its own.
+// Token `token` as a target.
+int32_t target_of(const Corpus& corpus, const Corpus::Place& place, int64_t token) {
+    const int32_t id = place.shard->token(place.token);
+    if (static_cast<uint32_t>(id) >= static_cast<uint32_t>(corpus.vocab_size())) corpus.refuse_ids(token, 1);
+    const uint8_t* const mask = place.shard->mask(place.token);
+    return mask != nullptr && *mask == 0 ? -1 : id;
+}
+
+}  // namespace
+
 void fill_padding(int64_t begin, int64_t end, const RowView& out) {
     if (begin == end) return;
     std::fill(out.tokens + begin, out.tokens + end, 0);
@@ -41,212 +50,255 @@ void fill_padding(int64_t begin, int64_t end, const RowView& out) {
     out.document_starts->push_back(begin);
 }
 
-}  // namespace
-
-uint64_t permuted_index(uint64_t index, uint64_t count, uint64_t seed, uint64_t stream) {
-    CHECK(index < count, index, " is outside [0, ", count, ")");
-    // A Feistel network permutes the smallest domain of 2^(2 half_bits) >= count numbers; whoever leaves [0, count)
-    // walks on until back (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): fewer than four steps on
-    // average. Eight rounds, since tiny domains mix slowly.
-    const int half_bits = (std::bit_width(count - 1) + 1) / 2;
-    const uint64_t half_mask = (uint64_t{1} << half_bits) - 1;
-    if (half_bits == 0) return index;
-    do {
-        uint64_t left = index >> half_bits, right = index & half_mask;
-        for (uint32_t round = 0; round < 8; ++round) {
-            const Philox4 counter = {{static_cast<uint32_t>(right), round, static_cast<uint32_t>(stream),
-                                      static_cast<uint32_t>(stream >> 32)}};
-            const uint64_t mixed = left ^ (philox4x32_10(counter, seed).x[0] & half_mask);
-            left = right;
-            right = mixed;
-        }
-        index = left << half_bits | right;
-    } while (index >= count);
-    return index;
-}
-
-DocumentOrder::DocumentOrder(const TokenShards& shards) : shards_(shards) {}
-
-DocumentOrder::DocumentOrder(const TokenShards& shards, uint64_t seed, int64_t epoch) : shards_(shards) {
-    const int64_t num_documents = shards.num_documents();
-    order_.resize(static_cast<size_t>(num_documents));
-    std::iota(order_.begin(), order_.end(), 0u);
-    BoundedNumbers numbers(seed, stream_of("data.documents") + static_cast<uint64_t>(epoch));
-    for (int64_t last = num_documents - 1; last > 0; --last)  // Fisher & Yates
-        std::swap(order_[last], order_[numbers.below(static_cast<uint32_t>(last + 1))]);
-    samples_.reserve(static_cast<size_t>(num_documents / kSampleEvery + 1));
-    int64_t position = 0;
-    for (int64_t place = 0; place < num_documents; ++place) {
-        if (place % kSampleEvery == 0) samples_.push_back(position);
-        position += shards.length(order_[place]);
-    }
-}
-
-DocumentOrder::Location DocumentOrder::find(int64_t position) const {
-    if (order_.empty()) {
-        const int64_t place = shards_.document_of(position);
-        return {.place = place, .offset = position - shards_.first_token(place)};
-    }
-    const int64_t sample = std::upper_bound(samples_.begin(), samples_.end(), position) - samples_.begin() - 1;
-    int64_t place = sample * kSampleEvery, offset = position - samples_[sample];
-    for (int64_t length; offset >= (length = shards_.length(order_[place])); ++place) offset -= length;
-    return {.place = place, .offset = offset};
-}
-
-// ---- The stream ----
-
-Rows::Rows(const TokenShards& shards, const DataConfig& config, int64_t context_length)
-    : shards_(shards), mask_documents_(config.mask_documents), context_length_(context_length) {
+DatasetRows::DatasetRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed)
+    : Rows(context_length),
+      corpus_(corpus),
+      mask_documents_(config.mask_documents),
+      shuffle_{.is_on = config.shuffle, .seed = seed} {
     CHECK(context_length > 0, "context_length is ", context_length);
-    REQUIRE(shards.num_tokens() > context_length, shards.key(), " holds ", shards.num_tokens(),
+    REQUIRE(corpus.num_tokens() > context_length, corpus.key(), " holds ", corpus.num_tokens(),
             " tokens, but a row of model.context_length ", context_length, " and its last target need ",
             context_length + 1, ": set a smaller model.context_length, or add text");
 }
 
-void Rows::fill_stream(int64_t epoch, int64_t position, int64_t count, const RowView& out) const {
-    std::shared_ptr<const DocumentOrder> documents = order(epoch);
-    auto [place, offset] = documents->find(position);
-    Document document = shards_.document(documents->document(place));
-    const bool eot_opens = shards_.eot_side() == EotSide::start;
+std::unique_ptr<DatasetRows> DatasetRows::make(const Corpus& corpus, const DataConfig& config, int64_t context_length,
+                                               uint64_t seed) {
+    if (config.packing == Packing::best_fit) return std::make_unique<BestFitRows>(corpus, config, context_length, seed);
+    return std::make_unique<StreamRows>(corpus, config, context_length, seed);
+}
+
+std::shared_ptr<const EpochOrder> DatasetRows::order(int64_t epoch) const {
+    if (!shuffle_.is_on) epoch = 0;
+    return orders_.get(epoch, [&] { return EpochOrder(corpus_, shuffle_, epoch); });
+}
+
+// ---- The stream ----
+
+StreamRows::StreamRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed)
+    : DatasetRows(corpus, config, context_length, seed) {}
+
+double StreamRows::epochs(uint64_t num_rows) const {
+    return static_cast<double>(num_rows) * static_cast<double>(context_length_) /
+           static_cast<double>(corpus_.num_tokens());
+}
+
+int64_t StreamRows::epoch_tokens() const {
+    return corpus_.num_tokens();
+}
+
+uint64_t StreamRows::first_row(int64_t epoch, int64_t group) const {
+    const int64_t first_token = epoch * corpus_.num_tokens() + order(epoch)->first_token(group);
+    return static_cast<uint64_t>((first_token + context_length_ - 1) / context_length_);
+}
+
+StreamRows::Place StreamRows::place_of(uint64_t row) const {
+    // Rows are numbered so that no product leaves 64 bits.
+    CHECK(row < (uint64_t{1} << 62) / static_cast<uint64_t>(context_length_), "row ", row, " is beyond any training");
+    const int64_t token = static_cast<int64_t>(row) * context_length_, epoch = token / corpus_.num_tokens();
+    return {epoch, order(epoch)->group_of(token % corpus_.num_tokens())};
+}
+
+std::shared_ptr<const GroupDocuments> StreamRows::documents(int64_t epoch, int64_t group,
+                                                            const std::stop_token& stop) const {
+    const std::shared_ptr<const EpochOrder> order = this->order(epoch);
+    return groups_.get({order->epoch(), group}, [&] { return GroupDocuments(corpus_, shuffle_, *order, group, stop); });
+}
+
+void StreamRows::fill(uint64_t row, const RowView& out, const std::stop_token& stop) const {
+    const auto [epoch, group] = place_of(row);
+    if (shuffle_.is_on) {
+        const uint64_t first = first_row(epoch, group), count = first_row(epoch, group + 1) - first;
+        row = first + permuted_index(row - first, count, shuffle_.seed, group_stream("data.rows", epoch, group));
+    }
+    fill_stream(epoch, static_cast<int64_t>(row) * context_length_ - epoch * corpus_.num_tokens(), context_length_, out,
+                stop);
+}
+
+void StreamRows::prepare_after(uint64_t row, const std::stop_token& stop) const {
+    const auto [epoch, group] = place_of(row);
+    const bool is_last = group + 1 == num_groups();
+    documents(is_last ? epoch + 1 : epoch, is_last ? 0 : group + 1, stop);
+}
+
+void StreamRows::fill_stream(int64_t epoch, int64_t position, int64_t count, const RowView& out,
+                             const std::stop_token& stop) const {
+    std::shared_ptr<const EpochOrder> order = this->order(epoch);
+    int64_t group = order->group_of(position);
+    std::shared_ptr<const GroupDocuments> documents = this->documents(epoch, group, stop);
+    const int64_t in_group = position - order->first_token(group);
+    int64_t d = documents->find(in_group);
+    int64_t offset = in_group - documents->positions[static_cast<size_t>(d)];
+    Corpus::Place place = corpus_.place(documents->begins[static_cast<size_t>(d)]);
     out.document_starts->clear();
     for (int64_t filled = 0; filled < count;) {
-        const int64_t taken = std::min(document.length - offset, count - filled);
+        const int64_t begin = documents->begins[static_cast<size_t>(d)], length = documents->length(d);
+        const int64_t taken = std::min(length - offset, count - filled);
         int32_t *const tokens = out.tokens + filled, *const targets = out.targets + filled;
-        shards_.copy(document, offset, taken, tokens);
-        shards_.copy(document, offset + 1, taken - 1, targets);
+        place.token += offset;
+        copy_tokens(corpus_, place, begin + offset, taken, tokens, targets);
         if (mask_documents_ || filled == 0) out.document_starts->push_back(filled);
         std::iota(out.positions + filled, out.positions + filled + taken,
                   mask_documents_ ? 0 : static_cast<int32_t>(filled));
         filled += taken;
         offset += taken;
-        if (offset < document.length) {
-            targets[taken - 1] = shards_.token(document, offset);
+        if (offset < length) {
+            place.token += taken;
+            targets[taken - 1] = target_of(corpus_, place, begin + offset);
             continue;
         }
-        if (++place == shards_.num_documents()) {
-            documents = order(++epoch);
-            place = 0;
+        if (++d == documents->count()) {
+            if (++group == num_groups()) {
+                group = 0;
+                epoch += 1;
+            }
+            documents = this->documents(epoch, group, stop);
+            d = 0;
         }
-        document = shards_.document(documents->document(place));
+        const int64_t next = documents->begins[static_cast<size_t>(d)];
+        place = corpus_.place(next);
         offset = 0;
-        const bool counts = !mask_documents_ || (eot_opens && shards_.begins_with_eot(document));
-        targets[taken - 1] = counts ? shards_.token(document, 0) : -1;
+        const bool counts = !mask_documents_ ||
+                            (corpus_.eot_side() == EotSide::start && corpus_.is_eot(place.shard->token(place.token)));
+        targets[taken - 1] = counts ? target_of(corpus_, place, next) : -1;
     }
 }
 
-RowSource::RowSource(const TokenShards& shards, const DataConfig& config, int64_t context_length, uint64_t seed)
-    : Rows(shards, config, context_length), is_shuffled_(config.shuffle), seed_(seed) {
-    REQUIRE(!is_shuffled_ || shards.num_documents() <= UINT32_MAX, shards.key(), " holds ", shards.num_documents(),
-            " documents, and at most 2^32 can be shuffled: set data.shuffle to false, or list fewer files");
+// ---- Best fit ----
+
+BestFitRows::BestFitRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed)
+    : DatasetRows(corpus, config, context_length, seed) {}
+
+std::shared_ptr<const BestFitRows::PackedGroup> BestFitRows::group(int64_t number, const std::stop_token& stop) const {
+    const int64_t epoch = number / num_groups(), group = number % num_groups();
+    const auto make = [&] {
+        GroupDocuments documents(corpus_, shuffle_, *order(epoch), group, stop);
+        PackedRows rows = pack_best_fit(documents.positions, context_length_);
+        return PackedGroup{std::move(documents), std::move(rows)};
+    };
+    return groups_.get(shuffle_.is_on ? number : group, make);
 }
 
-// Rows are numbered so that no product below leaves 64 bits.
-int64_t RowSource::epoch_of(uint64_t row) const {
-    CHECK(row < (uint64_t{1} << 62) / static_cast<uint64_t>(context_length_), "row ", row, " is beyond any training");
-    return static_cast<int64_t>(row) * context_length_ / shards_.num_tokens();
-}
-
-uint64_t RowSource::first_row(int64_t epoch) const {
-    return static_cast<uint64_t>((epoch * shards_.num_tokens() + context_length_ - 1) / context_length_);
-}
-
-void RowSource::fill(uint64_t row, const RowView& out) const {
-    const int64_t epoch = epoch_of(row);
-    if (is_shuffled_) {
-        const uint64_t first = first_row(epoch), count = first_row(epoch + 1) - first;
-        row = first + permuted_index(row - first, count, seed_, stream_of("data.rows") + static_cast<uint64_t>(epoch));
-    }
-    const int64_t position = static_cast<int64_t>(row) * context_length_ - epoch * shards_.num_tokens();
-    fill_stream(epoch, position, context_length_, out);
-}
-
-std::shared_ptr<const DocumentOrder> RowSource::order(int64_t epoch) const {
-    // The rows of an epoch reach into the next one, and threads that work ahead may be an epoch further.
-    constexpr size_t kCachedOrders = 3;
-    if (!is_shuffled_) epoch = 0;
+BestFitRows::Place BestFitRows::place_of(uint64_t row, const std::stop_token& stop) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto found = std::find_if(cache_.begin(), cache_.end(), [&](const CachedOrder& c) { return c.epoch == epoch; });
-    if (found == cache_.end()) {
-        if (cache_.size() == kCachedOrders) cache_.pop_back();
-        cache_.push_back({epoch, is_shuffled_ ? std::make_shared<DocumentOrder>(shards_, seed_, epoch)
-                                              : std::make_shared<DocumentOrder>(shards_)});
-        found = cache_.end() - 1;
+    if (row < first_rows_[0]) {  // before the bookmark
+        first_group_ = 0;
+        first_rows_ = {0};
     }
-    std::rotate(cache_.begin(), found, found + 1);
-    return cache_.front().order;
+    while (first_rows_.back() <= row) {
+        const int64_t number = first_group_ + static_cast<int64_t>(first_rows_.size()) - 1;
+        first_rows_.push_back(first_rows_.back() + static_cast<uint64_t>(group(number, stop)->rows.count()));
+    }
+    const auto next = std::upper_bound(first_rows_.begin(), first_rows_.end(), row);
+    return {first_group_ + (next - first_rows_.begin()) - 1, *(next - 1), *next - *(next - 1)};
 }
 
-ValidationRows::ValidationRows(const TokenShards& shards, const DataConfig& config, int64_t context_length,
+void BestFitRows::fill(uint64_t row, const RowView& out, const std::stop_token& stop) const {
+    const Place place = place_of(row, stop);
+    const std::shared_ptr<const PackedGroup> group = this->group(place.group, stop);
+    uint64_t index = row - place.first_row;
+    if (shuffle_.is_on)
+        index = permuted_index(index, place.num_rows, shuffle_.seed,
+                               group_stream("data.rows", place.group / num_groups(), place.group % num_groups()));
+    const std::vector<Piece>& pieces = group->rows.pieces;
+    const int64_t first = group->rows.row_begins[index], last = group->rows.row_begins[index + 1];
+    out.document_starts->clear();
+    int64_t filled = 0;
+    for (int64_t p = first; p < last; ++p) {
+        const Piece& piece = pieces[static_cast<size_t>(p)];
+        fill_piece(*group, piece, p + 1 < last ? &piece + 1 : nullptr, filled, out);
+        filled += piece.length;
+    }
+    fill_padding(filled, context_length_, out);
+}
+
+void BestFitRows::fill_piece(const PackedGroup& group, const Piece& piece, const Piece* next, int64_t begin,
+                             const RowView& out) const {
+    const GroupDocuments& documents = group.documents;
+    const int64_t token = documents.begins[static_cast<size_t>(piece.document)] + piece.offset;
+    Corpus::Place place = corpus_.place(token);
+    int32_t* const targets = out.targets + begin;
+    copy_tokens(corpus_, place, token, piece.length, out.tokens + begin, targets);
+    if (mask_documents_ || begin == 0) out.document_starts->push_back(begin);
+    std::iota(out.positions + begin, out.positions + begin + piece.length,
+              mask_documents_ ? 0 : static_cast<int32_t>(begin));
+    // What follows: the rest of the document; without masking the row's next document; else the EOT that opens the next
+    // document of the file.
+    int32_t& last_target = targets[piece.length - 1];
+    last_target = -1;
+    if (piece.offset + piece.length < documents.length(piece.document) || mask_documents_) {
+        if (place.rest == piece.length) return;  // the shard ends
+        place.token += piece.length;
+        const bool is_inside = piece.offset + piece.length < documents.length(piece.document);
+        if (is_inside || (corpus_.eot_side() == EotSide::start && corpus_.is_eot(place.shard->token(place.token))))
+            last_target = target_of(corpus_, place, token + piece.length);
+    } else if (next != nullptr) {
+        const int64_t next_token = documents.begins[static_cast<size_t>(next->document)] + next->offset;
+        last_target = target_of(corpus_, corpus_.place(next_token), next_token);
+    }
+}
+
+void BestFitRows::prepare_after(uint64_t row, const std::stop_token& stop) const {
+    group(place_of(row, stop).group + 1, stop);
+}
+
+double BestFitRows::epochs(uint64_t num_rows) const {
+    if (num_rows == 0) return 0;
+    bool is_known = false;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        is_known = first_rows_.front() < num_rows && num_rows <= first_rows_.back();
+    }
+    if (!is_known)
+        return static_cast<double>(num_rows) * static_cast<double>(context_length_) /
+               static_cast<double>(epoch_tokens());
+    const Place place = place_of(num_rows - 1, {});
+    const std::shared_ptr<const EpochOrder> order = this->order(place.group / num_groups());
+    const int64_t group = place.group % num_groups();
+    const double group_tokens = static_cast<double>(order->first_token(group + 1) - order->first_token(group));
+    const double part = static_cast<double>(num_rows - place.first_row) / static_cast<double>(place.num_rows);
+    const double tokens = static_cast<double>(order->first_token(group)) + part * group_tokens;
+    return static_cast<double>(place.group / num_groups()) + tokens / static_cast<double>(corpus_.num_tokens());
+}
+
+// From the first group: others are packed about as well.
+int64_t BestFitRows::epoch_tokens() const {
+    const std::shared_ptr<const PackedGroup> first = group(0, {});
+    const double row_tokens = static_cast<double>(first->rows.count() * context_length_);
+    const double fill = static_cast<double>(first->documents.positions.back()) / row_tokens;
+    return static_cast<int64_t>(std::ceil(static_cast<double>(corpus_.num_tokens()) / fill));
+}
+
+nlohmann::ordered_json BestFitRows::bookmark(uint64_t row) const {
+    // The last group known to begin at or before the row; if the row before was read, the next group's beginning is.
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto next = std::upper_bound(first_rows_.begin(), first_rows_.end(), row);
+    if (next == first_rows_.begin()) return nullptr;
+    return {{"group", first_group_ + (next - first_rows_.begin()) - 1}, {"first_row", *(next - 1)}};
+}
+
+void BestFitRows::resume_at(const nlohmann::ordered_json& bookmark) {
+    if (!bookmark.is_object()) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    first_group_ = bookmark.at("group");
+    first_rows_ = {bookmark.at("first_row").get<uint64_t>()};
+}
+
+// ---- Validation ----
+
+ValidationRows::ValidationRows(const Corpus& corpus, const DataConfig& config, int64_t context_length,
                                int64_t max_tokens)
-    : Rows(shards, config, context_length), order_(std::make_shared<DocumentOrder>(shards)) {
+    : Rows(context_length), stream_(corpus, in_file_order(config), context_length, 0) {
     CHECK(max_tokens > 0, "max_tokens is ", max_tokens);
-    const int64_t num_inputs = std::min(shards.num_tokens() - 1, max_tokens);
-    num_rows_ = (num_inputs + context_length - 1) / context_length;
+    num_tokens_ = corpus.num_tokens();
+    num_rows_ = (std::min(num_tokens_ - 1, max_tokens) + context_length - 1) / context_length;
 }
 
-void ValidationRows::fill(uint64_t row, const RowView& out) const {
+void ValidationRows::fill(uint64_t row, const RowView& out, const std::stop_token& stop) const {
     CHECK(row < static_cast<uint64_t>(num_rows_), "validation row ", row, " of ", num_rows_);
     const int64_t position = static_cast<int64_t>(row) * context_length_;
-    const int64_t count = std::min(context_length_, shards_.num_tokens() - 1 - position);
-    fill_stream(0, position, count, out);
+    const int64_t count = std::min(context_length_, num_tokens_ - 1 - position);
+    stream_.fill_stream(0, position, count, out, stop);
     fill_padding(count, context_length_, out);
-}
-
-// ---- Micro-batches ----
-
-void HostBatch::resize(int64_t n) {
-    if (n > capacity_) {
-        memory_ = device_.allocate_host(static_cast<size_t>(kArrays * n) * sizeof(int32_t));
-        capacity_ = n;
-    }
-    int32_t* data = static_cast<int32_t*>(memory_.get());
-    for (std::span<int32_t>* array : {&tokens, &targets, &positions, &first_key, &end_key, &first_query, &end_query}) {
-        *array = {data, static_cast<size_t>(n)};
-        data += n;
-    }
-}
-
-Tensor HostBatch::all() const {
-    return Tensor::contiguous(memory_.get(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
-}
-
-double HostBatch::visible_pairs() const {
-    double pairs = 0;
-    for (size_t i = 0; i < document_starts.size(); ++i) {
-        const int64_t end =
-            i + 1 < document_starts.size() ? document_starts[i + 1] : static_cast<int64_t>(tokens.size());
-        const double length = static_cast<double>(end - document_starts[i]);
-        pairs += length * length / 2;
-    }
-    return pairs;
-}
-
-AttentionMask HostBatch::mask() const {
-    const auto view = [](std::span<int32_t> values) {
-        return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
-    };
-    return {view(first_key), view(end_key), view(first_query), view(end_query)};
-}
-
-void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch) {
-    const ProfileRange range("data");
-    const int64_t T = rows.context_length(), N = batch_rows * T;
-    CHECK(0 <= num_rows && num_rows <= batch_rows && batch_rows > 0, num_rows, " rows in a batch of ", batch_rows);
-    CHECK(N <= INT32_MAX, "a micro-batch of ", N, " tokens: positions are int32");
-    batch->resize(N);
-    batch->document_starts.clear();
-    std::vector<int64_t> row_starts;
-    for (int64_t b = 0; b < batch_rows; ++b) {
-        const RowView view = {batch->tokens.data() + b * T, batch->targets.data() + b * T,
-                              batch->positions.data() + b * T, &row_starts};
-        row_starts.clear();
-        if (b < num_rows)
-            rows.fill(first_row + static_cast<uint64_t>(b), view);
-        else
-            fill_padding(0, T, view);
-        for (const int64_t start : row_starts) batch->document_starts.push_back(b * T + start);
-    }
-    fill_document_mask(batch->mask(), batch->document_starts, true);
 }
 
 }  // namespace ingot

@@ -1,21 +1,25 @@
-// Rows of T tokens cut from the documents of a split, and micro-batches made of them.
+// Rows of T tokens cut from the documents of a corpus. data/README.md shows what a row is.
 //
-// Packing is `stream`: the documents one after another, epoch after epoch, cut into rows: nothing is wasted. Row r of
-// the stream has its positions [r T, r T + T) as inputs, and what follows each as its target. With masked documents a
-// row knows where documents begin; its own start counts as one, since nothing before it is visible. The target of a
-// document's last token is then -1 (ignored), unless the next document opens with EOT (eot side `start`): that EOT is
-// the right answer. Without masking a row is one document.
+// With masked documents a row knows where documents begin; its own start counts as one, since nothing before it is
+// visible. The target of a document's last token is then -1 (ignored), unless what follows is the EOT that opens the
+// next document (eot side `start`): that EOT is the right answer. Without masking a row is one document. A target whose
+// mask byte is 0 is ignored.
 //
-// Sources refer to the TokenShards that they were made from, and may be read from any number of threads.
+// Rows refer to the Corpus that they were made from, and may be read from any number of threads. Every id that comes
+// out is below the vocabulary's size: a larger one throws UserError naming its place.
 #pragma once
 
 #include <memory>
 #include <mutex>
-#include <span>
+#include <nlohmann/json.hpp>
+#include <stop_token>
 #include <vector>
 
-#include "kernels/attention/attention.h"
-#include "src/data/shards.h"
+#include "src/config.h"
+#include "src/data/corpus.h"
+#include "src/data/keyed_cache.h"
+#include "src/data/order.h"
+#include "src/data/packing.h"
 
 namespace ingot {
 
@@ -25,115 +29,128 @@ struct RowView {
     std::vector<int64_t>* document_starts;
 };
 
-// One epoch's documents in the order in which the stream has them.
-class DocumentOrder {
-  public:
-    explicit DocumentOrder(const TokenShards& shards);                       // the order of the files
-    DocumentOrder(const TokenShards& shards, uint64_t seed, int64_t epoch);  // permuted
-
-    int64_t document(int64_t place) const { return order_.empty() ? place : order_[place]; }
-    // The place in [0, num_documents) whose document holds the epoch's token `position`, and where in that document.
-    struct Location {
-        int64_t place, offset;
-    };
-    Location find(int64_t position) const;
-
-  private:
-    const TokenShards& shards_;
-    std::vector<uint32_t> order_;   // empty: as in the files
-    std::vector<int64_t> samples_;  // tokens before place 0, 16, 32...: half a byte a document instead of eight
-};
-
 class Rows {
   public:
+    explicit Rows(int64_t context_length) : context_length_(context_length) {}
     virtual ~Rows() = default;
-    virtual void fill(uint64_t row, const RowView& out) const = 0;
-    int64_t context_length() const { return context_length_; }
+    // Throws Stopped if it has to read much and `stop` asks to end.
+    virtual void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const = 0;
+    // Makes what rows soon after this one will need, so that they need not wait for it.
+    virtual void prepare_after(uint64_t, const std::stop_token&) const {}
+    int64_t context_length() const { return context_length_; }  // T
 
   protected:
-    // Throws UserError if the split has fewer than T + 1 tokens: one row and its last target.
-    Rows(const TokenShards& shards, const DataConfig& config, int64_t context_length);
-    virtual std::shared_ptr<const DocumentOrder> order(int64_t epoch) const = 0;
-    // `count` inputs and targets of the stream from `position` of `epoch` on.
-    void fill_stream(int64_t epoch, int64_t position, int64_t count, const RowView& out) const;
-
-    const TokenShards& shards_;
-    const bool mask_documents_;
-    const int64_t context_length_;  // T
+    const int64_t context_length_;
 };
 
-// The endless stream of training. A row is a pure function of (seed, row): ask for any, in any order.
-//
-// Epoch e is the whole split once, its documents permuted by (seed, e). A row belongs to the epoch in which its first
-// stream position lies: rows first_row(e) to first_row(e + 1) - 1, with first_row(e) = ceil(e * tokens / T). They are
-// permuted among themselves too, so that a long document does not fill consecutive rows. Without shuffling neither.
-class RowSource : public Rows {
+// Tokens [begin, end) of a row become padding: token 0, no target, a document of their own.
+void fill_padding(int64_t begin, int64_t end, const RowView& out);
+
+// An endless dataset: epoch after epoch, each with all of the corpus once, in an order of its own. A row is a pure
+// function of (corpus, seed, row): ask for any, in any order.
+class DatasetRows : public Rows {
   public:
-    RowSource(const TokenShards& shards, const DataConfig& config, int64_t context_length, uint64_t seed);
-    void fill(uint64_t row, const RowView& out) const override;
-    uint64_t first_row(int64_t epoch) const;
-    int64_t epoch_of(uint64_t row) const;
+    // Throws UserError if the corpus has fewer than T + 1 tokens: one row and its last target.
+    DatasetRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed);
+    static std::unique_ptr<DatasetRows> make(const Corpus& corpus, const DataConfig& config, int64_t context_length,
+                                             uint64_t seed);
+
+    const Corpus& corpus() const { return corpus_; }
+    int64_t num_groups() const { return EpochOrder::num_groups(corpus_); }
+    // How many epochs the first `num_rows` rows are.
+    virtual double epochs(uint64_t num_rows) const = 0;
+    // About how many tokens of rows an epoch takes, padding included, for planning.
+    virtual int64_t epoch_tokens() const = 0;
+    // What makes it quick to go on at `row` in another process; resume_at() takes it. Null: nothing is needed.
+    virtual nlohmann::ordered_json bookmark(uint64_t) const { return nullptr; }
+    virtual void resume_at(const nlohmann::ordered_json&) {}
+
+  protected:
+    std::shared_ptr<const EpochOrder> order(int64_t epoch) const;
+
+    const Corpus& corpus_;
+    const bool mask_documents_;
+    const Shuffle shuffle_;
 
   private:
-    std::shared_ptr<const DocumentOrder> order(int64_t epoch) const override;
-
-    const bool is_shuffled_;
-    const uint64_t seed_;
-    struct CachedOrder {
-        int64_t epoch;
-        std::shared_ptr<const DocumentOrder> order;
-    };
-    mutable std::mutex mutex_;
-    mutable std::vector<CachedOrder> cache_;  // the latest used first
+    mutable KeyedCache<int64_t, EpochOrder> orders_{3};
 };
 
-// The split once, in the order of the files: row v has the inputs [v T, min(v T + T, tokens - 1)), so that every token
+// Packing `stream`: the documents one after another, epoch after epoch, cut into rows: nothing is wasted. A row belongs
+// to the group in which its first token lies; the rows of a group are permuted among themselves, so that a long
+// document does not fill consecutive rows. Without shuffling they are not.
+class StreamRows : public DatasetRows {
+  public:
+    StreamRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed);
+    void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const override;
+    void prepare_after(uint64_t row, const std::stop_token& stop) const override;
+    double epochs(uint64_t num_rows) const override;
+    int64_t epoch_tokens() const override;
+
+    // The first row of a group of an epoch; of group num_groups(), the first of the next epoch.
+    uint64_t first_row(int64_t epoch, int64_t group = 0) const;
+    // `count` inputs and targets of the stream from `position` of `epoch` on.
+    void fill_stream(int64_t epoch, int64_t position, int64_t count, const RowView& out,
+                     const std::stop_token& stop) const;
+
+  private:
+    struct Place {
+        int64_t epoch, group;
+    };
+    Place place_of(uint64_t row) const;
+    std::shared_ptr<const GroupDocuments> documents(int64_t epoch, int64_t group, const std::stop_token& stop) const;
+
+    // The rows of a group reach into the next one, and one more is made ahead.
+    mutable KeyedCache<std::pair<int64_t, int64_t>, GroupDocuments> groups_{3};
+};
+
+// Packing `best_fit`: the documents of a group are packed into rows whole, so far as they fit into one (packing.h).
+// What is left of a row is padding. How many rows a group has is known when it is packed: row r is found by counting
+// through the groups before it, once, or from a bookmark.
+class BestFitRows : public DatasetRows {
+  public:
+    BestFitRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed);
+    void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const override;
+    void prepare_after(uint64_t row, const std::stop_token& stop) const override;
+    double epochs(uint64_t num_rows) const override;
+    int64_t epoch_tokens() const override;
+    nlohmann::ordered_json bookmark(uint64_t row) const override;
+    void resume_at(const nlohmann::ordered_json& bookmark) override;
+
+  private:
+    // Groups are numbered through all epochs.
+    struct PackedGroup {
+        GroupDocuments documents;
+        PackedRows rows;
+    };
+    std::shared_ptr<const PackedGroup> group(int64_t number, const std::stop_token& stop) const;
+    struct Place {
+        int64_t group;
+        uint64_t first_row, num_rows;
+    };
+    Place place_of(uint64_t row, const std::stop_token& stop) const;
+    void fill_piece(const PackedGroup& group, const Piece& piece, const Piece* next, int64_t begin,
+                    const RowView& out) const;
+
+    mutable KeyedCache<int64_t, PackedGroup> groups_{3};
+    mutable std::mutex mutex_;  // guards what follows
+    mutable int64_t first_group_ = 0;
+    mutable std::vector<uint64_t> first_rows_ = {0};  // of group first_group_ and those after it
+};
+
+// The corpus once, in the order of the files: row v has the inputs [v T, min(v T + T, tokens - 1)), so that every token
 // but the first is a target once (those at document ends ignored where documents are masked). The last row is filled up
-// with a document of token 0 and ignored targets.
+// with padding.
 class ValidationRows : public Rows {
   public:
     // max_tokens caps the rows: ceil(max_tokens / T).
-    ValidationRows(const TokenShards& shards, const DataConfig& config, int64_t context_length, int64_t max_tokens);
-    void fill(uint64_t row, const RowView& out) const override;  // row < num_rows()
+    ValidationRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, int64_t max_tokens);
+    void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const override;  // row < num_rows()
     int64_t num_rows() const { return num_rows_; }
 
   private:
-    std::shared_ptr<const DocumentOrder> order(int64_t) const override { return order_; }
-
-    std::shared_ptr<const DocumentOrder> order_;
-    int64_t num_rows_;
+    StreamRows stream_;
+    int64_t num_tokens_, num_rows_;
 };
-
-// A keyed permutation of [0, count): the image of `index`. A pure function of its arguments on every platform.
-uint64_t permuted_index(uint64_t index, uint64_t count, uint64_t seed, uint64_t stream);
-
-// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: seven arrays of N, one after another,
-// so that one copy takes all of them to a device.
-class HostBatch {
-  public:
-    // Memory that `device` can copy from while the program goes on; it grows as needed.
-    explicit HostBatch(const Device& device = Device::cpu()) : device_(device) {}
-
-    // Sets N; what the arrays hold is lost.
-    void resize(int64_t n);
-    std::span<int32_t> tokens, targets, positions;
-    std::span<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
-    std::vector<int64_t> document_starts;
-
-    static constexpr int64_t kArrays = 7;
-    Tensor all() const;          // (7, N) int32: the arrays in the order above
-    AttentionMask mask() const;  // host tensors
-    // Pairs of a token and a token that it sees, where a document of n tokens counts n^2 / 2: for counting FLOPs.
-    double visible_pairs() const;
-
-  private:
-    Device device_;
-    std::shared_ptr<void> memory_;
-    int64_t capacity_ = 0;
-};
-
-// Rows [first_row, first_row + num_rows) of `rows`, then padding (token 0, ignored targets, a document a row) up to
-// batch_rows. The batch's memory is used again.
-void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch);
 
 }  // namespace ingot

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kernels/core/rng.h"
-#include "src/data/rows.h"
+#include "src/data/host_batch.h"
 #include "src/model.h"
 #include "tests/support/tensors.h"
 

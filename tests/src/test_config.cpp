@@ -144,7 +144,9 @@ TEST(Config, EveryKeyIsRead) {
                                                 "model.qk_norm=true",
                                                 "model.norm_eps=1e-6",
                                                 "model.init_std=0.1",
-                                                "data.train=[\"x\",\"y\"]",
+                                                "data.train=[{\"path\":\"x\",\"weight\":0.5,\"format\":\"raw\","
+                                                "\"dtype\":\"uint32\",\"mask\":\"m\"},{\"path\":\"y\",\"weight\":2}]",
+                                                "data.packing=best_fit",
                                                 "data.val=[\"z\"]",
                                                 "data.mask_documents=false",
                                                 "data.eot_token=7",
@@ -230,7 +232,7 @@ TEST(Config, WrongTypes) {
     expect_error({"optimizer.lr=1e999"}, {"optimizer.lr", "must be a number"});
     expect_error({"model.qk_norm=1"}, {"model.qk_norm is 1", "true or false"});
     expect_error({"name=3"}, {"name is 3", "must be a string"});
-    expect_error({"data.train=a.bin"}, {"data.train", "must be a list of strings"});
+    expect_error({"data.train=a.bin"}, {"data.train", "must be a list"});
     expect_error({"data.train=[\"a\",3]"}, {"data.train[1] is 3", "must be a string"});
     expect_error({"model.position=learned"}, {"model.position is \"learned\"", "one of: alibi, rope, none"});
     expect_error({"model.position=1"}, {"one of: alibi, rope, none"});
@@ -341,7 +343,8 @@ TEST(Config, Overrides) {
     EXPECT_EQ(c.optimizer.lr, 2e-4) << "the last one wins";
     EXPECT_EQ(c.name, "my run");
     EXPECT_EQ(c.run_dir, "x=y");
-    EXPECT_EQ(c.data.train, std::vector<std::string>{"a=b"});
+    ASSERT_EQ(c.data.train.size(), 1u);
+    EXPECT_EQ(c.data.train[0].path, "a=b");
     EXPECT_EQ(c.model.position, Position::rope);
     for (const char* const text : {"optimizer.lr", "=3", ""}) expect_error({text}, {"--set", "section.key=value"});
     expect_error({"model.n_heads.x=3"}, {"--set model.n_heads.x=3", "n_heads is not a section"});

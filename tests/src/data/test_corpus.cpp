@@ -2,7 +2,7 @@
 //
 // Seen to catch (among others): in TokenShards::index, `start < num_tokens` turned into `<=` (an empty document after
 // an EOT that ends its shard: EotClosesDocuments); offsets computed in int32 (OffsetsBeyond32Bits).
-#include "src/data/shards.h"
+#include "src/data/corpus.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kVocab = 100, kEot = 99;
 
-class Shards : public testing::Test {
+class CorpusTest : public testing::Test {
   protected:
     void SetUp() override {
         std::string pattern = (fs::temp_directory_path() / "ingot-shards-XXXXXX").string();
@@ -48,9 +48,16 @@ class Shards : public testing::Test {
         return write(name, ids, 20240801, 7, -1, 4);
     }
 
-    static TokenShards open(const std::vector<std::string>& patterns, EotSide side = EotSide::automatic,
-                            int64_t eot = kEot, int64_t vocab = kVocab) {
-        return TokenShards(patterns, "data.train", vocab, eot, side);
+    static std::vector<DataEntry> entries_of(const std::vector<std::string>& patterns) {
+        std::vector<DataEntry> entries(patterns.size());
+        for (size_t i = 0; i < patterns.size(); ++i) entries[i].path = patterns[i];
+        return entries;
+    }
+    static std::unique_ptr<const Corpus> open(const std::vector<std::string>& patterns,
+                                              EotSide side = EotSide::automatic, int64_t eot = kEot,
+                                              int64_t vocab = kVocab) {
+        return std::make_unique<Corpus>(entries_of(patterns), "data.train",
+                                        CorpusOptions{.vocab_size = vocab, .eot_token = eot, .eot_side = side});
     }
     // The one line with which opening is refused.
     static std::string refusal(const std::vector<std::string>& patterns, int64_t vocab = kVocab) {
@@ -66,17 +73,26 @@ class Shards : public testing::Test {
     fs::path folder_;
 };
 
-std::vector<int32_t> text_of(const TokenShards& shards, int64_t index) {
-    const Document document = shards.document(index);
-    std::vector<int32_t> tokens(static_cast<size_t>(document.length));
-    shards.copy(document, 0, document.length, tokens.data());
+std::vector<int64_t> starts_of(const Corpus& corpus) {
+    std::vector<int64_t> starts;
+    for (size_t s = 0; s < corpus.segments().size(); ++s) corpus.append_documents(static_cast<int64_t>(s), &starts);
+    return starts;
+}
+
+std::vector<int32_t> tokens_of(const Corpus& corpus, int64_t begin, int64_t end) {
+    std::vector<int32_t> tokens(static_cast<size_t>(end - begin));
+    const Corpus::Place place = corpus.place(begin);
+    EXPECT_LE(end - begin, place.rest);
+    place.shard->copy(place.token, end - begin, tokens.data());
     return tokens;
 }
 
 using Text = std::vector<std::vector<int32_t>>;
-Text documents_of(const TokenShards& shards) {
+Text documents_of(const Corpus& corpus) {
+    std::vector<int64_t> starts = starts_of(corpus);
+    starts.push_back(corpus.num_tokens());
     Text documents;
-    for (int64_t d = 0; d < shards.num_documents(); ++d) documents.push_back(text_of(shards, d));
+    for (size_t d = 0; d + 1 < starts.size(); ++d) documents.push_back(tokens_of(corpus, starts[d], starts[d + 1]));
     return documents;
 }
 
@@ -84,65 +100,63 @@ Text documents_of(const TokenShards& shards) {
     for (const char* part : {__VA_ARGS__}) \
     EXPECT_NE(message.find(part), std::string::npos) << "\"" << part << "\" is missing in: " << message
 
-TEST_F(Shards, BothFormatsReadTheSame) {
+TEST_F(CorpusTest, BothFormatsReadTheSame) {
     const std::vector<int64_t> ids = {3, 1, 4, kEot, 1, 5, kEot};
-    const TokenShards narrow = open({write("a.bin", ids)}), wide = open({write_wide("b.bin", ids)});
-    EXPECT_EQ(documents_of(narrow), (Text{{3, 1, 4, 99}, {1, 5, 99}}));
-    EXPECT_EQ(documents_of(wide), documents_of(narrow));
+    const auto narrow = open({write("a.bin", ids)}), wide = open({write_wide("b.bin", ids)});
+    EXPECT_EQ(documents_of(*narrow), (Text{{3, 1, 4, 99}, {1, 5, 99}}));
+    EXPECT_EQ(documents_of(*wide), documents_of(*narrow));
     // Shards of one list may differ in format.
-    const TokenShards both = open({path("a.bin"), path("b.bin")});
-    EXPECT_EQ(documents_of(both), (Text{{3, 1, 4, 99}, {1, 5, 99}, {3, 1, 4, 99}, {1, 5, 99}}));
-    EXPECT_EQ(both.num_tokens(), 14);
-    EXPECT_EQ(both.document(2).shard, 1);
-    EXPECT_EQ(both.document(2).begin, 0);
-    EXPECT_EQ(both.token(both.document(3), 1), 5);
+    const auto both = open({path("a.bin"), path("b.bin")});
+    EXPECT_EQ(documents_of(*both), (Text{{3, 1, 4, 99}, {1, 5, 99}, {3, 1, 4, 99}, {1, 5, 99}}));
+    EXPECT_EQ(both->num_tokens(), 14);
+    EXPECT_EQ(both->place(7).token, 0);
+    EXPECT_EQ(both->place(6).rest, 1);
+    EXPECT_EQ(both->place(12).shard->token(5), 5);
 }
 
-TEST_F(Shards, WideShardsHoldIdsBeyond16Bits) {
-    const TokenShards shards = open({write_wide("a.bin", {70000, 128000, 65535 + 100})}, EotSide::end, 128000, 128256);
-    EXPECT_EQ(documents_of(shards), (Text{{70000, 128000}, {65635}}));
+TEST_F(CorpusTest, WideShardsHoldIdsBeyond16Bits) {
+    const auto shards = open({write_wide("a.bin", {70000, 128000, 65535 + 100})}, EotSide::end, 128000, 128256);
+    EXPECT_EQ(documents_of(*shards), (Text{{70000, 128000}, {65635}}));
     // An EOT that 16 bits cannot hold is not taken for its low half (here 0).
-    const TokenShards narrow = open({write("b.bin", {1, 0, 2})}, EotSide::end, 65536, 128256);
-    EXPECT_EQ(documents_of(narrow), (Text{{1, 0, 2}}));
+    const auto narrow = open({write("b.bin", {1, 0, 2})}, EotSide::end, 65536, 128256);
+    EXPECT_EQ(documents_of(*narrow), (Text{{1, 0, 2}}));
 }
 
-TEST_F(Shards, EotClosesDocuments) {
+TEST_F(CorpusTest, EotClosesDocuments) {
     write("a.bin", {1, kEot, kEot, 2, 3});  // two in a row: a document of EOT alone; the last one ends with its shard
     write("b.bin", {4, kEot});
-    const TokenShards shards = open({path("*.bin")}, EotSide::end);
-    EXPECT_EQ(documents_of(shards), (Text{{1, 99}, {99}, {2, 3}, {4, 99}}));
-    EXPECT_EQ(shards.describe(), "2 shards, 7 tokens, 4 documents, EOT closes documents");
+    const auto shards = open({path("*.bin")}, EotSide::end);
+    EXPECT_EQ(documents_of(*shards), (Text{{1, 99}, {99}, {2, 3}, {4, 99}}));
+    EXPECT_EQ(shards->describe(), "2 shards, 7 tokens, 4 documents, EOT closes documents");
 }
 
-TEST_F(Shards, EotOpensDocuments) {
+TEST_F(CorpusTest, EotOpensDocuments) {
     write("a.bin", {1, 2, kEot, kEot, 3});  // what stands before the first EOT is a document of its own
     write("b.bin", {kEot, 4, kEot});
-    const TokenShards shards = open({path("*.bin")}, EotSide::start);
-    EXPECT_EQ(documents_of(shards), (Text{{1, 2}, {99}, {99, 3}, {99, 4}, {99}}));
-    EXPECT_FALSE(shards.begins_with_eot(shards.document(0)));
-    EXPECT_TRUE(shards.begins_with_eot(shards.document(2)));
-    EXPECT_EQ(shards.describe(), "2 shards, 8 tokens, 5 documents, EOT opens documents");
+    const auto shards = open({path("*.bin")}, EotSide::start);
+    EXPECT_EQ(documents_of(*shards), (Text{{1, 2}, {99}, {99, 3}, {99, 4}, {99}}));
+    EXPECT_EQ(shards->describe(), "2 shards, 8 tokens, 5 documents, EOT opens documents");
 }
 
-TEST_F(Shards, AutomaticSideLooksAtTheFirstToken) {
+TEST_F(CorpusTest, AutomaticSideLooksAtTheFirstToken) {
     write("a.bin", {kEot, 1, 2});
     write("b.bin", {1, 2, kEot});
-    EXPECT_EQ(open({path("a.bin"), path("b.bin")}).eot_side(), EotSide::start);
-    EXPECT_EQ(open({path("b.bin"), path("a.bin")}).eot_side(), EotSide::end);
-    EXPECT_EQ(open({path("a.bin")}, EotSide::end).eot_side(), EotSide::end);
+    EXPECT_EQ(open({path("a.bin"), path("b.bin")})->eot_side(), EotSide::start);
+    EXPECT_EQ(open({path("b.bin"), path("a.bin")})->eot_side(), EotSide::end);
+    EXPECT_EQ(open({path("a.bin")}, EotSide::end)->eot_side(), EotSide::end);
 }
 
-TEST_F(Shards, WithoutEotAShardIsOneDocument) {
+TEST_F(CorpusTest, WithoutEotAShardIsOneDocument) {
     write("a.bin", {1, kEot, 2});
     write("b.bin", {3});
-    const TokenShards shards = open({path("*.bin")}, EotSide::automatic, -1);
-    EXPECT_EQ(documents_of(shards), (Text{{1, 99, 2}, {3}}));
-    EXPECT_EQ(shards.describe(), "2 shards, 4 tokens, 2 documents, each shard is one document");
-    EXPECT_EQ(open({path("b.bin")}).describe(),
+    const auto shards = open({path("*.bin")}, EotSide::automatic, -1);
+    EXPECT_EQ(documents_of(*shards), (Text{{1, 99, 2}, {3}}));
+    EXPECT_EQ(shards->describe(), "2 shards, 4 tokens, 2 documents, each shard is one document");
+    EXPECT_EQ(open({path("b.bin")})->describe(),
               "1 shard, 1 tokens, 1 document, EOT 99 does not occur: each shard is one document");
 }
 
-TEST_F(Shards, BoundariesAgreeWithAPlainScan) {
+TEST_F(CorpusTest, BoundariesAgreeWithAPlainScan) {
     // EOTs at, before and after the edges of the blocks in which shards are scanned.
     std::vector<int64_t> ids(2000);
     for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int64_t>(i % 97);
@@ -157,37 +171,33 @@ TEST_F(Shards, BoundariesAgreeWithAPlainScan) {
         }
         if (expected.back().empty()) expected.pop_back();
         for (const std::string& file : {write("a.bin", ids), write_wide("b.bin", ids)}) {
-            const TokenShards shards = open({file}, side);
-            EXPECT_EQ(documents_of(shards), expected);
-            for (int64_t d = 0; d < shards.num_documents(); ++d) {
-                EXPECT_EQ(shards.document_of(shards.first_token(d)), d);
-                EXPECT_EQ(shards.document_of(shards.first_token(d + 1) - 1), d);
-            }
+            const auto shards = open({file}, side);
+            EXPECT_EQ(documents_of(*shards), expected);
         }
     }
 }
 
-TEST_F(Shards, FilesAreTakenOnceAndInOrder) {
+TEST_F(CorpusTest, FilesAreTakenOnceAndInOrder) {
     write("b.bin", {2});
     write("a.bin", {1});
     fs::create_symlink(path("a.bin"), path("z.bin"));
-    const TokenShards shards = open({path("b.bin"), path("*.bin"), path("./a.bin")});
-    EXPECT_EQ(documents_of(shards), (Text{{2}, {1}}));
-    EXPECT_EQ(documents_of(open({path("[ab].bin")})), (Text{{1}, {2}}));
+    const auto shards = open({path("b.bin"), path("*.bin"), path("./a.bin")});
+    EXPECT_EQ(documents_of(*shards), (Text{{2}, {1}}));
+    EXPECT_EQ(documents_of(*open({path("[ab].bin")})), (Text{{1}, {2}}));
     write("x[1].bin", {7});  // a path that exists is no pattern
-    EXPECT_EQ(documents_of(open({path("x[1].bin")})), (Text{{7}}));
+    EXPECT_EQ(documents_of(*open({path("x[1].bin")})), (Text{{7}}));
 }
 
-TEST_F(Shards, SharedFilesAreFoundThroughLinks) {
+TEST_F(CorpusTest, SharedFilesAreFoundThroughLinks) {
     write("a.bin", {1});
     write("b.bin", {2});
     fs::create_symlink(path("a.bin"), path("link.bin"));
-    const TokenShards train = open({path("[ab].bin")});
-    EXPECT_EQ(shared_files(train, open({path("link.bin")})), std::vector<std::string>{path("a.bin")});
-    EXPECT_TRUE(shared_files(open({path("b.bin")}), open({path("link.bin")})).empty());
+    const auto train = open({path("[ab].bin")});
+    EXPECT_EQ(shared_files(*train, *open({path("link.bin")})), std::vector<std::string>{path("a.bin")});
+    EXPECT_TRUE(shared_files(*open({path("b.bin")}), *open({path("link.bin")})).empty());
 }
 
-TEST_F(Shards, RefusesWhatIsNotThere) {
+TEST_F(CorpusTest, RefusesWhatIsNotThere) {
     EXPECT_REFUSED(refusal({path("none-*.bin")}), "data.train", "no file matches", "none-*.bin", "check the path");
     EXPECT_REFUSED(refusal({path("none.bin")}), "data.train", "there is no file", "none.bin", "check the path");
     EXPECT_REFUSED(refusal({}), "data.train names no file", "add a path");
@@ -196,19 +206,19 @@ TEST_F(Shards, RefusesWhatIsNotThere) {
     EXPECT_REFUSED(refusal({path("*.bin")}), "dangling.bin", "No such file");
 }
 
-TEST_F(Shards, RefusesHeadersThatAreWrong) {
+TEST_F(CorpusTest, RefusesHeadersThatAreWrong) {
     std::ofstream(path("empty.bin"));
     EXPECT_REFUSED(refusal({path("empty.bin")}), "empty.bin", "0 bytes", "too few", "prepare.py");
     std::ofstream(path("short.bin")) << std::string(1023, 'x');
     EXPECT_REFUSED(refusal({path("short.bin")}), "short.bin", "1023 bytes", "too few");
-    EXPECT_REFUSED(refusal({write("magic.bin", {1, 2}, 1234)}), "magic.bin", "1234", "20240520", "20240801", "header");
+    EXPECT_REFUSED(refusal({write("magic.bin", {1, 2}, 1234)}), "magic.bin", "1234", "20240520", "20240801", "format");
     std::ofstream(path("raw.bin")) << std::string(4096, 'x');
-    EXPECT_REFUSED(refusal({path("raw.bin")}), "raw.bin", "files without a header are not read", "prepare.py");
+    EXPECT_REFUSED(refusal({path("raw.bin")}), "raw.bin", "give the format", "raw", "prepare.py");
     EXPECT_REFUSED(refusal({write("v2.bin", {1}, 20240520, 2)}), "v2.bin", "version 2", "only version 1", "20240520");
     EXPECT_REFUSED(refusal({write("v1.bin", {1}, 20240801, 1, -1, 4)}), "v1.bin", "version 1", "only version 7");
 }
 
-TEST_F(Shards, RefusesCountsThatAreWrong) {
+TEST_F(CorpusTest, RefusesCountsThatAreWrong) {
     EXPECT_REFUSED(refusal({write("cut.bin", {1, 2, 3}, 20240520, 1, 5)}), "cut.bin", "5 tokens", "1034 bytes", "1030",
                    "cut short");
     EXPECT_REFUSED(refusal({write("long.bin", {1, 2, 3}, 20240520, 1, 2)}), "long.bin", "2 tokens", "1028", "1030",
@@ -225,7 +235,7 @@ TEST_F(Shards, RefusesCountsThatAreWrong) {
     EXPECT_REFUSED(refusal({negative}), "negative.bin", "holds -7 tokens", "leave it out");
 }
 
-TEST_F(Shards, RefusesIdsOutsideTheVocabulary) {
+TEST_F(CorpusTest, RefusesIdsOutsideTheVocabulary) {
     std::vector<int64_t> ids(1000, 5);
     ids[777] = 100;
     ids[900] = 120;
@@ -239,36 +249,6 @@ TEST_F(Shards, RefusesIdsOutsideTheVocabulary) {
     // The last shard of a list is checked as the first one is.
     ids.assign({1, 2, 100});
     EXPECT_REFUSED(refusal({write("d.bin", {1}), write("e.bin", ids)}), "e.bin", "token 2 is 100");
-}
-
-TEST_F(Shards, OffsetsBeyond32Bits) {
-    // 2.2 GB of zeros that take no place on the disk, and a few tokens near the end: byte offsets pass 2^31.
-    const int64_t num_tokens = 1'100'000'000;
-    write("big.bin", {}, 20240520, 1, num_tokens);
-    const int64_t file_bytes = 1024 + 2 * num_tokens;
-    if (truncate(path("big.bin").c_str(), file_bytes) != 0)
-        GTEST_SKIP() << "this file system holds no file of 2.2 GB: " << std::strerror(errno);
-    struct stat info {};
-    ASSERT_EQ(stat(path("big.bin").c_str(), &info), 0);
-    if (info.st_blocks * 512 > (int64_t{1} << 30)) GTEST_SKIP() << "this file system has no sparse files";
-    const uint16_t tail[] = {kEot, 11, 12, 13};
-    const int descriptor = ::open(path("big.bin").c_str(), O_WRONLY);
-    ASSERT_EQ(pwrite(descriptor, tail, sizeof tail, file_bytes - 8), 8);
-    close(descriptor);
-    write("then.bin", {21, 22});
-
-    const TokenShards shards = open({path("big.bin"), path("then.bin")}, EotSide::end);
-    ASSERT_EQ(shards.num_documents(), 3);
-    EXPECT_EQ(shards.num_tokens(), num_tokens + 2);
-    EXPECT_EQ(shards.document(0).length, num_tokens - 3);
-    EXPECT_EQ(shards.token(shards.document(0), num_tokens - 4), kEot);
-    EXPECT_EQ(shards.token(shards.document(0), num_tokens - 5), 0);
-    EXPECT_EQ(shards.document(1).begin, num_tokens - 3);
-    EXPECT_EQ(text_of(shards, 1), (std::vector<int32_t>{11, 12, 13}));
-    EXPECT_EQ(text_of(shards, 2), (std::vector<int32_t>{21, 22}));
-    EXPECT_EQ(shards.document_of(num_tokens - 1), 1);
-    EXPECT_EQ(shards.document_of(num_tokens), 2);
-    EXPECT_EQ(shards.describe(), "2 shards, 1.1B tokens, 3 documents, EOT closes documents");
 }
 
 }  // namespace

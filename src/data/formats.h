@@ -1,0 +1,71 @@
+// What the first bytes of a token file say: llm.c's shards, Megatron's .bin/.idx, raw ids. data/README.md has the byte
+// layouts. Everything here is a pure function of bytes and sizes, so that damaged files can be tried by the thousand.
+//
+// All throw UserError with one line that names `path`, what is wrong and what to do; none reads outside its span.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "src/config.h"
+
+namespace ingot {
+
+enum class TokenType { u8, u16, u32, i32, i64 };
+
+int64_t bytes_of(TokenType type);
+const char* name_of(TokenType type);
+
+// Where a file has its tokens: `count` of them from byte `offset` on, without gaps.
+struct TokenLayout {
+    TokenType type = TokenType::u16;
+    int64_t offset = 0, count = 0;
+};
+
+constexpr int64_t kLlmcHeaderBytes = 1024;
+
+// Whether the file begins with one of llm.c's magic numbers.
+bool is_llmc(std::span<const std::byte> beginning);
+
+// llm.c: magic 20240520, version 1, uint16; magic 20240801, version 7, uint32. `beginning` is the file's first
+// kLlmcHeaderBytes, or all of a shorter one; the count in the header must be what `file_bytes` gives.
+TokenLayout parse_llmc(std::span<const std::byte> beginning, int64_t file_bytes, const std::string& path);
+
+// Ids alone, in uint16 or uint32. A file that is one of llm.c's throughout is refused: its header would be trained on.
+TokenLayout parse_raw(RawType type, std::span<const std::byte> beginning, int64_t file_bytes, const std::string& path);
+
+// Megatron's .idx (Megatron-LM, megatron/core/datasets/indexed_dataset.py): after 34 bytes of header the length of each
+// sequence (int32), its place in the .bin in bytes (int64), and the document index (int64): the number of the sequence
+// with which each document begins, and at last the number of sequences. Sequences must follow one another in the .bin
+// without gaps, as Megatron's builder writes them; what holds of all of them is checked where they are read.
+class MegatronIndex {
+  public:
+    // `index` is the whole .idx and must outlive this. Checks header, sizes and both ends of each array.
+    MegatronIndex(std::span<const std::byte> index, int64_t bin_bytes, const std::string& path);
+
+    const TokenLayout& layout() const { return layout_; }
+    int64_t num_documents() const { return num_documents_; }
+    // The token with which document `d` begins, in [0, tokens]; of document num_documents(), the number of tokens.
+    // Throws UserError if the index contradicts itself there. Documents without tokens begin where the next one does.
+    int64_t first_token(int64_t d) const;
+    // The first document that begins at or after `token`, by bisection; in an index that does not ascend it may be any.
+    int64_t first_document_from(int64_t token) const;
+    // Throws UserError if the sequences of documents [first, last) do not follow one another.
+    void check_documents(int64_t first, int64_t last) const;
+
+  private:
+    template <typename T>
+    T at(int64_t offset, int64_t i) const;
+    int64_t first_sequence(int64_t d) const;
+    int64_t sequence_token(int64_t s) const;
+
+    std::span<const std::byte> index_;
+    std::string path_;
+    TokenLayout layout_;
+    int64_t num_sequences_ = 0, num_documents_ = 0;
+    int64_t lengths_ = 0, pointers_ = 0, documents_ = 0;  // byte offsets of the arrays
+};
+
+}  // namespace ingot

@@ -1,0 +1,63 @@
+#include "src/data/host_batch.h"
+
+#include "kernels/core/check.h"
+#include "kernels/core/profile.h"
+
+namespace ingot {
+
+void HostBatch::resize(int64_t n) {
+    if (n > capacity_) {
+        memory_ = device_.allocate_host(static_cast<size_t>(kArrays * n) * sizeof(int32_t));
+        capacity_ = n;
+    }
+    int32_t* data = static_cast<int32_t*>(memory_.get());
+    for (std::span<int32_t>* array : {&tokens, &targets, &positions, &first_key, &end_key, &first_query, &end_query}) {
+        *array = {data, static_cast<size_t>(n)};
+        data += n;
+    }
+}
+
+Tensor HostBatch::all() const {
+    return Tensor::contiguous(memory_.get(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
+}
+
+double HostBatch::visible_pairs() const {
+    double pairs = 0;
+    for (size_t i = 0; i < document_starts.size(); ++i) {
+        const int64_t end =
+            i + 1 < document_starts.size() ? document_starts[i + 1] : static_cast<int64_t>(tokens.size());
+        const double length = static_cast<double>(end - document_starts[i]);
+        pairs += length * length / 2;
+    }
+    return pairs;
+}
+
+AttentionMask HostBatch::mask() const {
+    const auto view = [](std::span<int32_t> values) {
+        return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
+    };
+    return {view(first_key), view(end_key), view(first_query), view(end_query)};
+}
+
+void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,
+                const std::stop_token& stop) {
+    const ProfileRange range("data");
+    const int64_t T = rows.context_length(), N = batch_rows * T;
+    CHECK(0 <= num_rows && num_rows <= batch_rows && batch_rows > 0, num_rows, " rows in a batch of ", batch_rows);
+    CHECK(N <= INT32_MAX, "a micro-batch of ", N, " tokens: positions are int32");
+    batch->resize(N);
+    batch->document_starts.clear();
+    for (int64_t b = 0; b < batch_rows; ++b) {
+        const RowView view = {batch->tokens.data() + b * T, batch->targets.data() + b * T,
+                              batch->positions.data() + b * T, &batch->row_starts_};
+        batch->row_starts_.clear();
+        if (b < num_rows)
+            rows.fill(first_row + static_cast<uint64_t>(b), view, stop);
+        else
+            fill_padding(0, T, view);
+        for (const int64_t start : batch->row_starts_) batch->document_starts.push_back(b * T + start);
+    }
+    fill_document_mask(batch->mask(), batch->document_starts, true);
+}
+
+}  // namespace ingot

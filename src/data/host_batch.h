@@ -1,0 +1,47 @@
+// Micro-batches in host memory.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <stop_token>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+#include "src/data/rows.h"
+
+namespace ingot {
+
+// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: seven arrays of N, one after another,
+// so that one copy takes all of them to a device.
+class HostBatch {
+  public:
+    // Memory that `device` can copy from while the program goes on; it grows as needed.
+    explicit HostBatch(const Device& device = Device::cpu()) : device_(device) {}
+
+    // Sets N; what the arrays hold is lost.
+    void resize(int64_t n);
+    std::span<int32_t> tokens, targets, positions;
+    std::span<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
+    std::vector<int64_t> document_starts;
+
+    static constexpr int64_t kArrays = 7;
+    Tensor all() const;          // (7, N) int32: the arrays in the order above
+    AttentionMask mask() const;  // host tensors
+    // Pairs of a token and a token that it sees, where a document of n tokens counts n^2 / 2: for counting FLOPs.
+    double visible_pairs() const;
+
+  private:
+    friend void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,
+                           const std::stop_token& stop);
+    Device device_;
+    std::shared_ptr<void> memory_;
+    int64_t capacity_ = 0;
+    std::vector<int64_t> row_starts_;  // used again, so that filling allocates nothing
+};
+
+// Rows [first_row, first_row + num_rows) of `rows`, then padding (token 0, ignored targets, a document a row) up to
+// batch_rows. The batch's memory is used again.
+void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,
+                const std::stop_token& stop = {});
+
+}  // namespace ingot

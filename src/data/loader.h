@@ -1,0 +1,67 @@
+// Micro-batches of training, filled ahead by a thread of their own.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "src/data/corpus.h"
+#include "src/data/host_batch.h"
+#include "src/data/rows.h"
+
+namespace ingot {
+
+// Which rows a process reads: a step is `rows_per_step` rows, and its micro-step m gives rank r the rows from
+// (m ranks + r) batch_rows on. Where they do not divide, the last batches of a step are filled up with padding.
+struct LoaderPlan {
+    uint64_t first_row = 0;
+    int64_t rows_per_step = 0, batch_rows = 0;
+    int64_t ranks = 1, rank = 0;
+
+    int64_t micro_steps() const { return (rows_per_step + ranks * batch_rows - 1) / (ranks * batch_rows); }
+    struct Batch {
+        uint64_t first_row;
+        int64_t num_rows;  // the rest is padding
+    };
+    // Batch `index` of this rank, counted through all steps.
+    Batch batch(int64_t index) const;
+};
+
+class Loader {
+  public:
+    // `rows` and the corpora outlive the loader. All memory is allocated here. `unread`: corpora whose ids are not all
+    // known to be in range; another thread reads them whole meanwhile (Corpus::read_shard).
+    Loader(const Rows& rows, const LoaderPlan& plan, const Device& device, std::vector<const Corpus*> unread);
+    // Stops the threads where they are.
+    ~Loader();
+    Loader(const Loader&) = delete;
+    Loader& operator=(const Loader&) = delete;
+
+    // The next batch; waits for it while `should_stop()` is false, else returns null. What it returned stays as it is
+    // until next() was called twice more, since a copy of it may still be on its way. Throws what the threads threw.
+    const HostBatch* next(const std::function<bool()>& should_stop);
+
+  private:
+    void fill(const std::stop_token& stop);
+    void prepare(const std::stop_token& stop);
+    void read(const std::stop_token& stop);
+
+    static constexpr int64_t kAhead = 4, kInUse = 2;
+    const Rows& rows_;
+    const LoaderPlan plan_;
+    const std::vector<const Corpus*> unread_;
+    std::vector<HostBatch> ring_;  // batch i in i % (kAhead + kInUse)
+
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable_any changed_;
+    int64_t num_filled_ = 0, num_taken_ = 0;
+    std::exception_ptr filling_error_, reading_error_;
+
+    std::vector<std::jthread> threads_;  // last: they end before anything else is destroyed
+};
+
+}  // namespace ingot
