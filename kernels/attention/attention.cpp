@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <utility>
 
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/plain.h"
+#include "kernels/attention/sm80.h"
 
 namespace ingot {
 
@@ -39,12 +42,30 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
     }
 }
 
+// What tensor-core kernels ask beyond attention.h.
+void check_views_sm80(std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+    for (const auto& [name, tensor] : tensors)
+        CHECK(reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0 && tensor->stride[0] % 8 == 0 &&
+                  tensor->stride[1] % 8 == 0,
+              "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
+              tensor->stride[1],
+              " elements, the kernel sm80 takes multiples of 8, and data aligned to 16 bytes: ask for "
+              "AttentionRequest::plain, or copy the tensor");
+}
+void check_scale_sm80(double scale) {
+    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale,
+          ", the kernel sm80 takes those above 0: ask for AttentionRequest::plain");
+}
+
 }  // namespace
 
-AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head_size) {
+AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head_size,
+                                 const AttentionOptions& options) {
     if (device.is_cpu()) {
         CHECK(dtype == DType::f32 || dtype == DType::f64, "attention on the CPU runs in fp32 or fp64, not in ",
               name_of(dtype), ": convert the tensors first");
+        REQUIRE(options.request == AttentionRequest::automatic,
+                "a kernel of the GPU is asked for, but the device is the CPU: set training.attention to \"auto\"");
         REQUIRE(head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHeadSize, "head size ", head_size,
                 " has no attention kernel on the CPU: use an even one up to ", kMaxHeadSize);
         return {AttentionKernel::cpu, "the device is the CPU"};
@@ -55,7 +76,15 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
             "head size ", head_size,
             " has no attention kernel on CUDA: use 32, 64, 96 or 128 (model.head_dim), or the "
             "CPU (--device cpu)");
-    return {AttentionKernel::plain, "the only kernel for CUDA: any GPU, no tensor cores"};
+    if (options.request == AttentionRequest::plain) return {AttentionKernel::plain, "it is asked for"};
+    if (options.request == AttentionRequest::sm80) {
+        REQUIRE(dtype != DType::f32,
+                "the attention kernel sm80 multiplies in bf16 or fp16, not in fp32: set training.attention to \"auto\" "
+                "or \"plain\", or training.precision to \"bf16\"");
+        return {AttentionKernel::sm80, "it is asked for"};
+    }
+    if (dtype == DType::f32) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
+    return {AttentionKernel::sm80, "the type is a 16-bit one, and every GPU that is built for has tensor cores"};
 }
 
 const char* name_of(AttentionKernel kernel) {
@@ -64,19 +93,46 @@ const char* name_of(AttentionKernel kernel) {
             return "cpu";
         case AttentionKernel::plain:
             return "plain";
+        case AttentionKernel::sm80:
+            return "sm80";
     }
     return "?";
 }
 
-size_t attention_backward_workspace(const Device& device, const Tensor& q) {
+AttentionWorkspaceSm80::AttentionWorkspaceSm80(int64_t N, int64_t NH, int64_t HS)
+    : padded_tokens((N + kRows - 1) / kRows * kRows), num_query_tiles(padded_tokens / kRows) {
+    dq = 0;
+    stats = dq + static_cast<size_t>(NH * padded_tokens * HS) * sizeof(float);
+    turns = stats + static_cast<size_t>(2 * NH * padded_tokens) * sizeof(float);
+    counter = turns + static_cast<size_t>(NH * num_query_tiles) * sizeof(int32_t);
+    bytes = counter + sizeof(int32_t);
+}
+
+size_t attention_backward_workspace(const Device& device, const Tensor& q, const AttentionOptions& options) {
     CHECK(q.rank == 3, "attention_backward: q is ", q.describe(), ", it must be (N, NH, HS)");
-    return device.is_cpu() ? 0 : static_cast<size_t>(q.shape[0] * q.shape[1]) * sizeof(float);
+    if (device.is_cpu()) return 0;
+    const int64_t N = q.shape[0], NH = q.shape[1], HS = q.shape[2];
+    switch (choose_attention(device, q.dtype, HS, options).kernel) {
+        case AttentionKernel::cpu:
+            return 0;
+        case AttentionKernel::plain:
+            return static_cast<size_t>(N * NH) * sizeof(float);
+        case AttentionKernel::sm80:
+            return AttentionWorkspaceSm80(N, NH, HS).bytes;
+    }
+    return 0;
 }
 
 void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
-    (void)choose_attention(device, a.q.dtype, a.q.shape[2]);  // each device has one kernel
+    const AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
+    if (kernel == AttentionKernel::sm80) {
+        check_scale_sm80(a.scale);
+        check_views_sm80({{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
+        INGOT_DISPATCH(device, , attention_forward_sm80_cuda(device, a));
+        return;
+    }
     INGOT_DISPATCH(device, attention_forward_cpu(a), attention_forward_plain_cuda(device, a));
 }
 
@@ -88,12 +144,27 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
     check_heads(device, "dq", a.dq, N, NH, a.q);
     check_heads(device, "dk", a.dk, N, NKV, a.q);
     check_heads(device, "dv", a.dv, N, NKV, a.q);
-    (void)choose_attention(device, a.q.dtype, a.q.shape[2]);  // each device has one kernel
-    const auto workspace = static_cast<int64_t>(attention_backward_workspace(device, a.q));
+    const AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
+    const auto workspace = static_cast<int64_t>(attention_backward_workspace(device, a.q, a.options));
     CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
                              a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
           "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
           " bytes: plan attention_backward_workspace()");
+    if (kernel == AttentionKernel::sm80) {
+        check_scale_sm80(a.scale);
+        check_views_sm80({{"out", &a.out},
+                          {"dout", &a.dout},
+                          {"q", &a.q},
+                          {"k", &a.k},
+                          {"v", &a.v},
+                          {"dq", &a.dq},
+                          {"dk", &a.dk},
+                          {"dv", &a.dv}});
+        CHECK(reinterpret_cast<uintptr_t>(a.workspace.data) % 16 == 0,
+              "attention_backward: the workspace is not aligned to 16 bytes");
+        INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
+        return;
+    }
     INGOT_DISPATCH(device, attention_backward_cpu(a), attention_backward_plain_cuda(device, a));
 }
 

@@ -7,8 +7,10 @@
 // boundary. Which keys a query sees is an interval, and the same from the key's side; causal, full, documents and
 // sliding windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
 //
-// The CPU runs every even head size up to 256 in fp32 and fp64, CUDA runs 32, 64, 96 and 128 in fp32, bf16 and fp16:
-// fp32 inside, one rounding at the store. All sums run in an order that shapes and mask fix: the same bits every time.
+// The CPU runs every even head size up to 256 in fp32 and fp64, CUDA runs 32, 64, 96 and 128: fp32 on plain kernels,
+// bf16 and fp16 on tensor cores (sm80.h: probabilities and their gradients rounded for the products that sum them, fp32
+// sums, one rounding at the store). All sums run in an order that shapes and mask fix: the same bits every time, unless
+// the order of dq's is given free.
 // The CPU refuses a mask that leaves the row or decreases; on CUDA no host sees it, and the result is then undefined.
 // What a query does not see has no part in its result as long as it is finite: NaN and infinity may spread within a
 // tile.
@@ -30,6 +32,13 @@ struct AttentionMask {
     Tensor first_key, end_key, first_query, end_query;
 };
 
+// Which kernel runs, and how.
+enum class AttentionRequest : uint8_t { automatic, plain, sm80 };
+struct AttentionOptions {
+    AttentionRequest request = AttentionRequest::automatic;  // the others: on CUDA that kernel or an error
+    bool is_deterministic = true;  // false: backward may add to dq in any order, if that is faster
+};
+
 // q, out: (N, NH, HS); k, v: (N, NKV, HS): strided views with a contiguous last axis, e.g. slices of a fused QKV
 // buffer. lse: (NH, N) fp32 (fp64 for fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query
 // sees no key (its output is 0 then). slopes: (NH) fp32 (fp64), or none. Outputs may not overlap inputs.
@@ -38,6 +47,7 @@ struct AttentionForward {
     Tensor q, k, v, slopes;
     AttentionMask mask;
     double scale;  // 1 / sqrt(HS) in a transformer
+    AttentionOptions options = {};
 };
 void attention_forward(const Device&, const AttentionForward&);
 
@@ -47,19 +57,21 @@ struct AttentionBackward {
     Tensor dout, out, lse, q, k, v, slopes;
     AttentionMask mask;
     double scale;
-    Tensor workspace = {};  // uint8, at least attention_backward_workspace(device, q); may be empty on the CPU
+    Tensor workspace = {};  // uint8, at least attention_backward_workspace(); may be empty on the CPU
+    AttentionOptions options = {};
 };
 void attention_backward(const Device&, const AttentionBackward&);
-// In bytes; depends on the shape of q alone, and is known without a GPU. Four bytes for each query and head.
-size_t attention_backward_workspace(const Device&, const Tensor& q);
+// In bytes; depends on the kernel, and on the shape and type of q, and is known without a GPU. The plain kernel takes
+// four bytes for each query and head, sm80 as many times four as a head has elements, and a little more.
+size_t attention_backward_workspace(const Device&, const Tensor& q, const AttentionOptions& options = {});
 
 // Which kernel the two functions above take, and why: for the log. Throws Error with what would run if none does.
-enum class AttentionKernel : uint8_t { cpu, plain };
+enum class AttentionKernel : uint8_t { cpu, plain, sm80 };
 struct AttentionChoice {
     AttentionKernel kernel;
     std::string reason;
 };
-AttentionChoice choose_attention(const Device&, DType dtype, int64_t head_size);
+AttentionChoice choose_attention(const Device&, DType dtype, int64_t head_size, const AttentionOptions& options = {});
 const char* name_of(AttentionKernel kernel);
 
 // The slopes of the paper, section 3, also for a head count that is not a power of two (appendix A.3): with n2 the

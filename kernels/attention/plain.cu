@@ -13,11 +13,10 @@
 //
 //   ds = p * (dout . v - delta),   dq = scale * sum over j of ds * k,   dk = scale * sum over i of ds * q,
 //   dv = sum over i of p * dout
-#include <mutex>
-
+#include "kernels/attention/launch.cuh"
 #include "kernels/attention/plain.h"
 #include "kernels/attention/plain_tiles.cuh"
-#include "kernels/attention/tiles.h"
+#include "kernels/attention/policy.h"
 #include "kernels/cuda/context.h"
 
 namespace ingot {
@@ -29,10 +28,6 @@ using namespace plain;
 constexpr int kForwardRows = 64, kForwardThreads = kForwardRows / kWarpRows * kWarpSize;
 constexpr int kBackwardRows = 32, kBackwardThreads = kBackwardRows / kWarpRows * kWarpSize;
 constexpr int kBackwardBlocks = 3;  // on a multiprocessor of Hopper, by shared memory for the largest head
-
-constexpr int64_t kMaxTokens = int64_t{1} << 30;  // so that 32-bit indices may run a tile past the end
-constexpr int64_t kMaxHeads = 65535;              // the most blocks along the grid's second axis
-constexpr int kMaxGpus = 64;                      // of one host
 
 template <int HS>
 struct ForwardShared {
@@ -47,7 +42,6 @@ struct BackwardShared {
     TileOf<HS, kColumns> column_a, column_b;
     float weights[kBackwardRows][kWeightPitch];
 };
-constexpr size_t kMostSharedBytes = 99 * 1024;  // that every GPU since sm_80 gives to a block
 static_assert(sizeof(ForwardShared<128>) <= kMostSharedBytes && sizeof(BackwardShared<128>) <= kMostSharedBytes);
 
 // The mask from one side: row r sees columns [first[r], end[r]).
@@ -289,22 +283,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
 
 // ---- Launches ----
 
-// Allows a kernel more shared memory than the 48 KB that it has unasked: once on each GPU.
-class SharedMemoryLimit {
-  public:
-    template <typename Kernel>
-    void raise(const CudaContext& context, Kernel kernel, size_t bytes) {
-        CHECK(context.index < kMaxGpus, "attention on CUDA: GPU ", context.index, ", at most ", kMaxGpus);
-        std::call_once(is_raised_[context.index], [&] {
-            CUDA_CHECK(
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-        });
-    }
-
-  private:
-    std::once_flag is_raised_[kMaxGpus];
-};
-
 dim3 grid_of(int N, int rows, int64_t heads) {
     return dim3(static_cast<unsigned>((N + rows - 1) / rows), static_cast<unsigned>(heads));
 }
@@ -334,23 +312,6 @@ void launch_backward(const CudaContext& context, const BackwardArgs<T>& args, in
     CUDA_CHECK_LAUNCH("attention_backward (dq)");
 }
 
-// Every head size that is compiled: kPlainHeadSizes.
-template <typename Function>
-void with_head_size(int64_t HS, Function&& function) {
-    switch (HS) {
-        case 32:
-            return function(std::integral_constant<int, 32>{});
-        case 64:
-            return function(std::integral_constant<int, 64>{});
-        case 96:
-            return function(std::integral_constant<int, 96>{});
-        case 128:
-            return function(std::integral_constant<int, 128>{});
-        default:
-            CHECK(false, "attention on CUDA: head size ", HS);
-    }
-}
-
 template <typename T>
 View<T> view_of(const Tensor& tensor) {
     return {tensor.get<std::remove_const_t<T>>(), tensor.stride[0], tensor.stride[1]};
@@ -365,15 +326,6 @@ bool fits_vectors(std::initializer_list<const Tensor*> tensors) {
                tensor->stride[1] * size % 16 == 0;
     }
     return fits;
-}
-
-void check_size(const Tensor& q) {
-    CHECK(q.shape[0] <= kMaxTokens && q.shape[1] <= kMaxHeads, "attention on CUDA: q is ", q.describe(), ": at most ",
-          kMaxTokens, " tokens and ", kMaxHeads, " heads");
-}
-
-const float* slopes_of(const Tensor& slopes) {
-    return slopes ? slopes.get<float>() : nullptr;
 }
 
 }  // namespace

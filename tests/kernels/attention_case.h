@@ -19,6 +19,7 @@ struct AttentionCase {
     double value_scale = 1;
     // {before, after}: query i sees keys [i - before, i + after] of the row. {-1, -1}: documents instead.
     std::pair<int64_t, int64_t> window = {-1, -1};
+    AttentionOptions options = {};  // for a run on a GPU
     std::string describe() const {
         return join("N ", N, ", NH ", NH, ", NKV ", NKV, ", HS ", HS, is_causal ? ", causal" : ", full",
                     alibi ? ", ALiBi" : "", ", documents ", starts.size(), ", window ", window.first, " ",
@@ -67,7 +68,7 @@ struct AttentionRun {
           first_query(device, DType::i32, {c.N}),
           end_query(device, DType::i32, {c.N}),
           workspace(device, DType::u8,
-                    {static_cast<int64_t>(attention_backward_workspace(device, heads(qkv, 0, c.NH)))}) {
+                    {static_cast<int64_t>(attention_backward_workspace(device, heads(qkv, 0, c.NH), options()))}) {
         qkv.set(pad(rounded(normals(c.N * qkv_width(), 21, c.value_scale), rounding)));
         dout.set(pad(rounded(normals(c.N * out_width(), 22), rounding)));
         if (c.window.first < 0) {
@@ -145,7 +146,8 @@ struct AttentionRun {
                 .v = heads(qkv, c.NH + c.NKV, c.NKV),
                 .slopes = c.alibi ? slopes.tensor() : Tensor{},
                 .mask = mask(),
-                .scale = scale()};
+                .scale = scale(),
+                .options = options()};
     }
     AttentionBackward backward_arguments() const {
         const AttentionForward f = forward_arguments();
@@ -161,10 +163,12 @@ struct AttentionRun {
                 .slopes = f.slopes,
                 .mask = f.mask,
                 .scale = f.scale,
-                .workspace = workspace};
+                .workspace = workspace,
+                .options = options()};
     }
     void forward() const { attention_forward(device, forward_arguments()); }
     void backward() const { attention_backward(device, backward_arguments()); }
+    AttentionOptions options() const { return device.is_cpu() ? AttentionOptions{} : c.options; }
     double scale() const { return 1 / std::sqrt(static_cast<double>(c.HS)); }
 
     // Heads [begin, begin + count) of a fused list.

@@ -7,7 +7,7 @@
 #include <limits>
 #include <set>
 
-#include "kernels/attention/tiles.h"
+#include "kernels/attention/policy.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/support/finite_difference.h"
 
@@ -303,21 +303,30 @@ TEST(AttentionTiles, AMaskThatLeavesTheRowDoesNotLeadOutOfIt) {
 
 TEST(AttentionChoice, IsKnownWithoutAGpu) {
     const Device planned = Device::planned_cuda();
+    const AttentionOptions automatic, plain = {.request = AttentionRequest::plain},
+                                      sm80 = {.request = AttentionRequest::sm80};
     const Tensor q = Tensor::contiguous(nullptr, DType::bf16, {100, 12, 64}, DeviceKind::cuda);
-    EXPECT_EQ(attention_backward_workspace(planned, q), 100u * 12 * 4);
+    EXPECT_EQ(attention_backward_workspace(planned, q, plain), 100u * 12 * 4);
+    // Rows for whole tiles of 64 queries: dq in fp32, two statistics; a turn for each tile and head, and one counter.
+    EXPECT_EQ(attention_backward_workspace(planned, q), 128u * 12 * (64 + 2) * 4 + 2 * 12 * 4 + 4);
     EXPECT_EQ(attention_backward_workspace(cpu, q), 0u);
     EXPECT_EQ(choose_attention(cpu, DType::f32, 250).kernel, AttentionKernel::cpu);
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
         for (const int64_t HS : {32, 64, 96, 128}) {
-            const AttentionChoice choice = choose_attention(planned, dtype, HS);
-            EXPECT_STREQ(name_of(choice.kernel), "plain");
+            const AttentionChoice choice = choose_attention(planned, dtype, HS, automatic);
+            EXPECT_STREQ(name_of(choice.kernel), dtype == DType::f32 ? "plain" : "sm80");
             EXPECT_FALSE(choice.reason.empty());
+            EXPECT_STREQ(name_of(choose_attention(planned, dtype, HS, plain).kernel), "plain");
+            if (dtype == DType::f32) continue;
+            EXPECT_STREQ(name_of(choose_attention(planned, dtype, HS, sm80).kernel), "sm80");
         }
     EXPECT_THROW(choose_attention(planned, DType::f64, 64), Error);
     EXPECT_THROW(choose_attention(planned, DType::f32, 48), Error);
     EXPECT_THROW(choose_attention(planned, DType::f32, 256), Error);
+    EXPECT_THROW(choose_attention(planned, DType::f32, 64, sm80), UserError);
     EXPECT_THROW(choose_attention(cpu, DType::bf16, 64), Error);
     EXPECT_THROW(choose_attention(cpu, DType::f32, 258), Error);
+    EXPECT_THROW(choose_attention(cpu, DType::f32, 64, plain), UserError);
 }
 
 TEST(AlibiSlopes, AreThePapers) {

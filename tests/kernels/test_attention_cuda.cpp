@@ -12,104 +12,52 @@
 #include <cmath>
 #include <limits>
 
-#include "tests/kernels/attention_case.h"
+#include "tests/kernels/attention_compared.h"
 
 namespace ingot::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
+// Every case runs on every kernel.
+struct Variant {
+    DType dtype;
+    AttentionRequest request;
+};
+constexpr AttentionRequest kPlain = AttentionRequest::plain, kSm80 = AttentionRequest::sm80;
+constexpr Variant kVariants[] = {
+    {DType::f32, kPlain}, {DType::bf16, kPlain}, {DType::f16, kPlain}, {DType::bf16, kSm80}, {DType::f16, kSm80}};
 constexpr int64_t kHeadSizes[] = {32, 64, 96, 128};
 // Rows that start at 2 bytes past a multiple of 16, and rows at odd distances.
 constexpr AttentionPadding kPaddings[] = {{}, {.before = 1, .after = 7}, {.before = 0, .after = 5}};
+constexpr AttentionPadding kAlignedPaddings[] = {{}, {.before = 8, .after = 16}, {.before = 0, .after = 24}};
 
-double norm(const std::vector<double>& values) {
-    double squares = 0;
-    for (const double value : values) squares += value * value;
-    return std::sqrt(squares);
+AttentionPadding padding_of(const Variant& variant, size_t index) {
+    return variant.request == kSm80 ? kAlignedPaddings[index] : kPaddings[index];
 }
 
-double distance(const std::vector<double>& a, const std::vector<double>& b) {
-    if (a.size() != b.size()) return std::numeric_limits<double>::quiet_NaN();
-    double squares = 0;
-    for (size_t i = 0; i < a.size(); ++i) squares += (a[i] - b[i]) * (a[i] - b[i]);
-    return std::sqrt(squares);
+AttentionCase with(AttentionCase c, const Variant& variant) {
+    c.options.request = variant.request;
+    return c;
 }
 
-// The error, in L2, may be twice that of the plain version, which computes in fp32 and rounds where the kernel rounds,
-// plus 1e-5 of `scale`, plus two ulps of the dtype on the largest element: a value next to a tie may round either way,
-// and in a small tensor the plain version may happen to be exact. Written so that NaN fails.
-testing::AssertionResult is_as_good(DType dtype, const std::vector<double>& actual, const std::vector<double>& plain,
-                                    const std::vector<double>& exact, double scale) {
-    double largest = 0;
-    for (const double value : exact) largest = std::max(largest, std::abs(value));
-    const double ulp = dtype == DType::bf16 ? 0x1p-7 : dtype == DType::f16 ? 0x1p-10 : 0;
-    const double error = distance(actual, exact), plain_error = distance(plain, exact);
-    const double bound = 2 * plain_error + 1e-5 * scale + 2 * ulp * largest;
-    if (error <= bound) return testing::AssertionSuccess();
-    return testing::AssertionFailure() << "error " << error << " > " << bound << ", the plain version's is "
-                                       << plain_error << ", the norm is " << norm(exact);
-}
-
-// lse, where it is finite; where it is not, it is -inf in both, which leaves no difference.
-std::vector<double> finite_part(const std::vector<double>& lse, const std::vector<double>& exact) {
-    std::vector<double> result = lse;
-    for (size_t i = 0; i < lse.size(); ++i)
-        if (std::isinf(exact[i]) && lse[i] == exact[i]) result[i] = 0;
-    return result;
-}
-
-// What a run gives, and what it should give.
-struct Compared {
-    Compared(const AttentionCase& c, DType dtype)
-        : dtype(dtype), exact(c, DType::f64, dtype), plain(c, DType::f32, dtype) {}
-    void set_mask(const std::vector<double> (&mask)[4]) {
-        for (AttentionRun* run : {&exact, &plain}) run->set_mask(mask[0], mask[1], mask[2], mask[3]);
-    }
-    void expect(const AttentionRun& run) {
-        exact.forward();
-        exact.backward();
-        plain.forward();
-        plain.out.set(rounded(plain.out.values(), dtype));  // backward reads what was stored
-        plain.backward();
-        const AttentionResult actual = run.result(), e = exact.result(), p = plain.result();
-        const auto expect = [&](const char* name, std::vector<double> AttentionResult::*member, double scale) {
-            EXPECT_TRUE(is_as_good(dtype, actual.*member, rounded(p.*member, dtype), e.*member,
-                                   std::max(norm(e.*member), scale)))
-                << name;
-        };
-        const double dout = norm(exact.dout.values());
-        expect("out", &AttentionResult::out, 0);
-        expect("dq", &AttentionResult::dq, dout);
-        expect("dk", &AttentionResult::dk, dout);
-        expect("dv", &AttentionResult::dv, dout);
-        // A score is a sum of up to 128 products that cancel, and errs by ulps of these, not of itself.
-        const std::vector<double> lse = finite_part(e.lse, e.lse);
-        EXPECT_TRUE(is_as_good(DType::f32, finite_part(actual.lse, e.lse), finite_part(p.lse, e.lse), lse,
-                               std::max(norm(lse), std::sqrt(static_cast<double>(lse.size())))))
-            << "lse";
-        EXPECT_TRUE(run.padding_is_intact());
-    }
-    DType dtype;
-    AttentionRun exact, plain;
-};
-
-void check(const Device& device, const AttentionCase& c, DType dtype, AttentionPadding padding = {}) {
-    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype), ", padding ", padding.before, " ", padding.after));
-    const AttentionRun run(c, dtype, dtype, device, padding);
+void check(const Device& device, const AttentionCase& c, const Variant& variant, size_t padding = 0) {
+    SCOPED_TRACE(join(c.describe(), ", ", name_of(variant.dtype), variant.request == kSm80 ? ", sm80" : ", plain",
+                      ", padding ", padding));
+    const AttentionRun run(with(c, variant), variant.dtype, variant.dtype, device, padding_of(variant, padding));
     run.forward();
     run.backward();
-    Compared(c, dtype).expect(run);
+    Compared(c, variant.dtype).expect(run);
 }
 
 // ---- Every instantiation, in little time: for tools that are slow ----
 
 TEST(AttentionCuda, Small) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const DType dtype : kDTypes)
+    for (const Variant& variant : kVariants)
         for (const int64_t HS : kHeadSizes)
-            for (const AttentionPadding padding : kPaddings)
-                check(device, {.N = 70, .NH = 2, .NKV = 1, .HS = HS, .alibi = true, .starts = {0, 5, 6, 6, 40}}, dtype,
-                      padding);
+            for (const bool alibi : {true, false})
+                for (const size_t padding : {0, 1, 2})
+                    check(device, {.N = 70, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = {0, 5, 6, 6, 40}},
+                          variant, padding);
 }
 
 // Queries 0, 1 and 5 see nothing; key 4 is seen by nobody.
@@ -117,10 +65,11 @@ TEST(AttentionCuda, AQueryThatSeesNoKeySmall) {
     INGOT_CUDA_OR_SKIP(device);
     const std::vector<double> mask[4] = {
         {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
-    for (const DType dtype : kDTypes) {
-        SCOPED_TRACE(name_of(dtype));
+    for (const Variant& variant : kVariants) {
+        const DType dtype = variant.dtype;
+        SCOPED_TRACE(join(name_of(dtype), variant.request == kSm80 ? ", sm80" : ", plain"));
         const AttentionCase c = {.N = 6, .NH = 2, .NKV = 1, .HS = 32, .alibi = true};
-        AttentionRun run(c, dtype, dtype, device);
+        AttentionRun run(with(c, variant), dtype, dtype, device);
         run.set_mask(mask[0], mask[1], mask[2], mask[3]);
         run.forward();
         run.backward();
@@ -141,22 +90,25 @@ TEST(AttentionCuda, AQueryThatSeesNoKeySmall) {
 
 TEST(AttentionCuda, NoQuerySeesAnyKeySmall) {
     INGOT_CUDA_OR_SKIP(device);
-    AttentionRun run({.N = 70, .NH = 1, .NKV = 1, .HS = 32}, DType::f32, DType::f32, device);
-    const std::vector<double> zeros(70);
-    run.set_mask(zeros, zeros, zeros, zeros);
-    run.forward();
-    run.backward();
-    const AttentionResult result = run.result();
-    for (const std::vector<double>* values : {&result.out, &result.dq, &result.dk, &result.dv})
-        for (const double value : *values) ASSERT_EQ(value, 0);
+    for (const Variant& variant : kVariants) {
+        AttentionRun run(with({.N = 70, .NH = 1, .NKV = 1, .HS = 32}, variant), variant.dtype, variant.dtype, device);
+        const std::vector<double> zeros(70);
+        run.set_mask(zeros, zeros, zeros, zeros);
+        run.forward();
+        run.backward();
+        const AttentionResult result = run.result();
+        for (const std::vector<double>* values : {&result.out, &result.dq, &result.dk, &result.dv})
+            for (const double value : *values) ASSERT_EQ(value, 0);
+    }
 }
 
 // All tensors as (heads, N, HS) in memory: the same bits as from the fused buffer.
 TEST(AttentionCuda, AnyStridesSmall) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const DType dtype : kDTypes) {
+    for (const Variant& variant : kVariants) {
+        const DType dtype = variant.dtype;
         const AttentionCase c = {.N = 45, .NH = 6, .NKV = 2, .HS = 32, .alibi = true};
-        AttentionRun run(c, dtype, dtype, device);
+        AttentionRun run(with(c, variant), dtype, dtype, device);
         run.forward();
         run.backward();
         const AttentionResult expected = run.result();
@@ -202,7 +154,7 @@ TEST(AttentionCuda, Lengths) {
     INGOT_CUDA_OR_SKIP(device);
     size_t turn = 0;
     for (const int64_t N : {1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 1000})
-        for (const DType dtype : kDTypes)
+        for (const Variant& variant : kVariants)
             for (const bool is_causal : {true, false}) {
                 ++turn;
                 check(device,
@@ -212,16 +164,16 @@ TEST(AttentionCuda, Lengths) {
                        .HS = kHeadSizes[turn % 4],
                        .is_causal = is_causal,
                        .alibi = turn % 3 != 0},
-                      dtype, kPaddings[turn % 5 == 0 ? 1 : 0]);
+                      variant, turn % 7 == 0 ? 1 : 0);
             }
 }
 
 TEST(AttentionCuda, Groups) {
     INGOT_CUDA_OR_SKIP(device);
     for (const auto& [NH, NKV] :
-         {std::pair<int64_t, int64_t>{12, 12}, {12, 6}, {12, 4}, {12, 3}, {14, 2}, {14, 1}, {3, 3}})
-        for (const DType dtype : kDTypes)
-            check(device, {.N = 100, .NH = NH, .NKV = NKV, .HS = 64, .alibi = true, .starts = {0, 37}}, dtype);
+         {std::pair<int64_t, int64_t>{12, 12}, {12, 6}, {12, 4}, {12, 3}, {14, 2}, {14, 1}, {3, 3}, {8, 1}})
+        for (const Variant& variant : kVariants)
+            check(device, {.N = 200, .NH = NH, .NKV = NKV, .HS = 64, .alibi = true, .starts = {0, 37}}, variant);
 }
 
 TEST(AttentionCuda, Documents) {
@@ -242,18 +194,18 @@ TEST(AttentionCuda, Documents) {
         {.N = 170, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .window = {100, -50}},  // not even the query itself
     };
     for (const AttentionCase& c : cases)
-        for (const DType dtype : kDTypes) check(device, c, dtype);
+        for (const Variant& variant : kVariants) check(device, c, variant);
 }
 
 // ---- Bits ----
 
 TEST(AttentionCuda, SameBitsEveryTime) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const DType dtype : kDTypes)
+    for (const auto& [dtype, request] : kVariants)
         for (const int64_t HS : {64, 128}) {
             const AttentionCase c = {
                 .N = 700, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 90, 91, 400}};
-            const AttentionRun run(c, dtype, dtype, device);
+            const AttentionRun run(with(c, {dtype, request}), dtype, dtype, device);
             run.forward();
             run.backward();
             const AttentionResult first = run.result();
@@ -269,7 +221,7 @@ TEST(AttentionCuda, SameBitsEveryTime) {
 
 TEST(AttentionCuda, AnotherDocumentChangesNotOneBit) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const DType dtype : kDTypes)
+    for (const auto& [dtype, request] : kVariants)
         for (const bool is_causal : {true, false}) {
             const AttentionCase c = {.N = 170,
                                      .NH = 2,
@@ -278,12 +230,12 @@ TEST(AttentionCuda, AnotherDocumentChangesNotOneBit) {
                                      .is_causal = is_causal,
                                      .alibi = true,
                                      .starts = {0, 30, 101, 102}};
-            const AttentionRun unchanged(c, dtype, dtype, device);
+            const AttentionRun unchanged(with(c, {dtype, request}), dtype, dtype, device);
             unchanged.forward();
             unchanged.backward();
             const AttentionResult before = unchanged.result();
             for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 30}, {30, 101}, {101, 102}, {102, 170}}) {
-                AttentionRun run(c, dtype, dtype, device);
+                AttentionRun run(with(c, {dtype, request}), dtype, dtype, device);
                 perturb(run.qkv, begin, end, 3);
                 perturb(run.dout, begin, end, 2);
                 run.forward();
@@ -303,13 +255,14 @@ TEST(AttentionCuda, AnotherDocumentChangesNotOneBit) {
 TEST(AttentionCuda, TheFutureChangesNotOneBit) {
     INGOT_CUDA_OR_SKIP(device);
     const AttentionCase c = {.N = 140, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .starts = {0, 10}};
-    for (const DType dtype : kDTypes) {
-        const AttentionRun unchanged(c, dtype, dtype, device);
+    for (const Variant& variant : kVariants) {
+        const DType dtype = variant.dtype;
+        const AttentionRun unchanged(with(c, variant), dtype, dtype, device);
         unchanged.forward();
         unchanged.backward();
         const AttentionResult before = unchanged.result();
         for (const int64_t from : {1, 11, 31, 32, 33, 63, 64, 65, 74, 100, 139}) {
-            AttentionRun run(c, dtype, dtype, device);
+            AttentionRun run(with(c, variant), dtype, dtype, device);
             perturb(run.qkv, from, c.N, -4);
             run.forward();
             run.backward();

@@ -1,0 +1,501 @@
+// The backward kernels on tensor cores. Included by backward_sm80.cu, and by the test that runs them on the CPU.
+//
+// With P = e^(S - lse) and delta = rowsum(dout * out):
+//
+//   dS = P * (dout V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q,   dV = P^T dout
+//
+//   prepare   a block per 64 queries of a head:  delta, lse in log 2, dQ's fp32 sums set to 0, whose turn it is first
+//   main      a block per tile of keys of a key/value head, over the group's query heads and the queries that see it
+//   finish    a block per 64 queries of a head:  dQ scaled and rounded
+//
+// main computes S and dP transposed, a row for each key. A warp has 16 or 32 keys to itself, and P^T and dS^T are in
+// its registers what the products for dV and dK take as their first operand. dS alone passes through shared memory, for
+// dQ. dK and dV stay in registers over all queries and heads of the group: no atomics.
+//
+// dQ is the sum over key tiles, added in memory in fp32. Deterministic, a tile of it has a turn: the number of the key
+// tile that may add next (policy.h). A block looks for its turn while its products run, adds, and passes the turn on
+// after its next barrier, when the additions have long arrived. Otherwise blocks add as they come.
+//
+// ALiBi: as in the forward pass, S starts as the bias that depends on the key, and the query's part joins its lse.
+#pragma once
+
+#include "kernels/attention/policy.h"
+#include "kernels/attention/sm80_tiles.cuh"
+
+namespace ingot::sm80 {
+
+template <int HS>
+struct BackwardShape {
+    // The sums of dK and dV take 2 HS registers of a lane where a warp has 32 keys. Up to HS = 64 that fits, and each
+    // operand that a warp loads then serves twice the keys: four warps, two blocks to a multiprocessor. Beyond, 16
+    // keys, eight warps, and V in registers instead of shared memory.
+    static constexpr bool kIsWide = HS > 64;
+    static constexpr int kRowBlocks = kIsWide ? 1 : 2;  // of 16 keys, of a warp
+    static constexpr int kWarps = kIsWide ? 8 : 4, kThreads = 32 * kWarps;
+    static constexpr int kBlocks = kIsWide ? 1 : 2;         // on a multiprocessor, by registers
+    static constexpr int kKeys = 16 * kRowBlocks * kWarps;  // 128
+    static constexpr int kQueries = 64;
+    static constexpr bool kKeepsV = kIsWide;
+    // A warp's part of dQ's tile: 16 kDqRowBlocks queries, HS / kDqColumnWarps columns.
+    static constexpr int kDqColumnWarps = HS == 128 ? 4 : 2;
+    static constexpr int kDqRowBlocks = kQueries / 16 * kDqColumnWarps / kWarps;
+    static constexpr int kDqColumns = HS / kDqColumnWarps;
+    static_assert(kDqColumns % 16 == 0 && kDqRowBlocks >= 1);
+};
+
+template <int HS>
+struct alignas(128) BackwardShared {
+    using Shape = BackwardShape<HS>;
+    uint16_t k[Shape::kKeys * HS];
+    uint16_t q[2][Shape::kQueries * HS];  // the next tile's copy runs while this one's products do
+    uint16_t dout[Shape::kQueries * HS];
+    uint16_t ds[Shape::kKeys * Shape::kQueries];         // (keys, queries)
+    uint16_t v[Shape::kKeepsV ? 8 : Shape::kKeys * HS];  // nothing, if it is kept in registers
+    float lse[2][Shape::kQueries], delta[Shape::kQueries];
+    int tile, head, begin, end;  // of keys; of keys and values; of the queries that see the tile
+    // Where V passes through on its way into registers: dout and ds lie side by side.
+    static_assert(!Shape::kKeepsV || sizeof(dout) + sizeof(ds) >= Shape::kKeys * HS * 2);
+};
+
+struct BackwardArgs {
+    View dq, dk, dv, dout, out, q, k, v;
+    const float *lse, *slopes;  // (NH, N); (NH) with ALiBi
+    // Scratch memory, sm80.h. Rows of the statistics and of dQ's sums are rounded up to whole tiles of queries.
+    float *dq_sums, *lse_log2, *delta;
+    int *turns, *counter;
+    const int32_t *first_key, *end_key, *first_query, *end_query;
+    int N, padded_N, NH, G, heads_per_section;
+    float scale, scale_log2;  // > 0; times log2(e)
+    bool is_deterministic;
+};
+
+// ---- prepare ----
+
+constexpr int kPrepareThreads = 256;
+
+template <DType kType, int HS>
+__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ BackwardArgs a) {
+    constexpr int kQueries = BackwardShape<HS>::kQueries;
+    constexpr int kLanes = HS <= 32 ? 4 : HS <= 64 ? 8 : 16;  // of a row; of 96 elements 12 of them have some
+    const int head = static_cast<int>(blockIdx.y), q0 = static_cast<int>(blockIdx.x) * kQueries;
+    const int thread = static_cast<int>(threadIdx.x), part = thread % kLanes;
+    for (int row = thread / kLanes; row < kQueries; row += kPrepareThreads / kLanes) {
+        const int i = q0 + row;
+        float sum = 0;
+        if (i < a.N && part * 8 < HS) {
+            const uint4 x = *reinterpret_cast<const uint4*>(a.out.head(head) + i * a.out.token_stride + part * 8);
+            const uint4 y = *reinterpret_cast<const uint4*>(a.dout.head(head) + i * a.dout.token_stride + part * 8);
+            const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const float2 left = unpack<kType>(xs[e]), right = unpack<kType>(ys[e]);
+                sum = fmaf(left.x, right.x, fmaf(left.y, right.y, sum));
+            }
+        }
+#pragma unroll
+        for (int distance = kLanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+        if (part == 0) {
+            const int64_t at = static_cast<int64_t>(head) * a.padded_N + i;
+            const float lse = i < a.N ? a.lse[static_cast<int64_t>(head) * a.N + i] : -INFINITY;
+            // A query that sees no key, or does not exist: every 2^(s - inf) is 0.
+            a.lse_log2[at] = lse == -INFINITY ? INFINITY : lse * static_cast<float>(kLog2E);
+            a.delta[at] = sum;
+        }
+    }
+    float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
+    for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
+    if (thread == 0) {
+        a.turns[static_cast<int64_t>(head) * (a.padded_N / kQueries) + q0 / kQueries] =
+            first_adding_key_tile(a.first_query, a.end_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
+        if (blockIdx.x == 0 && head == 0) *a.counter = 0;
+    }
+}
+
+// ---- main ----
+
+// Where the queries' statistics of a tile go, as whole chunks of 16 bytes; `begin` counts in a head's padded rows.
+template <int kQueries>
+__device__ void start_statistics(uint32_t to, const float* statistics) {
+    const int thread = opaque(static_cast<int>(threadIdx.x));
+    if (thread < kQueries / 4) start_copy(to + static_cast<uint32_t>(thread * 16), statistics + thread * 4, true);
+}
+
+// Spins until it is this key tile's turn; far beyond any wait that ends, the mask is no mask.
+__device__ inline void wait_for_turn(const int* turn, int key_tile) {
+    constexpr int kMostLooks = 1 << 24;
+    for (int look = 0; load_acquire(turn) != key_tile; ++look)
+        if (look >= kMostLooks) give_up();
+}
+
+template <DType kType, int HS, bool kHasAlibi>
+__global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>::kBlocks)
+    backward_kernel(const __grid_constant__ BackwardArgs a) {
+    using Shape = BackwardShape<HS>;
+    using Shared = BackwardShared<HS>;
+    constexpr int kKeys = Shape::kKeys, kQueries = Shape::kQueries, kThreads = Shape::kThreads;
+    constexpr int kRowBlocks = Shape::kRowBlocks, kWarpKeys = 16 * kRowBlocks;
+    const uint32_t shared = shared_memory();
+    const uint32_t k_tile = shared + static_cast<uint32_t>(offsetof(Shared, k));
+    const uint32_t q_tiles = shared + static_cast<uint32_t>(offsetof(Shared, q));
+    const uint32_t dout_tile = shared + static_cast<uint32_t>(offsetof(Shared, dout));
+    const uint32_t ds_tile = shared + static_cast<uint32_t>(offsetof(Shared, ds));
+    const uint32_t v_tile = Shape::kKeepsV ? dout_tile : shared + static_cast<uint32_t>(offsetof(Shared, v));
+    const uint32_t lse_rows = shared + static_cast<uint32_t>(offsetof(Shared, lse));
+    const uint32_t delta_row = shared + static_cast<uint32_t>(offsetof(Shared, delta));
+    constexpr uint32_t kQTileBytes = sizeof(Shared::q[0]), kLseBytes = sizeof(Shared::lse[0]);
+    const auto place = [](int* lane, int* warp) {
+        const auto thread = static_cast<unsigned>(opaque(static_cast<int>(threadIdx.x)));
+        *lane = static_cast<int>(thread % 32), *warp = static_cast<int>(thread / 32);
+    };
+    // What all threads know stands in shared memory: they have no registers to keep it.
+    const auto known = [&](size_t offset) {
+        return static_cast<int>(load_shared(shared + static_cast<uint32_t>(offset)));
+    };
+    if (threadIdx.x == 0) {
+        const int ticket = atomicAdd(a.counter, 1);
+        const KeyTile mine = key_tile_of(ticket, (a.N + kKeys - 1) / kKeys, a.NH / a.G, a.heads_per_section);
+        const int first = mine.tile * kKeys;
+        // The same for each head of the group.
+        const TileRange queries =
+            reached_tiles(a.first_query, a.end_query, first, min(first + kKeys, a.N), a.N, kQueries);
+        const auto tell = [&](size_t offset, int value) {
+            store_shared(shared + static_cast<uint32_t>(offset), static_cast<uint32_t>(value));
+        };
+        tell(offsetof(Shared, tile), mine.tile);
+        tell(offsetof(Shared, head), mine.head);
+        tell(offsetof(Shared, begin), queries.begin);
+        tell(offsetof(Shared, end), queries.end);
+    }
+    __syncthreads();
+    const auto first_key = [&] { return known(offsetof(Shared, tile)) * kKeys; };
+    const auto kv_head = [&] { return known(offsetof(Shared, head)); };
+
+    const auto start_q = [&](int head, int q0, int stage) {
+        start_tile<HS, kQueries, kThreads>(q_tiles + static_cast<uint32_t>(stage) * kQTileBytes, a.q, head, q0, a.N);
+        start_statistics<kQueries>(lse_rows + static_cast<uint32_t>(stage) * kLseBytes,
+                                   a.lse_log2 + static_cast<int64_t>(opaque(head)) * a.padded_N + q0);
+    };
+    const auto start_dout = [&](int head, int q0) {
+        start_tile<HS, kQueries, kThreads>(dout_tile, a.dout, head, q0, a.N);
+        start_statistics<kQueries>(delta_row, a.delta + static_cast<int64_t>(opaque(head)) * a.padded_N + q0);
+    };
+
+    Sums<kRowBlocks, HS / 8> dk, dv;
+    set_zero<kRowBlocks, HS / 8>(dk);
+    set_zero<kRowBlocks, HS / 8>(dv);
+    uint32_t v_operand[Shape::kKeepsV ? HS / 16 : 1][kRowBlocks][4];
+
+    int head = kv_head() * a.G, q0 = known(offsetof(Shared, begin));
+    const bool is_seen = q0 < known(offsetof(Shared, end));
+    if (is_seen) {
+        start_tile<HS, kKeys, kThreads>(v_tile, a.v, kv_head(), first_key(), a.N);
+        commit_copies();
+        start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head(), first_key(), a.N);
+        start_q(head, q0, 0);
+        commit_copies();
+        if constexpr (Shape::kKeepsV) {
+            wait_for_copies<1>();
+            __syncthreads();
+            int lane, warp;
+            place(&lane, &warp);
+            const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
+#pragma unroll
+            for (int d = 0; d < HS / 16; ++d)
+#pragma unroll
+                for (int m = 0; m < kRowBlocks; ++m)
+                    load_matrices(v_operand[d][m], rows_lane.at(v_tile, warp * kWarpKeys + 16 * m, 2 * d));
+            __syncthreads();  // V is in registers, and its place is dout's and dS's from here on
+        }
+        start_dout(head, q0);
+        commit_copies();
+        wait_for_copies<1>();
+        __syncthreads();  // K and Q are there (dout may not be)
+    }
+
+    // Whose turn it is at the queries' tile, and passing it on at the tile before, once its additions are behind a
+    // barrier.
+    const auto turn_at = [&](int at_head, int at_q0) {
+        return a.turns + static_cast<int64_t>(at_head) * (a.padded_N / kQueries) + at_q0 / kQueries;
+    };
+    const auto pass_turn_before = [&](int at_head, int at_q0) {
+        const int begin = known(offsetof(Shared, begin)), end = known(offsetof(Shared, end));
+        const bool is_of_head = at_q0 > begin;
+        store_release(turn_at(is_of_head ? at_head : at_head - 1,
+                              is_of_head ? at_q0 - kQueries : (end - 1) / kQueries * kQueries),
+                      known(offsetof(Shared, tile)) - 1);
+    };
+    bool is_first = true, is_last = !is_seen;
+    for (int stage = 0; !is_last; stage ^= 1) {
+        const bool is_last_of_head = q0 + kQueries >= known(offsetof(Shared, end));
+        const int next_head = is_last_of_head ? head + 1 : head;
+        const int next_q0 = is_last_of_head ? known(offsetof(Shared, begin)) : q0 + kQueries;
+        is_last = next_head == (kv_head() + 1) * a.G;
+        const uint32_t q_tile = q_tiles + static_cast<uint32_t>(stage) * kQTileBytes;
+        const uint32_t lse_row = lse_rows + static_cast<uint32_t>(stage) * kLseBytes;
+
+        if (!is_last) start_q(next_head, next_q0, stage ^ 1);
+        commit_copies();
+
+        // ---- P^T = 2^(scale_log2 K Q^T - lse) ----
+        // Lanes are made anew for each product, so that addresses of one do not live through the others.
+        int lane, warp;
+        place(&lane, &warp);
+        const float slope = kHasAlibi ? a.slopes[opaque(head)] / a.scale : 0.0f;  // in the domain of the products
+        // The warp's own keys.
+        const int k0 = first_key(), key0 = k0 + warp * kWarpKeys, key1 = min(key0 + kWarpKeys, a.N);
+        const AlibiSide side = alibi_side(q0, q0 + kQueries, key0, key0 + kWarpKeys);
+        SeenByRows seen = {0, 0, 0, 0};
+        if (key0 < key1) seen = seen_by_rows(a.first_query, a.end_query, opaque(key0), key1);
+        const bool is_compared = !seen.is_all_of(q0, q0 + kQueries) || (kHasAlibi && side.crosses_diagonal);
+
+        Sums<kRowBlocks, kQueries / 8> p;
+        {
+            const MatrixLane<HS> rows_lane = rows_first<HS>(lane), chunks_lane = chunks_first<HS>(lane);
+            float start[kRowBlocks][4] = {};
+            if constexpr (kHasAlibi)
+#pragma unroll
+                for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        start[m][e] = static_cast<float>(side.sign) * slope *
+                                      static_cast<float>(warp * kWarpKeys + 16 * m + fragment_row(lane, e));
+#pragma unroll
+            for (int d = 0; d < HS / 16; ++d) {
+                uint32_t k[kRowBlocks][4];
+#pragma unroll
+                for (int m = 0; m < kRowBlocks; ++m)
+                    load_matrices(k[m], rows_lane.at(k_tile, warp * kWarpKeys + 16 * m, 2 * d));
+#pragma unroll
+                for (int n = 0; n < kQueries / 16; ++n) {
+                    uint32_t q[4];
+                    load_matrices(q, chunks_lane.at(q_tile, 16 * n, 2 * d));
+#pragma unroll
+                    for (int m = 0; m < kRowBlocks; ++m) {
+                        if (d == 0) {
+                            multiply_add<kType>(p[m][2 * n], k[m], q[0], q[1], start[m]);
+                            multiply_add<kType>(p[m][2 * n + 1], k[m], q[2], q[3], start[m]);
+                        } else {
+                            multiply_pair<kType>(p[m][2 * n], p[m][2 * n + 1], k[m], q);
+                        }
+                    }
+                }
+            }
+        }
+        place(&lane, &warp);
+        if (kHasAlibi && side.crosses_diagonal) {
+#pragma unroll
+            for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+                for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        const int above = key0 + 16 * m + fragment_row(lane, e) - q0 - 8 * n - fragment_column(lane, e);
+                        p[m][n][e] -= 2 * slope * static_cast<float>(max(above, 0));
+                    }
+        }
+#pragma unroll
+        for (int n = 0; n < kQueries / 8; ++n) {
+            const int column = 8 * n + fragment_column(lane, 0);
+            float2 lse = load_shared_floats(lse_row + static_cast<uint32_t>(column * 4));
+            if constexpr (kHasAlibi) {
+                // The query's part of the bias, in log 2: -+ slope (i - k0).
+                const float row_step = static_cast<float>(side.sign) * slope * a.scale_log2;
+                lse.x = fmaf(row_step, static_cast<float>(q0 - k0 + column), lse.x);
+                lse.y = fmaf(row_step, static_cast<float>(q0 - k0 + column + 1), lse.y);
+            }
+#pragma unroll
+            for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    p[m][n][e] = exp2_fast(fmaf(p[m][n][e], a.scale_log2, e % 2 == 0 ? -lse.x : -lse.y));
+        }
+        place(&lane, &warp);
+        if (is_compared) {
+#pragma unroll
+            for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const int j = key0 + 16 * m + fragment_row(lane, 2 * half);
+                    // In columns of the tile, less this lane's first.
+                    const int offset = q0 + fragment_column(lane, 0);
+                    const int first = (j < a.N ? a.first_query[j] : 0) - offset;
+                    const int end = (j < a.N ? a.end_query[j] : 0) - offset;
+#pragma unroll
+                    for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+                        for (int e = 0; e < 2; ++e)
+                            if (8 * n + e < first || 8 * n + e >= end) p[m][n][2 * half + e] = 0;
+                }
+        }
+
+        wait_for_copies<1>();
+        __syncthreads();  // dout is there, and all have added to the previous tile of dQ
+        if (a.is_deterministic && threadIdx.x == 32 && !is_first) pass_turn_before(head, q0);
+
+        // ---- dV += P^T dout ----
+        place(&lane, &warp);
+        {
+            const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
+#pragma unroll
+            for (int i = 0; i < kQueries / 16; ++i) {
+                uint32_t weights[kRowBlocks][4];
+#pragma unroll
+                for (int m = 0; m < kRowBlocks; ++m) round_to_operand<kType>(weights[m], p[m][2 * i], p[m][2 * i + 1]);
+#pragma unroll
+                for (int n = 0; n < HS / 16; ++n) {
+                    uint32_t dout[4];
+                    load_matrices_transposed(dout, rows_lane.at(dout_tile, 16 * i, 2 * n));
+#pragma unroll
+                    for (int m = 0; m < kRowBlocks; ++m)
+                        multiply_pair<kType>(dv[m][2 * n], dv[m][2 * n + 1], weights[m], dout);
+                }
+            }
+        }
+
+        // ---- dS^T = P^T * (V dout^T - delta), by parts of the queries: dP is never whole in registers ----
+        uint32_t ds[kRowBlocks][kQueries / 16][4];
+        constexpr int kPart = 16 * (kRowBlocks == 1 ? 2 : 1);
+#pragma unroll
+        for (int part = 0; part < kQueries; part += kPart) {
+            place(&lane, &warp);
+            const MatrixLane<HS> chunks_lane = chunks_first<HS>(lane);
+            Sums<kRowBlocks, kPart / 8> dp;
+            set_zero<kRowBlocks, kPart / 8>(dp);
+#pragma unroll
+            for (int d = 0; d < HS / 16; ++d) {
+                uint32_t v[kRowBlocks][4];
+#pragma unroll
+                for (int m = 0; m < kRowBlocks; ++m) {
+                    if constexpr (Shape::kKeepsV) {
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) v[m][e] = v_operand[d][m][e];
+                    } else {
+                        load_matrices(v[m], rows_first<HS>(lane).at(v_tile, warp * kWarpKeys + 16 * m, 2 * d));
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < kPart / 16; ++n) {
+                    uint32_t dout[4];
+                    load_matrices(dout, chunks_lane.at(dout_tile, part + 16 * n, 2 * d));
+#pragma unroll
+                    for (int m = 0; m < kRowBlocks; ++m)
+                        multiply_pair<kType>(dp[m][2 * n], dp[m][2 * n + 1], v[m], dout);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < kPart / 8; ++n) {
+                const float2 delta = load_shared_floats(
+                    delta_row + static_cast<uint32_t>((part + 8 * n + fragment_column(lane, 0)) * 4));
+#pragma unroll
+                for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const float(&weights)[4] = p[m][part / 8 + n];
+                        const uint32_t pair = pack<kType>(weights[2 * half] * (dp[m][n][2 * half] - delta.x),
+                                                          weights[2 * half + 1] * (dp[m][n][2 * half + 1] - delta.y));
+                        ds[m][part / 16 + n / 2][n % 2 * 2 + half] = pair;
+                        const int row = warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
+                        store_shared(ds_tile + tile_offset<kQueries>(row, part / 8 + n) +
+                                         static_cast<uint32_t>(fragment_column(lane, 0) * 2),
+                                     pair);
+                    }
+            }
+        }
+        __syncthreads();  // dS is there, and all have done with dout
+        if (!is_last) start_dout(next_head, next_q0);
+        commit_copies();
+
+        // ---- dK += dS^T Q ----
+        place(&lane, &warp);
+        {
+            const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
+#pragma unroll
+            for (int i = 0; i < kQueries / 16; ++i)
+#pragma unroll
+                for (int n = 0; n < HS / 16; ++n) {
+                    uint32_t q[4];
+                    load_matrices_transposed(q, rows_lane.at(q_tile, 16 * i, 2 * n));
+#pragma unroll
+                    for (int m = 0; m < kRowBlocks; ++m)
+                        multiply_pair<kType>(dk[m][2 * n], dk[m][2 * n + 1], ds[m][i], q);
+                }
+        }
+
+        // ---- dQ += dS K, in memory ----
+        place(&lane, &warp);
+        if (a.is_deterministic && threadIdx.x == 0)
+            wait_for_turn(turn_at(opaque(head), q0), known(offsetof(Shared, tile)));
+        {
+            const int row_block = warp / Shape::kDqColumnWarps * Shape::kDqRowBlocks;
+            const int first_column = warp % Shape::kDqColumnWarps * Shape::kDqColumns;
+            const MatrixLane<kQueries> ds_lane = chunks_first<kQueries>(lane);
+            const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
+            Sums<Shape::kDqRowBlocks, Shape::kDqColumns / 8> dq;
+            set_zero<Shape::kDqRowBlocks, Shape::kDqColumns / 8>(dq);
+#pragma unroll
+            for (int j = 0; j < kKeys / 16; ++j) {
+                uint32_t weights[Shape::kDqRowBlocks][4];
+#pragma unroll
+                for (int m = 0; m < Shape::kDqRowBlocks; ++m)
+                    load_matrices_transposed(weights[m], ds_lane.at(ds_tile, 16 * j, 2 * (row_block + m)));
+#pragma unroll
+                for (int n = 0; n < Shape::kDqColumns / 16; ++n) {
+                    uint32_t k[4];
+                    load_matrices_transposed(k, rows_lane.at(k_tile, 16 * j, first_column / 8 + 2 * n));
+#pragma unroll
+                    for (int m = 0; m < Shape::kDqRowBlocks; ++m)
+                        multiply_pair<kType>(dq[m][2 * n], dq[m][2 * n + 1], weights[m], k);
+                }
+            }
+            wait_for_copies<1>();
+            __syncthreads();  // it is our turn; the next Q is there; all have done with this one, and with dS
+            float* const sums =
+                a.dq_sums + (static_cast<int64_t>(opaque(head)) * a.padded_N + q0 + 16 * row_block) * HS;
+#pragma unroll
+            for (int m = 0; m < Shape::kDqRowBlocks; ++m)
+#pragma unroll
+                for (int n = 0; n < Shape::kDqColumns / 8; ++n)
+                    add_fragment(sums + 16 * m * HS + (first_column / 8 + n) * 128, lane, dq[m][n]);
+        }
+        head = next_head, q0 = next_q0, is_first = false;
+    }
+
+    wait_for_copies<0>();
+    __syncthreads();  // all have added, and have done with K
+    if (a.is_deterministic && threadIdx.x == 32 && is_seen) pass_turn_before(head, q0);
+    int lane, warp;
+    place(&lane, &warp);
+    float ones[kRowBlocks][2], scales[kRowBlocks][2];
+#pragma unroll
+    for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) ones[m][half] = 1, scales[m][half] = a.scale;
+    const uint32_t rows = k_tile + static_cast<uint32_t>(warp * kWarpKeys * HS * 2);
+    store_rows<kType, HS, kRowBlocks>(rows, a.dk.head(kv_head()), a.dk.token_stride, first_key() + warp * kWarpKeys,
+                                      a.N, lane, dk, scales);
+    __syncwarp();
+    store_rows<kType, HS, kRowBlocks>(rows, a.dv.head(kv_head()), a.dv.token_stride, first_key() + warp * kWarpKeys,
+                                      a.N, lane, dv, ones);
+}
+
+// ---- finish ----
+
+constexpr int kFinishWarps = 4;  // of 16 queries each
+
+template <DType kType, int HS>
+__global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const __grid_constant__ BackwardArgs a) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int head = static_cast<int>(blockIdx.y);
+    const int q0 = (static_cast<int>(blockIdx.x) * kFinishWarps + warp) * 16;
+    const float* const sums = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS;
+    Sums<1, HS / 8> dq;
+#pragma unroll
+    for (int n = 0; n < HS / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dq[0][n][e] = sums[n * 128 + fragment_float(lane, e)];
+    const float scales[1][2] = {{a.scale, a.scale}};
+    store_rows<kType, HS, 1>(shared_memory() + static_cast<uint32_t>(warp * 16 * HS * 2), a.dq.head(head),
+                             a.dq.token_stride, q0, a.N, lane, dq, scales);
+}
+
+}  // namespace ingot::sm80

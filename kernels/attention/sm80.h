@@ -1,0 +1,32 @@
+// Attention on tensor cores (mma.sync), for every GPU since sm_80; called by the functions of attention.h once shapes
+// are checked.
+//
+// bf16 and fp16; head sizes 32, 64, 96 and 128; any group; views whose strides are multiples of 8 elements and whose
+// data is aligned to 16 bytes; scale > 0. Probabilities and their gradients are rounded to the 16-bit type before the
+// products that sum them, as in every fused attention; all sums are fp32. No allocation and no look at the device's
+// memory: all of it can be captured in a CUDA graph.
+//
+// A mask whose arrays decrease may leave blocks of the backward pass waiting for each other: they give up after some
+// seconds, and the launch fails.
+#pragma once
+
+#include "kernels/attention/attention.h"
+
+namespace ingot {
+
+// The backward pass's scratch memory, one part after the other.
+struct AttentionWorkspaceSm80 {
+    AttentionWorkspaceSm80(int64_t N, int64_t NH, int64_t HS);
+    static constexpr int64_t kRows = 64;  // tokens are rounded up to whole tiles of queries
+    int64_t padded_tokens, num_query_tiles;
+    size_t dq;       // fp32, 16 x 8 fragments: padded_tokens HS of each head
+    size_t stats;    // fp32: (NH, padded_tokens) log2 of the softmax's sum, and as many rowsum(dout * out)
+    size_t turns;    // int32 (NH, num_query_tiles): which tile of keys may add to a tile of dq
+    size_t counter;  // int32: tickets that were taken
+    size_t bytes;    // of all
+};
+
+void attention_forward_sm80_cuda(const Device&, const AttentionForward&);
+void attention_backward_sm80_cuda(const Device&, const AttentionBackward&);
+
+}  // namespace ingot

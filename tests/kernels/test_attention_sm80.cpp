@@ -1,0 +1,256 @@
+// The tensor-core attention kernels, run on the CPU by tests/support/emulated_cuda.h, and their index arithmetic.
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "tests/kernels/attention_compared.h"
+#include "tests/support/emulated_cuda.h"
+// After what they are made of.
+#include "kernels/attention/backward_sm80.cuh"
+#include "kernels/attention/forward_sm80.cuh"
+#include "kernels/attention/sm80.h"
+
+namespace ingot::test {
+namespace {
+
+using namespace sm80;
+
+// ---- Index arithmetic ----
+
+template <int kWidth>
+void check_tile() {
+    SCOPED_TRACE(join("width ", kWidth));
+    // Every chunk has a place of its own.
+    std::set<uint32_t> places;
+    for (int row = 0; row < 64; ++row)
+        for (int chunk = 0; chunk < kWidth / 8; ++chunk) {
+            const uint32_t place = tile_offset<kWidth>(row, chunk);
+            EXPECT_TRUE(place % 16 == 0 && place < 64 * kWidth * 2 && places.insert(place).second);
+        }
+    for (int row = 0; row < 64; row += 8)
+        for (int chunk = 0; chunk < kWidth / 8; chunk += 2)
+            for (int lane = 0; lane < 32; ++lane) {
+                const int i = lane / 8, r = lane % 8;
+                EXPECT_EQ(rows_first<kWidth>(lane).at(1024, row, chunk),
+                          1024 + tile_offset<kWidth>(row + r + i % 2 * 8, chunk + i / 2));
+                EXPECT_EQ(chunks_first<kWidth>(lane).at(1024, row, chunk),
+                          1024 + tile_offset<kWidth>(row + r + i / 2 * 8, chunk + i % 2));
+            }
+    // The eight rows of a matrix, and eight lanes of a copy that writes 16 bytes each, touch each bank once.
+    for (int row = 0; row < 64; row += 8)
+        for (int chunk = 0; chunk < kWidth / 8; ++chunk) {
+            std::set<uint32_t> banks;
+            for (int r = 0; r < 8; ++r) banks.insert(tile_offset<kWidth>(row + r, chunk) / 16 % 8);
+            EXPECT_EQ(banks.size(), 8u) << row << " " << chunk;
+        }
+    constexpr int kPerRow = kWidth % 64 == 0 ? 8 : 4;
+    for (int row = 0; row < 64; row += 8 / kPerRow)
+        for (int chunk = 0; chunk < kWidth / 8; chunk += kPerRow) {
+            std::set<uint32_t> banks;
+            for (int l = 0; l < 8; ++l)
+                banks.insert(tile_offset<kWidth>(row + l / kPerRow, chunk + l % kPerRow) / 16 % 8);
+            EXPECT_EQ(banks.size(), 8u) << row << " " << chunk;
+        }
+    // A warp's fragments on their way into a tile, 4 bytes a lane: each bank once.
+    for (int chunk = 0; chunk < kWidth / 8; ++chunk) {
+        std::set<uint32_t> banks;
+        for (int lane = 0; lane < 32; ++lane)
+            banks.insert((tile_offset<kWidth>(fragment_row(lane, 0), chunk) +
+                          static_cast<uint32_t>(fragment_column(lane, 0) * 2)) /
+                         4 % 32);
+        EXPECT_EQ(banks.size(), 32u) << chunk;
+    }
+}
+
+// Seen to catch: no swizzle, or that of 64 for rows of 96 elements (banks); rows and chunks taken in the other order.
+TEST(AttentionSm80Tiles, PlacesAndBanks) {
+    check_tile<32>();
+    check_tile<64>();
+    check_tile<96>();
+    check_tile<128>();
+}
+
+// ---- The kernels ----
+
+View view_of(const Tensor& tensor) {
+    return {static_cast<uint16_t*>(tensor.data), tensor.stride[0], tensor.stride[1]};
+}
+
+struct Emulated {
+    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
+        : run(c, dtype, dtype, Device::cpu(), padding), seed(seed) {}
+
+    template <DType kType, int HS, bool kHasAlibi>
+    void forward() {
+        const AttentionForward f = run.forward_arguments();
+        const ForwardArgs args = {
+            .out = view_of(f.out),
+            .q = view_of(f.q),
+            .k = view_of(f.k),
+            .v = view_of(f.v),
+            .lse = f.lse.get<float>(),
+            .slopes = kHasAlibi ? f.slopes.get<float>() : nullptr,
+            .first_key = f.mask.first_key.get<int32_t>(),
+            .end_key = f.mask.end_key.get<int32_t>(),
+            .N = static_cast<int>(run.c.N),
+            .G = static_cast<int>(run.c.NH / run.c.NKV),
+            .scale = static_cast<float>(f.scale),
+            .scale_log2 = static_cast<float>(f.scale * kLog2E),
+        };
+        constexpr int kQueries = ForwardShape<HS>::kQueries;
+        emulate({static_cast<unsigned>((args.N + kQueries - 1) / kQueries), static_cast<unsigned>(run.c.NH), 1},
+                ForwardShape<HS>::kThreads, sizeof(ForwardShared<HS>), seed, &counts,
+                [&] { forward_kernel<kType, HS, kHasAlibi>(args); });
+    }
+
+    template <DType kType, int HS, bool kHasAlibi>
+    void backward() {
+        const AttentionBackward b = run.backward_arguments();
+        const int64_t N = run.c.N, NH = run.c.NH;
+        const AttentionWorkspaceSm80 parts(N, NH, HS);
+        const Buffer workspace(Device::cpu(), DType::u8, {static_cast<int64_t>(parts.bytes)});
+        char* const memory = static_cast<char*>(workspace.tensor().data);
+        float* const statistics = reinterpret_cast<float*>(memory + parts.stats);
+        const BackwardArgs args = {
+            .dq = view_of(b.dq),
+            .dk = view_of(b.dk),
+            .dv = view_of(b.dv),
+            .dout = view_of(b.dout),
+            .out = view_of(b.out),
+            .q = view_of(b.q),
+            .k = view_of(b.k),
+            .v = view_of(b.v),
+            .lse = b.lse.get<float>(),
+            .slopes = kHasAlibi ? b.slopes.get<float>() : nullptr,
+            .dq_sums = reinterpret_cast<float*>(memory + parts.dq),
+            .lse_log2 = statistics,
+            .delta = statistics + NH * parts.padded_tokens,
+            .turns = reinterpret_cast<int*>(memory + parts.turns),
+            .counter = reinterpret_cast<int*>(memory + parts.counter),
+            .first_key = b.mask.first_key.get<int32_t>(),
+            .end_key = b.mask.end_key.get<int32_t>(),
+            .first_query = b.mask.first_query.get<int32_t>(),
+            .end_query = b.mask.end_query.get<int32_t>(),
+            .N = static_cast<int>(N),
+            .padded_N = static_cast<int>(parts.padded_tokens),
+            .NH = static_cast<int>(NH),
+            .G = static_cast<int>(NH / run.c.NKV),
+            .heads_per_section = heads_per_section,
+            .scale = static_cast<float>(b.scale),
+            .scale_log2 = static_cast<float>(b.scale * kLog2E),
+            .is_deterministic = is_deterministic,
+        };
+        using Shape = BackwardShape<HS>;
+        const auto heads = static_cast<unsigned>(NH);
+        const auto query_tiles = static_cast<unsigned>(parts.num_query_tiles);
+        emulate({query_tiles, heads, 1}, kPrepareThreads, 0, seed, &counts, [&] { prepare_kernel<kType, HS>(args); });
+        const auto key_tiles = static_cast<unsigned>((N + Shape::kKeys - 1) / Shape::kKeys);
+        emulate({key_tiles * static_cast<unsigned>(run.c.NKV), 1, 1}, Shape::kThreads, sizeof(BackwardShared<HS>), seed,
+                &counts, [&] { backward_kernel<kType, HS, kHasAlibi>(args); });
+        emulate({query_tiles, heads, 1}, 32 * kFinishWarps, 16 * kFinishWarps * HS * 2, seed, &counts,
+                [&] { finish_kernel<kType, HS>(args); });
+    }
+
+    template <DType kType, int HS>
+    void all() {
+        if (run.c.alibi) {
+            forward<kType, HS, true>();
+            backward<kType, HS, true>();
+        } else {
+            forward<kType, HS, false>();
+            backward<kType, HS, false>();
+        }
+    }
+    template <DType kType>
+    void all() {
+        switch (run.c.HS) {
+            case 32:
+                return all<kType, 32>();
+            case 64:
+                return all<kType, 64>();
+            case 96:
+                return all<kType, 96>();
+            case 128:
+                return all<kType, 128>();
+            default:
+                FAIL() << "head size " << run.c.HS;
+        }
+    }
+    void all(DType dtype) {
+        if (dtype == DType::bf16)
+            all<DType::bf16>();
+        else
+            all<DType::f16>();
+    }
+
+    AttentionRun run;
+    uint64_t seed;
+    bool is_deterministic = true;
+    int heads_per_section = 1;
+    EmulatedCounts counts;
+};
+
+void check(const AttentionCase& c, DType dtype, const std::vector<double> (*mask)[4] = nullptr) {
+    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype)));
+    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
+    Compared compared(c, dtype);
+    if (mask != nullptr) {
+        emulated.run.set_mask((*mask)[0], (*mask)[1], (*mask)[2], (*mask)[3]);
+        compared.set_mask(*mask);
+    }
+    emulated.all(dtype);
+    compared.expect(emulated.run);
+    EXPECT_EQ(emulated.counts.bank_conflicts, 0);
+}
+
+TEST(AttentionSm80, EveryKernel) {
+    for (const DType dtype : {DType::bf16, DType::f16})
+        for (const int64_t HS : {32, 64, 96, 128})
+            for (const bool alibi : {false, true})
+                check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = {0, 5, 6, 6, 90}}, dtype);
+}
+
+TEST(AttentionSm80, MasksAndGroups) {
+    const AttentionCase cases[] = {
+        {.N = 1, .NH = 1, .NKV = 1, .HS = 64},
+        {.N = 300, .NH = 1, .NKV = 1, .HS = 64, .alibi = true},
+        {.N = 300, .NH = 1, .NKV = 1, .HS = 128, .is_causal = false, .alibi = true},
+        {.N = 257, .NH = 3, .NKV = 1, .HS = 32, .is_causal = false},
+        {.N = 260, .NH = 4, .NKV = 2, .HS = 32, .is_causal = false, .alibi = true, .starts = {0, 3, 67, 68, 130, 249}},
+        {.N = 140, .NH = 2, .NKV = 2, .HS = 64, .value_scale = 3},
+        {.N = 270, .NH = 2, .NKV = 1, .HS = 32, .alibi = true, .window = {4, 0}},
+        {.N = 270, .NH = 1, .NKV = 1, .HS = 64, .window = {139, 0}},
+        {.N = 270, .NH = 1, .NKV = 1, .HS = 96, .alibi = true, .window = {40, 40}},
+        {.N = 400, .NH = 1, .NKV = 1, .HS = 32, .alibi = true, .window = {300, -150}},
+    };
+    for (const AttentionCase& c : cases) check(c, DType::bf16);
+}
+
+TEST(AttentionSm80, AQueryThatSeesNoKey) {
+    const std::vector<double> mask[4] = {
+        {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
+    check({.N = 6, .NH = 2, .NKV = 1, .HS = 32, .alibi = true}, DType::f16, &mask);
+    const std::vector<double> nothing[4] = {std::vector<double>(70), std::vector<double>(70), std::vector<double>(70),
+                                            std::vector<double>(70)};
+    check({.N = 70, .NH = 1, .NKV = 1, .HS = 64}, DType::bf16, &nothing);
+}
+
+// Whichever warp runs first, and in sections of any size.
+TEST(AttentionSm80, BitsDoNotDependOnTheOrderOfWarps) {
+    for (const int64_t HS : {64, 128}) {
+        const AttentionCase c = {.N = 300, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 200}};
+        AttentionResult first;
+        for (const uint64_t seed : {1, 2, 3}) {
+            Emulated emulated(c, DType::bf16, seed);
+            emulated.heads_per_section = static_cast<int>(seed);
+            emulated.all(DType::bf16);
+            if (seed == 1)
+                first = emulated.run.result();
+            else
+                EXPECT_TRUE(same_bits(emulated.run.result(), first));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace ingot::test
