@@ -378,6 +378,7 @@ class Preparation:
                 progress.advance(max(0, unit.position - progress.done))
                 self.work.commit(output)
             output.close()
+            output.remove_old()
         except Interrupted:
             if output.position:
                 self.work.commit(output, is_due=True)

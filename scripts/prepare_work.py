@@ -266,7 +266,8 @@ class Pool:
         except (EOFError, OSError) as error:
             raise PrepareError("a worker process was killed, most likely for memory: run the same command again, with "
                                "fewer --processes", code=1) from error
-        self.idle.put(connection)
+        finally:
+            self.idle.put(connection)  # also a dead one: the next to take it fails at once, and waits for nothing
         if kind == "error":
             raise PrepareError(answer, code)
         return answer
@@ -301,8 +302,9 @@ class Pool:
             raise failure
 
     def close(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
         for process in self.processes:
             process.terminate()
         for process in self.processes:
             process.join()
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        self.threads.shutdown(wait=True)

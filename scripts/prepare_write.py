@@ -22,8 +22,8 @@ MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # by bytes per token
 MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
 COPY_BYTES = 1 << 20
 COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
-JOURNAL, SPOOL = "journal.jsonl", "document.tokens"
-SUFFIXES = (".bin", ".mask", ".idx", ".docs")
+JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
+SUFFIXES = (".bin", ".mask", ".idx", ".docs", SPOOL_SUFFIX)
 
 
 def header(width: int, tokens: int) -> bytes:
@@ -184,6 +184,7 @@ class Output:
         self.train = ShardWriter(folder, "train", shard_tokens, tokenizer.width, has_masks)
         self.val = ShardWriter(folder, "val", shard_tokens, tokenizer.width, has_masks)
         self.spool: Optional[BinaryIO] = None
+        self.num_spools = 0
         self.spool_text_bytes = 0
         self.spool_is_replaced = False
         self.skipped: Counter[str] = Counter()
@@ -210,7 +211,8 @@ class Output:
         """Which split a document belongs to is known at its end, so its tokens wait in a file of their own."""
         piece = unit.pieces[0]
         if self.spool is None:
-            self.spool = open(os.path.join(self.folder, SPOOL), "w+b", buffering=COPY_BYTES)
+            self.num_spools += 1
+            self.spool = open(self._spool_path(), "w+b", buffering=COPY_BYTES)
         self.spool.write(result.train.ids)
         self.spool_text_bytes += result.train.text_bytes
         self.spool_is_replaced |= result.replaced > 0
@@ -228,13 +230,21 @@ class Output:
             self._include(number, number)
             self.replaced += self.spool_is_replaced
             (self.val if number < val_below else self.train).add_spooled(self.spool, self.eot, self.spool_text_bytes)
-        self._drop_spool()
-
-    def _drop_spool(self) -> None:
-        if self.spool is not None:
-            self.spool.close()
-            os.remove(os.path.join(self.folder, SPOOL))
+        self.spool.close()  # the file stays until a commit no longer needs it
         self.spool, self.spool_text_bytes, self.spool_is_replaced = None, 0, False
+
+    def _spool_path(self) -> str:
+        return os.path.join(self.folder, f"document-{self.num_spools}{SPOOL_SUFFIX}")
+
+    def remove_old(self) -> None:
+        """Removes what the state does not need: spools that are done with, and what was written after it."""
+        kept = self.train.split.shards + self.val.split.shards
+        if self.spool is not None:
+            kept.append(os.path.basename(self._spool_path()))
+        for name in os.listdir(self.folder):
+            stem, suffix = os.path.splitext(name)
+            if suffix in (".bin", ".mask", SPOOL_SUFFIX) and name not in kept and stem + ".bin" not in kept:
+                os.remove(os.path.join(self.folder, name))
 
     def sync(self) -> None:
         self.train.sync()
@@ -261,22 +271,20 @@ class Output:
         if self.spool is not None:
             spool = [self.spool.tell(), self.spool_text_bytes, self.spool_is_replaced]
         return {"cursor": list(self.cursor), "position": self.position, "train": self.train.state(),
-                "val": self.val.state(), "spool": spool, "skipped": dict(self.skipped), "replaced": self.replaced,
+                "val": self.val.state(), "spool": spool, "spools": self.num_spools, "skipped": dict(self.skipped), "replaced": self.replaced,
                 "smallest": str(self.smallest), "largest": str(self.largest)}
 
     def restore(self, state: dict) -> None:
         self.cursor, self.position = Cursor(*state["cursor"]), state["position"]
         self.train.restore(state["train"])
         self.val.restore(state["val"])
+        self.num_spools = state["spools"]
         if state["spool"] is not None:
             size, self.spool_text_bytes, self.spool_is_replaced = state["spool"]
-            self.spool = reopen(os.path.join(self.folder, SPOOL), size)
+            self.spool = reopen(self._spool_path(), size)
         self.skipped, self.replaced = Counter(state["skipped"]), state["replaced"]
         self.smallest, self.largest = int(state["smallest"]), int(state["largest"])
-        for name in os.listdir(self.folder):  # written after that state
-            is_later = name.endswith(".bin") and name not in self.train.split.shards + self.val.split.shards
-            if is_later or (name == SPOOL and self.spool is None):
-                os.remove(os.path.join(self.folder, name))
+        self.remove_old()
 
 
 # ---- Unfinished work ----
@@ -311,6 +319,7 @@ class Work:
         self.command: dict = {}
         self.state: Optional[dict] = None
         self.last_commit = time.monotonic()
+        self.num_spools = 0  # of output's, that are removed
         self._read()
 
     def _read(self) -> None:
@@ -346,6 +355,9 @@ class Work:
         output.sync()
         self.state = output.state()
         self._append(self.state)
+        if output.num_spools > self.num_spools:
+            output.remove_old()
+            self.num_spools = output.num_spools - (output.spool is not None)
         self.last_commit = time.monotonic()
 
     def _append(self, line: object) -> None:
@@ -378,7 +390,7 @@ class Work:
 
 
 def is_prepared(item: "os.DirEntry[str]") -> bool:
-    known = item.name in ("meta.json", "tokenizer.json", JOURNAL, SPOOL) or item.name.endswith(SUFFIXES)
+    known = item.name in ("meta.json", "tokenizer.json", JOURNAL) or item.name.endswith(SUFFIXES)
     return known and not item.is_dir(follow_symlinks=False)
 
 

@@ -5,6 +5,7 @@ import array
 import functools
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -17,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare.py"
 EOT = 256
 
-# Runs the command in small units, each of which is committed, and at unit number N sends itself a signal. What is
-# patched is inherited by the worker processes.
+# Runs the command in small units, each of which is committed, and does something after unit number `at` is written and
+# before it is committed. What is patched is inherited by the worker processes.
 DRIVER = """
 import os, sys
 sys.path.insert(0, {scripts!r})
@@ -27,13 +28,14 @@ import prepare, prepare_read, prepare_tokenize, prepare_write
 prepare_read.UNIT_BYTES, prepare_read.FILE_COST = {unit}, 1
 prepare_tokenize.SLICE_BYTES = {unit} // 2
 prepare_write.COMMIT_SECONDS = 0
+os.fsync = lambda number: None  # for power failures, which are not tested
 add, units = prepare_write.Output.add, 0
 def counted(self, *arguments):
     global units
     units += 1
     add(self, *arguments)
     if units == {at}:
-        os.kill(os.getpid(), {signal})
+        {action}
 prepare_write.Output.add = counted
 code = prepare.main()
 print("units:", units, file=sys.stderr)
@@ -125,12 +127,16 @@ class PrepareTest(unittest.TestCase):
         self.assert_no_leftovers()
         return result
 
-    def in_units(self, *args: object, out: Optional[Path] = None, unit: int = 64, at: int = 0, signum: int = 0,
+    def in_units(self, *args: object, out: Optional[Path] = None, unit: int = 64, at: int = 0, action: object = 0,
                  python: str = sys.executable) -> subprocess.CompletedProcess:
-        """The command by DRIVER: in units of `unit` bytes, with the signal signum after unit number `at`."""
-        code = DRIVER.format(scripts=str(SCRIPT.parent), unit=unit, at=at, signal=int(signum))
+        """The command by DRIVER, in units of `unit` bytes. action: a signal that it gets, or a line of Python."""
+        if isinstance(action, int):
+            action = f"os.kill(os.getpid(), {int(action)})"
+        code = DRIVER.format(scripts=str(SCRIPT.parent), unit=unit, at=at, action=action)
         command = [python, "-c", code, "--input", str(self.text), "--output", str(out or self.out), *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        # Whoever runs this test may have SIGINT ignored, which a child would inherit.
+        return subprocess.run(command, capture_output=True, text=True, timeout=60,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
     def assert_no_leftovers(self) -> None:
         self.assertEqual([p for p in self.root.rglob("*") if ".partial" in p.name or ".old-" in p.name], [])
