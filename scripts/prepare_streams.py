@@ -88,7 +88,8 @@ class Stream:
             try:
                 part = self.reader.read(min(size, SKIP_BYTES))
             except self.errors as error:
-                raise PrepareError(f"{self.file.path} is no whole {self.file.compression} file ({error}), "
+                what = str(error).replace("zstd decompressor error: ", "")
+                raise PrepareError(f"{self.file.path} is no whole {self.file.compression} file ({what}), "
                                    "copy it again or leave it out with --exclude") from error
             except OSError as error:
                 raise PrepareError(f"cannot read {self.file.path}: {error.strerror or error}, "

@@ -31,8 +31,8 @@ WINDOWS = (1 << 12, 1 << 16, 1 << 32)  # bytes before a limit in which the last 
 #    '/'), and the look-ahead gives the same: before y, `\s+(?!\S)` fails and `\s+` takes the LF; at the end, the first
 #    takes it. With white space before the LF (CRLF too) the two would differ, since `\s+(?!\S)` leaves one behind.
 #
-# NFC composes nothing with a space, a tab, CR or LF, and decoding with replacement characters ends at ASCII. Rule 3
-# does not hold with add_prefix_space, which puts a space before a text that begins with none.
+# NFC composes nothing with a space, a tab, CR or LF, and decoding with replacement characters ends at ASCII. With
+# add_prefix_space, which puts a space before a text that begins with none, y can be nothing but a space.
 #
 # The bytes of x and y in UTF-8: no white space begins with C3 to DF, E0 or E4 to ED; with E3 it is U+3000 alone.
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -52,7 +52,7 @@ _AFTER_LINE = (rb"(?:(?<=[!-~]\n)|(?<=[\xc3-\xdf][\x80-\xbf]\n)|(?<=[\xe4-\xed][
                rb"(?<=\xe3[\x81-\xbf][\x80-\xbf]\n)|(?<=\xe3\x80[\x81-\xbf]\n))"
                rb"(?=[0-9A-Za-z\xc3-\xdf\xe0\xe4-\xed]|\xe3[\x81-\xbf])")
 CUT = re.compile(_BEFORE_SPACE + b"|" + _AFTER_LINE)
-CUT_WITH_PREFIX_SPACE = re.compile(_BEFORE_SPACE)
+CUT_WITH_PREFIX_SPACE = re.compile(rb"(?<=[!-~])(?= )")
 
 
 def places_to_cut(tokenizer: dict) -> Optional["re.Pattern[bytes]"]:

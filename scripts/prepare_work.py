@@ -66,7 +66,8 @@ class Worker:
                     texts.append(text)
                 else:
                     result.skipped["empty"] += 1
-        tokens, result.replaced = self.tokenizer.encode(texts, self.mask_field is not None)
+        tokens, replaced = self.tokenizer.encode(texts, self.mask_field is not None)
+        result.replaced += replaced
         sides: dict[bool, list] = {False: [], True: []}
         for text, found in zip(texts, tokens):
             if not found.ids:  # a normalizer may leave nothing

@@ -29,6 +29,7 @@ prepare_read.UNIT_BYTES, prepare_read.FILE_COST = {unit}, 1
 prepare_tokenize.SLICE_BYTES = {unit} // 2
 prepare_write.COMMIT_SECONDS = 0
 os.fsync = lambda number: None  # for power failures, which are not tested
+{before}
 add, units = prepare_write.Output.add, 0
 def counted(self, *arguments):
     global units
@@ -128,11 +129,11 @@ class PrepareTest(unittest.TestCase):
         return result
 
     def in_units(self, *args: object, out: Optional[Path] = None, unit: int = 64, at: int = 0, action: object = 0,
-                 python: str = sys.executable) -> subprocess.CompletedProcess:
-        """The command by DRIVER, in units of `unit` bytes. action: a signal that it gets, or a line of Python."""
+                 before: str = "", python: str = sys.executable) -> subprocess.CompletedProcess:
+        """The command by DRIVER, in units of `unit` bytes. action: a signal that it gets, or a line of Python; before: one for the beginning."""
         if isinstance(action, int):
             action = f"os.kill(os.getpid(), {int(action)})"
-        code = DRIVER.format(scripts=str(SCRIPT.parent), unit=unit, at=at, action=action)
+        code = DRIVER.format(scripts=str(SCRIPT.parent), unit=unit, at=at, action=action, before=before)
         command = [python, "-c", code, "--input", str(self.text), "--output", str(out or self.out), *map(str, args)]
         # Whoever runs this test may have SIGINT ignored, which a child would inherit.
         return subprocess.run(command, capture_output=True, text=True, timeout=60,
