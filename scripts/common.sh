@@ -48,9 +48,10 @@ missing_packages() {
     [ "${1:-}" != tests ] || have_file include/gtest/gtest.h || echo libgtest-dev
 }
 
-# For .venv, which holds matplotlib; not worth stopping for.
+# For .venv, which holds matplotlib and, with "tests", the packages of prepare.py; not worth stopping for.
 missing_extras() {
-    have_matplotlib || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    { have_matplotlib && { [ "${1:-}" != tests ] || have_data_packages; }; } ||
+        python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
 # apt_get OPTIONS: as root or through sudo, or returns 1 where neither can be had without a question.
@@ -67,7 +68,7 @@ apt_get() {
 install_missing() {
     local packages extras
     packages=$(missing_packages "$@" | tr '\n' ' ')
-    extras=$(missing_extras | tr '\n' ' ')
+    extras=$(missing_extras "$@" | tr '\n' ' ')
     if [ -z "$packages" ]; then
         echo "Every package that the build needs is here."
         if [ -n "$extras" ] && can_install; then
@@ -91,6 +92,20 @@ make_venv() {
     # No builds from source: a picture is not worth a compiler's hour. Few retries: without network it ends soon.
     .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 \
         matplotlib
+}
+
+# What prepare.py needs for more than bytes of text; neither it nor the tests of the rest do.
+have_data_packages() {
+    python3 -c 'import tokenizers, pyarrow, zstandard' 2>/dev/null ||
+        .venv/bin/python -c 'import tokenizers, pyarrow, zstandard' 2>/dev/null
+}
+
+# Puts them into .venv unless this Python has them; returns 1 where that fails.
+install_data_packages() {
+    have_data_packages && return 0
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv .venv || return 1
+    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 \
+        tokenizers pyarrow zstandard
 }
 
 # ---- The GPU ----

@@ -23,7 +23,7 @@ MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when so
 COPY_BYTES = 1 << 20
 COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
 JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
-SUFFIXES = (".bin", ".mask", ".idx", ".docs", SPOOL_SUFFIX)
+SUFFIXES = (".bin", ".mask", ".index", ".idx", ".docs", SPOOL_SUFFIX)  # .index: ./train's, of documents
 
 
 def header(width: int, tokens: int) -> bytes:
@@ -271,7 +271,8 @@ class Output:
         if self.spool is not None:
             spool = [self.spool.tell(), self.spool_text_bytes, self.spool_is_replaced]
         return {"cursor": list(self.cursor), "position": self.position, "train": self.train.state(),
-                "val": self.val.state(), "spool": spool, "spools": self.num_spools, "skipped": dict(self.skipped), "replaced": self.replaced,
+                "val": self.val.state(), "spool": spool, "spools": self.num_spools,
+                "skipped": dict(self.skipped), "replaced": self.replaced,
                 "smallest": str(self.smallest), "largest": str(self.largest)}
 
     def restore(self, state: dict) -> None:

@@ -130,7 +130,8 @@ class PrepareTest(unittest.TestCase):
 
     def in_units(self, *args: object, out: Optional[Path] = None, unit: int = 64, at: int = 0, action: object = 0,
                  before: str = "", python: str = sys.executable) -> subprocess.CompletedProcess:
-        """The command by DRIVER, in units of `unit` bytes. action: a signal that it gets, or a line of Python; before: one for the beginning."""
+        """The command by DRIVER, in units of `unit` bytes. action: a signal that it gets, or a line of Python; before:
+        a line for its beginning."""
         if isinstance(action, int):
             action = f"os.kill(os.getpid(), {int(action)})"
         code = DRIVER.format(scripts=str(SCRIPT.parent), unit=unit, at=at, action=action, before=before)

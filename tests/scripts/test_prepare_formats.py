@@ -1,4 +1,5 @@
-"""What prepare.py reads: JSONL, parquet, gz and zst, text cut by a separator; masks; and what it refuses, in which words.
+"""What prepare.py reads: JSONL, parquet, gz and zst, text cut by a separator; masks; and what it refuses, with which
+words.
 
 """
 from __future__ import annotations
@@ -38,7 +39,8 @@ def zstd(content: bytes) -> bytes:
 
 def write_parquet(path: Path, columns: dict, types: Optional[dict] = None, rows_per_group: int = 100) -> None:
     given = {"columns": columns, "types": types or {}, "rows_per_group": rows_per_group}
-    subprocess.run([python_with("pyarrow"), "-c", MAKE_PARQUET, str(path)], input=json.dumps(given), text=True, check=True)
+    subprocess.run([python_with("pyarrow"), "-c", MAKE_PARQUET, str(path)], input=json.dumps(given), text=True,
+                   check=True)
 
 
 class Formats(PrepareTest):
@@ -47,9 +49,10 @@ class Formats(PrepareTest):
         self.succeed("--val-fraction", 0, "--overwrite", *arguments, **options)
         found = documents(self.out, "train")
         for unit in (7, 64):
-            result = self.in_units("--val-fraction", 0, "--overwrite", *arguments, out=self.root / f"units{unit}", unit=unit, **options)
+            out = self.root / f"units{unit}"
+            result = self.in_units("--val-fraction", 0, "--overwrite", *arguments, out=out, unit=unit, **options)
             self.assertEqual(result.returncode, 0, result.stderr)
-            self.assertEqual(documents(self.root / f"units{unit}", "train"), found)
+            self.assertEqual(documents(out, "train"), found)
         return found
 
     def test_jsonl(self) -> None:
@@ -102,7 +105,8 @@ class Formats(PrepareTest):
     def test_separators_as_bytes_split_them(self) -> None:
         """Against bytes.split over the whole file, also where separators overlap themselves and the units' ends."""
         chance = random.Random(1)
-        for text, separator in (("\\n\\n", b"\n\n"), ("<|endoftext|>", b"<|endoftext|>"), ("aa", b"aa"), ("\\t", b"\t")):
+        for text, separator in (("\\n\\n", b"\n\n"), ("<|endoftext|>", b"<|endoftext|>"), ("aa", b"aa"),
+                                ("\\t", b"\t")):
             with self.subTest(separator=text):
                 parts = [separator, separator[:1], separator[:-1], b"a", b"b c\n", b"word " * 9]
                 content = b"".join(chance.choice(parts) for _ in range(400))
@@ -115,7 +119,8 @@ class Formats(PrepareTest):
         self.assertEqual(self.read("--split-on", r"\\n"), [b"one", b"two\nthree"])
 
     def test_binary_documents_between_separators(self) -> None:
-        self.write("a.txt", b"one%%" + b"two" * 50 + b"\0" + b"%%three%%" + b"x" * 300 + b"\0" + b"y" * 300 + b"%%four%%")
+        self.write("a.txt", b"one%%" + b"two" * 50 + b"\0" + b"%%three%%" + b"x" * 300 + b"\0" +
+                   b"y" * 300 + b"%%four%%")
         self.assertEqual(self.read("--split-on", "%%"), [b"one", b"three", b"four"])
         result = self.in_units("--split-on", "%%", "--val-fraction", 0, "--overwrite")
         self.assertIn("2 binary", result.stdout)
@@ -135,7 +140,8 @@ class Formats(PrepareTest):
             {"text": "ab", "skip": None}, {"text": "cd", "skip": []}, {"text": "", "skip": []}))
         self.succeed("--val-fraction", 0, "--mask-field", "skip", "--shard-tokens", 20)
         self.assertIs(self.meta()["mask"], True)
-        self.assertEqual(self.masks(), [0] * 9 + [1] * 6 + [1] + [1, 1, 0, 0, 1, 1, 1] + [0, 1, 0, 0] + [0] * 7 + [1] * 6)
+        self.assertEqual(self.masks(), [0] * 9 + [1] * 6 + [1] + [1, 1, 0, 0, 1, 1, 1] + [0, 1, 0, 0] + [0] * 7 +
+                         [1] * 6)
         self.assertEqual([path.stat().st_size for path in sorted(self.out.glob("*.mask"))],
                          [(path.stat().st_size - 1024) // 2 for path in sorted(self.out.glob("*.bin"))])
 
@@ -178,7 +184,8 @@ REFUSED = [
     ("a.txt", b"text", ["--tokenizer", "train:256"], ["train:256", "257"]),
     ("a.txt", b"text", ["--tokenizer", "train:8k"], ["train:8k", "train:8192"]),
     ("a.txt", b"text", ["--processes", "0"], ["--processes", "between 1"]),
-    ("a.txt", b"one document" * 9, [], ["single distinct document", "validation split", "--split-on", "--val-fraction 0"]),
+    ("a.txt", b"one document" * 9, [],
+     ["single distinct document", "validation split", "--split-on", "--val-fraction 0"]),
     ("a.jsonl", b"\n \n", [], ["no documents"]),
     ("a.gz", gzip.compress(b"text " * 999)[:-9], [], ["a.gz is no whole gz file", "--exclude"]),
     ("a.gz", b"text", [], ["a.gz is no whole gz file"]),

@@ -28,7 +28,8 @@ class Base(PrepareTest):
             self.write(f"a{i:02d}.txt", b"a small file, number %d" % i)
         self.write("giant.txt", b"".join(b"line %d of one document\n" % i for i in range(40)))  # 15 segments
         self.write("hidden.txt", b"binary only at its end " * 12 + b"\0" + b"x" * 300)
-        records = [json.dumps({"text": "text %d " % i * (i % 9), "skip": [[0, i % 5]] if i % 9 else None}).encode() for i in range(60)]
+        records = [json.dumps({"text": "text %d " % i * (i % 9), "skip": [[0, i % 5]] if i % 9 else None}).encode()
+                   for i in range(60)]
         self.write("records.jsonl", b"\n".join(records))
         self.write("records.jsonl.gz", gzip.compress(b"\n".join(records[::-1])))
 
@@ -48,7 +49,7 @@ class Base(PrepareTest):
         self.assertEqual(stopped.returncode, codes[signum], stopped.stderr)
         self.assertFalse(self.out.exists())
         if signum != signal.SIGKILL:
-            self.assertRegex(stopped.stderr, "prepare: error: stopped by SIG[A-Z]+, run the same command again to go on")
+            self.assertRegex(stopped.stderr, "error: stopped by SIG[A-Z]+, run the same command again to go on")
         gone_on = self.in_units(*arguments, "--processes", 2, **options)
         self.assertEqual(gone_on.returncode, 0, gone_on.stderr)
         self.assertIn("going on where a stopped run left off", gone_on.stderr)

@@ -19,7 +19,7 @@ import json, random, sys
 sys.path.insert(0, sys.argv[1])
 import prepare_tokenize
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-# What matters to the patterns: letters with and without case, marks, digits, punctuation, and every kind of white space.
+# What matters to the patterns: letters with and without case, marks, digits, punctuation, all kinds of white space.
 CHARACTERS = list("aZs'1/.-  \\t\\n\\n\\r\\x0b\\x1c\\u00a0\\u0085\\u2028\\u3000\\u200b\\ufeff\\u3002中かПé\\u0301д٣𝟘😀")
 def text(chance, length):
     return "".join(chance.choice(CHARACTERS) for _ in range(length))
@@ -73,7 +73,8 @@ for name, normalizer, splitter in splitters():
     tokenizer.train_from_iterator([document.decode("utf-8", "replace") for document in documents], trainer)
     tokenizer.save(f"{folder}/{name}.json")
     tokenizer.encode_special_tokens = True
-    ids = [tokenizer.encode(document.decode("utf-8", "replace"), add_special_tokens=False).ids for document in documents]
+    ids = [tokenizer.encode(document.decode("utf-8", "replace"), add_special_tokens=False).ids
+           for document in documents]
     json.dump(ids, open(f"{folder}/{name}.ids", "w"))
 """
 
@@ -297,8 +298,8 @@ class Training(TokenizersTest):
     def test_every_text_comes_back(self) -> None:
         self.succeed("--tokenizer", "train:300", "--val-fraction", 0, "--include", "a.txt", python=self.python)
         document, = token_documents(self.out, "train", 0)
-        code = "import sys; from tokenizers import Tokenizer; sys.stdout.buffer.write(Tokenizer.from_file(sys.argv[2])" \
-               ".decode(list(map(int, sys.argv[3:])), skip_special_tokens=False).encode())"
+        code = ("import sys; from tokenizers import Tokenizer; sys.stdout.buffer.write(Tokenizer.from_file(sys.argv[2])"
+                ".decode(list(map(int, sys.argv[3:])), skip_special_tokens=False).encode())")
         text = self.code(code, self.out / "tokenizer.json", *document)
         self.assertEqual(text, (self.text / "a.txt").read_bytes().decode("utf-8", "replace").encode())
 
@@ -319,7 +320,8 @@ sys.stdout.buffer.write("".join(sample).encode())"""
             self.assertTrue(low < len(sample) < high, len(sample))
             self.assertIn(b"number9", sample)
             self.assertIn(b"record 81 ", self.code(code, self.text, 1000, 100_000))
-        records = [line for line in self.code(code, self.text, 1000, 8000).split(b"record ") if b"of the corpus" in line]
+        lines = self.code(code, self.text, 1000, 8000).split(b"record ")
+        records = [line for line in lines if b"of the corpus" in line]
         numbers = [int(line.split()[0]) for line in records]
         self.assertTrue(min(numbers) == 0 and max(numbers) > 40_000, numbers)
 
