@@ -21,8 +21,10 @@ have_file() { # is one of these below /usr or /usr/local?
     return 1
 }
 have_header() { [ -n "$(find /usr/include /usr/local/include -name "$1" -print -quit 2>/dev/null)" ]; }
-have_python() { # have_python PACKAGE: in this Python or in .venv
-    python3 -c "import $1" 2>/dev/null || .venv/bin/python -c "import $1" 2>/dev/null
+have_python() { # have_python PACKAGE...: in this Python or in .venv
+    local imports
+    imports=$(IFS=,; echo "$*")
+    python3 -c "import $imports" 2>/dev/null || .venv/bin/python -c "import $imports" 2>/dev/null
 }
 have_matplotlib() { have_python matplotlib; }
 
@@ -51,9 +53,10 @@ missing_packages() {
     [ "${1:-}" != tests ] || have_file include/gtest/gtest.h || echo libgtest-dev
 }
 
-# For .venv, which holds matplotlib; not worth stopping for.
+# For .venv, which holds matplotlib and, with "tests", the packages of prepare.py; not worth stopping for.
 missing_extras() {
-    have_matplotlib || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    { have_matplotlib && { [ "${1:-}" != tests ] || have_python $data_packages; }; } ||
+        python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
 # apt_get OPTIONS: as root or through sudo, or returns 1 where neither can be had without a question.
@@ -70,7 +73,7 @@ apt_get() {
 install_missing() {
     local packages extras
     packages=$(missing_packages "$@" | tr '\n' ' ')
-    extras=$(missing_extras | tr '\n' ' ')
+    extras=$(missing_extras "$@" | tr '\n' ' ')
     if [ -z "$packages" ]; then
         echo "Every package that the build needs is here."
         if [ -n "$extras" ] && can_install; then
@@ -87,15 +90,16 @@ install_missing() {
         die "apt-get could not install them: mend what it says above (is there a network?), then run this again"
 }
 
-# make_venv [PACKAGE]: puts it (matplotlib) into .venv unless this Python has it; returns 1 where that fails.
+# make_venv [PACKAGE...]: puts them (matplotlib) into .venv unless this Python has them; returns 1 where that fails.
 make_venv() {
-    local package=${1:-matplotlib}
-    have_python "$package" && return 0
+    [ $# -gt 0 ] || set -- matplotlib
+    have_python "$@" && return 0
     .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1
     # No builds from source: a picture or a test is not worth a compiler's hour. Few retries: without network it ends soon.
-    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 \
-        "$package"
+    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 "$@"
 }
+# What prepare.py needs for more than bytes of text; neither it nor the tests of the rest do.
+data_packages="tokenizers pyarrow zstandard"
 
 # ---- The GPU ----
 

@@ -1,527 +1,67 @@
 #!/usr/bin/env python3
-"""Turn text on disk into token shards that Ingot trains on.
+"""Turn text into token shards that Ingot trains on.
 
-Every file becomes one document: its bytes, then one end-of-text token. The documents are split into train and val
-by their content and written as .bin shards (256 int32 of header, then uint16 tokens) with a meta.json beside them.
-Needs Python 3.9 or later and nothing else.
+Documents come from text files (a file is one, or --split-on cuts it), from lines of JSONL and from rows of parquet.
+Each becomes its tokens and one end-of-text token. They are split into train and val by their content and written as
+.bin shards in llm.c's format, with a meta.json beside them. Needs Python 3.9 or later; a tokenizer.json, parquet
+and .zst need the packages tokenizers, pyarrow and zstandard, which may be in .venv.
+
+From the command line to the shards: prepare_files.py finds the files, prepare_read.py cuts them into units of work,
+prepare_work.py has processes turn them into tokens by prepare_tokenize.py, prepare_write.py writes them in order.
 """
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import hashlib
 import json
 import os
-import shutil
-import signal
-import stat
-import struct
+import re
 import sys
-import sysconfig
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import BinaryIO, Callable, Iterator, NoReturn, TextIO
+from typing import NoReturn, Optional
 
-MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
-MAX_TOKENS = 2**31 - 1  # the header counts tokens in an int32
-MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
-EOT, VOCAB_SIZE = 256, 257  # bytes are 0..255, end-of-text comes after them
-EOT_BYTES = struct.pack("<H", EOT)
-CHUNK = 1 << 20
-MB = 1e6
-MACHINE_TEXT_MIN_BYTES = 1_000_000
-SYSTEM_HEADERS = "/usr/include"
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+# flake8: noqa: E402
+from prepare_common import MAX_TOKENS, MB, Interrupted, PrepareError, Progress, Stop, require_packages, tell
+from prepare_files import FORMATS, Filter, Listing, list_files, machine_text
+from prepare_read import Reader
+from prepare_tokenize import BytesTokenizer, JsonTokenizer
+from prepare_train import MIN_VOCABULARY, Sample, train_in_child
+from prepare_work import Pool, Worker
+from prepare_write import Output, Work, check_output, meta_json, write_file
+
+VERSION = 1  # of the results: unfinished work of another version is not gone on with
+DEFAULT_FIELD = "text"
+DEFAULT_TRAIN_MB = 200
+MAX_PROCESSES = 256
+ESCAPES = {"\\n": "\n", "\\r": "\r", "\\t": "\t", "\\\\": "\\"}
 
 EXAMPLES = """\
 examples:
   # the Python files and notes of two folders, one file in twenty kept for validation
   python3 scripts/prepare.py --input ~/src ~/notes --include '*.py' '*.md' --output data/mine
 
+  # a large text file whose documents are set apart by a line, with GPT-2's tokenizer
+  python3 scripts/prepare.py --input stories.txt --split-on '\\n<|endoftext|>\\n' \\
+      --tokenizer gpt2/tokenizer.json --output data/stories
+
+  # JSONL, with a tokenizer of 8,192 tokens trained on it
+  python3 scripts/prepare.py --input corpus/*.jsonl.zst --tokenizer train:8192 --output data/corpus
+
   # no data at hand: the text that comes with every machine, enough for a first run
   python3 scripts/prepare.py --machine-text --output data/tiny
 
+What a file is follows from its name: .jsonl, .ndjson, .json.gz and .json.zst hold a JSON object a line, .parquet rows,
+everything else text; .gz and .zst are unpacked. --format says otherwise.
+
 A pattern is compared with the file name and with the path below the input folder; '*' also matches '/'. --exclude
 takes whole folders too. Hidden folders and __pycache__ are never entered; links are followed, each file is taken once.
-Empty files, files that contain a NUL byte (binary) and unreadable files are skipped and counted.
+Empty documents, text that contains a NUL byte (binary) and unreadable files are skipped and counted.
+
+Stopped by Ctrl-C, a kill or a full disk, the same command goes on where it was, and ends with the same bytes as if
+nothing had happened. Neither that nor the number of processes changes the output.
 """
-
-
-class PrepareError(Exception):
-    """Ends the run with one line on stderr; code 2: usage or input, code 1: a fault of the machine."""
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Interrupted(Exception):
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class Stop:
-    """Remembers a stop signal until the work asks for it.
-
-    An exception raised by a signal handler could land anywhere, also between making a folder and noting that it has
-    to be removed. Asking at safe points leaves no such gap, and a second Ctrl-C cannot break the cleaning up.
-    """
-
-    def __init__(self) -> None:
-        self.signum = 0
-
-    def install(self) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup and background jobs ignore some on purpose
-                signal.signal(signum, self._remember)
-
-    def _remember(self, signum: int, _frame: object) -> None:
-        self.signum = self.signum or signum
-
-    def check(self) -> None:
-        if self.signum:
-            raise Interrupted(self.signum)
-
-
-def tell(stream: TextIO, text: str) -> None:
-    """Writes a message; one that nobody reads any more (a closed pipe) must not end a run that goes well."""
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-class Progress:
-    """A bar on a terminal, a plain line every five seconds anywhere else; all of it on stderr."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self.total = total_bytes
-        self.done = 0
-        self.terminal = sys.stderr.isatty()
-        self.interval = 0.1 if self.terminal else 5.0
-        self.start = self.last = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.last >= self.interval:
-            self.last = now
-            self._show(now)
-
-    def _show(self, now: float) -> None:
-        speed = self.done / MB / max(now - self.start, 1e-9)
-        text = f"{self.done / MB:.1f} of {self.total / MB:.1f} MB, {speed:.1f} MB/s"
-        if self.done > 0:
-            left = round(max(0, self.total - self.done) / MB / max(speed, 1e-9))
-            text += f", {left // 60}m{left % 60:02}s left"
-        if self.terminal:
-            filled = int(30 * min(1.0, self.done / max(self.total, 1)))
-            tell(sys.stderr, f"\r[{'#' * filled}{'.' * (30 - filled)}] {text}\033[K")
-        else:
-            tell(sys.stderr, f"prepare: {text}\n")
-
-    def finish(self) -> None:
-        if self.terminal:
-            tell(sys.stderr, "\r\033[K")
-
-
-# ---- finding the files ------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Filter:
-    include: list[str]
-    exclude: list[str]
-
-    def excludes(self, name: str, relative: str) -> bool:
-        return _matches(name, relative, self.exclude)
-
-    def takes(self, name: str, relative: str) -> bool:
-        included = not self.include or _matches(name, relative, self.include)
-        return included and not self.excludes(name, relative)
-
-
-def _matches(name: str, relative: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(relative, p) for p in patterns)
-
-
-@dataclass
-class Listing:
-    files: list[tuple[str, int]] = field(default_factory=list)  # path, size
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, size in self.files)
-
-
-@dataclass
-class Entry:
-    path: str
-    relative: str  # below the input folder; empty for the input itself
-    real: str
-
-
-def list_files(inputs: list[str], chosen: Filter, output: str, stop: Stop) -> Listing:
-    listing = Listing()
-    seen_files: set[str] = set()
-    for root in inputs:
-        for entry, size in walk(root, chosen, output, listing.skipped, stop):
-            if entry.real in seen_files:
-                listing.skipped["already taken"] += 1
-                continue
-            seen_files.add(entry.real)
-            listing.files.append((entry.path, size))
-    return listing
-
-
-def walk(root: str, chosen: Filter, output: str, skipped: Counter[str], stop: Stop) -> Iterator[tuple[Entry, int]]:
-    """Yields the chosen files below root, depth first and sorted by name, so that equal inputs give equal output."""
-    entered: set[str] = set()  # real paths: a link back to a parent folder ends here instead of going round
-    stack = [Entry(root, "", os.path.realpath(root))]
-    while stack:
-        stop.check()
-        entry = stack.pop()
-        name = os.path.basename(entry.path)
-        relative = entry.relative or name
-        try:
-            info = os.stat(entry.path)
-        except OSError as error:
-            if chosen.takes(name, relative):
-                warn_unreadable(entry.path, error)
-                skipped["unreadable"] += 1
-            continue
-        if stat.S_ISDIR(info.st_mode):
-            if entry.real not in entered and enters(entry, name, chosen, output):
-                entered.add(entry.real)
-                stack.extend(reversed(children(entry, skipped)))
-        elif not chosen.takes(name, relative):
-            skipped["left out by pattern"] += 1
-        elif not stat.S_ISREG(info.st_mode):
-            skipped["not a regular file"] += 1  # opening a FIFO would wait for a writer forever
-        else:
-            yield entry, info.st_size
-
-
-def enters(folder: Entry, name: str, chosen: Filter, output: str) -> bool:
-    if folder.real == output or folder.real.startswith((output + ".tmp-", output + ".old-")):
-        return False  # never read what this program writes
-    if not folder.relative:
-        return True  # named on the command line
-    return not (name.startswith(".") or name == "__pycache__" or chosen.excludes(name, folder.relative))
-
-
-def children(folder: Entry, skipped: Counter[str]) -> list[Entry]:
-    try:
-        with os.scandir(folder.path) as scan:
-            found = sorted(scan, key=lambda item: os.fsencode(item.name))
-    except OSError as error:
-        warn_unreadable(folder.path, error)
-        skipped["unreadable"] += 1
-        return []
-    entries = []
-    for item in found:
-        # Only a link needs a full realpath (a system call per path component); the rest inherit the folder's.
-        real = os.path.realpath(item.path) if item.is_symlink() else os.path.join(folder.real, item.name)
-        relative = os.path.join(folder.relative, item.name)
-        entries.append(Entry(item.path, relative, real))
-    return entries
-
-
-def warn_unreadable(path: str, error: OSError) -> None:
-    tell(sys.stderr, f"prepare: skipped {path}: {error.strerror or error}\n")
-
-
-def machine_text(exclude: list[str], output: str, stop: Stop) -> Listing:
-    stdlib = sysconfig.get_path("stdlib") or ""
-    version = "%d.%d.%d" % sys.version_info[:3]
-    without = ["site-packages", "dist-packages", "__pycache__"]
-    sources = [
-        (f"the standard library of Python {version}", stdlib, Filter(["*.py"], without + exclude)),
-        ("the system headers", SYSTEM_HEADERS, Filter(["*.h", "*.hpp"], exclude)),
-    ]
-    for index, (title, folder, chosen) in enumerate(sources):
-        if not os.path.isdir(folder):
-            continue
-        listing = list_files([folder], chosen, output, stop)
-        needed = MACHINE_TEXT_MIN_BYTES if index == 0 else 1
-        if listing.bytes >= needed:
-            size = f"{len(listing.files)} files, {listing.bytes / MB:.1f} MB"
-            tell(sys.stdout, f"machine text: {title}, {folder}: {size}\n")
-            return listing
-    raise PrepareError(f"this machine has neither Python sources (looked in {stdlib or 'no folder'}) nor headers "
-                       f"(looked in {SYSTEM_HEADERS}), name files or folders of your own with --input")
-
-
-# ---- reading and writing ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Split:
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    shards: list[str] = field(default_factory=list)
-
-
-class ShardWriter:
-    """Writes the documents of one split, and starts a new shard where a document ends."""
-
-    def __init__(self, folder: str, name: str, shard_tokens: int, stop: Stop) -> None:
-        self.folder, self.name, self.shard_tokens, self.stop = folder, name, shard_tokens, stop
-        self.split = Split()
-        self.file: BinaryIO | None = None
-        self.tokens = 0  # in the open shard
-
-    def add(self, document: bytearray) -> None:
-        count = len(document) + 1
-        if self.tokens + count > MAX_TOKENS:
-            self.close()
-        if self.file is None:
-            self._open()
-        self._write_tokens(document)
-        self.tokens += count
-        self.split.documents += 1
-        self.split.tokens += count
-        self.split.bytes += len(document)
-        if self.tokens >= self.shard_tokens:
-            self.close()
-
-    def _open(self) -> None:
-        if len(self.split.shards) >= MAX_SHARDS:
-            raise PrepareError(f"more than {MAX_SHARDS} {self.name} shards, raise --shard-tokens "
-                               f"(now {self.shard_tokens})")
-        name = f"{self.name}-{len(self.split.shards):05d}.bin"
-        self.file = open(os.path.join(self.folder, name), "wb", buffering=CHUNK)
-        self.split.shards.append(name)
-        self.file.write(header(0))  # the count is known when the shard is closed
-
-    def _write_tokens(self, document: bytearray) -> None:
-        assert self.file is not None
-        with memoryview(document) as view:
-            for start in range(0, len(view), CHUNK):
-                self.stop.check()
-                # Latin-1 maps byte b to character b, and UTF-16 writes that character as the uint16 b.
-                self.file.write(str(view[start:start + CHUNK], "latin-1").encode("utf-16-le"))
-        self.file.write(EOT_BYTES)
-
-    def close(self) -> None:
-        if self.file is None:
-            return
-        with self.file as file:
-            file.seek(0)
-            file.write(header(self.tokens))
-            file.flush()
-            os.fsync(file.fileno())  # some disks report that they are full only now
-        self.file = None
-        self.tokens = 0
-
-    def abandon(self) -> None:
-        """Lets go of an unfinished shard; what is still in its buffer may no longer fit on the disk."""
-        if self.file is not None:
-            try:
-                self.file.close()
-            except OSError:
-                pass
-            self.file = None
-
-
-def header(tokens: int) -> bytes:
-    return struct.pack(f"<{HEADER_INTS}i", MAGIC, VERSION, tokens, *[0] * (HEADER_INTS - 3))
-
-
-def read_document(path: str, progress: Callable[[int], None], stop: Stop) -> bytearray | None:
-    """The bytes of a file, or None if it holds a NUL byte. Reading stops at the first one."""
-    document = bytearray()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            stop.check()
-            progress(len(chunk))
-            if b"\0" in chunk:
-                return None
-            if len(document) + len(chunk) + 1 > MAX_TOKENS:
-                raise PrepareError(f"{path} holds more than {MAX_TOKENS - 1} bytes, which no shard can hold, "
-                                   "split the file or leave it out with --exclude")
-            document += chunk
-    return document
-
-
-@dataclass
-class Packed:
-    """What one pass over the files wrote."""
-    train: Split
-    val: Split
-    skipped: Counter[str]
-    smallest: int  # the extremes of the content hashes; equal if there are fewer than two distinct documents
-    largest: int
-
-
-class Packer:
-    def __init__(self, listing: Listing, folder: str, shard_tokens: int, stop: Stop) -> None:
-        self.listing, self.folder, self.shard_tokens, self.stop = listing, folder, shard_tokens, stop
-        self.warned: set[str] = set()
-
-    def pack(self, val_below: int) -> Packed:
-        """Writes all shards; a document whose content hash is below val_below goes to val."""
-        train = ShardWriter(self.folder, "train", self.shard_tokens, self.stop)
-        val = ShardWriter(self.folder, "val", self.shard_tokens, self.stop)
-        packed = Packed(train.split, val.split, Counter(), 2**256, -1)
-        progress = Progress(self.listing.bytes)
-        try:
-            for document in self._documents(packed.skipped, progress):
-                content = int.from_bytes(hashlib.sha256(document).digest(), "big")
-                packed.smallest = min(packed.smallest, content)
-                packed.largest = max(packed.largest, content)
-                (val if content < val_below else train).add(document)
-            train.close()
-            val.close()
-        finally:
-            train.abandon()
-            val.abandon()
-            progress.finish()
-        return packed
-
-    def _documents(self, skipped: Counter[str], progress: Progress) -> Iterator[bytearray]:
-        for path, size in self.listing.files:
-            self.stop.check()
-            before = progress.done
-            try:
-                document = read_document(path, progress.advance, self.stop)
-            except OSError as error:
-                if path not in self.warned:  # a second pass says nothing twice
-                    progress.finish()
-                    warn_unreadable(path, error)
-                    self.warned.add(path)
-                skipped["unreadable"] += 1
-                document = None
-            else:
-                if document is None:
-                    skipped["binary"] += 1
-                elif not document:
-                    skipped["empty"] += 1
-            progress.advance(max(0, before + size - progress.done))  # count what was not read of it as done
-            if document:
-                yield document
-
-
-def pack_both_splits(packer: Packer, val_fraction: float) -> Packed:
-    """Packs once; if chance left a split empty (few documents), moves the border by one document and packs again."""
-    packed = packer.pack(int(val_fraction * 2.0**256))
-    if packed.largest < 0:
-        found = describe(packer.listing.skipped + packed.skipped) or "none"
-        raise PrepareError(f"no documents in the input (files skipped: {found}), "
-                           "check --input, --include and --exclude")
-    if val_fraction == 0 or (packed.train.documents and packed.val.documents):
-        return packed
-    if packed.smallest == packed.largest:
-        raise PrepareError("the input holds a single distinct document, so it cannot be split into train and val, "
-                           "add files, cut the file into several, or pass --val-fraction 0")
-    for name in os.listdir(packer.folder):
-        os.remove(os.path.join(packer.folder, name))
-    packed = packer.pack(packed.smallest + 1 if not packed.val.documents else packed.largest)
-    if not (packed.train.documents and packed.val.documents):
-        raise PrepareError("the input files changed during the run, run again when nothing writes to them")
-    return packed
-
-
-def write_meta(folder: str, packed: Packed) -> None:
-    tokens = packed.train.tokens + packed.val.tokens
-    meta = {
-        "format": "llmc",
-        "dtype": "uint16",
-        "tokenizer": "bytes",
-        "vocab_size": VOCAB_SIZE,
-        "eot_token": EOT,
-        "eot": "end",
-        "bytes_per_token": (packed.train.bytes + packed.val.bytes) / tokens,
-        "train": vars(packed.train),
-        "val": vars(packed.val),
-    }
-    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-# ---- the output folder ------------------------------------------------------------------------------------------
-
-
-def is_prepared(item: os.DirEntry[str]) -> bool:
-    known = item.name == "meta.json" or item.name.endswith((".bin", ".idx", ".docs"))
-    return known and not item.is_dir(follow_symlinks=False)
-
-
-def check_output(output: str, overwrite: bool) -> None:
-    """Refuses an output that stands in the way; called again before the switch, since a run may take hours."""
-    if not os.path.lexists(output):
-        return
-    if not os.path.isdir(output):
-        raise PrepareError(f"{output} is not a folder, choose another --output")
-    try:
-        with os.scandir(output) as scan:
-            items = sorted(scan, key=lambda item: item.name)
-    except OSError as error:
-        raise PrepareError(f"cannot look into {output}: {error.strerror}, choose another --output") from error
-    if items and not overwrite:
-        raise PrepareError(f"{output} exists and is not empty, pass --overwrite to replace it or choose another "
-                           "--output")
-    for item in items:
-        if not is_prepared(item):
-            raise PrepareError(f"{output} holds {item.name}, which is no prepared file, so --overwrite leaves it "
-                               "alone, move that away or choose another --output")
-
-
-def switch(tmp: str, output: str, overwrite: bool) -> None:
-    """Puts the complete folder in place. The old one moves aside first and is deleted last."""
-    check_output(output, overwrite)
-    if not os.path.isdir(output) or not os.listdir(output):
-        os.rename(tmp, output)  # replaces an empty folder, and fails if it has just been filled
-        return
-    old = f"{output}.old-{os.getpid()}"
-    os.rename(output, old)
-    try:
-        os.rename(tmp, output)
-    except OSError:
-        os.rename(old, output)
-        raise
-    remove_old(old)
-
-
-def remove_old(old: str) -> None:
-    try:
-        with os.scandir(old) as scan:
-            for item in list(scan):
-                if is_prepared(item):
-                    os.remove(item.path)
-        os.rmdir(old)
-    except OSError as error:  # the new folder is in place, so this is no failure of the run
-        tell(sys.stderr, f"prepare: the replaced folder is still at {old}: {error.strerror}\n")
-
-
-def build(listing: Listing, output: str, args: argparse.Namespace, stop: Stop) -> Packed:
-    tmp = f"{output}.tmp-{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(output), exist_ok=True)
-        os.mkdir(tmp)
-    except OSError as error:
-        raise PrepareError(f"cannot make the folder {tmp}: {error.strerror}, choose another --output") from error
-    try:
-        packed = pack_both_splits(Packer(listing, tmp, args.shard_tokens, stop), args.val_fraction)
-        write_meta(tmp, packed)
-        stop.check()
-        switch(tmp, output, args.overwrite)
-    except OSError as error:  # files that cannot be read are skipped, so this one is about writing
-        raise PrepareError(f"cannot write {output}: {error.strerror or error}, it was left as it was, "
-                           "free some space or choose another --output", code=1) from error
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    return packed
-
-
-# ---- the command line -------------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -543,17 +83,51 @@ def token_count(text: str) -> int:
     return value
 
 
+def process_count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MAX_PROCESSES}")
+    return value
+
+
+def megabytes(text: str) -> int:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of megabytes")
+    return max(1, round(value * MB))
+
+
+def separator(text: str) -> bytes:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text separates nothing")
+    return os.fsencode(re.sub(r"\\[nrt\\]", lambda match: ESCAPES[match[0]], text))
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="prepare", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description="Turn text on disk into token shards for training.", epilog=EXAMPLES)
+                    description="Turn text into token shards for training.", epilog=EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", action="extend", metavar="PATH",
-                        help="files and folders; each file becomes one document")
+                        help="files and folders of text, JSONL and parquet, also compressed (.gz, .zst)")
     source.add_argument("--machine-text", action="store_true",
                         help="the sources of Python's standard library or else the system headers of this machine")
     parser.add_argument("--tokenizer", default="bytes", metavar="NAME",
-                        help="bytes: one token per byte, 256 ends a document (the only one and the default)")
+                        help="bytes (the default): one token per byte, 256 ends a document; a tokenizer.json; or "
+                             "train:N: byte-level BPE of N tokens, trained on the input")
+    parser.add_argument("--eot-token", metavar="TOKEN", help="the token of a tokenizer.json that ends a document "
+                        "(default: <|endoftext|>, <|end_of_text|>, </s>, ..., the first that there is)")
+    parser.add_argument("--train-mb", type=megabytes, metavar="X", dest="train_bytes",
+                        help="train:N trains on about this much of the input, in MB of text (default "
+                             f"{DEFAULT_TRAIN_MB})")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the shards and meta.json go")
+    parser.add_argument("--format", choices=FORMATS, help="what all files hold, instead of what their names say")
+    parser.add_argument("--field", metavar="NAME",
+                        help=f"the field of JSONL records, or the column, with the text (default {DEFAULT_FIELD})")
+    parser.add_argument("--mask-field", metavar="NAME",
+                        help="the field or column with the parts of the text that are not to be learnt: a list of "
+                             "[begin, end], in characters; writes .mask files beside the shards")
+    parser.add_argument("--split-on", type=separator, metavar="TEXT",
+                        help="cut text files into documents wherever this stands (\\n: a line break, \\t, \\r, \\\\)")
     parser.add_argument("--include", nargs="+", action="extend", default=[], metavar="GLOB",
                         help="take only files that match one of these patterns")
     parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="GLOB",
@@ -562,43 +136,260 @@ def make_parser() -> argparse.ArgumentParser:
                         help="share of the documents for validation, chosen by content; 0 for none (default 0.05)")
     parser.add_argument("--shard-tokens", type=token_count, default=100_000_000, metavar="N",
                         help="end a shard with the document that reaches N tokens (default 100000000)")
+    parser.add_argument("--processes", type=process_count, metavar="N", default=len(os.sched_getaffinity(0)),
+                        help="how many processes tokenise (default: one per core)")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace FOLDER if it holds prepared files alone, once the new ones are complete")
+    parser.add_argument("--restart", action="store_true",
+                        help="throw away what a stopped run has left in FOLDER.partial, instead of going on with it")
     return parser
 
 
+def vocabulary_to_train(args: argparse.Namespace) -> Optional[int]:
+    """The N of train:N; None for another tokenizer."""
+    if not args.tokenizer.startswith("train:"):
+        return None
+    text = args.tokenizer[len("train:"):]
+    if not (text.isascii() and text.isdigit() and MIN_VOCABULARY <= int(text) <= 1 << 24):
+        raise PrepareError(f"'{args.tokenizer}' in --tokenizer names no vocabulary of {MIN_VOCABULARY} (the bytes and "
+                           f"an end-of-text token) to {1 << 24} tokens, write train:8192")
+    return int(text)
+
+
 def check_arguments(args: argparse.Namespace, output: str) -> None:
-    if args.tokenizer != "bytes":
-        raise PrepareError(f"unknown tokenizer '{args.tokenizer}' in --tokenizer, the only one is 'bytes'")
-    if args.machine_text and args.include:
-        raise PrepareError("--machine-text chooses its own files, drop --include or use --input")
+    vocab_size = vocabulary_to_train(args)
+    if args.tokenizer != "bytes" and vocab_size is None and not os.path.isfile(args.tokenizer):
+        raise PrepareError(f"unknown tokenizer '{args.tokenizer}' in --tokenizer, it is 'bytes', the path of a "
+                           "tokenizer.json, or 'train:N'")
+    if args.eot_token is not None and (args.tokenizer == "bytes" or vocab_size is not None):
+        raise PrepareError("--eot-token is for a tokenizer.json, leave it out with --tokenizer " + args.tokenizer)
+    if args.train_bytes is not None and vocab_size is None:
+        raise PrepareError("--train-mb is for --tokenizer train:N, leave it out")
+    if args.machine_text and (args.include or args.format or args.split_on):
+        raise PrepareError("--machine-text chooses its own files, each a document, drop --include, --format and "
+                           "--split-on or use --input")
     for path in args.input or []:
         if not os.path.lexists(path):
             raise PrepareError(f"no such file or folder: {path} in --input, check the path")
         real = os.path.realpath(path)
-        if real == output or real.startswith(os.path.join(output, "")):
-            raise PrepareError(f"{path} in --input lies in the output folder {output}, choose another --output")
+        for folder in (output, output + ".partial"):
+            if real == folder or real.startswith(os.path.join(folder, "")):
+                raise PrepareError(f"{path} in --input lies in the output folder {folder}, choose another --output")
     check_output(output, args.overwrite)
+
+
+def check_listing(listing: Listing, args: argparse.Namespace) -> None:
+    """Whether the options have files to work on, and the packages for them are here (else goes on in .venv)."""
+    first: dict[str, str] = {}
+    needed: dict[str, str] = {}
+    if args.tokenizer != "bytes":
+        needed["tokenizers"] = f"--tokenizer {args.tokenizer}"
+    for file in listing.files:
+        first.setdefault(file.format, file.path)
+        if file.format == "parquet":
+            needed.setdefault("pyarrow", file.path)
+        if file.compression == "zst":
+            needed.setdefault("zstandard", file.path)
+    has_records = "jsonl" in first or "parquet" in first
+    if listing.files:
+        for value, option in ((args.field, "--field"), (args.mask_field, "--mask-field")):
+            if value is not None and not has_records:
+                raise PrepareError(f"{option} is for JSONL and parquet, and the input is text alone, leave it out or "
+                                   "pass --format jsonl")
+        if args.mask_field is not None and "text" in first:
+            raise PrepareError(f"--mask-field is for JSONL and parquet, and {first['text']} is text, leave it out with "
+                               "--exclude or pass --format jsonl")
+        if args.split_on is not None and "text" not in first:
+            raise PrepareError("--split-on is for text files, and the input has none, leave it out or pass "
+                               "--format text")
+    require_packages(needed)
 
 
 def describe(skipped: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
 
 
-def summary(packed: Packed, skipped: Counter[str], output: str, seconds: float) -> str:
+def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: Counter[str], folder: str,
+            seconds: float, read_before: int) -> str:
+    """read_before: bytes of text that an earlier, stopped run did."""
     lines = []
-    for name, split in (("train", packed.train), ("val", packed.val)):
+    for name, split in (("train", output.train.split), ("val", output.val.split)):
         lines.append(f"{name + ':':9}{split.documents} documents, {split.tokens} tokens, "
                      f"{len(split.shards)} shard{'' if len(split.shards) == 1 else 's'}")
-    read = (packed.train.bytes + packed.val.bytes) / MB
+    text_bytes = output.train.split.bytes + output.val.split.bytes
+    if tokenizer.name != "bytes":
+        tokens = output.train.split.tokens + output.val.split.tokens
+        lines.append(f"tokens:  {text_bytes / tokens:.3f} bytes each, {tokenizer.eot_name} ends a document")
     lines.append(f"skipped: {describe(skipped) or 'nothing'}")
+    if output.replaced:
+        lines.append(f"UTF-8:   {output.replaced} documents were not, what could not be read of them became U+FFFD")
+    read = (text_bytes - read_before) / MB
     lines.append(f"time:    {seconds:.1f} s, {read:.1f} MB of text, {read / max(seconds, 1e-9):.1f} MB/s")
-    data: dict[str, object] = {"train": [os.path.join(output, "train-*.bin")]}
-    if packed.val.documents:
-        data["val"] = [os.path.join(output, "val-*.bin")]
-    data.update({"eot_token": EOT, "tokenizer": "bytes"})
-    lines += ["", "for the config:", f'  "model": {{ ..., "vocab_size": {VOCAB_SIZE} }},', f'  "data": {json.dumps(data)}']
+    data: dict[str, object] = {"train": [os.path.join(folder, "train-*.bin")]}
+    if output.val.split.documents:
+        data["val"] = [os.path.join(folder, "val-*.bin")]
+    name = "bytes" if tokenizer.name == "bytes" else os.path.join(folder, tokenizer.name)
+    data.update({"eot_token": tokenizer.eot, "tokenizer": name})
+    lines += ["", "for the config:", f'  "model": {{ ..., "vocab_size": {tokenizer.vocab_size} }},',
+              f'  "data": {json.dumps(data)}']
     return "\n".join(lines)
+
+
+class Preparation:
+    """One run of the command, from the listing to the complete folder."""
+
+    def __init__(self, args: argparse.Namespace, listing: Listing, output: str, stop: Stop) -> None:
+        self.args, self.listing, self.stop = args, listing, stop
+        self.vocab_size = vocabulary_to_train(args)
+        self.field = args.field or DEFAULT_FIELD
+        self.tokenizer: BytesTokenizer | JsonTokenizer = BytesTokenizer()
+        if args.tokenizer != "bytes" and self.vocab_size is None:
+            with open(args.tokenizer, "rb") as file:
+                self.tokenizer = JsonTokenizer(args.tokenizer, file.read(), args.eot_token)
+        self.work = Work(output)
+        self.output: Optional[Output] = None
+        self.read_before = 0  # bytes of text that an earlier run did
+        self.warned: set[str] = set()
+
+    def command(self) -> dict:
+        """What the result depends on. The keys are words for the message that one of them changed."""
+        args = self.args
+        name = self.tokenizer.sha256 or args.tokenizer
+        return {"version of prepare.py": VERSION, "input files": self.listing.fingerprint(), "--tokenizer": name,
+                "--eot-token": self.tokenizer.eot, "--train-mb": args.train_bytes, "--field": self.field,
+                "--mask-field": args.mask_field, "--split-on": os.fsdecode(args.split_on or b""),
+                "--val-fraction": args.val_fraction, "--shard-tokens": args.shard_tokens,
+                "formats": sorted({(file.format, file.compression) for file in self.listing.files})}
+
+    def run(self) -> None:
+        try:
+            self._begin_or_go_on()
+            self._pack()
+            assert self.output is not None
+            content = meta_json(self.output, self.tokenizer, self.args.mask_field is not None)
+            write_file(self.work.folder, "meta.json", content)
+            if self.tokenizer.json is not None:
+                write_file(self.work.folder, "tokenizer.json", self.tokenizer.json)
+            self.stop.check()
+            self.work.switch(self.args.overwrite)
+        except BaseException as error:
+            if self.output is not None:
+                self.output.abandon()
+            is_input_bad = isinstance(error, PrepareError) and error.code == 2 and not isinstance(error, Refused)
+            if self.work.state is None or is_input_bad:
+                self.work.remove()
+            elif isinstance(error, Interrupted):
+                error.advice = f"run the same command again to go on, what is done is in {self.work.folder}"
+            if isinstance(error, OSError):  # what cannot be read is told by others, so this is about writing
+                kept = "run the same command again to go on" if self.work.state is not None else "run it again"
+                raise PrepareError(f"cannot write {self.work.output}: {error.strerror or error}, it was left as it "
+                                   f"was, free some space and {kept}, or choose another --output", code=1) from error
+            raise
+
+    def _begin_or_go_on(self) -> None:
+        command = json.loads(json.dumps(self.command()))
+        done = self.work.state
+        if done is not None and not self.args.restart:
+            kept = {key: value for key, value in self.work.command.items() if key in command}
+            changed = [key for key in command if kept.get(key) != command[key]]
+            if changed:
+                self.work.journal.close()
+                raise Refused(f"{self.work.folder} holds what a stopped run did with other {', '.join(changed)}, give "
+                              "that command again, or pass --restart to throw it away")
+            tell(sys.stderr, f"prepare: going on where a stopped run left off, at {done['position'] / MB:.1f} of "
+                             f"{self.listing.bytes / MB:.1f} MB\n")
+        else:
+            self.val_below = int(self.args.val_fraction * 2.0**256)
+            self.work.begin({**command, "val below": str(self.val_below)})
+        self.val_below = int(self.work.command["val below"])
+        self._train_tokenizer()
+        self.output = self._new_output()
+        if self.work.state is not None:
+            try:
+                self.output.restore(self.work.state)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self.work.journal.close()
+                raise Refused(f"what a stopped run left in {self.work.folder} is damaged ({error}), pass --restart to "
+                              "begin anew") from error
+        self.read_before = self.output.train.split.bytes + self.output.val.split.bytes
+
+    def _new_output(self) -> Output:
+        return Output(self.work.folder, self.tokenizer, self.args.shard_tokens, self.args.mask_field is not None)
+
+    def _train_tokenizer(self) -> None:
+        """Trains, or takes what was trained before the run was stopped."""
+        if self.vocab_size is None:
+            return
+        path = os.path.join(self.work.folder, "tokenizer.json")
+        if self.work.state is None:
+            budget = self.args.train_bytes or round(DEFAULT_TRAIN_MB * MB)
+            sample = Sample(self.listing, budget, self.field, self.args.split_on or b"", self.stop)
+            part = "all of the text" if sample.fraction >= 1 else f"a sample of about {budget / MB:g} MB (--train-mb)"
+            tell(sys.stderr, f"prepare: training a tokenizer of {self.vocab_size} tokens on {part}\n")
+            content, text_bytes = train_in_child(sample, self.vocab_size, self.args.processes, self.stop)
+            write_file(self.work.folder, "tokenizer.json", content)
+        with open(path, "rb") as file:
+            self.tokenizer = JsonTokenizer(path, file.read(), None)
+        if self.work.state is None:
+            if self.tokenizer.vocab_size < self.vocab_size:
+                tell(sys.stderr, f"prepare: the text gave {self.tokenizer.vocab_size} tokens, not {self.vocab_size}: "
+                                 "there is nothing else in it to merge\n")
+            self.work.commit(self._new_output(), is_due=True)
+
+    def _pack(self) -> None:
+        """Packs once; if chance left a split empty (few documents), moves the border by one and packs again."""
+        self._pack_once()
+        output = self.output
+        assert output is not None
+        if output.largest < 0:
+            found = describe(self.listing.skipped + output.skipped) or "none"
+            raise PrepareError(f"no documents in the input (skipped: {found}), check --input, --include and --exclude")
+        if self.args.val_fraction == 0 or (output.train.split.documents and output.val.split.documents):
+            return
+        if output.smallest == output.largest:
+            raise PrepareError("the input holds a single distinct document, so that the validation split would be "
+                               "empty, add files, cut text files into documents with --split-on, or pass "
+                               "--val-fraction 0")
+        self.val_below = output.smallest + 1 if not output.val.split.documents else output.largest
+        self.work.begin({**self.work.command, "val below": str(self.val_below)}, keep=("tokenizer.json",))
+        self.output = output = self._new_output()
+        self.read_before = 0
+        self.work.commit(output, is_due=True)
+        self._pack_once()
+        if not (output.train.split.documents and output.val.split.documents):
+            raise PrepareError("the input files changed during the run, run again when nothing writes to them")
+
+    def _pack_once(self) -> None:
+        output = self.output
+        assert output is not None
+        worker = Worker(self.tokenizer, self.field, self.args.mask_field, self.val_below)
+        reader = Reader(self.listing, self.field, self.args.mask_field, self.args.split_on or b"", self.tokenizer.cut,
+                        self.stop)
+        pool = Pool(worker, self.args.processes)
+        progress = Progress(self.listing.bytes, output.position)
+        try:
+            for unit, result in pool.run(reader.units(output.cursor), self.stop):
+                for path, warning in result.warnings:
+                    if path not in self.warned:  # a second pass says nothing twice
+                        progress.finish()
+                        tell(sys.stderr, f"prepare: {warning}\n")
+                        self.warned.add(path)
+                output.add(unit, result, self.val_below)
+                progress.advance(max(0, unit.position - progress.done))
+                self.work.commit(output)
+            output.close()
+            output.remove_old()
+        except Interrupted:
+            if output.position:
+                self.work.commit(output, is_due=True)
+            raise
+        finally:
+            pool.close()
+            progress.finish()
+
+
+class Refused(PrepareError):
+    """Unfinished work that this command has nothing to do with: it stays as it is."""
 
 
 def run(args: argparse.Namespace, stop: Stop) -> None:
@@ -608,10 +399,14 @@ def run(args: argparse.Namespace, stop: Stop) -> None:
     if args.machine_text:
         listing = machine_text(args.exclude, output, stop)
     else:
-        listing = list_files(args.input, Filter(args.include, args.exclude), output, stop)
-    packed = build(listing, output, args, stop)
-    seconds = time.monotonic() - start
-    tell(sys.stdout, summary(packed, listing.skipped + packed.skipped, args.output, seconds) + "\n")
+        listing = list_files(args.input, Filter(args.include, args.exclude), output, stop, args.format)
+    check_listing(listing, args)
+    preparation = Preparation(args, listing, output, stop)
+    preparation.run()
+    done = preparation.output
+    assert done is not None
+    tell(sys.stdout, summary(done, preparation.tokenizer, listing.skipped + done.skipped, args.output,
+                             time.monotonic() - start, preparation.read_before) + "\n")
 
 
 def fail(message: str) -> None:
@@ -632,12 +427,12 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error))
         return error.code
     except Interrupted as error:
-        fail(f"stopped by {error}, the output was not touched, run again to start over")
+        fail(f"stopped by {error}, {error.advice}")
         return 128 + error.signum
     except KeyboardInterrupt:  # before the signal handlers stood
         return 130
     except MemoryError:
-        fail("out of memory, a document is held in memory as a whole, split the largest files")
+        fail("out of memory, lower --processes")
         return 1
     except Exception as error:
         trace = error.__traceback__

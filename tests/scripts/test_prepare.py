@@ -1,112 +1,28 @@
 """Tests of scripts/prepare.py. Run: python3 -m unittest tests/scripts/test_prepare.py -v"""
 from __future__ import annotations
 
-import array
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import resource
-import signal
 import struct
 import subprocess
 import sys
-import tempfile
-import time
 import unittest
-from pathlib import Path
 from unittest import mock
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare.py"
-EOT = 256
-
-
-def read_shard(path: Path) -> tuple[list[int], list[int]]:
-    """Header and tokens, read independently of the code under test."""
-    raw = path.read_bytes()
-    tokens = array.array("H", raw[1024:])
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    return list(struct.unpack("<256i", raw[:1024])), list(tokens)
-
-
-def documents(folder: Path, split: str) -> list[bytes]:
-    """The documents of all shards of a split, in order; fails if a shard ends inside a document."""
-    found = []
-    for path in sorted(folder.glob(f"{split}-*.bin")):
-        header, tokens = read_shard(path)
-        assert header[:3] == [20240520, 1, len(tokens)] and not any(header[3:]), path
-        assert tokens[-1] == EOT, f"{path} ends inside a document"
-        document = bytearray()
-        for token in tokens:
-            if token == EOT:
-                found.append(bytes(document))
-                document.clear()
-            else:
-                document.append(token)
-    return found
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from prepare_case import SCRIPT, PrepareTest, documents, read_shard, tree  # noqa: E402
 
 
 def load_module():
+    """prepare.py and, as usual, the modules beside it."""
     spec = importlib.util.spec_from_file_location("prepare_under_test", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    with mock.patch.object(sys, "dont_write_bytecode", True):
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
-
-
-class PrepareTest(unittest.TestCase):
-    def setUp(self) -> None:
-        temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(temporary.cleanup)
-        self.root = Path(temporary.name).resolve()
-        self.text = self.root / "text"
-        self.text.mkdir()
-        self.out = self.root / "data" / "out"
-
-    def write(self, name: str, content: bytes) -> Path:
-        path = self.text / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return path
-
-    def write_many(self, count: int) -> None:
-        for i in range(count):
-            self.write(f"{i:03d}.txt", b"document %d" % i)
-
-    def prepare(self, *args: object, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(SCRIPT), *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
-
-    def run_on_text(self, *args: object, out: Path | None = None, **options) -> subprocess.CompletedProcess:
-        return self.prepare("--input", self.text, "--tokenizer", "bytes", "--output", out or self.out, *args, **options)
-
-    def succeed(self, *args: object, out: Path | None = None) -> subprocess.CompletedProcess:
-        result = self.run_on_text(*args, out=out)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assert_no_leftovers()
-        return result
-
-    def assert_no_leftovers(self) -> None:
-        self.assertEqual([p for p in self.root.rglob("*") if ".tmp-" in p.name or ".old-" in p.name], [])
-
-    def assert_refused(self, result: subprocess.CompletedProcess, *words: str, code: int = 2) -> None:
-        self.assertEqual(result.returncode, code, result.stderr)
-        last = result.stderr.splitlines()[-1]
-        self.assertTrue(last.startswith("prepare: error: "), result.stderr)
-        self.assertEqual(result.stderr.count("error:"), 1, result.stderr)
-        for word in words:
-            self.assertIn(word, last)
-        self.assert_no_leftovers()
-
-    def meta(self, out: Path | None = None) -> dict:
-        return json.loads(((out or self.out) / "meta.json").read_text())
 
 
 class Format(PrepareTest):
@@ -336,7 +252,7 @@ class Refusals(PrepareTest):
     def test_overwrite(self) -> None:
         self.write_many(3)
         self.succeed("--val-fraction", 0, "--shard-tokens", 1)
-        for name in ("train-00000.idx", "x.docs"):
+        for name in ("train-00000.idx", "x.docs", "train-00000.bin.index", "train-00000.mask", "tokenizer.json"):
             (self.out / name).write_bytes(b"cache")
         self.write("new.txt", b"new")
         self.succeed("--val-fraction", 0, "--overwrite")
@@ -372,7 +288,7 @@ class Refusals(PrepareTest):
     def test_help(self) -> None:
         result = self.prepare("--help")
         self.assertEqual(result.returncode, 0)
-        self.assertEqual(result.stdout.count("python3 scripts/prepare.py"), 2)
+        self.assertEqual(result.stdout.count("python3 scripts/prepare.py"), 4)
 
 
 class Faults(PrepareTest):
@@ -394,44 +310,9 @@ class Faults(PrepareTest):
         self.assertEqual(code, 0)
         self.assertEqual(self.meta()["train"]["documents"] + self.meta()["val"]["documents"], 3)
 
-    def test_sigint_leaves_nothing(self) -> None:
-        self.stop_with(signal.SIGINT, 130)
-
-    def test_sigterm_leaves_nothing(self) -> None:
-        self.stop_with(signal.SIGTERM, 143)
-
-    def stop_with(self, signum: int, code: int) -> None:
-        # Hard links: many seconds of work from one small file. The signal is sent as soon as writing has begun.
-        first = self.write("0000.txt", b"some words " * (1 << 19))
-        for i in range(1, 500):
-            os.link(first, self.text / f"{i:04d}.txt")
-        command = [sys.executable, str(SCRIPT), "--input", str(self.text), "--output", str(self.out),
-                   "--val-fraction", "0"]
-        # A shell may have started this test with SIGINT ignored, which a child would inherit.
-        listen = lambda: signal.signal(signum, signal.SIG_DFL)  # noqa: E731
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   preexec_fn=listen)
-        try:
-            end = time.monotonic() + 30
-            while not any(self.root.glob("data/out.tmp-*/*.bin")) and process.poll() is None:
-                self.assertLess(time.monotonic(), end, "the run does not begin to write")
-                time.sleep(0.005)
-            if process.poll() is not None:
-                self.skipTest("the run ended before it could be stopped")
-            process.send_signal(signum)
-            _, stderr = process.communicate(timeout=30)
-        finally:
-            process.kill()
-            process.communicate()
-        if process.returncode == 0:
-            self.skipTest("the run ended before the signal arrived")
-        self.assertEqual(process.returncode, code, stderr)
-        self.assertIn("prepare: error: stopped", stderr)
-        self.assertEqual(list(self.out.parent.iterdir()), [])
-
 
 class Limits(PrepareTest):
-    """What needs gigabytes or another machine is tested inside this process, with smaller numbers."""
+    """What needs gigabytes or another machine is tested with smaller numbers, which the worker processes inherit."""
 
     def call(self, module, *args: object) -> tuple[int, str, str]:
         stdout, stderr = io.StringIO(), io.StringIO()
@@ -443,8 +324,8 @@ class Limits(PrepareTest):
     def test_document_too_big_for_a_shard(self) -> None:
         self.write("big.txt", b"x" * 100)
         module = load_module()
-        module.MAX_TOKENS = 100
-        code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 50)
+        with mock.patch("prepare_read.UNIT_BYTES", 16), mock.patch("prepare_write.MAX_TOKENS", 100):
+            code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 50)
         self.assertEqual(code, 2, stderr)
         self.assertIn("big.txt", stderr)
         self.assert_no_leftovers()
@@ -454,18 +335,20 @@ class Limits(PrepareTest):
         for name in "ab":
             self.write(name, name.encode() * 60)
         module = load_module()
-        module.MAX_TOKENS = 100
-        code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 100)
-        self.assertEqual(code, 0, stderr)
-        self.assertEqual([len(read_shard(p)[1]) for p in sorted(self.out.glob("*.bin"))], [61, 61])
+        for unit in (16, 1000):  # documents in segments, and whole ones
+            with self.subTest(unit=unit), mock.patch("prepare_read.UNIT_BYTES", unit), \
+                    mock.patch("prepare_write.MAX_TOKENS", 100):
+                code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 100, "--overwrite")
+                self.assertEqual(code, 0, stderr)
+                self.assertEqual([len(read_shard(p)[1]) for p in sorted(self.out.glob("*.bin"))], [61, 61])
 
     def test_machine_text_falls_back_to_headers(self) -> None:
         self.write("a.h", b"int a;")
         self.write("sub/b.hpp", b"int b;")
         self.write("c.txt", b"text")
         module = load_module()
-        module.SYSTEM_HEADERS = str(self.text)
-        with mock.patch.object(module.sysconfig, "get_path", return_value=str(self.text)):  # less than 1 MB of *.py
+        with mock.patch("prepare_files.SYSTEM_HEADERS", str(self.text)), \
+                mock.patch("sysconfig.get_path", return_value=str(self.text)):  # less than 1 MB of *.py
             code, stdout, stderr = self.call(module, "--machine-text")
         self.assertEqual(code, 0, stderr)
         self.assertIn("system headers", stdout)
@@ -474,7 +357,7 @@ class Limits(PrepareTest):
     def test_internal_fault_is_one_line(self) -> None:
         self.write_many(2)
         module = load_module()
-        with mock.patch.object(module, "write_meta", side_effect=ZeroDivisionError("boom")):
+        with mock.patch.object(module, "meta_json", side_effect=ZeroDivisionError("boom")):
             code, _, stderr = self.call(module, "--input", self.text)
         self.assertEqual((code, stderr.count("\n")), (1, 1), stderr)
         self.assertIn("ZeroDivisionError: boom", stderr)

@@ -1,0 +1,86 @@
+"""The rows of a parquet file, in batches of about a unit of work. Needs pyarrow."""
+from __future__ import annotations
+
+from typing import Iterator, Optional
+
+import pyarrow
+import pyarrow.parquet
+
+import prepare_read
+from prepare_common import MB, PrepareError
+from prepare_files import InputFile
+
+MAX_BATCH_ROWS = 1 << 16
+
+
+def broken(path: str, error: BaseException) -> PrepareError:
+    what = " ".join(str(error).split()) or type(error).__name__
+    return PrepareError(f"{path} is no whole parquet file ({what}), copy it again or leave it out with --exclude")
+
+
+def open_parquet(file: InputFile, field: str, mask_field: Optional[str]) -> pyarrow.parquet.ParquetFile:
+    """Checks that the columns are there and of a type that can be used. OSError if the file cannot be opened."""
+    with open(file.path, "rb"):
+        pass  # what keeps us from reading it at all is told apart from what is wrong inside
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file.path, pre_buffer=False)
+        schema = parquet.schema_arrow
+    except (pyarrow.ArrowException, OSError) as error:
+        raise broken(file.path, error) from error
+    for name, option in ((field, "--field"), (mask_field, "--mask-field")):
+        if name is not None and name not in schema.names:
+            raise PrepareError(f"{file.path} has no column '{name}', choose one of its columns with {option}: "
+                               f"{', '.join(schema.names)}")
+    column = schema.field(field).type
+    if pyarrow.types.is_dictionary(column):
+        column = column.value_type
+    if not (pyarrow.types.is_string(column) or pyarrow.types.is_large_string(column)
+            or pyarrow.types.is_binary(column) or pyarrow.types.is_large_binary(column)):
+        raise PrepareError(f"column '{field}' of {file.path} is {column} and no text, choose another one with --field")
+    return parquet
+
+
+def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask_field: Optional[str],
+         cursor: prepare_read.Cursor) -> Iterator[tuple[prepare_read.Piece, int, Optional[prepare_read.Cursor], int]]:
+    """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them."""
+    columns = [field] if mask_field in (None, field) else [field, mask_field]
+    total = parquet.metadata.num_rows
+    row = 0
+    with parquet:
+        for group in range(parquet.num_row_groups):
+            metadata = parquet.metadata.row_group(group)
+            if row + metadata.num_rows <= cursor.offset:
+                row += metadata.num_rows
+                continue
+            bytes_per_row = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
+            batch_rows = max(1, min(MAX_BATCH_ROWS, prepare_read.UNIT_BYTES // bytes_per_row))
+            batches = parquet.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False)
+            while True:
+                try:
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    texts, masks = _columns(batch, field, mask_field)
+                except (pyarrow.ArrowException, OSError) as error:
+                    raise broken(file.path, error) from error
+                first, row = row, row + batch.num_rows
+                skipped = max(0, cursor.offset - first)
+                texts = [text or b"" for text in texts[skipped:]]
+                masks = masks[skipped:] if masks is not None else None
+                if any(len(text) > prepare_read.MAX_RECORD_BYTES for text in texts):
+                    raise PrepareError(f"{file.path} holds a text of more than "
+                                       f"{prepare_read.MAX_RECORD_BYTES / MB:.0f} MB in a row from {first + 1} to "
+                                       f"{row}, cut it into several or leave the file out with --exclude")
+                if texts:
+                    piece = prepare_read.Piece("rows", file.path, texts, first + skipped + 1, masks)
+                    yield (piece, sum(map(len, texts)) + 64 * len(texts), prepare_read.Cursor(0, row),
+                           file.size * row // max(1, total))
+
+
+def _columns(batch: pyarrow.RecordBatch, field: str,
+             mask_field: Optional[str]) -> tuple[list[Optional[bytes]], Optional[list]]:
+    texts = batch.column(batch.schema.get_field_index(field))
+    if pyarrow.types.is_dictionary(texts.type):
+        texts = texts.cast(texts.type.value_type)
+    masks = None if mask_field is None else batch.column(batch.schema.get_field_index(mask_field)).to_pylist()
+    return texts.cast(pyarrow.large_binary()).to_pylist(), masks

@@ -1,0 +1,227 @@
+"""Cuts the input into units of work, in an order that depends on nothing but the input.
+
+Whole documents go into a unit until it holds about UNIT_BYTES, so that memory is bounded by units and not by files. A
+text document larger than that becomes segments, units of their own. Where units are cut changes no result: documents
+are tokenised one by one, and segments are cut where the tokenizer says that it makes no difference.
+"""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Callable, Iterator, NamedTuple, Optional
+
+from prepare_common import MB, PrepareError, Stop
+from prepare_files import InputFile, Listing
+from prepare_streams import Stream
+
+UNIT_BYTES = 4 << 20
+FILE_COST = 4096  # what opening a small file costs, in bytes that could be tokenised meanwhile
+MAX_RECORD_BYTES = 256 << 20  # a record of JSONL or parquet is held in memory, several times over
+MAX_WHOLE_BYTES = 64 << 20  # a document without a place to cut is tokenised at once, in some 50 times its size
+
+
+class Cursor(NamedTuple):
+    """A place in the input: where the next document begins, and how much of it is done if it is in segments."""
+    file: int = 0  # index into the listing
+    offset: int = 0  # decompressed bytes, or rows of parquet
+    line: int = 1  # of JSONL
+    done: int = 0  # bytes
+
+
+@dataclass
+class Piece:
+    """Documents of one file.
+
+    kind file: a whole text file, to be read by the worker. documents: data is a list of texts. lines: data is lines of
+    JSONL, the first of which is number `first`. rows: data is a list of texts, the first of which is row `first`; masks
+    are their lists of ranges. segment: data is a part of one document. unreadable: data says why.
+    """
+    kind: str
+    path: str
+    data: object = None
+    first: int = 0
+    masks: Optional[list] = None
+    is_last: bool = False  # segments: ends the document, whose SHA-256 is digest
+    digest: bytes = b""
+    is_binary: bool = False  # segments: the document holds a NUL byte
+
+
+@dataclass
+class Unit:
+    pieces: list[Piece]
+    cursor: Cursor  # of what follows
+    position: int  # bytes on the disk that are read then
+
+
+class Step(NamedTuple):
+    piece: Piece
+    weight: int
+    cursor: Cursor
+    position: int
+
+
+@dataclass
+class Reader:
+    """cut(buffer, limit): the last place in (0, limit] at which a document may be cut, or 0."""
+    listing: Listing
+    field: str
+    mask_field: Optional[str]
+    separator: bytes
+    cut: Callable[[bytes, int], int]
+    stop: Stop
+
+    def units(self, cursor: Cursor) -> Iterator[Unit]:
+        pieces: list[Piece] = []
+        weight = 0
+        last = None
+        for step in self._steps(cursor):
+            if step.piece.kind == "segment":
+                if last is not None:
+                    yield Unit(pieces, last.cursor, last.position)
+                    pieces, weight, last = [], 0, None
+                yield Unit([step.piece], step.cursor, step.position)
+                continue
+            pieces.append(step.piece)
+            weight += step.weight
+            last = step
+            if weight >= UNIT_BYTES:
+                yield Unit(pieces, last.cursor, last.position)
+                pieces, weight, last = [], 0, None
+        if last is not None:
+            yield Unit(pieces, last.cursor, last.position)
+
+    def _steps(self, cursor: Cursor) -> Iterator[Step]:
+        before = sum(file.size for file in self.listing.files[:cursor.file])
+        for index in range(cursor.file, len(self.listing.files)):
+            self.stop.check()
+            file = self.listing.files[index]
+            following = Cursor(index + 1)
+            at_end = before + file.size
+            if is_read_by_worker(file, self.separator) and not cursor.done:
+                yield Step(Piece("file", file.path), file.size + FILE_COST, following, at_end)
+            else:
+                try:
+                    steps = self._open(file, cursor)
+                except OSError as error:
+                    piece = Piece("unreadable", file.path, error.strerror or str(error))
+                    yield Step(piece, FILE_COST, following, at_end)
+                else:
+                    for piece, weight, place, position in steps:
+                        at = following if place is None else place._replace(file=index)
+                        yield Step(piece, weight, at, at_end if place is None else before + position)
+            before = at_end
+            cursor = following
+
+    def _open(self, file: InputFile, cursor: Cursor) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
+        """Pieces with their weights, the place after each (None: the end of the file), and the position on the disk."""
+        if file.format == "parquet":
+            from prepare_parquet import open_parquet, rows
+            return rows(file, open_parquet(file, self.field, self.mask_field), self.field, self.mask_field, cursor)
+        stream = Stream(file, self.stop)
+        return self._lines(stream, cursor) if file.format == "jsonl" else self._text(stream, cursor)
+
+    def _lines(self, stream: Stream, cursor: Cursor) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
+        with stream:
+            stream.skip(cursor.offset)
+            offset, line, buffer, is_at_end = cursor.offset, cursor.line, b"", False
+            while not is_at_end:
+                chunk = stream.read(UNIT_BYTES)
+                is_at_end = len(chunk) < UNIT_BYTES
+                buffer += chunk
+                end = len(buffer) if is_at_end else buffer.rfind(b"\n") + 1
+                if end:
+                    piece = Piece("lines", stream.file.path, buffer[:end], first=line)
+                    line += buffer.count(b"\n", 0, end)
+                    offset += end
+                    buffer = buffer[end:]
+                    place = None if is_at_end else Cursor(0, offset, line)
+                    yield piece, end, place, stream.position
+                if len(buffer) > MAX_RECORD_BYTES:
+                    raise PrepareError(f"line {line} of {stream.file.path} is longer than {MAX_RECORD_BYTES / MB:.0f} "
+                                       "MB, cut it into several or leave the file out with --exclude")
+
+    def _text(self, stream: Stream, cursor: Cursor) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
+        """Documents between separators, or the file as one. Separators are found from left to right, not overlapping.
+
+        `start` is where the document at the head of the buffer starts; a document in segments has left the first
+        `done` bytes of it behind.
+        """
+        path, separator = stream.file.path, self.separator
+        with stream:
+            stream.skip(cursor.offset)
+            start, done, buffer, is_at_end = cursor.offset, cursor.done, b"", False
+            digest = self._digest(stream, done)
+            is_binary = False
+            while True:
+                if not is_at_end:
+                    chunk = stream.read(UNIT_BYTES)
+                    is_at_end = len(chunk) < UNIT_BYTES
+                    buffer += chunk
+                if digest is None:
+                    documents = buffer.split(separator) if separator else [buffer]
+                    rest = documents[-1]
+                    if is_at_end and (rest or not (start or documents[:-1])):
+                        rest = b""
+                    else:
+                        documents.pop()
+                    start += len(buffer) - len(rest)
+                    buffer = rest
+                    if documents or is_at_end:
+                        weight = sum(map(len, documents)) + 64 * len(documents)
+                        place = None if is_at_end else Cursor(0, start)
+                        yield Piece("documents", path, documents), weight, place, stream.position
+                    if is_at_end:
+                        return
+                    if len(buffer) < UNIT_BYTES:
+                        continue
+                    digest, done, is_binary = hashlib.sha256(), 0, False
+                # A document in segments. Its end may reach over the end of the buffer.
+                end = buffer.find(separator) if separator else -1
+                is_last = end >= 0 or is_at_end
+                if end < 0:
+                    end = len(buffer)
+                limit = end if is_last else max(0, end - max(0, len(separator) - 1))
+                is_binary = is_binary or b"\0" in buffer[:limit]
+                if is_binary:
+                    place_to_cut = limit
+                    if not separator:
+                        is_last = is_at_end = True  # nothing else is in this file
+                else:
+                    place_to_cut = limit if is_last else self.cut(buffer, limit)
+                    if not place_to_cut and len(buffer) > MAX_WHOLE_BYTES:
+                        raise PrepareError(
+                            f"{path} holds a document of more than {MAX_WHOLE_BYTES / MB:.0f} MB that this tokenizer "
+                            "must see as a whole, cut it into documents with --split-on or leave it out with --exclude")
+                data = b"" if is_binary else buffer[:place_to_cut]
+                digest.update(data)
+                if is_last:
+                    start += done + end + (len(separator) if end < len(buffer) else 0)
+                    piece = Piece("segment", path, data, is_last=True, digest=digest.digest(), is_binary=is_binary)
+                    is_file_done = is_at_end and end == len(buffer)
+                    yield piece, end, None if is_file_done else Cursor(0, start), stream.position
+                    if is_file_done or (is_binary and not separator):
+                        return
+                    buffer = buffer[end + len(separator):]
+                    digest, done = None, 0
+                else:
+                    buffer = buffer[place_to_cut:]
+                    done += place_to_cut
+                    if data:
+                        yield Piece("segment", path, data), len(data), Cursor(0, start, 1, done), stream.position
+
+    def _digest(self, stream: Stream, done: int) -> Optional["hashlib._Hash"]:
+        """The hash of the part that is done of a document in segments, read once more; None for no such document."""
+        if not done:
+            return None
+        digest = hashlib.sha256()
+        while done > 0:
+            part = stream.read(min(done, UNIT_BYTES))
+            if not part:
+                raise PrepareError(f"{stream.file.path} became shorter, run again with --restart")
+            digest.update(part)
+            done -= len(part)
+        return digest
+
+
+def is_read_by_worker(file: InputFile, separator: bytes) -> bool:
+    return file.format == "text" and not file.compression and not separator and file.size <= UNIT_BYTES

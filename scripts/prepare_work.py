@@ -1,0 +1,311 @@
+"""Worker processes: units of text in, tokens of documents out, in the order of the units."""
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+import re
+import signal
+import sys
+from collections import Counter, deque
+from concurrent import futures
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Iterator, Optional
+
+from prepare_common import MAX_TOKENS, MB, PrepareError, Stop
+from prepare_read import MAX_WHOLE_BYTES, Piece, Unit
+from prepare_tokenize import BytesTokenizer, JsonTokenizer, Text, eot_bytes
+
+READ_BYTES = 1 << 20
+UNITS_PER_PROCESS = 3  # one at work, one that waits for it, one that waits to be written
+WAIT_SECONDS = 0.1  # how long a stop signal may go unseen
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class Documents:
+    """Documents of one split: their tokens, each with its EOT, and how many tokens each has."""
+    ids: bytes = b""
+    targets: bytes = b""  # empty without --mask-field
+    lengths: list[int] = field(default_factory=list)
+    text_bytes: int = 0
+
+
+@dataclass
+class Result:
+    """What became of a unit. A segment's tokens are in train, without EOT, and its piece says what it is."""
+    train: Documents = field(default_factory=Documents)
+    val: Documents = field(default_factory=Documents)
+    skipped: Counter[str] = field(default_factory=Counter)
+    replaced: int = 0  # documents with bytes that are no UTF-8
+    smallest: int = 2**256  # the extremes of the documents' hashes
+    largest: int = -1
+    warnings: list[tuple[str, str]] = field(default_factory=list)  # path, message
+
+
+@dataclass
+class Worker:
+    """val_below: a document whose SHA-256, as a number, is below it goes to val."""
+    tokenizer: BytesTokenizer | JsonTokenizer
+    field: str
+    mask_field: Optional[str]
+    val_below: int
+
+    def work(self, unit: Unit) -> Result:
+        result = Result()
+        if unit.pieces[0].kind == "segment":
+            self._segment(unit.pieces[0], result)
+            return result
+        texts: list[Text] = []
+        for piece in unit.pieces:
+            for text in self._texts(piece, result):
+                if text.data:
+                    texts.append(text)
+                else:
+                    result.skipped["empty"] += 1
+        tokens, replaced = self.tokenizer.encode(texts, self.mask_field is not None)
+        result.replaced += replaced
+        sides: dict[bool, list] = {False: [], True: []}
+        for text, found in zip(texts, tokens):
+            if not found.ids:  # a normalizer may leave nothing
+                result.skipped["empty"] += 1
+                continue
+            number = int.from_bytes(hashlib.sha256(text.data).digest(), "big")
+            result.smallest = min(result.smallest, number)
+            result.largest = max(result.largest, number)
+            sides[number < self.val_below].append((text, found))
+        for is_val, documents in ((False, result.train), (True, result.val)):
+            eot = eot_bytes(self.tokenizer)
+            documents.ids = b"".join(part for _, found in sides[is_val] for part in (found.ids, eot))
+            documents.targets = b"".join(found.targets or b"" for _, found in sides[is_val])
+            documents.lengths = [len(found.ids) // self.tokenizer.width + 1 for _, found in sides[is_val]]
+            documents.text_bytes = sum(len(text.data) for text, _ in sides[is_val])
+        return result
+
+    def _segment(self, piece: Piece, result: Result) -> None:
+        tokens, result.replaced = self.tokenizer.encode([Text(piece.data)], False)
+        result.train.ids = tokens[0].ids
+        result.train.text_bytes = len(piece.data)
+
+    def _texts(self, piece: Piece, result: Result) -> Iterator[Text]:
+        if piece.kind == "unreadable":
+            result.skipped["unreadable"] += 1
+            result.warnings.append((piece.path, f"skipped {piece.path}: {piece.data}"))
+        elif piece.kind == "file":
+            try:
+                document = read_document(piece.path)
+            except OSError as error:
+                result.skipped["unreadable"] += 1
+                result.warnings.append((piece.path, f"skipped {piece.path}: {error.strerror or error}"))
+            else:
+                yield from self._unless_binary([document], result)
+        elif piece.kind == "documents":
+            yield from self._unless_binary(piece.data, result)
+        elif piece.kind == "lines":
+            yield from self.records(piece, result)
+        else:
+            for index, data in enumerate(piece.data):
+                ranges = piece.masks[index] if piece.masks is not None else None
+                yield self._text(data, None, ranges, f"row {piece.first + index} of {piece.path}")
+
+    def _unless_binary(self, documents: list[bytes], result: Result) -> Iterator[Text]:
+        for document in documents:
+            if b"\0" in document:
+                result.skipped["binary"] += 1
+            else:
+                yield Text(document)
+
+    def records(self, piece: Piece, result: Result) -> Iterator[Text]:
+        """The texts of lines of JSONL; blank lines are none."""
+        lines = piece.data.split(b"\n")
+        if piece.first == 1 and lines[0].startswith(b"\xef\xbb\xbf"):
+            lines[0] = lines[0][3:]
+        for number, line in enumerate(lines, piece.first):
+            if not line or line.isspace():
+                continue
+            where = f"line {number} of {piece.path}"
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise PrepareError(f"invalid JSON in {where}: byte {error.start + 1} of the line is no UTF-8, "
+                                   "mend it or leave the file out with --exclude") from error
+            except (ValueError, RecursionError) as error:
+                what = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+                raise PrepareError(f"invalid JSON in {where}: {what}, mend it, leave the file out with --exclude, or "
+                                   "pass --format text if it is no JSONL") from error
+            if not isinstance(record, dict):
+                raise PrepareError(f"{where} is no JSON object, mend it or pass --format text if the file is no JSONL")
+            for name, option in ((self.field, "--field"), (self.mask_field, "--mask-field")):
+                if name is not None and name not in record:
+                    raise PrepareError(f"no field '{name}' in {where}, choose one of its fields with {option}: "
+                                       f"{', '.join(record) or 'it has none'}")
+            text = record[self.field]
+            if text is None:
+                text = ""
+            if not isinstance(text, str):
+                raise PrepareError(f"field '{self.field}' in {where} is no string, choose another one with --field")
+            try:
+                data = text.encode("utf-8")
+            except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 does not have
+                text = SURROGATES.sub("\ufffd", text)
+                data = text.encode("utf-8")
+                result.replaced += 1
+            yield self._text(data, text, record[self.mask_field] if self.mask_field else None, where)
+
+    def _text(self, data: bytes, text: Optional[str], ranges: object, where: str) -> Text:
+        if len(data) >= MAX_TOKENS:
+            raise PrepareError(f"{where} holds more than {MAX_TOKENS - 1} bytes, which no shard can hold, cut it up")
+        if isinstance(self.tokenizer, JsonTokenizer) and self.tokenizer.cuts is None and len(data) > MAX_WHOLE_BYTES:
+            raise PrepareError(f"{where} holds more than {MAX_WHOLE_BYTES / MB:.0f} MB, which this tokenizer must see "
+                               "as a whole, cut it up or leave the file out with --exclude")
+        if not ranges:
+            return Text(data)
+        if text is None:
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise PrepareError(f"{where} is no UTF-8, so that its '{self.mask_field}' cannot count characters, "
+                                   "mend it or leave out --mask-field") from error
+        return Text(data, merge_ranges(ranges, len(text), f"'{self.mask_field}' in {where}"))
+
+
+def merge_ranges(ranges: object, length: int, where: str) -> tuple[tuple[int, int], ...]:
+    """Checks ranges [[begin, end], ...] of characters; those that overlap or touch become one."""
+    merged: list[list[int]] = []
+    if not isinstance(ranges, list):
+        raise PrepareError(f"{where} is no list of [begin, end] pairs, mend it or choose another --mask-field")
+    for pair in ranges:
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)
+        if not is_pair or not 0 <= pair[0] <= pair[1] <= length:
+            raise PrepareError(f"{where} holds {json.dumps(pair, default=str)}, which is no [begin, end] with 0 <= "
+                               f"begin <= end <= {length}, the characters of the text: mend it or choose another "
+                               "--mask-field")
+    for begin, end in sorted(ranges):
+        if begin == end:
+            continue
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    return tuple((begin, end) for begin, end in merged)
+
+
+def read_document(path: str) -> bytes:
+    """The bytes of a small file; of a binary one no more than up to its first NUL byte and a little further."""
+    document = b""
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(READ_BYTES):
+            document += chunk
+            if b"\0" in chunk:
+                break
+            if len(document) > MAX_WHOLE_BYTES:
+                raise PrepareError(f"{path} grew while it was read, run again when nothing writes to it")
+    return document
+
+
+# ---- Processes ----
+
+
+def serve(worker: Worker, connection: Connection, inherited: list[Connection]) -> None:
+    """The life of a worker process: answers each unit with ("result", Result) or ("error", message, exit code)."""
+    for other in inherited:  # else no process would notice that the one that it works for is gone
+        other.close()
+    # Ctrl-C reaches every process of a terminal; when to end is up to the parent alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        while True:
+            unit = connection.recv()
+            try:
+                answer = ("result", worker.work(unit), 0)
+            except PrepareError as error:
+                answer = ("error", str(error), error.code)
+            except MemoryError:
+                answer = ("error", f"out of memory at {unit.pieces[0].path}, lower --processes", 1)
+            except Exception as error:
+                trace = error.__traceback__
+                while trace is not None and trace.tb_next is not None:
+                    trace = trace.tb_next
+                line = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else ""
+                answer = ("error", f"internal fault: {type(error).__name__}: {error}, at {line}, please report it", 1)
+            connection.send(answer)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+class Pool:
+    """Worker processes, each with a thread of this process that hands it units and waits for its results."""
+
+    def __init__(self, worker: Worker, num_processes: int) -> None:
+        context = multiprocessing.get_context("fork")  # the workers inherit the tokenizer, which loads for seconds
+        self.processes = []
+        connections: list[Connection] = []
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for _ in range(num_processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(worker, theirs, connections + [ours]), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            connections.append(ours)
+        self.num_units = UNITS_PER_PROCESS * num_processes
+        self.idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        for connection in connections:
+            self.idle.put(connection)
+        self.threads = futures.ThreadPoolExecutor(num_processes)
+
+    def _ask(self, unit: Unit) -> Result:
+        connection = self.idle.get()
+        try:
+            connection.send(unit)
+            kind, answer, code = connection.recv()
+        except (EOFError, OSError) as error:
+            raise PrepareError("a worker process was killed, most likely for memory: run the same command again, with "
+                               "fewer --processes", code=1) from error
+        finally:
+            self.idle.put(connection)  # also a dead one: the next to take it fails at once, and waits for nothing
+        if kind == "error":
+            raise PrepareError(answer, code)
+        return answer
+
+    def run(self, units: Iterator[Unit], stop: Stop) -> Iterator[tuple[Unit, Result]]:
+        """The results in the order of the units. So is what is raised: an error comes after all results before it."""
+        pending: deque[tuple[Unit, futures.Future[Result]]] = deque()
+        failure: Optional[Exception] = None
+        is_at_end = False
+        while True:
+            while not is_at_end and len(pending) < self.num_units:
+                try:
+                    unit = next(units, None)
+                except (PrepareError, MemoryError) as error:
+                    failure, unit = error, None
+                if unit is None:
+                    is_at_end = True
+                else:
+                    pending.append((unit, self.threads.submit(self._ask, unit)))
+            if not pending:
+                break
+            unit, future = pending.popleft()
+            while True:
+                stop.check()
+                try:
+                    result = future.result(WAIT_SECONDS)
+                    break
+                except futures.TimeoutError:
+                    continue
+            yield unit, result
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+        self.threads.shutdown(wait=True)

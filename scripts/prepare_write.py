@@ -1,0 +1,454 @@
+"""Shards, meta.json, and the folder in which they grow: OUTPUT.partial, whose journal lets a stopped run go on."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import struct
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import BinaryIO, Optional
+
+from prepare_common import MAX_TOKENS, PrepareError, tell
+from prepare_read import Cursor, Unit
+from prepare_tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
+from prepare_work import Documents, Result
+
+HEADER_INTS = 256
+MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # by bytes per token
+MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
+COPY_BYTES = 1 << 20
+COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
+JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
+SUFFIXES = (".bin", ".mask", ".index", ".idx", ".docs", SPOOL_SUFFIX)  # .index: ./train's, of documents
+
+
+def header(width: int, tokens: int) -> bytes:
+    return struct.pack(f"<{HEADER_INTS}i", *MAGIC_AND_VERSION[width], tokens, *[0] * (HEADER_INTS - 3))
+
+
+@dataclass
+class Split:
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    shards: list[str] = field(default_factory=list)
+
+
+class ShardWriter:
+    """Writes the documents of one split, and starts a new shard where a document ends."""
+
+    def __init__(self, folder: str, name: str, shard_tokens: int, width: int, has_masks: bool) -> None:
+        self.folder, self.name, self.shard_tokens, self.width = folder, name, shard_tokens, width
+        self.has_masks = has_masks
+        self.split = Split()
+        self.file: Optional[BinaryIO] = None
+        self.mask: Optional[BinaryIO] = None
+        self.tokens = 0  # in the open shard
+
+    def add(self, documents: Documents) -> None:
+        begin = end = 0  # tokens of a run of documents for one shard
+        for length in documents.lengths:
+            if self.tokens + end - begin + length > MAX_TOKENS:
+                begin = self._write(documents, begin, end)
+                self.close()
+            end += length
+            if self.tokens + end - begin >= self.shard_tokens:
+                begin = self._write(documents, begin, end)
+                self.close()
+        self._write(documents, begin, end)
+        self.split.documents += len(documents.lengths)
+        self.split.bytes += documents.text_bytes
+
+    def _write(self, documents: Documents, begin: int, end: int) -> int:
+        if end > begin:
+            self._open()
+            self.file.write(memoryview(documents.ids)[begin * self.width:end * self.width])
+            if self.mask is not None:
+                self.mask.write(memoryview(documents.targets)[begin:end])
+            self._count(end - begin)
+        return end
+
+    def add_spooled(self, spool: BinaryIO, eot: bytes, text_bytes: int) -> None:
+        """A document whose tokens, without EOT, fill the file spool; all of them are targets."""
+        spool.seek(0, os.SEEK_END)
+        length = spool.tell() // self.width + 1
+        if self.tokens + length > MAX_TOKENS:
+            self.close()
+        self._open()
+        spool.seek(0)
+        shutil.copyfileobj(spool, self.file, COPY_BYTES)
+        self.file.write(eot)
+        if self.mask is not None:
+            for begin in range(0, length, COPY_BYTES):
+                self.mask.write(b"\1" * min(COPY_BYTES, length - begin))
+        self._count(length)
+        self.split.documents += 1
+        self.split.bytes += text_bytes
+        if self.tokens >= self.shard_tokens:
+            self.close()
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.split.tokens += tokens
+
+    def _path(self, index: int, suffix: str = "bin") -> str:
+        return os.path.join(self.folder, f"{self.name}-{index:05d}.{suffix}")
+
+    def _open(self) -> None:
+        if self.file is not None:
+            return
+        index = len(self.split.shards)
+        if index >= MAX_SHARDS:
+            raise PrepareError(f"more than {MAX_SHARDS} {self.name} shards, raise --shard-tokens "
+                               f"(now {self.shard_tokens})")
+        self.file = open(self._path(index), "wb", buffering=COPY_BYTES)
+        if self.has_masks:
+            self.mask = open(self._path(index, "mask"), "wb", buffering=COPY_BYTES)
+        self.split.shards.append(f"{self.name}-{index:05d}.bin")
+        self.file.write(header(self.width, 0))  # the count is known when the shard is closed
+
+    def close(self) -> None:
+        if self.file is None:
+            return
+        self.file.seek(0)
+        self.file.write(header(self.width, self.tokens))
+        self.sync()
+        self.file.close()
+        if self.mask is not None:
+            self.mask.close()
+        self.file = self.mask = None
+        self.tokens = 0
+
+    def sync(self) -> None:
+        for file in (self.file, self.mask):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())  # some disks report that they are full only now
+
+    def abandon(self) -> None:
+        """Lets go of an unfinished shard; what is still in its buffer may no longer fit on the disk."""
+        for file in (self.file, self.mask):
+            if file is not None:
+                try:
+                    file.close()
+                except OSError:
+                    pass
+        self.file = self.mask = None
+
+    def state(self) -> dict:
+        return {"documents": self.split.documents, "tokens": self.split.tokens, "bytes": self.split.bytes,
+                "shards": len(self.split.shards), "open": self.tokens if self.file is not None else None}
+
+    def restore(self, state: dict) -> None:
+        """Takes the files back to what state() told. Raises ValueError if they hold less than that."""
+        num_shards = state["shards"]
+        self.split = Split(state["documents"], state["tokens"], state["bytes"],
+                           [f"{self.name}-{index:05d}.bin" for index in range(num_shards)])
+        begin = HEADER_INTS * 4
+        for index in range(num_shards - (state["open"] is not None)):
+            path = self._path(index)
+            with open(path, "rb") as file:
+                count = struct.unpack("<3i", file.read(12))[2]
+            sizes = [os.path.getsize(path), begin + count * self.width]
+            sizes += [os.path.getsize(self._path(index, "mask")), count] if self.has_masks else []
+            if sizes[0] != sizes[1] or sizes[2:3] != sizes[3:]:
+                raise ValueError(f"{path} is not whole")
+        if state["open"] is not None:
+            self.tokens = state["open"]
+            self.file = reopen(self._path(num_shards - 1), begin + self.tokens * self.width)
+            if self.has_masks:
+                self.mask = reopen(self._path(num_shards - 1, "mask"), self.tokens)
+
+
+def reopen(path: str, size: int) -> BinaryIO:
+    """Opens a file behind its first size bytes, and cuts off what follows them."""
+    file = open(path, "r+b", buffering=COPY_BYTES)
+    if file.seek(0, os.SEEK_END) < size:
+        file.close()
+        raise ValueError(f"{path} is too short")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+class Output:
+    """Both splits, a document in segments, and all that is counted, as of one cursor in the input."""
+
+    def __init__(self, folder: str, tokenizer: BytesTokenizer | JsonTokenizer, shard_tokens: int,
+                 has_masks: bool) -> None:
+        self.folder, self.width, self.eot = folder, tokenizer.width, eot_bytes(tokenizer)
+        self.train = ShardWriter(folder, "train", shard_tokens, tokenizer.width, has_masks)
+        self.val = ShardWriter(folder, "val", shard_tokens, tokenizer.width, has_masks)
+        self.spool: Optional[BinaryIO] = None
+        self.num_spools = 0
+        self.spool_text_bytes = 0
+        self.spool_is_replaced = False
+        self.skipped: Counter[str] = Counter()
+        self.replaced = 0
+        self.smallest, self.largest = 2**256, -1  # hashes; equal if there is one distinct document, this if none
+        self.cursor = Cursor()
+        self.position = 0
+
+    def add(self, unit: Unit, result: Result, val_below: int) -> None:
+        if unit.pieces[0].kind == "segment":
+            self._add_segment(unit, result, val_below)
+        else:
+            self.train.add(result.train)
+            self.val.add(result.val)
+            self.replaced += result.replaced
+            self._include(result.smallest, result.largest)
+        self.skipped += result.skipped
+        self.cursor, self.position = unit.cursor, unit.position
+
+    def _include(self, smallest: int, largest: int) -> None:
+        self.smallest, self.largest = min(self.smallest, smallest), max(self.largest, largest)
+
+    def _add_segment(self, unit: Unit, result: Result, val_below: int) -> None:
+        """Which split a document belongs to is known at its end, so its tokens wait in a file of their own."""
+        piece = unit.pieces[0]
+        if self.spool is None:
+            self.num_spools += 1
+            self.spool = open(self._spool_path(), "w+b", buffering=COPY_BYTES)
+        self.spool.write(result.train.ids)
+        self.spool_text_bytes += result.train.text_bytes
+        self.spool_is_replaced |= result.replaced > 0
+        if self.spool.tell() // self.width + 1 > MAX_TOKENS and not piece.is_binary:
+            raise PrepareError(f"{piece.path} holds a document of more than {MAX_TOKENS - 1} tokens, which no shard "
+                               "can hold, cut it into documents with --split-on or leave it out with --exclude")
+        if not piece.is_last:
+            return
+        if piece.is_binary:
+            self.skipped["binary"] += 1
+        elif not self.spool.tell():
+            self.skipped["empty"] += 1
+        else:
+            number = int.from_bytes(piece.digest, "big")
+            self._include(number, number)
+            self.replaced += self.spool_is_replaced
+            (self.val if number < val_below else self.train).add_spooled(self.spool, self.eot, self.spool_text_bytes)
+        self.spool.close()  # the file stays until a commit no longer needs it
+        self.spool, self.spool_text_bytes, self.spool_is_replaced = None, 0, False
+
+    def _spool_path(self) -> str:
+        return os.path.join(self.folder, f"document-{self.num_spools}{SPOOL_SUFFIX}")
+
+    def remove_old(self) -> None:
+        """Removes what the state does not need: spools that are done with, and what was written after it."""
+        kept = self.train.split.shards + self.val.split.shards
+        if self.spool is not None:
+            kept.append(os.path.basename(self._spool_path()))
+        for name in os.listdir(self.folder):
+            stem, suffix = os.path.splitext(name)
+            if suffix in (".bin", ".mask", SPOOL_SUFFIX) and name not in kept and stem + ".bin" not in kept:
+                os.remove(os.path.join(self.folder, name))
+
+    def sync(self) -> None:
+        self.train.sync()
+        self.val.sync()
+        if self.spool is not None:
+            self.spool.flush()
+            os.fsync(self.spool.fileno())
+
+    def close(self) -> None:
+        self.train.close()
+        self.val.close()
+
+    def abandon(self) -> None:
+        self.train.abandon()
+        self.val.abandon()
+        if self.spool is not None:
+            try:
+                self.spool.close()
+            except OSError:
+                pass
+
+    def state(self) -> dict:
+        spool = None
+        if self.spool is not None:
+            spool = [self.spool.tell(), self.spool_text_bytes, self.spool_is_replaced]
+        return {"cursor": list(self.cursor), "position": self.position, "train": self.train.state(),
+                "val": self.val.state(), "spool": spool, "spools": self.num_spools,
+                "skipped": dict(self.skipped), "replaced": self.replaced,
+                "smallest": str(self.smallest), "largest": str(self.largest)}
+
+    def restore(self, state: dict) -> None:
+        self.cursor, self.position = Cursor(*state["cursor"]), state["position"]
+        self.train.restore(state["train"])
+        self.val.restore(state["val"])
+        self.num_spools = state["spools"]
+        if state["spool"] is not None:
+            size, self.spool_text_bytes, self.spool_is_replaced = state["spool"]
+            self.spool = reopen(self._spool_path(), size)
+        self.skipped, self.replaced = Counter(state["skipped"]), state["replaced"]
+        self.smallest, self.largest = int(state["smallest"]), int(state["largest"])
+        self.remove_old()
+
+
+# ---- Unfinished work ----
+
+
+class Work:
+    """OUTPUT.partial and its journal: a line with the command, then one per commit, of which the last whole one counts.
+
+    One process at a time owns the folder, by a lock on the journal.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.folder = output + ".partial"
+        path = os.path.join(self.folder, JOURNAL)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            foreign = [item.name for item in os.scandir(self.folder) if not is_prepared(item)]
+            if foreign:
+                raise PrepareError(f"{self.folder} holds {sorted(foreign)[0]}, which is no prepared file, move that "
+                                   "away or choose another --output")
+            self.journal = open(path, "a+b")
+        except OSError as error:
+            raise PrepareError(f"cannot make the folder {self.folder}: {error.strerror}, "
+                               "choose another --output") from error
+        try:
+            fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.journal.close()
+            raise PrepareError(f"another prepare.py is at work in {self.folder}, wait for it or choose another "
+                               "--output") from error
+        self.command: dict = {}
+        self.state: Optional[dict] = None
+        self.last_commit = time.monotonic()
+        self.num_spools = 0  # of output's, that are removed
+        self._read()
+
+    def _read(self) -> None:
+        self.journal.seek(0)
+        lines = []
+        end = 0
+        for line in self.journal:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                lines.pop()
+                break
+            end += len(line)
+        self.journal.truncate(end)  # what follows is torn, by a kill or a full disk
+        if len(lines) > 1:
+            self.command, self.state = lines[0], lines[-1]
+
+    def begin(self, command: dict, keep: tuple[str, ...] = ()) -> None:
+        """Begins anew: removes what is in the folder, and notes the command."""
+        with os.scandir(self.folder) as scan:
+            for item in list(scan):
+                if item.name != JOURNAL and item.name not in keep:
+                    os.remove(item.path)
+        self.journal.truncate(0)
+        self.command, self.state = command, None
+        self._append(command)
+
+    def commit(self, output: Output, is_due: bool = False) -> None:
+        if not is_due and time.monotonic() - self.last_commit < COMMIT_SECONDS:
+            return
+        output.sync()
+        self.state = output.state()
+        self._append(self.state)
+        if output.num_spools > self.num_spools:
+            output.remove_old()
+            self.num_spools = output.num_spools - (output.spool is not None)
+        self.last_commit = time.monotonic()
+
+    def _append(self, line: object) -> None:
+        self.journal.write(json.dumps(line).encode() + b"\n")
+        self.journal.flush()
+        os.fsync(self.journal.fileno())
+
+    def remove(self) -> None:
+        self.journal.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def switch(self, overwrite: bool) -> None:
+        """Puts the complete folder in place. The old one moves aside first and is deleted last."""
+        check_output(self.output, overwrite)
+        old = f"{self.output}.old-{os.getpid()}"
+        if os.path.isdir(self.output) and os.listdir(self.output):
+            os.rename(self.output, old)
+        else:
+            old = ""
+        try:
+            os.rename(self.folder, self.output)  # replaces an empty folder, and fails if it has just been filled
+        except OSError:
+            if old:
+                os.rename(old, self.output)
+            raise
+        os.remove(os.path.join(self.output, JOURNAL))
+        self.journal.close()
+        if old:
+            remove_old(old)
+
+
+def is_prepared(item: "os.DirEntry[str]") -> bool:
+    known = item.name in ("meta.json", "tokenizer.json", JOURNAL) or item.name.endswith(SUFFIXES)
+    return known and not item.is_dir(follow_symlinks=False)
+
+
+def check_output(output: str, overwrite: bool) -> None:
+    """Refuses an output that stands in the way; called again before the switch, since a run may take hours."""
+    if not os.path.lexists(output):
+        return
+    if not os.path.isdir(output):
+        raise PrepareError(f"{output} is not a folder, choose another --output")
+    try:
+        with os.scandir(output) as scan:
+            items = sorted(scan, key=lambda item: item.name)
+    except OSError as error:
+        raise PrepareError(f"cannot look into {output}: {error.strerror}, choose another --output") from error
+    if items and not overwrite:
+        raise PrepareError(f"{output} exists and is not empty, pass --overwrite to replace it or choose another "
+                           "--output")
+    for item in items:
+        if not is_prepared(item):
+            raise PrepareError(f"{output} holds {item.name}, which is no prepared file, so --overwrite leaves it "
+                               "alone, move that away or choose another --output")
+
+
+def remove_old(old: str) -> None:
+    try:
+        with os.scandir(old) as scan:
+            for item in list(scan):
+                if is_prepared(item):
+                    os.remove(item.path)
+        os.rmdir(old)
+    except OSError as error:  # the new folder is in place, so this is no failure of the run
+        tell(sys.stderr, f"prepare: the replaced folder is still at {old}: {error.strerror}\n")
+
+
+def write_file(folder: str, name: str, content: bytes) -> None:
+    """All of it, on the disk, or not at all."""
+    path = os.path.join(folder, name)
+    with open(path + ".bin", "wb") as file:  # a suffix that is known as ours, should it be left behind
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".bin", path)
+
+
+def meta_json(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, has_masks: bool) -> bytes:
+    train, val = output.train.split, output.val.split
+    meta: dict[str, object] = {"format": "llmc", "dtype": "uint16" if tokenizer.width == 2 else "uint32",
+                               "tokenizer": tokenizer.name}
+    if tokenizer.sha256 is not None:
+        meta["tokenizer_sha256"] = tokenizer.sha256
+    meta.update({
+        "vocab_size": tokenizer.vocab_size,
+        "eot_token": tokenizer.eot,
+        "eot": "end",
+        "bytes_per_token": (train.bytes + val.bytes) / (train.tokens + val.tokens),
+    })
+    if has_masks:
+        meta["mask"] = True
+    meta.update({"train": vars(train), "val": vars(val)})
+    return (json.dumps(meta, indent=2) + "\n").encode()

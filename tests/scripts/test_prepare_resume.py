@@ -1,0 +1,215 @@
+"""prepare.py stopped and run again, and run by several processes: the same bytes as in one go by one.
+
+Runs are stopped after an exact number of units, by SIGKILL, SIGINT or SIGTERM sent to themselves.
+
+"""
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import resource
+import signal
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from prepare_case import PrepareTest, documents, needs, python_with, tree  # noqa: E402
+
+
+ARGUMENTS = ("--val-fraction", 0.3, "--shard-tokens", 150)
+
+
+class Base(PrepareTest):
+    def setUp(self) -> None:
+        super().setUp()
+        for i in range(12):
+            self.write(f"a{i:02d}.txt", b"a small file, number %d" % i)
+        self.write("giant.txt", b"".join(b"line %d of one document\n" % i for i in range(40)))  # 15 segments
+        self.write("hidden.txt", b"binary only at its end " * 12 + b"\0" + b"x" * 300)
+        records = [json.dumps({"text": "text %d " % i * (i % 9), "skip": [[0, i % 5]] if i % 9 else None}).encode()
+                   for i in range(60)]
+        self.write("records.jsonl", b"\n".join(records))
+        self.write("records.jsonl.gz", gzip.compress(b"\n".join(records[::-1])))
+
+    def units(self, result) -> int:
+        return int(result.stderr.rsplit("units:", 1)[1])
+
+    def whole(self, *arguments: object, **options) -> tuple[dict[str, bytes], int]:
+        """What an uninterrupted run by one process writes, and in how many units."""
+        out = self.root / "whole"
+        result = self.in_units(*arguments, "--processes", 1, out=out, **options)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return tree(out), self.units(result)
+
+    def stop_and_go_on(self, expected: dict[str, bytes], at: int, signum: int, *arguments: object, **options) -> None:
+        stopped = self.in_units(*arguments, "--processes", 3, at=at, action=signum, **options)
+        codes = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
+        self.assertEqual(stopped.returncode, codes[signum], stopped.stderr)
+        self.assertFalse(self.out.exists())
+        if signum != signal.SIGKILL:
+            self.assertRegex(stopped.stderr, "error: stopped by SIG[A-Z]+, run the same command again to go on")
+        gone_on = self.in_units(*arguments, "--processes", 2, **options)
+        self.assertEqual(gone_on.returncode, 0, gone_on.stderr)
+        self.assertIn("going on where a stopped run left off", gone_on.stderr)
+        self.assertEqual(tree(self.out), expected)
+        self.assert_no_leftovers()
+        for path in self.out.iterdir():
+            path.unlink()
+        self.out.rmdir()
+
+
+class Resume(Base):
+    def test_any_number_of_processes_and_any_units(self) -> None:
+        expected, units = self.whole(*ARGUMENTS)
+        self.assertGreater(units, 40)
+        for arguments, options in ((["--processes", 4], {}), (["--processes", 2], {"unit": 50}),
+                                   (["--processes", 2], {"unit": 1 << 20})):
+            with self.subTest(arguments=arguments, options=options):
+                result = self.in_units(*ARGUMENTS, "--overwrite", *arguments, **options)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual(tree(self.out), expected)
+        found = documents(self.out, "train") + documents(self.out, "val")
+        self.assertEqual(len(found), 12 + 1 + 2 * (60 - 7))
+        self.assertEqual(sum(len(text) > 900 for text in found), 1)
+
+    def test_killed_anywhere(self) -> None:
+        expected, units = self.whole(*ARGUMENTS)
+        for at in {2, 5, 8, 13, 19, 22, 24, 26, 31, 37, 44, units}:  # files, segments, the binary one, lines, .gz
+            with self.subTest(at=at):
+                self.stop_and_go_on(expected, at, signal.SIGKILL, *ARGUMENTS)
+
+    def test_stopped_by_signals(self) -> None:
+        expected, units = self.whole(*ARGUMENTS)
+        self.stop_and_go_on(expected, 9, signal.SIGINT, *ARGUMENTS)
+        self.stop_and_go_on(expected, 30, signal.SIGTERM, *ARGUMENTS)
+
+    def test_stopped_before_anything_is_done(self) -> None:
+        """The first unit's result is not committed when the signal comes; nothing is left."""
+        stopped = self.prepare("--input", self.text, "--output", self.out, "--restart",
+                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
+        self.assert_refused(stopped, "cannot write", "run it again", code=1)
+        self.assertEqual(list(self.out.parent.iterdir()), [])
+
+    def test_killed_in_the_second_pass(self) -> None:
+        """The border between the splits has moved, and stays where it is."""
+        arguments = ("--val-fraction", 1e-9)
+        expected, units = self.whole(*arguments)
+        self.assertEqual(units % 2, 0)
+        self.stop_and_go_on(expected, units // 2 + 20, signal.SIGKILL, *arguments)
+        self.stop_and_go_on(expected, units // 2 - 3, signal.SIGKILL, *arguments)
+
+    def test_with_masks(self) -> None:
+        arguments = ("--include", "records*", "--mask-field", "skip", *ARGUMENTS)
+        expected, units = self.whole(*arguments)
+        self.assertIn("train-00001.mask", expected)
+        for at in (3, units // 2, units - 1):
+            self.stop_and_go_on(expected, at, signal.SIGKILL, *arguments)
+
+    def test_torn_line_in_the_journal(self) -> None:
+        expected, _ = self.whole(*ARGUMENTS)
+        self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
+        with open(f"{self.out}.partial/journal.jsonl", "ab") as journal:
+            journal.write(b'{"cursor": [0, 1')
+        result = self.in_units(*ARGUMENTS, at=5, action=signal.SIGKILL)
+        self.assertIn("going on", result.stderr)
+        result = self.in_units(*ARGUMENTS)
+        self.assertIn("going on", result.stderr)
+        self.assertEqual(tree(self.out), expected)
+
+    def test_another_command_is_refused(self) -> None:
+        self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
+        partial = self.out.with_name("out.partial")
+        before = tree(partial)
+        for arguments, word in ((["--val-fraction", 0.2], "--val-fraction"), (["--shard-tokens", 7], "--shard-tokens"),
+                                (["--field", "skip"], "--field"), (["--split-on", "x"], "--split-on"),
+                                (["--exclude", "a01.txt"], "input files"), (["--format", "text"], "formats")):
+            with self.subTest(arguments=arguments):
+                result = self.run_on_text(*ARGUMENTS, *arguments)
+                self.assertEqual(result.returncode, 2, result.stderr)
+                self.assertIn(word, result.stderr)
+                self.assertIn("--restart", result.stderr)
+                self.assertEqual(tree(partial), before)
+
+    def test_changed_input_is_refused(self) -> None:
+        self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
+        path = self.text / "a03.txt"
+        info = path.stat()
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns + 1))
+        result = self.run_on_text(*ARGUMENTS)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("input files", result.stderr)
+        result = self.succeed(*ARGUMENTS, "--restart")
+        self.assertNotIn("going on", result.stderr)
+
+    def test_damaged_work_is_refused(self) -> None:
+        self.in_units(*ARGUMENTS, at=30, action=signal.SIGKILL)
+        os.truncate(f"{self.out}.partial/train-00000.bin", 1100)
+        result = self.run_on_text(*ARGUMENTS)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("train-00000.bin is not whole", result.stderr)
+        self.assertIn("--restart", result.stderr)
+
+    def test_work_of_another_process(self) -> None:
+        partial = self.out.with_name("out.partial")
+        partial.mkdir(parents=True)
+        with open(partial / "journal.jsonl", "w") as journal:
+            fcntl.flock(journal, fcntl.LOCK_EX)
+            result = self.run_on_text()
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("another prepare.py is at work", result.stderr)
+
+    def test_foreign_files_are_spared(self) -> None:
+        partial = self.out.with_name("out.partial")
+        partial.mkdir(parents=True)
+        (partial / "thesis.tex").write_text("mine")
+        result = self.run_on_text()
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("thesis.tex", result.stderr)
+        self.assertEqual(tree(partial), {"thesis.tex": b"mine"})
+
+    def test_bad_input_leaves_nothing(self) -> None:
+        self.write("zz.jsonl", b'{"text": "a"}\n{"text": \n')
+        result = self.in_units(*ARGUMENTS)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertEqual(list(self.out.parent.iterdir()), [])
+
+    def test_full_disk_keeps_what_is_done(self) -> None:
+        expected, _ = self.whole(*ARGUMENTS)
+        result = self.in_units(*ARGUMENTS, at=20, action="raise OSError(28, 'No space left on device')")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("No space left on device", result.stderr)
+        self.assertIn("run the same command again to go on", result.stderr)
+        self.assertFalse(self.out.exists())
+        result = self.in_units(*ARGUMENTS)
+        self.assertIn("going on", result.stderr)
+        self.assertEqual(tree(self.out), expected)
+
+    def test_killed_worker(self) -> None:
+        """As the system does when memory runs out."""
+        expected, _ = self.whole(*ARGUMENTS)
+        kill = "import multiprocessing as m; [os.kill(p.pid, 9) for p in m.active_children()]"
+        result = self.in_units(*ARGUMENTS, at=20, action=kill)
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("--processes", result.stderr)
+        result = self.in_units(*ARGUMENTS)
+        self.assertIn("going on", result.stderr)
+        self.assertEqual(tree(self.out), expected)
+
+
+@needs("tokenizers")
+class Tokenizers(Base):
+    """The same with a tokenizer that is trained on the input before."""
+
+    def test_killed_anywhere(self) -> None:
+        arguments = ("--include", "records*", "giant.txt", "a*", "--tokenizer", "train:280", *ARGUMENTS)
+        python = python_with("tokenizers")
+        expected, units = self.whole(*arguments, python=python)
+        for at in (1, 5, 8, 19, 31, units):
+            with self.subTest(at=at):
+                self.stop_and_go_on(expected, at, signal.SIGKILL, *arguments, python=python)
+
+
+if __name__ == "__main__":
+    unittest.main()
