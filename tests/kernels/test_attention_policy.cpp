@@ -1,0 +1,168 @@
+// Which tiles are visited, where indices are compared, and in which order gradients are added, by brute force.
+//
+// Seen to catch: an interval's end off by one in is_all_of(), highest and lowest exchanged in is_nothing_of(), the walk
+// of first_adding_key_tile() left out, the order of tickets within a section turned round, the diagonal's tile taken
+// for one below it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <set>
+
+#include "tests/kernels/attention_case.h"
+
+#include "kernels/attention/policy.h"
+
+namespace ingot::test {
+namespace {
+
+struct Mask {
+    std::vector<int32_t> first_key, end_key, first_query, end_query;
+    int32_t N() const { return static_cast<int32_t>(first_key.size()); }
+    bool is_visible(int32_t i, int32_t j) const {
+        return j >= first_key[static_cast<size_t>(i)] && j < end_key[static_cast<size_t>(i)];
+    }
+};
+
+Mask documents(int32_t N, const std::vector<int64_t>& starts, bool is_causal) {
+    Mask mask;
+    for (std::vector<int32_t>* array : {&mask.first_key, &mask.end_key, &mask.first_query, &mask.end_query})
+        array->resize(static_cast<size_t>(N));
+    const auto tensor = [&](std::vector<int32_t>& array) { return Tensor::contiguous(array.data(), DType::i32, {N}); };
+    fill_document_mask({tensor(mask.first_key), tensor(mask.end_key), tensor(mask.first_query), tensor(mask.end_query)},
+                       starts, is_causal);
+    return mask;
+}
+
+// Any non-decreasing intervals of the queries, many of them empty, and the keys' side of the same pairs. Keys that
+// nobody sees get an empty interval where the next one begins.
+Mask any_mask(std::mt19937& random, int32_t N) {
+    Mask mask;
+    const auto below = [&](int32_t limit) { return static_cast<int32_t>(random() % static_cast<uint32_t>(limit)); };
+    int32_t first = 0, end = 0;
+    for (int32_t i = 0; i < N; ++i) {
+        if (below(4) == 0) first = std::min(N, first + below(20));
+        if (below(4) == 0) end = std::min(N, end + below(24));
+        mask.first_key.push_back(std::min(first, N));
+        mask.end_key.push_back(end);
+    }
+    for (int32_t j = 0; j < N; ++j) {
+        int32_t begin = 0;  // queries before it have passed no key beyond j
+        while (begin < N && mask.end_key[static_cast<size_t>(begin)] <= j) ++begin;
+        int32_t after = 0;
+        while (after < N && mask.first_key[static_cast<size_t>(after)] <= j) ++after;
+        mask.first_query.push_back(begin);
+        mask.end_query.push_back(after);
+    }
+    return mask;
+}
+
+std::vector<Mask> masks() {
+    std::mt19937 random(7);
+    std::vector<Mask> result;
+    for (int turn = 0; turn < 60; ++turn) {
+        const int32_t N = 1 + static_cast<int32_t>(random() % 300);
+        std::vector<int64_t> starts = {0};
+        const int count = static_cast<int>(random() % 8);
+        for (int d = 0; d < count; ++d) starts.push_back(static_cast<int64_t>(random() % static_cast<uint32_t>(N + 1)));
+        std::sort(starts.begin(), starts.end());
+        result.push_back(documents(N, starts, turn % 3 != 0));
+        result.push_back(any_mask(random, N));
+    }
+    return result;
+}
+
+constexpr std::pair<int32_t, int32_t> kTiles[] = {{64, 128}, {128, 64}, {16, 32}, {8, 8}};
+
+TEST(AttentionPolicy, TheSidesOfAMaskAreTheSamePairs) {
+    for (const Mask& mask : masks())
+        for (int32_t i = 0; i < mask.N(); ++i)
+            for (int32_t j = 0; j < mask.N(); ++j)
+                ASSERT_EQ(mask.is_visible(i, j),
+                          i >= mask.first_query[static_cast<size_t>(j)] && i < mask.end_query[static_cast<size_t>(j)]);
+}
+
+TEST(AttentionPolicy, TilesAreVisitedAndComparedWhereTheyMustBe) {
+    int64_t num_whole = 0, num_nothing = 0;
+    for (const Mask& mask : masks())
+        for (const auto& [query_tile, key_tile] : kTiles) {
+            const int32_t N = mask.N();
+            for (int32_t q0 = 0; q0 < N; q0 += query_tile) {
+                const int32_t q1 = std::min(q0 + query_tile, N);
+                const TileRange keys = reached_tiles(mask.first_key.data(), mask.end_key.data(), q0, q1, N, key_tile);
+                const SeenByRows seen = seen_by_rows(mask.first_key.data(), mask.end_key.data(), q0, q1);
+                for (int32_t k0 = 0; k0 < N; k0 += key_tile) {
+                    bool has_any = false, has_all = k0 + key_tile <= N;
+                    for (int32_t i = q0; i < q1; ++i)
+                        for (int32_t j = k0; j < std::min(k0 + key_tile, N); ++j)
+                            (mask.is_visible(i, j) ? has_any : has_all) = mask.is_visible(i, j);
+                    const bool is_visited = k0 >= keys.begin && k0 < keys.begin + keys.num_tiles(key_tile) * key_tile;
+                    if (has_any) {
+                        ASSERT_TRUE(is_visited);
+                        ASSERT_FALSE(seen.is_nothing_of(k0, k0 + key_tile));
+                    }
+                    ASSERT_EQ(seen.is_all_of(k0, k0 + key_tile), has_all);
+                    num_whole += has_all;
+                    num_nothing += is_visited && seen.is_nothing_of(k0, k0 + key_tile);
+                }
+            }
+        }
+    EXPECT_GT(num_whole, 1000);
+    EXPECT_EQ(num_nothing, 0);  // the rows of a tile pass nothing over that the tile reaches; a part of them may
+}
+
+// The key tiles that visit a query tile are those that its turns name, one after the other.
+TEST(AttentionPolicy, TurnsNameEveryKeyTileThatAdds) {
+    for (const Mask& mask : masks())
+        for (const auto& [query_tile, key_tile] : kTiles) {
+            const int32_t N = mask.N();
+            for (int32_t q0 = 0; q0 < N; q0 += query_tile) {
+                std::vector<int32_t> adding;  // last first
+                for (int32_t tile = (N + key_tile - 1) / key_tile - 1; tile >= 0; --tile) {
+                    const int32_t k0 = tile * key_tile;
+                    const TileRange queries = reached_tiles(mask.first_query.data(), mask.end_query.data(), k0,
+                                                            std::min(k0 + key_tile, N), N, query_tile);
+                    if (q0 >= queries.begin && q0 < queries.begin + queries.num_tiles(query_tile) * query_tile)
+                        adding.push_back(tile);
+                }
+                int32_t turn = first_adding_key_tile(mask.first_query.data(), mask.end_query.data(),
+                                                     mask.end_key.data(), q0, N, query_tile, key_tile);
+                if (adding.empty()) {
+                    // Whoever's turn it is, nobody comes.
+                    continue;
+                }
+                for (const int32_t tile : adding) ASSERT_EQ(turn--, tile);
+            }
+        }
+}
+
+TEST(AttentionPolicy, TicketsTakeEachTileOnceAndWaitForLowerOnes) {
+    for (const int32_t num_tiles : {1, 3, 7})
+        for (const int32_t heads : {1, 2, 5})
+            for (const int32_t section : {1, 2, 4, 5}) {
+                std::set<std::pair<int32_t, int32_t>> taken;
+                for (int32_t ticket = 0; ticket < num_tiles * heads; ++ticket) {
+                    const KeyTile mine = key_tile_of(ticket, num_tiles, heads, section);
+                    ASSERT_TRUE(mine.tile >= 0 && mine.tile < num_tiles && mine.head >= 0 && mine.head < heads);
+                    ASSERT_TRUE(taken.insert({mine.head, mine.tile}).second);
+                    for (int32_t later = mine.tile + 1; later < num_tiles; ++later)
+                        ASSERT_TRUE(taken.count({mine.head, later})) << "tile " << later << " adds first";
+                }
+            }
+}
+
+TEST(AttentionPolicy, AlibiIsLinearOnEitherSide) {
+    for (const auto& [queries, keys] : kTiles)
+        for (int32_t q0 = 0; q0 < 300; q0 += queries)
+            for (int32_t k0 = 0; k0 < 300; k0 += keys) {
+                const AlibiSide side = alibi_side(q0, q0 + queries, k0, k0 + keys);
+                for (int32_t i = q0; i < q0 + queries; ++i)
+                    for (int32_t j = k0; j < k0 + keys; ++j) {
+                        const int32_t fix = side.crosses_diagonal ? 2 * std::max(j - i, 0) : 0;
+                        ASSERT_EQ(side.sign * (j - i) - fix, -std::abs(i - j));
+                    }
+            }
+}
+
+}  // namespace
+}  // namespace ingot::test
