@@ -70,7 +70,7 @@ Corpus::Corpus(const std::vector<DataEntry>& entries, const std::string& key, co
         // One that holds a larger id was made with a larger vocabulary: reading again says where the id is.
         if (indexes_[s] && indexes_[s]->largest_id() >= rules_.vocab_size) indexes_[s] = nullptr;
     }
-    if (static_cast<int64_t>(segments_.size()) > kGroupSegments) return;
+    if (num_tokens() > kGroupSegments * options_.segment_tokens) return;
     keeps_in_memory_ = true;
     Progress progress("reading the tokens of " + key_, num_tokens(), "tokens");
     for (int64_t s = 0; s < num_shards(); ++s) read_shard(s, {}, [&](int64_t tokens) { progress.advance(tokens); });

@@ -37,7 +37,8 @@ struct Segment {
 class Corpus {
   public:
     // `key` is the config key that the entries stand at, for messages. Throws UserError naming the file, what is wrong
-    // and what to do. A corpus of at most kGroupSegments segments is read at once: documents are known and ids checked.
+    // and what to do. A corpus of at most kGroupSegments * segment_tokens tokens is read at once: documents are known
+    // and ids checked.
     Corpus(const std::vector<DataEntry>& entries, const std::string& key, const CorpusOptions& options);
 
     int64_t num_tokens() const { return shard_starts_.back(); }

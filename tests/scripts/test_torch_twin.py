@@ -2,8 +2,8 @@
 
 Needs a Python with PyTorch, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped without.
 
-Seen to catch: best fit into the row that became so full first, documents in the order of the files, nine rounds of Philox, ALiBi left out, a gradient of attention's
-scores that is 1% too large or lacks its second term.
+Seen to catch: best fit into the row that became so full first, documents in the order of the files, nine rounds of
+Philox, ALiBi left out, a gradient of attention's scores that is 1% too large or lacks its second term.
 """
 
 import json

@@ -10,10 +10,8 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 
-#include "kernels/core/check.h"
+#include "tests/src/data/token_files.h"
 
 namespace ingot {
 namespace {
@@ -22,83 +20,44 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kVocab = 100, kEot = 99;
 
-class CorpusTest : public testing::Test {
+class CorpusTest : public TokenFiles {
   protected:
-    void SetUp() override {
-        std::string pattern = (fs::temp_directory_path() / "ingot-shards-XXXXXX").string();
-        ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-        folder_ = pattern;
-    }
-    void TearDown() override { fs::remove_all(folder_); }
-
-    std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
     // A file of a header that says what it is told to, then `ids` in `id_bytes` each.
     std::string write(const std::string& name, const std::vector<int64_t>& ids, int32_t magic = 20240520,
                       int32_t version = 1, int64_t count = -1, size_t id_bytes = 2) const {
-        int32_t header[256] = {magic, version,
-                               count < 0 ? static_cast<int32_t>(ids.size()) : static_cast<int32_t>(count)};
-        std::ofstream file(path(name), std::ios::binary);
-        file.write(reinterpret_cast<const char*>(header), sizeof header);
-        for (const int64_t id : ids)
-            file.write(reinterpret_cast<const char*>(&id), static_cast<std::streamsize>(id_bytes));
-        return path(name);
+        std::vector<int32_t> header(256, 0);
+        header[0] = magic;
+        header[1] = version;
+        header[2] = count < 0 ? static_cast<int32_t>(ids.size()) : static_cast<int32_t>(count);
+        return TokenFiles::write(name,
+                                 bytes_of(header) + (id_bytes == 2 ? ids_of<uint16_t>(ids) : ids_of<uint32_t>(ids)));
     }
     std::string write_wide(const std::string& name, const std::vector<int64_t>& ids) const {
         return write(name, ids, 20240801, 7, -1, 4);
     }
 
     static std::vector<DataEntry> entries_of(const std::vector<std::string>& patterns) {
-        std::vector<DataEntry> entries(patterns.size());
-        for (size_t i = 0; i < patterns.size(); ++i) entries[i].path = patterns[i];
+        std::vector<DataEntry> entries;
+        for (const std::string& pattern : patterns) entries.push_back(entry(pattern));
         return entries;
     }
     static std::unique_ptr<const Corpus> open(const std::vector<std::string>& patterns,
                                               EotSide side = EotSide::automatic, int64_t eot = kEot,
                                               int64_t vocab = kVocab) {
-        return std::make_unique<Corpus>(entries_of(patterns), "data.train",
+        return open(entries_of(patterns), side, eot, vocab);
+    }
+    static std::unique_ptr<const Corpus> open(const std::vector<DataEntry>& entries, EotSide side = EotSide::automatic,
+                                              int64_t eot = kEot, int64_t vocab = kVocab) {
+        return std::make_unique<Corpus>(entries, "data.train",
                                         CorpusOptions{.vocab_size = vocab, .eot_token = eot, .eot_side = side});
     }
-    // The one line with which opening is refused.
     static std::string refusal(const std::vector<std::string>& patterns, int64_t vocab = kVocab) {
-        try {
-            open(patterns, EotSide::automatic, -1, vocab);
-        } catch (const UserError& error) {
-            EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
-            return error.what();
-        }
-        return "not refused";
+        return refusal(entries_of(patterns), vocab);
     }
-
-    fs::path folder_;
+    static std::string refusal(const std::vector<DataEntry>& entries, int64_t vocab = kVocab) {
+        return refusal_of([&] { open(entries, EotSide::automatic, -1, vocab); });
+    }
 };
-
-std::vector<int64_t> starts_of(const Corpus& corpus) {
-    std::vector<int64_t> starts;
-    for (size_t s = 0; s < corpus.segments().size(); ++s) corpus.append_documents(static_cast<int64_t>(s), &starts);
-    return starts;
-}
-
-std::vector<int32_t> tokens_of(const Corpus& corpus, int64_t begin, int64_t end) {
-    std::vector<int32_t> tokens(static_cast<size_t>(end - begin));
-    const Corpus::Place place = corpus.place(begin);
-    EXPECT_LE(end - begin, place.rest);
-    place.shard->copy(place.token, end - begin, tokens.data());
-    return tokens;
-}
-
-using Text = std::vector<std::vector<int32_t>>;
-Text documents_of(const Corpus& corpus) {
-    std::vector<int64_t> starts = starts_of(corpus);
-    starts.push_back(corpus.num_tokens());
-    Text documents;
-    for (size_t d = 0; d + 1 < starts.size(); ++d) documents.push_back(tokens_of(corpus, starts[d], starts[d + 1]));
-    return documents;
-}
-
-#define EXPECT_REFUSED(message, ...)       \
-    for (const char* part : {__VA_ARGS__}) \
-    EXPECT_NE(message.find(part), std::string::npos) << "\"" << part << "\" is missing in: " << message
 
 TEST_F(CorpusTest, BothFormatsReadTheSame) {
     const std::vector<int64_t> ids = {3, 1, 4, kEot, 1, 5, kEot};
@@ -200,7 +159,7 @@ TEST_F(CorpusTest, SharedFilesAreFoundThroughLinks) {
 TEST_F(CorpusTest, RefusesWhatIsNotThere) {
     EXPECT_REFUSED(refusal({path("none-*.bin")}), "data.train", "no file matches", "none-*.bin", "check the path");
     EXPECT_REFUSED(refusal({path("none.bin")}), "data.train", "there is no file", "none.bin", "check the path");
-    EXPECT_REFUSED(refusal({}), "data.train names no file", "add a path");
+    EXPECT_REFUSED(refusal(std::vector<std::string>{}), "data.train names no file", "add a path");
     EXPECT_REFUSED(refusal({folder_.string()}), folder_.c_str(), "not a regular file");
     fs::create_symlink(path("gone"), path("dangling.bin"));
     EXPECT_REFUSED(refusal({path("*.bin")}), "dangling.bin", "No such file");
@@ -249,6 +208,163 @@ TEST_F(CorpusTest, RefusesIdsOutsideTheVocabulary) {
     // The last shard of a list is checked as the first one is.
     ids.assign({1, 2, 100});
     EXPECT_REFUSED(refusal({write("d.bin", {1}), write("e.bin", ids)}), "e.bin", "token 2 is 100");
+}
+
+// ---- Other formats ----
+
+TEST_F(CorpusTest, RawIdsAndMasks) {
+    TokenFiles::write("a.raw", ids_of<uint16_t>({1, 2, kEot, 3}));
+    TokenFiles::write("b.raw", ids_of<uint32_t>({4, kEot}));
+    TokenFiles::write("a.mask", std::string("\0\1\1\0", 4));
+    const auto corpus = open({entry(path("a.raw"), DataFormat::raw, RawType::uint16, path("*.mask")),
+                              entry(path("b.raw"), DataFormat::raw, RawType::uint32)});
+    EXPECT_EQ(documents_of(*corpus), (Text{{1, 2, 99}, {3}, {4, 99}}));
+    EXPECT_EQ(corpus->place(1).shard->mask(0)[1], 1);
+    EXPECT_EQ(corpus->place(3).shard->mask(3)[0], 0);
+    EXPECT_EQ(corpus->place(4).shard->mask(0), nullptr);
+
+    const auto masked = [&](const std::string& mask) {
+        return refusal({entry(path("a.raw"), DataFormat::raw, RawType::uint16, mask)});
+    };
+    EXPECT_REFUSED(masked(path("none-*")), "no file matches", "none-*");
+    TokenFiles::write("short.mask", "\1\1");
+    EXPECT_REFUSED(masked(path("short.mask")), "short.mask", "2 bytes", "4 tokens", "check");
+    EXPECT_REFUSED(masked(path("*.mask")), "is 1 file", "is 2", "one mask for each");
+    TokenFiles::write("text.mask", "1010");
+    EXPECT_REFUSED(masked(path("text.mask")), "byte 49", "token 0", "0 (no target) or 1");
+    EXPECT_REFUSED(refusal({path("a.raw")}), "a.raw", "too few");
+    EXPECT_REFUSED(refusal({entry(path("a.raw"), DataFormat::raw, RawType::uint32)}), "token 0 is 131073");
+}
+
+TEST_F(CorpusTest, MegatronDocumentsAreThoseOfItsIndex) {
+    // Documents of 5 tokens (two sequences), none, and 4: the index says so, EOT or not.
+    TokenFiles::write("a.bin", ids_of<int32_t>({1, kEot, 3, 4, 5, 6, 7, 8, 9}));
+    TokenFiles::write("a.idx", megatron(4, 4, {3, 2, 4}, {0, 2, 2, 3}));
+    const auto corpus = open({path("a.bin")});
+    EXPECT_EQ(documents_of(*corpus), (Text{{1, 99, 3, 4, 5}, {6, 7, 8, 9}}));
+    EXPECT_EQ(corpus->describe(), "1 shard, 9 tokens, 2 documents, documents as their index has them");
+    for (const uint8_t code : {1, 5, 8}) {
+        const std::vector<int64_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+        TokenFiles::write("a.bin", code == 1   ? ids_of<uint8_t>(ids)
+                                   : code == 5 ? ids_of<int64_t>(ids)
+                                               : ids_of<uint16_t>(ids));
+        TokenFiles::write("a.idx", megatron(code, code == 1 ? 1 : code == 5 ? 8 : 2, {3, 2, 4}, {0, 2, 2, 3}));
+        EXPECT_EQ(documents_of(*open({path("a.bin")})), (Text{{1, 2, 3, 4, 5}, {6, 7, 8, 9}})) << int{code};
+    }
+    fs::remove(path("a.idx"));
+    EXPECT_REFUSED(refusal({entry(path("a.bin"), DataFormat::megatron)}), "a.idx", "No such file");
+    EXPECT_REFUSED(refusal({path("a.bin")}), "a.bin", "too few");
+}
+
+TEST_F(CorpusTest, RefusesIdsThatAreNoIds) {
+    TokenFiles::write("a.idx", megatron(4, 4, {3}, {0, 1}));
+    TokenFiles::write("a.bin", ids_of<int32_t>({1, -2, 3}));
+    EXPECT_REFUSED(refusal({path("a.bin")}), "token 1 is -2", "negative");
+    TokenFiles::write("b.idx", megatron(5, 8, {3}, {0, 1}));
+    // Their low halves are in range.
+    TokenFiles::write("b.bin", ids_of<int64_t>({1, 2, (int64_t{1} << 32) + 3}));
+    EXPECT_REFUSED(refusal({path("b.bin")}), "token 2 is 4294967299", "at least 4294967300");
+    TokenFiles::write("b.bin", ids_of<int64_t>({1, INT64_MIN, 3}));
+    EXPECT_REFUSED(refusal({path("b.bin")}), "token 1 is -9223372036854775808", "negative");
+}
+
+// ---- Segments ----
+
+TEST_F(CorpusTest, SegmentsAreCutAtDocumentStarts) {
+    std::vector<int64_t> ids;
+    std::vector<int32_t> lengths;
+    std::vector<int64_t> first_sequences = {0};
+    for (int64_t d = 0; ids.size() < 20000; ++d) {
+        const int64_t length = d == 40 ? 9000 : 1 + d * 37 % 90;
+        for (int64_t i = 1; i < length; ++i) ids.push_back(i % 90);
+        ids.push_back(kEot);
+        lengths.push_back(static_cast<int32_t>(length));
+        first_sequences.push_back(d + 1);
+    }
+    const int64_t num_tokens = static_cast<int64_t>(ids.size());
+    TokenFiles::write("end.bin", llmc(ids));
+    ids.insert(ids.begin(), kEot);
+    ids.pop_back();
+    TokenFiles::write("start.bin", llmc(ids));
+    ids.erase(ids.begin());
+    ids.push_back(kEot);
+    TokenFiles::write("indexed.bin", ids_of<uint16_t>(ids));
+    TokenFiles::write("indexed.idx", megatron(8, 2, lengths, first_sequences));
+    std::vector<int64_t> expected;
+    for (const char* const name : {"end.bin", "start.bin", "indexed.bin"}) {
+        const Corpus whole({entry(path(name))}, "data.train", {.vocab_size = kVocab, .eot_token = kEot});
+        ASSERT_EQ(whole.segments().size(), 1u);
+        const std::vector<int64_t> documents = starts_of(whole);
+        const Corpus cut({entry(path(name))}, "data.train",
+                         {.vocab_size = kVocab, .eot_token = kEot, .segment_tokens = 200});
+        EXPECT_EQ(starts_of(cut), documents) << name;
+        std::vector<int64_t> cuts;
+        for (const Segment& segment : cut.segments()) {
+            EXPECT_EQ(segment.begin, cuts.empty() ? 0 : cuts.back());
+            EXPECT_TRUE(std::binary_search(documents.begin(), documents.end(), segment.begin));
+            cuts.push_back(segment.end);
+        }
+        EXPECT_EQ(cuts.back(), num_tokens);
+        // Some 9,000 tokens of one document, and about one segment for every 200 others.
+        EXPECT_NEAR(static_cast<double>(cuts.size()), 1 + (num_tokens - 9000) / 200.0, 3) << name;
+        EXPECT_FALSE(cut.is_read());
+    }
+}
+
+TEST_F(CorpusTest, OffsetsBeyond32Bits) {
+    // 3 GB of zeros that take no place on the disk, and a few tokens near the end.
+    const int64_t num_tokens = 1'500'000'000, file_bytes = 1024 + 2 * num_tokens;
+    write("big.bin", {}, 20240520, 1, num_tokens);
+    if (truncate(path("big.bin").c_str(), file_bytes) != 0)
+        GTEST_SKIP() << "this file system holds no file of 3 GB: " << std::strerror(errno);
+    struct stat info {};
+    ASSERT_EQ(stat(path("big.bin").c_str(), &info), 0);
+    if (info.st_blocks * 512 > (int64_t{1} << 30)) GTEST_SKIP() << "this file system has no sparse files";
+    const uint16_t tail[] = {kEot, 11, 12, 13}, middle[] = {7, kEot, 8};
+    const int descriptor = ::open(path("big.bin").c_str(), O_WRONLY);
+    ASSERT_EQ(pwrite(descriptor, tail, sizeof tail, file_bytes - 8), 8);
+    // 50 tokens after a place where a segment may end; 68 segments, so nothing is read when it is opened.
+    const int64_t every = 22'000'000, cut = 60 * every + 50;
+    ASSERT_EQ(pwrite(descriptor, middle, sizeof middle, 1024 + 2 * (cut - 2)), 6);
+    for (int64_t place = every; place < num_tokens; place += every)
+        if (place != 60 * every) {
+            ASSERT_EQ(pwrite(descriptor, tail, 2, 1024 + 2 * (place - 1)), 2);
+        }
+    close(descriptor);
+
+    const Corpus corpus({entry(path("big.bin")), entry(write("then.bin", {21, 22}))}, "data.train",
+                        {.vocab_size = kVocab, .eot_token = kEot, .segment_tokens = every});
+    EXPECT_FALSE(corpus.is_read());
+    EXPECT_EQ(corpus.describe(), "2 shards, 1.5B tokens, 69 segments, documents not counted yet, EOT closes documents");
+    EXPECT_EQ(corpus.num_tokens(), num_tokens + 2);
+    ASSERT_EQ(corpus.segments().size(), 69u);
+    EXPECT_EQ(corpus.segments()[60].begin, cut);
+    EXPECT_EQ(corpus.segments()[67].end, num_tokens);
+    std::vector<int64_t> starts;
+    corpus.append_documents(67, &starts);  // the last 26 M tokens: 52 MB are read
+    EXPECT_EQ(starts, (std::vector<int64_t>{67 * every, 68 * every, num_tokens - 3}));
+    EXPECT_EQ(tokens_of(corpus, num_tokens - 5, num_tokens), (std::vector<int32_t>{0, kEot, 11, 12, 13}));
+    EXPECT_EQ(tokens_of(corpus, cut - 2, cut + 1), (std::vector<int32_t>{7, kEot, 8}));
+    EXPECT_EQ(tokens_of(corpus, num_tokens, num_tokens + 2), (std::vector<int32_t>{21, 22}));
+}
+
+TEST_F(CorpusTest, ATrillionTokensAreOpenedWithoutReadingThem) {
+    // 2 TB of holes. Reading them would take minutes, mapping what was looked at hundreds of megabytes.
+    const int64_t num_tokens = 1'000'000'000'000;
+    TokenFiles::write("huge.raw", "");
+    if (truncate(path("huge.raw").c_str(), 2 * num_tokens) != 0)
+        GTEST_SKIP() << "this file system holds no file of 2 TB: " << std::strerror(errno);
+    const auto resident_pages = [] {
+        std::ifstream file("/proc/self/statm");
+        int64_t size = 0, resident = 0;
+        file >> size >> resident;
+        return resident;
+    };
+    const int64_t before = resident_pages();
+    const auto corpus = open({entry(path("huge.raw"), DataFormat::raw, RawType::uint16)});
+    EXPECT_EQ(corpus->num_tokens(), num_tokens);
+    EXPECT_FALSE(corpus->is_read());
+    EXPECT_LT((resident_pages() - before) * sysconf(_SC_PAGESIZE), int64_t{500} << 20);
 }
 
 }  // namespace

@@ -431,5 +431,238 @@ TEST_F(RowsTest, BatchesAndTheirMasksAgreeWithBruteForce) {
     EXPECT_THROW(fill_batch(validation, 3, 2, 3, &batch), Error);
 }
 
+// ---- Several groups of segments ----
+
+// 400 documents in 150 segments: three groups, and every token is another one.
+class GroupsTest : public RowsTest {
+  protected:
+    void SetUp() override {
+        RowsTest::SetUp();
+        std::vector<int32_t> text;
+        for (int d = 0; d < 400; ++d) {
+            lengths_.push_back(1 + d * 31 % 47);
+            for (int64_t i = 0; i + 1 < lengths_.back(); ++i) text.push_back(10000 + static_cast<int32_t>(text.size()));
+            text.push_back(kEot);
+        }
+        int32_t header[256] = {20240520, 1, static_cast<int32_t>(text.size())};
+        const std::string path = (folder_ / "groups.bin").string();
+        std::ofstream file(path, std::ios::binary);
+        file.write(reinterpret_cast<const char*>(header), sizeof header);
+        for (const int32_t id : text) file.write(reinterpret_cast<const char*>(&id), 2);
+        file.close();
+        DataEntry entry;
+        entry.path = path;
+        corpus_ = std::make_unique<Corpus>(
+            std::vector<DataEntry>{entry}, "data.train",
+            CorpusOptions{.vocab_size = kVocab, .eot_token = kEot, .eot_side = EotSide::end, .segment_tokens = 63});
+        text_ = text;
+    }
+    // Where in the file each token stands that is no EOT.
+    int64_t place_of(int32_t token) const { return token - 10000; }
+
+    std::vector<int64_t> lengths_;
+    std::vector<int32_t> text_;
+    std::unique_ptr<Corpus> corpus_;
+};
+
+TEST_F(GroupsTest, EveryEpochConsumesEveryPositionOnce) {
+    ASSERT_GT(corpus_->segments().size(), 2u * kGroupSegments);
+    const int64_t total = corpus_->num_tokens();
+    for (const bool shuffle : {false, true})
+        for (const int64_t T : {1, 10, 100, 3001, 6000}) {
+            const StreamRows rows(*corpus_, config(shuffle, true), T, 42);
+            ASSERT_EQ(rows.num_groups(), 3);
+            std::map<int32_t, int64_t> times;
+            int64_t num_eots = 0;
+            for (int64_t epoch = 0; epoch < 3; ++epoch)
+                for (int64_t group = 0; group < 3; ++group)
+                    for (uint64_t r = rows.first_row(epoch, group); r < rows.first_row(epoch, group + 1); ++r)
+                        for (const int32_t token : row_of(rows, r).tokens) {
+                            if (token == kEot)
+                                num_eots += 1;
+                            else
+                                ++times[token];
+                        }
+            const int64_t more = static_cast<int64_t>(rows.first_row(3)) * T - 3 * total;
+            ASSERT_TRUE(0 <= more && more < T);
+            int64_t sum = num_eots;
+            for (const auto& [token, count] : times) {
+                EXPECT_TRUE(count == 3 || count == 4) << token;
+                sum += count;
+            }
+            EXPECT_EQ(sum, 3 * total + more);
+            EXPECT_EQ(static_cast<int64_t>(times.size()), total - 400);
+        }
+}
+
+TEST_F(GroupsTest, GroupsAreRowsOfOtherSegmentsEachEpoch) {
+    const StreamRows rows(*corpus_, config(true, true), 10, 42);
+    std::set<std::set<int64_t>> groups;
+    for (int64_t epoch = 0; epoch < 3; ++epoch) {
+        std::set<int64_t> seen;
+        for (int64_t group = 0; group < 3; ++group) {
+            std::set<int64_t> segments;
+            const uint64_t first = rows.first_row(epoch, group), last = rows.first_row(epoch, group + 1);
+            for (uint64_t r = first; r < last; ++r)
+                for (const int32_t token : row_of(rows, r).tokens) {
+                    if (token == kEot) continue;
+                    int64_t s = 0;
+                    while (corpus_->segments()[static_cast<size_t>(s)].end <= place_of(token)) ++s;
+                    segments.insert(s);
+                }
+            // A row may reach into the next group.
+            EXPECT_LE(segments.size(), kGroupSegments + 2u);
+            EXPECT_GE(segments.size() + 2, std::min<size_t>(kGroupSegments, corpus_->segments().size() - 128));
+            groups.insert(segments);
+            seen.insert(segments.begin(), segments.end());
+        }
+        EXPECT_EQ(seen.size(), corpus_->segments().size());
+    }
+    EXPECT_EQ(groups.size(), 9u) << "epochs have the same groups";
+}
+
+TEST_F(GroupsTest, TheSameRowsWhetherTheCorpusWasReadBeforeOrNot) {
+    const StreamRows rows(*corpus_, config(true, true), 17, 5);
+    std::vector<Row> before;
+    for (uint64_t r = 0; r < 700; ++r) before.push_back(row_of(rows, r));
+    corpus_->read_shard(0, {});
+    EXPECT_TRUE(corpus_->is_read());
+    EXPECT_EQ(corpus_->num_documents(), 400);
+    const StreamRows again(*corpus_, config(true, true), 17, 5);
+    for (uint64_t r = 700; r-- > 0;) EXPECT_EQ(row_of(again, r), before[r]) << "row " << r;
+}
+
+TEST_F(GroupsTest, BestFitHasEveryDocumentOnceAndWhole) {
+    for (const bool shuffle : {false, true})
+        for (const int64_t T : {48, 20, 1000}) {
+            const BestFitRows rows(*corpus_, config(shuffle, true), T, 42);
+            uint64_t r = 0;
+            for (int64_t epoch = 0; epoch < 2; ++epoch) {
+                std::vector<int64_t> targets_of(text_.size(), 0), inputs_of(text_.size(), 0);
+                int64_t num_eots = 0, num_padding = 0;
+                for (bool is_done = false; !is_done; ++r) {
+                    const Row row = row_of(rows, r);
+                    is_done = rows.epochs(r + 1) > static_cast<double>(epoch) + 1 - 1e-9;
+                    for (size_t d = 0; d < row.starts.size(); ++d) {
+                        const int64_t begin = row.starts[d];
+                        const int64_t end = d + 1 < row.starts.size() ? row.starts[d + 1] : T;
+                        const size_t first = static_cast<size_t>(begin);
+                        if (row.tokens[first] == 0) {  // padding: the last of the row
+                            EXPECT_EQ(d + 1, row.starts.size());
+                            for (int64_t i = begin; i < end; ++i) EXPECT_EQ(row.targets[static_cast<size_t>(i)], -1);
+                            num_padding += end - begin;
+                            continue;
+                        }
+                        for (int64_t i = begin; i < end; ++i) {
+                            const size_t at = static_cast<size_t>(i);
+                            EXPECT_EQ(row.positions[at], i - begin);
+                            if (row.tokens[at] == kEot) {
+                                EXPECT_EQ(i, end - 1) << "a document goes on behind its EOT";
+                                EXPECT_EQ(row.targets[at], -1);
+                                num_eots += 1;
+                                continue;
+                            }
+                            const size_t place = static_cast<size_t>(place_of(row.tokens[at]));
+                            inputs_of[place] += 1;
+                            EXPECT_EQ(row.targets[at], text_[place + 1]);
+                        }
+                        // Whole: it begins where a document does, unless it is a piece of a longer one than T.
+                        if (T >= 48 && row.tokens[first] != kEot) {
+                            const int64_t place = place_of(row.tokens[first]);
+                            EXPECT_TRUE(place == 0 || text_[static_cast<size_t>(place) - 1] == kEot);
+                            EXPECT_EQ(row.tokens[static_cast<size_t>(end) - 1], kEot);
+                        }
+                    }
+                }
+                EXPECT_EQ(num_eots, 400);
+                for (size_t i = 0; i < text_.size(); ++i)
+                    EXPECT_EQ(inputs_of[i], text_[i] == kEot ? 0 : 1) << "token " << i << " of epoch " << epoch;
+                EXPECT_LT(num_padding, 3 * T + corpus_->num_tokens() / 20);
+            }
+        }
+}
+
+TEST_F(GroupsTest, BestFitGoesOnFromABookmark) {
+    const BestFitRows rows(*corpus_, config(true, true), 30, 3);
+    std::vector<Row> all;
+    std::vector<nlohmann::ordered_json> bookmarks;
+    for (uint64_t r = 0; r < 900; ++r) {
+        bookmarks.push_back(rows.bookmark(r));
+        all.push_back(row_of(rows, r));
+    }
+    EXPECT_GT(rows.epochs(900), 1.5);
+    for (const uint64_t r : {0, 1, 500, 899}) {
+        BestFitRows later(*corpus_, config(true, true), 30, 3);
+        later.resume_at(bookmarks[r]);
+        for (uint64_t i = r; i < 900; i += 7) EXPECT_EQ(row_of(later, i), all[i]);
+        EXPECT_EQ(row_of(later, 0), all[0]) << "rows before the bookmark are there too";
+        EXPECT_EQ(row_of(BestFitRows(*corpus_, config(true, true), 30, 3), r), all[r]) << "without one";
+    }
+}
+
+// What stands behind a document that does not end its row.
+TEST_F(RowsTest, BestFitBoundaries) {
+    const std::vector<std::vector<int32_t>> texts = {{kEot, 1, 2, kEot, 3, 4}, {kEot, 5}};
+    const auto opens = corpus_of(texts, EotSide::start);
+    // The EOT that opens the file's next document is a target, wherever that document is; a shard's end is none.
+    EXPECT_EQ(row_of(BestFitRows(*opens, config(false, true), 3, 1), 0),
+              (Row{{kEot, 1, 2}, {1, 2, kEot}, {0, 1, 2}, {0}}));
+    EXPECT_EQ(row_of(BestFitRows(*opens, config(false, true), 3, 1), 1),
+              (Row{{kEot, 3, 4}, {3, 4, -1}, {0, 1, 2}, {0}}));
+    EXPECT_EQ(row_of(BestFitRows(*opens, config(false, true), 3, 1), 2),
+              (Row{{kEot, 5, 0}, {5, -1, -1}, {0, 1, 0}, {0, 2}}));
+    // Without masking the row is one document, and its padding another.
+    EXPECT_EQ(row_of(BestFitRows(*opens, config(false, false), 7, 1), 0),
+              (Row{{kEot, 1, 2, kEot, 3, 4, 0}, {1, 2, kEot, 3, 4, -1, -1}, {0, 1, 2, 3, 4, 5, 0}, {0, 6}}));
+    // A document longer than T: pieces of T, each token a target.
+    const auto lengthy = corpus_of({{1, 2, 3, 4, 5, 6, 7, kEot, 8, kEot}}, EotSide::end);
+    const BestFitRows rows(*lengthy, config(false, true), 3, 1);
+    EXPECT_EQ(row_of(rows, 0), (Row{{1, 2, 3}, {2, 3, 4}, {0, 1, 2}, {0}}));
+    EXPECT_EQ(row_of(rows, 1), (Row{{4, 5, 6}, {5, 6, 7}, {0, 1, 2}, {0}}));
+    EXPECT_EQ(row_of(rows, 2), (Row{{7, kEot, 0}, {kEot, -1, -1}, {0, 1, 0}, {0, 2}}));
+    EXPECT_EQ(row_of(rows, 3), (Row{{8, kEot, 0}, {kEot, -1, -1}, {0, 1, 0}, {0, 2}}));
+}
+
+TEST_F(RowsTest, MasksTakeTargetsAway) {
+    corpus_of({{1, 2, 3, kEot, 4, 5, kEot, 6}});
+    const auto write = [&](const std::string& name, const std::string& bytes) {
+        std::ofstream(folder_ / name, std::ios::binary) << bytes;
+        return (folder_ / name).string();
+    };
+    DataEntry entry;
+    entry.path = (folder_ / "split0-0.bin").string();
+    entry.mask = write("mask", std::string("\1\0\1\1\1\1\0\1", 8));
+    const Corpus corpus({entry}, "data.train", {.vocab_size = kVocab, .eot_token = kEot, .eot_side = EotSide::end});
+    EXPECT_EQ(row_of(StreamRows(corpus, config(false, true), 7, 1), 0).targets,
+              (std::vector<int32_t>{-1, 3, kEot, -1, 5, -1, -1}));
+    EXPECT_EQ(row_of(StreamRows(corpus, config(false, false), 7, 1), 0).targets,
+              (std::vector<int32_t>{-1, 3, kEot, 4, 5, -1, 6}));
+    EXPECT_EQ(row_of(StreamRows(corpus, config(false, false), 1, 1), 0).targets, (std::vector<int32_t>{-1}));
+    EXPECT_EQ(row_of(BestFitRows(corpus, config(false, true), 4, 1), 0).targets,
+              (std::vector<int32_t>{-1, 3, kEot, -1}));
+    EXPECT_EQ(row_of(BestFitRows(corpus, config(false, true), 2, 1), 0).targets, (std::vector<int32_t>{-1, 3}));
+}
+
+// A file that changes under the run: no id outside the vocabulary ever leaves.
+TEST_F(RowsTest, IdsAreCheckedWhenTheyAreUsed) {
+    const auto corpus = corpus_of({std::vector<int32_t>(100, 7)}, EotSide::end, -1);
+    std::fstream file(folder_ / "split0-0.bin", std::ios::in | std::ios::out | std::ios::binary);
+    const uint16_t bad = 60000;
+    file.seekp(1024 + 2 * 44).write(reinterpret_cast<const char*>(&bad), 2);
+    file.close();
+    const StreamRows rows(*corpus, config(false, true), 4, 1);
+    EXPECT_NO_THROW(row_of(rows, 9));
+    for (const uint64_t r : {10, 11})  // as the last target, and as a token
+        try {
+            row_of(rows, r);
+            FAIL() << "row " << r;
+        } catch (const UserError& error) {
+            EXPECT_NE(std::string(error.what()).find("token 44 is 60000"), std::string::npos) << error.what();
+        }
+    const BestFitRows packed(*corpus, config(false, true), 4, 1);
+    EXPECT_THROW(row_of(packed, 10), UserError);
+    EXPECT_THROW(row_of(packed, 11), UserError);
+}
+
 }  // namespace
 }  // namespace ingot

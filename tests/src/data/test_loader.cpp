@@ -1,0 +1,127 @@
+// The thread that fills batches ahead: the same rows for any number of ranks, errors, prompt ends.
+//
+// Seen to catch: a slot of the ring given out while the caller still has it (BatchesStayWhileTheyAreInUse); the padding
+// of the last batch left out (EveryNumberOfRanksReadsTheSameRows).
+#include "src/data/loader.h"
+
+#include <atomic>
+#include <map>
+
+#include "tests/src/data/token_files.h"
+
+namespace ingot {
+namespace {
+
+constexpr int64_t kT = 8;
+
+// Row r is r, r, r ...; what happens is up to the test.
+class NumberedRows : public Rows {
+  public:
+    NumberedRows() : Rows(kT) {}
+    void fill(uint64_t row, const RowView& out, const std::stop_token& stop) const override {
+        if (row == fails_at) throw UserError("row of a bad file: copy it again");
+        while (row == hangs_at && !stop.stop_requested()) std::this_thread::yield();
+        if (stop.stop_requested()) throw Stopped{};
+        std::fill_n(out.tokens, kT, static_cast<int32_t>(row));
+        std::fill_n(out.targets, kT, static_cast<int32_t>(row));
+        std::fill_n(out.positions, kT, 0);
+        *out.document_starts = {0, 3};
+        num_filled += 1;
+    }
+    uint64_t fails_at = ~uint64_t{0}, hangs_at = ~uint64_t{0};
+    mutable std::atomic<int64_t> num_filled = 0;
+};
+
+const auto never = [] { return false; };
+
+class LoaderTest : public TokenFiles {};
+
+TEST_F(LoaderTest, EveryNumberOfRanksReadsTheSameRows) {
+    const NumberedRows rows;
+    const int64_t rows_per_step = 12, num_steps = 3;
+    for (const int64_t ranks : {1, 2, 3, 4, 7})
+        for (const int64_t batch_rows : {1, 2, 5}) {
+            std::map<int64_t, int64_t> times;
+            for (int64_t rank = 0; rank < ranks; ++rank) {
+                const LoaderPlan plan = {.first_row = 100,
+                                         .rows_per_step = rows_per_step,
+                                         .batch_rows = batch_rows,
+                                         .ranks = ranks,
+                                         .rank = rank};
+                Loader loader(rows, plan, Device::cpu(), {});
+                for (int64_t i = 0; i < num_steps * plan.micro_steps(); ++i) {
+                    const HostBatch* const batch = loader.next(never);
+                    ASSERT_EQ(batch->tokens.size(), static_cast<size_t>(batch_rows * kT));
+                    const int64_t step = i / plan.micro_steps();
+                    for (int64_t b = 0; b < batch_rows; ++b) {
+                        const int32_t target = batch->targets[static_cast<size_t>(b * kT)];
+                        if (target == -1) continue;  // padding
+                        times[target] += 1;
+                        EXPECT_EQ((target - 100) / rows_per_step, step);
+                    }
+                }
+            }
+            EXPECT_EQ(times.size(), static_cast<size_t>(num_steps * rows_per_step)) << ranks << " ranks";
+            for (const auto& [row, count] : times) EXPECT_EQ(count, 1) << "row " << row << ", " << ranks << " ranks";
+        }
+}
+
+TEST_F(LoaderTest, BatchesAreReadyBeforeTheyAreAskedFor) {
+    const NumberedRows rows;
+    Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, Device::cpu(), {});
+    while (rows.num_filled < 8) std::this_thread::yield();  // nobody asked
+    EXPECT_EQ(loader.next(never)->tokens[0], 0);
+}
+
+TEST_F(LoaderTest, BatchesStayWhileTheyAreInUse) {
+    const NumberedRows rows;
+    Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, Device::cpu(), {});
+    const HostBatch* before = loader.next(never);
+    for (int32_t i = 1; i < 200; ++i) {
+        const HostBatch* const batch = loader.next(never);
+        std::this_thread::sleep_for(std::chrono::microseconds(i % 3 * 100));
+        EXPECT_EQ(before->tokens[0], 2 * i - 2);
+        EXPECT_EQ(before->tokens[kT], 2 * i - 1);
+        EXPECT_EQ(batch->tokens[0], 2 * i);
+        before = batch;
+    }
+}
+
+TEST_F(LoaderTest, ErrorsComeAfterTheBatchesBefore) {
+    NumberedRows rows;
+    rows.fails_at = 7;
+    Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, Device::cpu(), {});
+    for (int32_t i = 0; i < 3; ++i) EXPECT_EQ(loader.next(never)->tokens[0], 2 * i);
+    EXPECT_REFUSED(refusal_of([&] { loader.next(never); }), "bad file");
+    EXPECT_THROW(loader.next(never), UserError);
+}
+
+TEST_F(LoaderTest, EndsWhileItReads) {
+    NumberedRows rows;
+    rows.hangs_at = 2;
+    Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, Device::cpu(), {});
+    EXPECT_NE(loader.next(never), nullptr);
+    int asked = 0;
+    EXPECT_EQ(loader.next([&] { return ++asked == 2; }), nullptr);  // a signal, say
+}  // and the thread that hangs ends here
+
+TEST_F(LoaderTest, AnIdThatNobodyReachedEndsTheRun) {
+    // More than a group of segments of 16 tokens: not read when it is opened.
+    std::vector<DataEntry> entries;
+    for (int i = 0; i < 70; ++i) {
+        std::vector<int64_t> ids(20, 1);
+        if (i == 69) ids[15] = 77;
+        entries.push_back(entry(write(std::to_string(i) + ".bin", llmc(ids))));
+    }
+    const Corpus corpus(entries, "data.train", {.vocab_size = 50, .segment_tokens = 16});
+    EXPECT_FALSE(corpus.is_read());
+    const NumberedRows rows;
+    Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, Device::cpu(), {&corpus});
+    const std::string error = refusal_of([&] {
+        for (;;) loader.next(never);
+    });
+    EXPECT_REFUSED(error, "69.bin", "token 15 is 77", "model.vocab_size is 50", "at least 78");
+}
+
+}  // namespace
+}  // namespace ingot
