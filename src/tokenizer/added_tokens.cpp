@@ -1,7 +1,5 @@
 #include "src/tokenizer/added_tokens.h"
 
-#include <algorithm>
-
 #include "src/tokenizer/unicode.h"
 
 namespace ingot {
@@ -45,7 +43,7 @@ void AddedTokens::split(std::string_view input, const std::function<void(std::st
         // One that does not stand alone is text; the search goes on behind it all the same.
         if (found->single_word && (ends_with_word(input.substr(0, begin)) || begins_with_word(input.substr(end))))
             continue;
-        if (found->lstrip) begin = std::max(begin - trailing_space(input.substr(0, begin)), done);
+        if (found->lstrip) begin -= trailing_space(input.substr(0, begin));  // some may be the token's before
         if (found->rstrip) end += leading_space(input.substr(end));
         if (done < begin) text(input.substr(done, begin - done));
         token(found->id);

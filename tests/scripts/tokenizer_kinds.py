@@ -66,6 +66,12 @@ def train(kind: str, text: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(text, trainer)
+    if ignore_merges:
+        # Published vocabularies have words that their merges do not reach; what is trained has none unless some are lost.
+        description = json.loads(tokenizer.to_str())
+        merges = description["model"]["merges"]
+        description["model"]["merges"] = [merge for rank, merge in enumerate(merges) if rank % 2 == 0]
+        tokenizer = Tokenizer.from_str(json.dumps(description))
     tokenizer.add_tokens(added)
     return tokenizer
 
@@ -86,7 +92,8 @@ TEXTS = [
     "a\u00a0b\u3000c\u0085d\u180ee\u200bf\u2028g\ufeffh",
     "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467!\u0301?",
     "one<|endoftext|>two <|endoftext|> <|endoftext", "<|im_start|>user\nhi<|im_end|> <think>hm</think>",
-    "x <left> y <right> z <both> w<left><right> \n", "word words sword, word\u0301 a-word",
+    "x <left> y <right> z <both> w<left><right> \n", "<right>  <left>  <left> <both> <both>",
+    "word words sword, word\u0301 a-word",
     "cafe\u0301 caf\u00e9 re\u0301sume\u0301 r\u00e9sum\u00e9",
     "a" * 300, "ab" * 100 + " " * 70 + "\n" * 9, "\x00\x01\x1f\x7f\ufffd\U0010ffff",
 ]

@@ -1,7 +1,8 @@
 // Byte-level BPE against tokens that HF tokenizers made (tests/fixtures/tokenizers.json, by
 // tests/scripts/tokenizer_kinds.py), against brute force, and what is refused.
 // Seen to catch: merges of equal rank taken from the right; a candidate whose right neighbour has changed;
-// ignore_merges left out; normalized added tokens looked for in the text as it is; lstrip that takes the token before.
+// ignore_merges left out; no NFC; added tokens that are not normalized with the text; lstrip left out; single_word that
+// looks at one side alone; ids of added tokens that are not compared.
 #include "src/tokenizer/tokenizer.h"
 
 #include <gtest/gtest.h>
