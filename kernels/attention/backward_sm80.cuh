@@ -64,10 +64,13 @@ struct BackwardArgs {
     float *dq_sums, *lse_log2, *delta;
     int *turns, *counter;
     const int32_t *first_key, *end_key, *first_query, *end_query;
-    int N, padded_N, NH, G, heads_per_section;
+    int N, padded_N, num_query_tiles, NH, G, heads_per_section;
     float scale, scale_log2;  // > 0; times log2(e)
     bool is_deterministic;
 };
+
+// Of one file each, so that a profiler's name for a kernel has the file's name in it.
+namespace {
 
 // ---- prepare ----
 
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
     for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
     if (thread == 0) {
-        a.turns[static_cast<int64_t>(head) * (a.padded_N / kQueries) + q0 / kQueries] =
+        a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] =
             first_adding_key_tile(a.first_query, a.end_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
         if (blockIdx.x == 0 && head == 0) *a.counter = 0;
     }
@@ -215,25 +218,32 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     // Whose turn it is at the queries' tile, and passing it on at the tile before, once its additions are behind a
     // barrier.
     const auto turn_at = [&](int at_head, int at_q0) {
-        return a.turns + static_cast<int64_t>(at_head) * (a.padded_N / kQueries) + at_q0 / kQueries;
+        return a.turns + static_cast<int64_t>(at_head) * a.num_query_tiles + static_cast<unsigned>(at_q0) / kQueries;
     };
     const auto pass_turn_before = [&](int at_head, int at_q0) {
         const int begin = known(offsetof(Shared, begin)), end = known(offsetof(Shared, end));
-        const bool is_of_head = at_q0 > begin;
-        store_release(turn_at(is_of_head ? at_head : at_head - 1,
-                              is_of_head ? at_q0 - kQueries : (end - 1) / kQueries * kQueries),
-                      known(offsetof(Shared, tile)) - 1);
+        if (at_q0 > begin)
+            at_q0 -= kQueries;
+        else
+            --at_head, at_q0 = static_cast<int>(static_cast<unsigned>(end - 1) / kQueries * kQueries);
+        if (begin < end && at_head >= kv_head() * a.G)
+            store_release(turn_at(at_head, at_q0), known(offsetof(Shared, tile)) - 1);
     };
-    bool is_first = true, is_last = !is_seen;
-    for (int stage = 0; !is_last; stage ^= 1) {
-        const bool is_last_of_head = q0 + kQueries >= known(offsetof(Shared, end));
-        const int next_head = is_last_of_head ? head + 1 : head;
-        const int next_q0 = is_last_of_head ? known(offsetof(Shared, begin)) : q0 + kQueries;
-        is_last = next_head == (kv_head() + 1) * a.G;
+    // The tile after (head, q0), in the next head of the group where this one's are done; false if there is none.
+    const auto advance = [&](int* at_head, int* at_q0) {
+        *at_q0 += kQueries;
+        if (*at_q0 >= known(offsetof(Shared, end))) {
+            *at_q0 = known(offsetof(Shared, begin));
+            ++*at_head;
+        }
+        return *at_head < (kv_head() + 1) * a.G;
+    };
+    for (int stage = 0; is_seen && head < (kv_head() + 1) * a.G; stage ^= 1) {
         const uint32_t q_tile = q_tiles + static_cast<uint32_t>(stage) * kQTileBytes;
         const uint32_t lse_row = lse_rows + static_cast<uint32_t>(stage) * kLseBytes;
 
-        if (!is_last) start_q(next_head, next_q0, stage ^ 1);
+        int next_head = opaque(head), next_q0 = opaque(q0);
+        if (advance(&next_head, &next_q0)) start_q(next_head, next_q0, stage ^ 1);
         commit_copies();
 
         // ---- P^T = 2^(scale_log2 K Q^T - lse) ----
@@ -330,7 +340,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
 
         wait_for_copies<1>();
         __syncthreads();  // dout is there, and all have added to the previous tile of dQ
-        if (a.is_deterministic && threadIdx.x == 32 && !is_first) pass_turn_before(head, q0);
+        if (a.is_deterministic && threadIdx.x == 32) pass_turn_before(head, q0);
 
         // ---- dV += P^T dout ----
         place(&lane, &warp);
@@ -402,7 +412,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             }
         }
         __syncthreads();  // dS is there, and all have done with dout
-        if (!is_last) start_dout(next_head, next_q0);
+        next_head = opaque(head), next_q0 = opaque(q0);
+        if (advance(&next_head, &next_q0)) start_dout(next_head, next_q0);
         commit_copies();
 
         // ---- dK += dS^T Q ----
@@ -457,12 +468,13 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                 for (int n = 0; n < Shape::kDqColumns / 8; ++n)
                     add_fragment(sums + 16 * m * HS + (first_column / 8 + n) * 128, lane, dq[m][n]);
         }
-        head = next_head, q0 = next_q0, is_first = false;
+        (void)advance(&head, &q0);
     }
 
     wait_for_copies<0>();
     __syncthreads();  // all have added, and have done with K
-    if (a.is_deterministic && threadIdx.x == 32 && is_seen) pass_turn_before(head, q0);
+    if (a.is_deterministic && threadIdx.x == 32)
+        pass_turn_before((kv_head() + 1) * a.G, known(offsetof(Shared, begin)));
     int lane, warp;
     place(&lane, &warp);
     float ones[kRowBlocks][2], scales[kRowBlocks][2];
@@ -497,5 +509,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const __grid_
     store_rows<kType, HS, 1>(shared_memory() + static_cast<uint32_t>(warp * 16 * HS * 2), a.dq.head(head),
                              a.dq.token_stride, q0, a.N, lane, dq, scales);
 }
+
+}  // namespace
 
 }  // namespace ingot::sm80

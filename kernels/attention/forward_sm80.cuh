@@ -44,6 +44,9 @@ struct ForwardArgs {
     float scale, scale_log2;  // > 0; times log2(e)
 };
 
+// Of one file each, so that a profiler's name for a kernel has the file's name in it.
+namespace {
+
 constexpr float kMostAboveReference = 8;  // in powers of two
 
 template <DType kType, int HS, bool kHasAlibi>
@@ -257,5 +260,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
     store_rows<kType, HS, kRowBlocks>(q_tile + static_cast<uint32_t>(warp * kWarpRows * HS * 2), a.out.head(head),
                                       a.out.token_stride, row0, a.N, lane, out, factors);
 }
+
+}  // namespace
 
 }  // namespace ingot::sm80

@@ -133,6 +133,7 @@ struct Emulated {
             .end_query = b.mask.end_query.get<int32_t>(),
             .N = static_cast<int>(N),
             .padded_N = static_cast<int>(parts.padded_tokens),
+            .num_query_tiles = static_cast<int>(parts.num_query_tiles),
             .NH = static_cast<int>(NH),
             .G = static_cast<int>(NH / run.c.NKV),
             .heads_per_section = heads_per_section,

@@ -71,6 +71,8 @@ TEST(StepParts, KernelsOfOneNameAreToldApartByFile) {
     EXPECT_EQ(part_of_kernel(symbol("swiglu_cu", "forward_kernel")), StepPart::swiglu_forward);
     EXPECT_EQ(part_of_kernel(symbol("embedding_cu", "forward_kernel")), StepPart::embedding_forward);
     EXPECT_EQ(part_of_kernel(symbol("plain_cu", "forward_kernel")), StepPart::attention_forward);
+    EXPECT_EQ(part_of_kernel(symbol("forward_sm80_cu", "forward_kernel")), StepPart::attention_forward);
+    EXPECT_EQ(part_of_kernel(symbol("backward_sm80_cu", "backward_kernel")), StepPart::attention_backward);
     EXPECT_EQ(part_of_kernel(symbol("rmsnorm_cu", "unheard_of_kernel")), StepPart::other);
     EXPECT_EQ(part_of_kernel("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTN"), StepPart::products);
     EXPECT_EQ(part_of_kernel("_ZN7cutlass7Kernel2I66cutlass_80_tensorop_bf16_s16816gemm_bf16EEvNT_6ParamsE"),
