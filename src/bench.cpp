@@ -3,12 +3,14 @@
 #include <cstdio>
 
 #include "kernels/core/check.h"
+#include "src/bench_attention.h"
 #include "src/bench_gemm.h"
 #include "src/bench_kernels.h"
 #include "src/bench_step.h"
 
 int main(int argc, char** argv) {
-    CLI::App app("Measures Ingot on this machine: its kernels, its products, its training step.", "bench");
+    CLI::App app("Measures Ingot on this machine: its kernels, its attention, its products, its training step.",
+                 "bench");
     app.require_subcommand(1);
 
     ingot::BenchKernelsOptions kernels;
@@ -60,6 +62,38 @@ int main(int argc, char** argv) {
     step_command->add_option("--trace", step.trace, "Write a Chrome trace of some steps to this file (needs CUPTI)");
     step_command->add_option("--json", step.json, "Write all figures to this file");
 
+    ingot::BenchAttentionOptions attention;
+    CLI::App* const attention_command =
+        app.add_subcommand("attention", "Attention forward and backward: time, TFLOP/s, memory, error");
+    const auto lengths = [&](const char* name, std::vector<int64_t>& values, const char* text) {
+        return attention_command->add_option(name, values, text)->delimiter(',');
+    };
+    CLI::Option* const batch =
+        attention_command->add_option("--batch", attention.batch, "Sequences (B)")->capture_default_str();
+    CLI::Option* const seq =
+        lengths("--seq", attention.seq, "Tokens of a sequence (T), separated by commas")->capture_default_str();
+    CLI::Option* const tokens =
+        attention_command->add_option("--tokens", attention.tokens, "Tokens in all: the batch is this / seq");
+    tokens->excludes(batch);
+    lengths("--docs", attention.docs, "Lengths of documents packed into one row, separated by commas")
+        ->excludes(batch)
+        ->excludes(seq)
+        ->excludes(tokens);
+    attention_command->add_option("--heads", attention.heads, "Query heads (NH)")->capture_default_str();
+    attention_command->add_option("--kv-heads", attention.kv_heads, "Key and value heads (NKV; default: NH)");
+    lengths("--head-dim", attention.head_dim, "Head sizes (HS), separated by commas")->capture_default_str();
+    attention_command->add_flag("--alibi", attention.alibi, "With ALiBi");
+    attention_command->add_option("--mask", attention.mask, "causal or full")->capture_default_str();
+    attention_command->add_option("--dtype", attention.dtype, "fp32, bf16 or fp16")->capture_default_str();
+    attention_command->add_option("--kernel", attention.kernel, "auto, plain or sm80")->capture_default_str();
+    attention_command->add_option("--against", attention.against, "Time this kernel too: plain");
+    attention_command->add_flag("--any-order", attention.any_order, "As training.deterministic = false");
+    attention_command->add_flag("--check", attention.check, "Errors against the plain kernel in fp32");
+    attention_command->add_option("--seconds", attention.seconds, "Time for each measurement")->capture_default_str();
+    attention_command->add_option("--load-seconds", attention.load_seconds, "Load before each shape's measurements")
+        ->capture_default_str();
+    attention_command->add_option("--json", attention.json, "Write all figures to this file");
+
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
@@ -70,6 +104,8 @@ int main(int argc, char** argv) {
             bench_gemm(gemm);
         else if (step_command->parsed())
             bench_step(step);
+        else if (attention_command->parsed())
+            bench_attention(attention);
         else
             bench_kernels(kernels);
     } catch (const ingot::Error& error) {

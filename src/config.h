@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention/attention.h"
+
 namespace ingot {
 
 enum class Position { alibi, rope, none };
@@ -70,10 +72,14 @@ struct TrainingConfig {
     bool micro_batch_is_auto = false;  // the config says "auto" or nothing: a GPU may take more than the default
     Recompute recompute = Recompute::none;
     bool tune = true;  // CUDA: time the algorithms of products
+    AttentionRequest attention = AttentionRequest::automatic;
+    bool deterministic = true;  // no sum's order depends on which block happens to finish first
     double z_loss = 0;
     NonFinite on_nonfinite = NonFinite::skip;
     int64_t max_skipped_steps = 20;
     double max_minutes = 0;  // 0: no limit
+
+    AttentionOptions attention_options() const { return {attention, deterministic}; }
 };
 
 struct OptimizerConfig {

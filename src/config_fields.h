@@ -77,6 +77,12 @@ struct EnumNames<Precision> {
                                                                    {"fp16", Precision::fp16}};
 };
 
+template <>
+struct EnumNames<AttentionRequest> {
+    static constexpr std::pair<const char*, AttentionRequest> values[] = {
+        {"auto", AttentionRequest::automatic}, {"plain", AttentionRequest::plain}, {"sm80", AttentionRequest::sm80}};
+};
+
 // ---- The lists ----
 
 struct Field {
@@ -175,6 +181,10 @@ void visit_fields(Visitor& v, TrainingConfig& c) {
     v.field(
         "tune", c.tune,
         {kFromNow, "CUDA: whether products take the fastest algorithm that was timed, or the library's first choice"});
+    v.field("attention", c.attention,
+            {kFromNow, "CUDA: kernel of attention; auto: sm80 (tensor cores) for bf16 and fp16, plain for fp32"});
+    v.field("deterministic", c.deterministic,
+            {kFromNow, "Whether all sums have one order, so that the same run gives the same bits"});
     v.field("z_loss", c.z_loss, {kFromNow, "Weight of the squared log-normaliser in the loss", 0, 1});
     v.field("on_nonfinite", c.on_nonfinite, {kFree, "What a step with a non-finite loss or gradient does"});
     v.field("max_skipped_steps", c.max_skipped_steps,

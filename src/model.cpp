@@ -51,7 +51,7 @@ KvCache::KvCache(const ModelConfig& config, DType dtype, int64_t capacity, Memor
 }
 
 Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
-             Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan)
+             Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan, const AttentionOptions& attention)
     : device_(device),
       config_(config),
       table_(config),
@@ -60,11 +60,13 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
       max_tokens_(max_tokens),
       max_positions_(max_positions),
       recompute_(is_training ? recompute : Recompute::block),
-      z_loss_(z_loss) {
+      z_loss_(z_loss),
+      attention_(attention) {
     const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
                   VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
-    (void)choose_attention(device, dtype, HS);  // refuses what no kernel can do, before anything is allocated
+    (void)choose_attention(device, dtype, HS,
+                           attention);  // refuses what no kernel can do, before anything is allocated
     chunk_ = logits_chunk(device, config, dtype, N);
 
     plan->add("weights", stats_, {table_.flat_size()}, &weights_);
@@ -126,7 +128,7 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     if (config.qk_norm)
         workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
     workspace = std::max(workspace, embedding_backward_workspace(device, dresidual_));
-    workspace = std::max(workspace, attention_backward_workspace(device, dattention_.split_last(NH, HS)));
+    workspace = std::max(workspace, attention_backward_workspace(device, dattention_.split_last(NH, HS), attention_));
     plan->add("workspace.backward", DType::u8, {static_cast<int64_t>(workspace)}, &workspace_);
 }
 
@@ -226,7 +228,8 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
                                 .v = heads.v,
                                 .slopes = slopes_,
                                 .mask = batch.mask,
-                                .scale = scale});
+                                .scale = scale,
+                                .options = attention_});
 }
 
 void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
@@ -408,7 +411,8 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
                                      .slopes = slopes_,
                                      .mask = batch.mask,
                                      .scale = 1 / std::sqrt(static_cast<double>(HS)),
-                                     .workspace = workspace_});
+                                     .workspace = workspace_,
+                                     .options = attention_});
     if (config_.position == Position::rope) {
         rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
         rope_backward(device_, {.x = dheads.k, .positions = batch.positions, .table = rope_table_});

@@ -65,7 +65,8 @@ class Model {
     // the compute type: fp32 on the CPU, fp64 for the oracle. `plan` is the caller's: others add to it before it is
     // allocated. max_positions bounds the positions within a document (the RoPE table's rows).
     Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
-          Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan);
+          Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan,
+          const AttentionOptions& attention = {});
     Model(const Model&) = delete;
     Model& operator=(const Model&) = delete;
 
@@ -138,6 +139,7 @@ class Model {
     Recompute recompute_;
     double z_loss_;
     int64_t chunk_;  // tokens whose logits exist at a time
+    AttentionOptions attention_;
     bool is_attention_left_out_ = false;
 
     Tensor weights_, compute_weights_, gradients_;

@@ -37,6 +37,10 @@ constexpr KernelPart kKernelParts[] = {
     {"rmsnorm.cu", "scalar_backward_kernel", StepPart::rmsnorm_backward},
     {"rmsnorm.cu", "sum_partials_kernel", StepPart::rmsnorm_backward},
     {"rope.cu", "rope_kernel", StepPart::rope},
+    {"sm80", "forward_kernel", StepPart::attention_forward},
+    {"sm80", "prepare_kernel", StepPart::attention_backward},
+    {"sm80", "backward_kernel", StepPart::attention_backward},
+    {"sm80", "finish_kernel", StepPart::attention_backward},
     {"step.cu", "step_begin_kernel", StepPart::step_scalars},
     {"step.cu", "step_decide_kernel", StepPart::step_scalars},
     {"swiglu.cu", "forward_kernel", StepPart::swiglu_forward},
@@ -46,11 +50,14 @@ constexpr KernelPart kKernelParts[] = {
 constexpr const char* kFirstKernel = "step_begin_kernel";  // of a step
 
 // nvcc: _ZN5ingot43_GLOBAL__N__dda19fbf_10_rmsnorm_cu_491c751514forward_kernelI...: hash, length and name of the file
-// with _ for what a name cannot have, hash; then the function, its length before it.
+// with _ for what a name cannot have, hash; then the function, its length before it. In a named namespace:
+// _ZN5ingot4sm8014forward_kernelI...
 bool is_kernel(const std::string& symbol, const KernelPart& row) {
-    std::string file = join("_", row.file, "_");
-    std::replace(file.begin(), file.end(), '.', '_');
-    const size_t at = symbol.find(file);
+    const std::string_view place = row.place;
+    std::string begin = join("_", place, "_");
+    std::replace(begin.begin(), begin.end(), '.', '_');
+    if (place.find('.') == std::string_view::npos) begin = join("5ingot", place.size(), place);
+    const size_t at = symbol.find(begin);
     return at != std::string::npos &&
            symbol.find(join(std::string_view(row.kernel).size(), row.kernel), at) != std::string::npos;
 }

@@ -38,13 +38,14 @@ constexpr size_t kNumStepParts = static_cast<size_t>(StepPart::other) + 1;
 const char* name_of(StepPart part);
 
 struct KernelPart {
-    const char* file;    // the one that is compiled, "rmsnorm.cu": four files have a forward_kernel
+    const char* place;   // the file that is compiled, "rmsnorm.cu", or a namespace, "sm80": some have a forward_kernel
     const char* kernel;  // the function's name
     StepPart part;
 };
 // Every __global__ function of kernels/.
 std::span<const KernelPart> kernel_parts();
-// By the mangled symbol. Ours are in anonymous namespaces, which nvcc mangles with the file's name.
+// By the mangled symbol. Ours are in anonymous namespaces, which nvcc mangles with the file's name, or in one of
+// their own.
 StepPart part_of_kernel(const std::string& symbol);
 
 // ---- What a trace says ----

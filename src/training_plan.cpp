@@ -61,7 +61,7 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device)
       update_(device),
       model(device, config.model, compute_type(config.training.precision, device),
             config.training.micro_batch_size * config.model.context_length, config.model.context_length,
-            config.training.recompute, config.training.z_loss, true, &memory_),
+            config.training.recompute, config.training.z_loss, true, &memory_, config.training.attention_options()),
       optimizer(model, &memory_),
       batch(device, model.max_tokens(), &memory_),
       step(device, "step", &memory_),
@@ -178,8 +178,11 @@ std::string TrainingPlan::features() const {
     text += line("attention: causal, %s, %ld query / %ld kv heads of %ld, documents %s",
                  positions[static_cast<int>(m.position)], heads, kv_heads, static_cast<long>(m.head_dim),
                  config_.data.mask_documents ? "masked" : "not masked");
-    const AttentionChoice attention = choose_attention(device_, model.dtype(), m.head_dim);
-    text += line("attention kernel: %s, since %s", name_of(attention.kernel), attention.reason.c_str());
+    const AttentionChoice attention = choose_attention(device_, model.dtype(), m.head_dim, t.attention_options());
+    text += line("attention kernel: %s, since %s%s", name_of(attention.kernel), attention.reason.c_str(),
+                 attention.kernel != AttentionKernel::sm80 ? ""
+                 : t.deterministic                         ? "; gradients of queries in one order"
+                                                           : "; gradients of queries in any order");
     text += line("optimizer: AdamW, lr %.3g (warm-up %ld steps, then %s to %.3g), betas %g and %g, weight decay %g, %s",
                  o.lr, static_cast<long>(s.warmup_steps), name_of_choice(s.type),
                  s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction, o.beta1, o.beta2, o.weight_decay,

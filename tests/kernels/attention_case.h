@@ -20,6 +20,7 @@ struct AttentionCase {
     // {before, after}: query i sees keys [i - before, i + after] of the row. {-1, -1}: documents instead.
     std::pair<int64_t, int64_t> window = {-1, -1};
     AttentionOptions options = {};  // for a run on a GPU
+    bool is_decoded = false;        // a case of attention_decode(), which takes more head sizes
     std::string describe() const {
         return join("N ", N, ", NH ", NH, ", NKV ", NKV, ", HS ", HS, is_causal ? ", causal" : ", full",
                     alibi ? ", ALiBi" : "", ", documents ", starts.size(), ", window ", window.first, " ",
@@ -68,7 +69,9 @@ struct AttentionRun {
           first_query(device, DType::i32, {c.N}),
           end_query(device, DType::i32, {c.N}),
           workspace(device, DType::u8,
-                    {static_cast<int64_t>(attention_backward_workspace(device, heads(qkv, 0, c.NH), options()))}) {
+                    {c.is_decoded ? 0
+                                  : static_cast<int64_t>(
+                                        attention_backward_workspace(device, heads(qkv, 0, c.NH), options()))}) {
         qkv.set(pad(rounded(normals(c.N * qkv_width(), 21, c.value_scale), rounding)));
         dout.set(pad(rounded(normals(c.N * out_width(), 22), rounding)));
         if (c.window.first < 0) {

@@ -17,10 +17,15 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
 
+AttentionCase decoded(AttentionCase c) {
+    c.is_decoded = true;
+    return c;
+}
+
 // The keys and values of a causal document of N tokens in a cache, and the last token's query against them.
 struct Decode {
     Decode(const AttentionCase& c, DType dtype, DType rounding, const Device& device, AttentionPadding padding = {})
-        : run(c, dtype, rounding, device, padding),
+        : run(decoded(c), dtype, rounding, device, padding),
           k(device, dtype, {c.N + 1, c.NKV, c.HS}),
           v(device, dtype, {c.N + 1, c.NKV, c.HS}),
           out(device, dtype, {c.NH, c.HS}) {

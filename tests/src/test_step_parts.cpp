@@ -50,7 +50,7 @@ std::set<std::string> kernels_in_sources() {
 TEST(StepParts, EveryKernelHasOne) {
     std::set<std::string> table, names;
     for (const KernelPart& row : kernel_parts()) {
-        table.insert(join(row.file, ": ", row.kernel));
+        table.insert(join(row.place, ": ", row.kernel));
         names.insert(join("header: ", row.kernel));
     }
     EXPECT_EQ(table.size(), kernel_parts().size()) << "a row stands twice";
@@ -59,9 +59,9 @@ TEST(StepParts, EveryKernelHasOne) {
     for (const std::string& kernel : sources)
         EXPECT_TRUE(table.contains(kernel) || names.contains(kernel)) << kernel << " has no row in src/step_parts.cpp";
     for (const KernelPart& row : kernel_parts())
-        EXPECT_TRUE(sources.contains(join(row.file, ": ", row.kernel)) ||
+        EXPECT_TRUE(sources.contains(join(row.place, ": ", row.kernel)) ||
                     sources.contains(join("header: ", row.kernel)))
-            << row.file << ": " << row.kernel << " is no longer there";
+            << row.place << ": " << row.kernel << " is no longer there";
 }
 
 TEST(StepParts, KernelsOfOneNameAreToldApartByFile) {
@@ -71,6 +71,10 @@ TEST(StepParts, KernelsOfOneNameAreToldApartByFile) {
     EXPECT_EQ(part_of_kernel(symbol("swiglu_cu", "forward_kernel")), StepPart::swiglu_forward);
     EXPECT_EQ(part_of_kernel(symbol("embedding_cu", "forward_kernel")), StepPart::embedding_forward);
     EXPECT_EQ(part_of_kernel(symbol("plain_cu", "forward_kernel")), StepPart::attention_forward);
+    EXPECT_EQ(part_of_kernel("_ZN5ingot4sm8014forward_kernelILNS_5DTypeE2ELi64ELb1EEEvNS0_11ForwardArgsE"),
+              StepPart::attention_forward);
+    EXPECT_EQ(part_of_kernel("_ZN5ingot4sm8015backward_kernelILNS_5DTypeE2ELi64ELb1EEEvNS0_12BackwardArgsE"),
+              StepPart::attention_backward);
     EXPECT_EQ(part_of_kernel(symbol("rmsnorm_cu", "unheard_of_kernel")), StepPart::other);
     EXPECT_EQ(part_of_kernel("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTN"), StepPart::products);
     EXPECT_EQ(part_of_kernel("_ZN7cutlass7Kernel2I66cutlass_80_tensorop_bf16_s16816gemm_bf16EEvNT_6ParamsE"),

@@ -1,0 +1,325 @@
+// Method: random data (clocks and power depend on it); all kernels in turns for load_seconds first, so that the clocks
+// are those of long work; then batches of launches between two events, and the median over the batches. Inputs are the
+// same in every launch: they are used up from the L2 cache or not, as in a training step.
+//
+// FLOPs are those that the visible pairs need: 4 HS for each pair and query head forward, 10 HS backward. What a kernel
+// computes twice, or in tiles that are half visible, does not count.
+#include "src/bench_attention.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "kernels/attention/attention.h"
+#if INGOT_HAS_CUDA
+#include "kernels/cuda/timing.h"
+#endif
+
+namespace ingot {
+
+namespace {
+
+struct AttentionShape {
+    int64_t N, NH, NKV, HS;
+    std::vector<int64_t> starts;  // of documents
+    bool is_causal;
+    std::string name;
+
+    double visible_pairs() const {
+        double pairs = 0;
+        for (size_t d = 0; d < starts.size(); ++d) {
+            const auto length = static_cast<double>((d + 1 < starts.size() ? starts[d + 1] : N) - starts[d]);
+            pairs += is_causal ? length * (length + 1) / 2 : length * length;
+        }
+        return pairs;
+    }
+};
+
+AttentionRequest request_of(const std::string& option, const std::string& name) {
+    if (name == "auto") return AttentionRequest::automatic;
+    if (name == "plain") return AttentionRequest::plain;
+    REQUIRE(name == "sm80", option, " is ", name, ": use auto, plain or sm80");
+    return AttentionRequest::sm80;
+}
+
+std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {
+    REQUIRE(o.mask == "causal" || o.mask == "full", "--mask is causal or full, not ", o.mask);
+    const int64_t kv_heads = o.kv_heads > 0 ? o.kv_heads : o.heads;
+    REQUIRE(o.heads >= 1 && kv_heads >= 1 && o.heads % kv_heads == 0, "--heads ", o.heads,
+            " is not a multiple of --kv-heads ", kv_heads, ": use a divisor");
+    REQUIRE(!o.head_dim.empty(), "--head-dim is empty: name 32, 64, 96 or 128");
+    constexpr int64_t kMostTokens = int64_t{1} << 24;
+    std::vector<AttentionShape> shapes;
+    for (const int64_t HS : o.head_dim) {
+        if (!o.docs.empty()) {
+            AttentionShape shape = {0, o.heads, kv_heads, HS, {}, o.mask == "causal", ""};
+            for (const int64_t length : o.docs) {
+                REQUIRE(length >= 1 && length <= kMostTokens, "--docs: a length of ", length, ", it must be 1 to ",
+                        kMostTokens);
+                shape.starts.push_back(shape.N);
+                shape.N += length;
+            }
+            REQUIRE(shape.N <= kMostTokens, "--docs: ", shape.N, " tokens, they must be at most ", kMostTokens);
+            shape.name = join(shape.N, " in ", o.docs.size(), " documents");
+            shapes.push_back(shape);
+            continue;
+        }
+        for (const int64_t T : o.seq) {
+            REQUIRE(T >= 1 && T <= kMostTokens, "--seq is ", T, ", it must be 1 to ", kMostTokens);
+            REQUIRE(o.tokens % T == 0, "--tokens ", o.tokens, " is not a multiple of --seq ", T, ": use one that is");
+            const int64_t B = o.tokens > 0 ? o.tokens / T : o.batch;
+            REQUIRE(B >= 1 && B <= kMostTokens / T, "a batch of ", B, " x ", T, " tokens: use 1 to ", kMostTokens);
+            AttentionShape shape = {B * T, o.heads, kv_heads, HS, {}, o.mask == "causal", join(B, " x ", T)};
+            for (int64_t b = 0; b < B; ++b) shape.starts.push_back(b * T);
+            shapes.push_back(shape);
+        }
+    }
+    return shapes;
+}
+
+#if INGOT_HAS_CUDA
+
+// All tensors of one shape and dtype, on the device.
+class Operands {
+  public:
+    Operands(const Device& device, const AttentionShape& s, DType dtype, bool alibi, const AttentionOptions& options)
+        : device_(device) {
+        const auto heads = [&](int64_t count) { return tensor(dtype, {s.N, count, s.HS}); };
+        forward = {.out = heads(s.NH),
+                   .lse = tensor(DType::f32, {s.NH, s.N}),
+                   .q = heads(s.NH),
+                   .k = heads(s.NKV),
+                   .v = heads(s.NKV),
+                   .slopes = alibi ? tensor(DType::f32, {s.NH}) : Tensor{},
+                   .mask = {tensor(DType::i32, {s.N}), tensor(DType::i32, {s.N}), tensor(DType::i32, {s.N}),
+                            tensor(DType::i32, {s.N})},
+                   .scale = 1 / std::sqrt(static_cast<double>(s.HS)),
+                   .options = options};
+        const auto workspace = static_cast<int64_t>(attention_backward_workspace(device, forward.q, options));
+        backward = {.dq = heads(s.NH),
+                    .dk = heads(s.NKV),
+                    .dv = heads(s.NKV),
+                    .dout = heads(s.NH),
+                    .out = forward.out,
+                    .lse = forward.lse,
+                    .q = forward.q,
+                    .k = forward.k,
+                    .v = forward.v,
+                    .slopes = forward.slopes,
+                    .mask = forward.mask,
+                    .scale = forward.scale,
+                    .workspace = tensor(DType::u8, {workspace}),
+                    .options = options};
+        if (alibi) {
+            std::vector<float> slopes;
+            for (const double slope : alibi_slopes(s.NH)) slopes.push_back(static_cast<float>(slope));
+            device.copy(forward.slopes, Tensor::contiguous(slopes.data(), DType::f32, {s.NH}));
+        }
+        std::vector<int32_t> arrays[4];
+        Tensor host[4];
+        for (int i = 0; i < 4; ++i) {
+            arrays[i].resize(static_cast<size_t>(s.N));
+            host[i] = Tensor::contiguous(arrays[i].data(), DType::i32, {s.N});
+        }
+        fill_document_mask({host[0], host[1], host[2], host[3]}, s.starts, s.is_causal);
+        const Tensor* const masks[] = {&forward.mask.first_key, &forward.mask.end_key, &forward.mask.first_query,
+                                       &forward.mask.end_query};
+        for (int i = 0; i < 4; ++i) device.copy(*masks[i], host[i]);
+    }
+    void run_forward() const { attention_forward(device_, forward); }
+    void run_backward() const { attention_backward(device_, backward); }
+    size_t bytes() const { return bytes_; }
+    std::vector<const Tensor*> inputs() const { return {&forward.q, &forward.k, &forward.v, &backward.dout}; }
+    std::vector<const Tensor*> outputs() const { return {&forward.out, &backward.dq, &backward.dk, &backward.dv}; }
+
+    AttentionForward forward;
+    AttentionBackward backward;
+
+  private:
+    Tensor tensor(DType dtype, std::initializer_list<int64_t> shape) {
+        Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
+        memory_.push_back(device_.allocate(static_cast<size_t>(std::max<int64_t>(result.bytes(), 1))));
+        result.data = memory_.back().get();
+        bytes_ += static_cast<size_t>(result.bytes());
+        return result;
+    }
+    Device device_;
+    std::vector<std::shared_ptr<void>> memory_;
+    size_t bytes_ = 0;
+};
+
+std::vector<float> host_values(const Device& device, const Tensor& tensor) {
+    const auto count = static_cast<size_t>(tensor.numel());
+    std::vector<float> result(count);
+    std::vector<unsigned char> raw(static_cast<size_t>(tensor.bytes()));
+    Tensor host = tensor;
+    host.data = raw.data();
+    host.device = DeviceKind::cpu;
+    device.copy(host, tensor);
+    for (size_t i = 0; i < count; ++i)
+        result[i] = tensor.dtype == DType::f32    ? host.get<float>()[i]
+                    : tensor.dtype == DType::bf16 ? to_float(host.get<bf16>()[i])
+                                                  : to_float(host.get<f16>()[i]);
+    return result;
+}
+
+// ||a - b|| / ||b||
+double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+        norm += static_cast<double>(b[i]) * b[i];
+    }
+    return std::sqrt(difference / norm);
+}
+
+class Bench {
+  public:
+    Bench(const BenchAttentionOptions& options, const Device& device) : options_(options), device_(device) {
+        dtype_ = options.dtype == "bf16" ? DType::bf16 : options.dtype == "fp16" ? DType::f16 : DType::f32;
+        attention_ = {request_of("--kernel", options.kernel), !options.any_order};
+    }
+
+    void run(const std::vector<AttentionShape>& shapes) {
+        const AttentionChoice choice = choose_attention(device_, dtype_, shapes[0].HS, attention_);
+        std::printf("%s\nkernel %s, since %s; %s, %s%s, %s\n\n", describe_cuda(device_).c_str(), name_of(choice.kernel),
+                    choice.reason.c_str(), name_of(dtype_), options_.mask.c_str(), options_.alibi ? ", ALiBi" : "",
+                    options_.any_order ? "dq's sums in any order" : "deterministic");
+        std::printf("%-24s %3s %3s %3s %10s %8s %10s %8s %10s", "tokens", "NH", "NKV", "HS", "fwd us", "TFLOP/s",
+                    "bwd us", "TFLOP/s", "memory");
+        if (!options_.against.empty()) std::printf(" %9s %9s", "fwd x", "bwd x");
+        if (options_.check) std::printf(" %9s %9s %9s %9s", "out", "dq", "dk", "dv");
+        std::printf("\n");
+        for (const AttentionShape& shape : shapes) measure(shape);
+        if (options_.json.empty()) return;
+        std::ofstream file(options_.json);
+        file << report_.dump(2) << "\n";
+        REQUIRE(file.good(), "--json ", options_.json, ": cannot be written: check the path");
+    }
+
+  private:
+    void measure(const AttentionShape& s) {
+        const Operands operands(device_, s, dtype_, options_.alibi, attention_);
+        uint64_t seed = 1;
+        for (const Tensor* input : operands.inputs()) fill_normals_cuda(device_, *input, seed++, 1);
+        std::unique_ptr<Operands> other;
+        if (!options_.against.empty()) {
+            other = std::make_unique<Operands>(device_, s, dtype_, options_.alibi,
+                                               AttentionOptions{.request = AttentionRequest::plain});
+            for (size_t i = 0; i < 4; ++i) device_.copy(*other->inputs()[i], *operands.inputs()[i]);
+        }
+        load(operands);
+        const double forward = median_seconds([&] { operands.run_forward(); });
+        const double backward = median_seconds([&] { operands.run_backward(); });
+        const double flops = 4 * s.visible_pairs() * static_cast<double>(s.NH * s.HS);
+        std::printf("%-24s %3ld %3ld %3ld %10.1f %8.1f %10.1f %8.1f %10s", s.name.c_str(), static_cast<long>(s.NH),
+                    static_cast<long>(s.NKV), static_cast<long>(s.HS), forward * 1e6, flops / forward * 1e-12,
+                    backward * 1e6, 2.5 * flops / backward * 1e-12, format_bytes(operands.bytes()).c_str());
+        nlohmann::ordered_json row = {{"tokens", s.N},
+                                      {"documents", s.starts.size()},
+                                      {"heads", s.NH},
+                                      {"kv_heads", s.NKV},
+                                      {"head_dim", s.HS},
+                                      {"forward_seconds", forward},
+                                      {"backward_seconds", backward},
+                                      {"forward_tflops", flops / forward * 1e-12},
+                                      {"backward_tflops", 2.5 * flops / backward * 1e-12},
+                                      {"bytes", operands.bytes()}};
+        if (other) {
+            const double other_forward = median_seconds([&] { other->run_forward(); });
+            const double other_backward = median_seconds([&] { other->run_backward(); });
+            std::printf(" %9.2f %9.2f", other_forward / forward, other_backward / backward);
+            row["against_forward_seconds"] = other_forward;
+            row["against_backward_seconds"] = other_backward;
+        }
+        if (options_.check) check(s, operands, &row);
+        std::printf("\n");
+        std::fflush(stdout);
+        report_["rows"].push_back(row);
+    }
+
+    // Errors against the plain kernel in fp32 on the same, rounded numbers.
+    void check(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* row) {
+        const Operands exact(device_, s, DType::f32, options_.alibi,
+                             AttentionOptions{.request = AttentionRequest::plain});
+        for (size_t i = 0; i < 4; ++i) {
+            std::vector<float> values = host_values(device_, *operands.inputs()[i]);
+            Tensor host = *exact.inputs()[i];
+            host.data = values.data();
+            host.device = DeviceKind::cpu;
+            device_.copy(*exact.inputs()[i], host);
+        }
+        exact.run_forward();
+        exact.run_backward();
+        const char* const names[] = {"out", "dq", "dk", "dv"};
+        for (size_t i = 0; i < 4; ++i) {
+            const double error =
+                relative_error(host_values(device_, *operands.outputs()[i]), host_values(device_, *exact.outputs()[i]));
+            std::printf(" %9.2e", error);
+            (*row)["errors"][names[i]] = error;
+        }
+    }
+
+    void load(const Operands& operands) const {
+        const auto begin = std::chrono::steady_clock::now();
+        do {
+            for (int i = 0; i < 10; ++i) {
+                operands.run_forward();
+                operands.run_backward();
+            }
+            device_.synchronize();
+        } while (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() <
+                 options_.load_seconds);
+    }
+
+    double median_seconds(const std::function<void()>& launch) const {
+        constexpr double kBatchSeconds = 5e-3;
+        CudaTimer timer(device_);
+        const auto batch = [&](int launches) {
+            timer.start();
+            for (int i = 0; i < launches; ++i) launch();
+            return timer.stop() / launches;
+        };
+        batch(1);
+        const double estimate = std::max(batch(3), 1e-7);
+        const int launches = std::max(1, static_cast<int>(std::ceil(kBatchSeconds / estimate)));
+        const int num_samples = std::clamp(static_cast<int>(options_.seconds / (estimate * launches)), 5, 501);
+        std::vector<double> samples;
+        for (int i = 0; i < num_samples; ++i) samples.push_back(batch(launches));
+        std::nth_element(samples.begin(), samples.begin() + num_samples / 2, samples.end());
+        return samples[static_cast<size_t>(num_samples / 2)];
+    }
+
+    BenchAttentionOptions options_;
+    Device device_;
+    DType dtype_ = DType::bf16;
+    AttentionOptions attention_;
+    nlohmann::ordered_json report_ = {{"rows", nlohmann::ordered_json::array()}};
+};
+
+#endif
+
+}  // namespace
+
+void bench_attention(const BenchAttentionOptions& options) {
+    REQUIRE(options.seconds > 0 && options.load_seconds >= 0, "a time must be above 0: set --seconds, --load-seconds");
+    const std::vector<AttentionShape> shapes = shapes_of(options);
+    (void)request_of("--kernel", options.kernel);
+    REQUIRE(options.dtype == "bf16" || options.dtype == "fp16" || options.dtype == "fp32",
+            "--dtype is fp32, bf16 or fp16, not ", options.dtype);
+    REQUIRE(options.against.empty() || options.against == "plain", "--against is ", options.against,
+            ": use plain, the kernel without tensor cores");
+    const Device device = Device::cuda(0);
+#if INGOT_HAS_CUDA
+    Bench(options, device).run(shapes);
+#else
+    (void)shapes;  // Device::cuda() has refused
+#endif
+}
+
+}  // namespace ingot

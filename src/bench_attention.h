@@ -1,0 +1,29 @@
+// ./bench attention: forward and backward of attention, in time, TFLOP/s, memory and error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ingot {
+
+struct BenchAttentionOptions {
+    int64_t batch = 4;
+    int64_t tokens = 0;  // 0: batch x seq; otherwise the batch of each length is tokens / seq
+    std::vector<int64_t> seq = {1024, 2048, 4096, 8192, 16384};
+    int64_t heads = 16, kv_heads = 0;  // 0: heads
+    std::vector<int64_t> head_dim = {64, 128};
+    std::vector<int64_t> docs;  // lengths of documents, packed into one row, instead of batch and seq
+    bool alibi = false;
+    std::string mask = "causal", dtype = "bf16", kernel = "auto", against;
+    bool any_order = false;  // dq's sums in any order: training.deterministic = false
+    bool check = false;      // errors against the plain kernel in fp32
+    double seconds = 0.3;    // of each measurement
+    double load_seconds = 2;
+    std::string json;
+};
+
+// Throws UserError for what cannot be measured. CUDA alone.
+void bench_attention(const BenchAttentionOptions& options);
+
+}  // namespace ingot
