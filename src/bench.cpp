@@ -4,6 +4,7 @@
 
 #include "kernels/core/check.h"
 #include "src/bench_attention.h"
+#include "src/bench_data.h"
 #include "src/bench_gemm.h"
 #include "src/bench_kernels.h"
 #include "src/bench_step.h"
@@ -94,6 +95,14 @@ int main(int argc, char** argv) {
         ->capture_default_str();
     attention_command->add_option("--json", attention.json, "Write all figures to this file");
 
+    ingot::BenchDataOptions data;
+    CLI::App* const data_command =
+        app.add_subcommand("data", "How fast one thread finds documents, and reads and packs the rows of a config");
+    data_command->add_option("--config", data.config, "The run's config")->required();
+    data_command->add_option("--set", data.overrides, "Override one field, section.key=value; may be repeated")
+        ->allow_extra_args(false);
+    data_command->add_option("--seconds", data.seconds, "Time for each measurement")->capture_default_str();
+
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
@@ -102,6 +111,8 @@ int main(int argc, char** argv) {
     try {
         if (gemm_command->parsed())
             bench_gemm(gemm);
+        else if (data_command->parsed())
+            bench_data(data);
         else if (step_command->parsed())
             bench_step(step);
         else if (attention_command->parsed())

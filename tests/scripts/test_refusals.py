@@ -181,6 +181,24 @@ VALUES = [
     ('data.val=["nowhere-*.bin"]', "data.val", "check the path"),
     ('data.train=["folder"]', "folder", None),
     ('data.train=[""]', "data.train", None),
+    ('data.train=[{}]', "data.train[0].path", "add"),
+    ('data.train=[{"path": "train.bin", "wieght": 1}]', "data.train[0].wieght", "did you mean weight?"),
+    ('data.train=[{"path": "train.bin", "shuffle": 1}]', "data.train[0].shuffle", None),
+    ('data.train=[{"path": 3}]', "data.train[0].path", "string"),
+    ('data.train=[{"path": "train.bin", "weight": 0}]', "data.train[0].weight", None),
+    ('data.train=[{"path": "train.bin", "weight": -1}]', "data.train[0].weight", None),
+    ('data.train=[{"path": "train.bin", "weight": 1}, "val.bin"]', "data.train", "all of them a weight, or none"),
+    ('data.train=[{"path": "train.bin", "weight": 1}, {"path": "val.bin", "weight": 1e-6}]', "data.train[1]", "raise"),
+    ('data.val=[{"path": "val.bin", "weight": 1}]', "data.val[0]", "remove"),
+    ('data.train=[{"path": "train.bin", "format": "gzip"}]', "data.train[0].format", "megatron"),
+    ('data.train=[{"path": "train.bin", "format": "raw"}]', "data.train[0]", '"dtype"'),
+    ('data.train=[{"path": "train.bin", "dtype": "uint16"}]', "data.train[0]", "remove"),
+    ('data.train=[{"path": "train.bin", "format": "raw", "dtype": "int8"}]', "data.train[0].dtype", "uint16"),
+    ('data.train=[{"path": "train.bin", "format": "raw", "dtype": "uint16"}]', "train.bin", "remove"),
+    ('data.train=[{"path": "train.bin", "format": "megatron"}]', "train.idx", None),
+    ('data.train=[{"path": "train.bin", "mask": "nowhere"}]', "nowhere", "check the path"),
+    ('data.train=[{"path": "train.bin", "mask": "val.bin"}]', "val.bin", "check"),
+    ("data.packing=tight", "data.packing", "best_fit"),
     # The assignment itself.
     ("model.n_layers", "--set model.n_layers", "section.key=value"),
     ("=3", "--set =3", "section.key=value"),
@@ -360,6 +378,31 @@ class Refusals(unittest.TestCase):
         self.refused_with('data.val=["bad.bin"]', says="bad.bin", fix="copy it")
         (self.folder / "bad.bin").write_bytes(shard(ids=range(16)))
         self.refused_with('data.val=["bad.bin"]', says="data.val")
+
+    def test_megatron(self):
+        def index(code=4, version=1, lengths=(30, 34), documents=(0, 1, 2)):
+            pointers = [4 * sum(lengths[:s]) for s in range(len(lengths))]
+            return (b"MMIDIDX\0\0" + struct.pack("<QBQQ", version, code, len(lengths), len(documents)) +
+                    struct.pack(f"<{len(lengths)}i{len(lengths)}q{len(documents)}q", *lengths, *pointers, *documents))
+
+        (self.folder / "meg.bin").write_bytes(struct.pack("<64i", *range(64)))
+        for name, content, says, fix in (("no byte", b"", "meg.idx", None), ("text", b"x" * 500, "meg.idx", None),
+                                         ("cut short", index()[:-8], "cut short", "copy"),
+                                         ("multimodal", index() + b"\0\0", "multimodal", "use text"),
+                                         ("floats", index(code=7), "dtype code 7", "uint16"),
+                                         ("version", index(version=2), "version 2", None),
+                                         ("of another .bin", index(lengths=(30, 35)), "meg.idx", "copy both"),
+                                         ("documents", index(documents=(0, 9, 2)), "sequence 9", "copy")):
+            with self.subTest(name):
+                (self.folder / "meg.idx").write_bytes(content)
+                self.refused_with('data.train=["meg.bin"]', says=says, fix=fix)
+        (self.folder / "meg.idx").write_bytes(index())
+        (self.folder / "meg.bin").write_bytes(struct.pack("<64i", *range(63), -5))
+        self.refused_with('data.train=["meg.bin"]', says="token 63 is -5", fix="copy")
+
+    def test_epochs_of_a_blend(self):
+        self.refused_with('data.train=[{"path": "train.bin", "weight": 1}, {"path": "val.bin", "weight": 1}]',
+                          "training.epochs=1", "training.steps=null", says="training.epochs", fix="training.steps")
 
     def test_schedules_that_do_not_fit(self):
         self.refused_with("schedule.type=wsd", "schedule.decay_steps=2", "schedule.warmup_steps=1",
