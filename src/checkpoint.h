@@ -28,8 +28,8 @@ constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
 
 // What a run needs besides weights and moments to go on exactly.
 struct TrainingState {
-    int64_t step = 0;           // optimizer steps attempted
-    int64_t rows_consumed = 0;  // of the training data
+    int64_t step = 0;                                                // optimizer steps attempted
+    int64_t rows_consumed = 0;                                       // of the training data
     nlohmann::ordered_json data = nlohmann::ordered_json::object();  // BlendedRows::state() after them
     StepState state;
     StepReport report;  // of step `step`, so that the log line of that step is written by whoever goes on

@@ -1,7 +1,7 @@
-// Token shards: both llm.c formats, every refusal, document boundaries, offsets beyond 32 bits.
+// Token files of every format: what is read, every refusal, document boundaries, segments, offsets beyond 32 bits.
 //
-// Seen to catch (among others): in TokenShards::index, `start < num_tokens` turned into `<=` (an empty document after
-// an EOT that ends its shard: EotClosesDocuments); offsets computed in int32 (OffsetsBeyond32Bits).
+// Seen to catch (among others): in Shard::scan_ids, `start < end` turned into `<=` (an empty document after an EOT that
+// ends its shard: EotClosesDocuments); offsets computed in int32 (OffsetsBeyond32Bits: a crash).
 #include "src/data/corpus.h"
 
 #include <fcntl.h>

@@ -39,8 +39,9 @@ TEST_F(FormatsTest, MegatronDtypes) {
         EXPECT_NO_THROW(index.check_documents(0, 4));
     }
     for (const uint8_t code : {0, 2, 3, 6, 7, 9, 255}) {
+        const std::string number = std::to_string(code);
         const std::string error = refusal(megatron(code, 4, {3}, {0, 1}), 12);
-        EXPECT_REFUSED(error, "x.idx", "dtype code", std::to_string(code).c_str(), "uint8", "int32", "int64", "uint16");
+        EXPECT_REFUSED(error, "x.idx", "dtype code", number.c_str(), "uint8", "int32", "int64", "uint16");
     }
 }
 

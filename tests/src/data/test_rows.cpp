@@ -1,8 +1,9 @@
 // Rows, validation rows and micro-batches, against plain concatenation.
 //
 // Seen to catch (among others): the row permutation left out of StreamRows::fill (LongDocumentsAreScattered, and the
-// pinned checksum); the next document looked up in the wrong epoch (StreamGoesOnAcrossEpochs); `counts` without the
-// look at begins_with_eot (BoundaryRules).
+// pinned checksum); the epoch not counted on where a row reaches into the next (StreamGoesOnAcrossEpochs,
+// EveryEpochConsumesEveryPositionOnce); `counts` without the look at is_eot (BoundaryRules); documents packed the
+// shortest first (BestFitHasEveryDocumentOnceAndWhole).
 #include "src/data/rows.h"
 
 #include <gtest/gtest.h>
