@@ -203,11 +203,13 @@ void check(const AttentionCase& c, DType dtype, const std::vector<double> (*mask
     EXPECT_EQ(emulated.counts.bank_conflicts, 0);
 }
 
-TEST(AttentionSm80, EveryKernel) {
-    for (const DType dtype : {DType::bf16, DType::f16})
-        for (const int64_t HS : {32, 64, 96, 128})
-            for (const bool alibi : {false, true})
-                check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = {0, 5, 6, 6, 90}}, dtype);
+TEST(AttentionSm80, EveryHeadSize) {
+    const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
+    for (const int64_t HS : {32, 64, 96, 128})
+        for (const bool alibi : {false, true})
+            check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts}, DType::bf16);
+    check({.N = 150, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .starts = starts}, DType::f16);
+    check({.N = 150, .NH = 1, .NKV = 1, .HS = 128, .starts = starts}, DType::f16);
 }
 
 TEST(AttentionSm80, MasksAndGroups) {
@@ -237,10 +239,10 @@ TEST(AttentionSm80, AQueryThatSeesNoKey) {
 
 // Whichever warp runs first, and in sections of any size.
 TEST(AttentionSm80, BitsDoNotDependOnTheOrderOfWarps) {
-    for (const int64_t HS : {64, 128}) {
-        const AttentionCase c = {.N = 300, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 200}};
+    for (const int64_t HS : {32, 96}) {
+        const AttentionCase c = {.N = 200, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
         AttentionResult first;
-        for (const uint64_t seed : {1, 2, 3}) {
+        for (const uint64_t seed : {1, 2}) {
             Emulated emulated(c, DType::bf16, seed);
             emulated.heads_per_section = static_cast<int>(seed);
             emulated.all(DType::bf16);
