@@ -1,5 +1,8 @@
 """prepare.py with a tokenizer.json and with train:N, against the package `tokenizers` on whole documents.
 
+Seen to catch: cuts before '/', between punctuation and a line break, and before a tab with add_prefix_space; special
+tokens looked for in text; truncation kept; offsets of a slice taken for those of the document; 16 bits for 65,537 tokens;
+all windows of a sample at the beginning.
 """
 from __future__ import annotations
 
