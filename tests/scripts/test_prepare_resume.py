@@ -3,8 +3,8 @@
 Runs are stopped after an exact number of units, by SIGKILL, SIGINT or SIGTERM sent to themselves.
 
 Seen to catch: an open shard not cut back; the spool of a document removed before the commit after it; the part of a
-document that is done not hashed again; the extremes of the hashes, or the moved border, not restored; a torn line left in
-the journal; a worker's connection not given back when it dies; the time of a file left out of the fingerprint.
+document that is done not hashed again; the extremes of the hashes, or the moved border, not restored; a torn line left
+in the journal; a worker's connection not given back when it dies; the time of a file left out of the fingerprint.
 """
 from __future__ import annotations
 
