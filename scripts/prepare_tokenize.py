@@ -31,8 +31,13 @@ WINDOWS = (1 << 12, 1 << 16, 1 << 32)  # bytes before a limit in which the last 
 #    '/'), and the look-ahead gives the same: before y, `\s+(?!\S)` fails and `\s+` takes the LF; at the end, the first
 #    takes it. With white space before the LF (CRLF too) the two would differ, since `\s+(?!\S)` leaves one behind.
 #
+# 4. x an ASCII letter or digit, y any other ASCII character but the apostrophe (of contractions): no alternative
+#    continues from the one to the other. So a text is made of parts that end there, and since most of them come again
+#    and again, what they give is remembered: twice as fast as the package alone.
+#
 # NFC composes nothing with a space, a tab, CR or LF, and decoding with replacement characters ends at ASCII. With
-# add_prefix_space, which puts a space before a text that begins with none, y can be nothing but a space.
+# add_prefix_space, which puts a space before a text that begins with none, y can be nothing but a space, and there are
+# no parts.
 #
 # The bytes of x and y in UTF-8: no white space begins with C3 to DF, E0 or E4 to ED; with E3 it is U+3000 alone.
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -53,6 +58,10 @@ _AFTER_LINE = (rb"(?:(?<=[!-~]\n)|(?<=[\xc3-\xdf][\x80-\xbf]\n)|(?<=[\xe4-\xed][
                rb"(?=[0-9A-Za-z\xc3-\xdf\xe0\xe4-\xed]|\xe3[\x81-\xbf])")
 CUT = re.compile(_BEFORE_SPACE + b"|" + _AFTER_LINE)
 CUT_WITH_PREFIX_SPACE = re.compile(rb"(?<=[!-~])(?= )")
+PART = re.compile(rb"[^0-9A-Za-z]*[0-9A-Za-z]*(?:['\x80-\xff][^0-9A-Za-z]*[0-9A-Za-z]*)*")
+MAX_PART_BYTES = 64  # of those that are remembered
+MAX_PARTS = 1 << 19  # about 100 MB
+PARTS_BYTES = 1 << 18  # of a document, cut into parts at a time
 
 
 def places_to_cut(tokenizer: dict) -> Optional["re.Pattern[bytes]"]:
@@ -150,6 +159,14 @@ class JsonTokenizer:
         if (described["model"] or {}).get("dropout"):
             raise PrepareError(f"{path} has model.dropout, so that a text gives other tokens each time, set it to null")
         self.cuts = places_to_cut(described)
+        added = described.get("added_tokens") or []
+        # Tokens that a part must not tear, nor end at one that must be a single word: a text that holds one of them is
+        # not cut into parts.
+        # Special ones are not looked for, and matter only by hiding others that they overlap.
+        has_plain = any(not token.get("special") for token in added)
+        self.unbroken = [token["content"].encode() for token in added] if has_plain else []
+        self.has_parts = self.cuts is CUT
+        self.parts: dict[bytes, bytes] = {}
         described.update(post_processor=None, truncation=None, padding=None)
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
@@ -185,9 +202,14 @@ class JsonTokenizer:
         targets: list[list[bytes]] = [[] for _ in texts]
         batch: list[tuple[int, str, int]] = []  # index of the text, a slice of it, characters before the slice
         for index, text in enumerate(texts):
+            if self.has_parts and not text.masked and not any(token in text.data for token in self.unbroken):
+                replaced += self._encode_parts(text.data, ids[index])
+                if with_targets:
+                    targets[index].append(b"\1" * (sum(map(len, ids[index])) // self.width))
+                continue
             characters = 0
             is_valid = True
-            for part in self._slices(text.data):
+            for part in self._slices(text.data, SLICE_BYTES):
                 try:
                     decoded = part.decode("utf-8")
                 except UnicodeDecodeError:
@@ -207,12 +229,39 @@ class JsonTokenizer:
             tokens.append(Tokens(b"".join(ids[index]), joined + end if with_targets else None))
         return tokens, replaced
 
-    def _slices(self, data: bytes) -> list[bytes]:
-        if self.cuts is None or len(data) <= SLICE_BYTES:
+    def _encode_parts(self, data: bytes, ids: list[bytes]) -> bool:
+        """Appends the ids of a text, and tells whether bytes of it were replaced."""
+        known = self.parts
+        for piece in self._slices(data, PARTS_BYTES):
+            parts = PART.findall(piece)
+            new = [part for part in dict.fromkeys(parts) if part not in known]
+            slices = [(part, piece) for part in new for piece in self._slices(part, SLICE_BYTES)]
+            known.update((part, b"") for part in new)
+            for begin in range(0, len(slices), BATCH_SLICES):
+                batch = slices[begin:begin + BATCH_SLICES]
+                decoded = [piece.decode("utf-8", "replace") for _, piece in batch]
+                encodings = self.tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
+                for (part, _), encoding in zip(batch, encodings):
+                    known[part] += self._pack(encoding.ids)
+            ids.append(b"".join(map(known.__getitem__, parts)))
+            for part in new:
+                if len(part) > MAX_PART_BYTES:
+                    del known[part]
+            if len(known) > MAX_PARTS:
+                known.clear()
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            return True
+        return False
+
+    def _slices(self, data: bytes, size: int) -> list[bytes]:
+        """The text cut into what is little more than size bytes long, where that is allowed."""
+        if self.cuts is None or len(data) <= size:
             return [data]
         slices, begin = [], 0
         while begin < len(data):
-            match = self.cuts.search(data, begin + SLICE_BYTES)
+            match = self.cuts.search(data, begin + size)
             end = match.start() if match else len(data)
             slices.append(data[begin:end])
             begin = end
@@ -224,17 +273,16 @@ class JsonTokenizer:
         encode = self.tokenizer.encode_batch if has_masks else self.tokenizer.encode_batch_fast
         encodings = encode([part for _, part, _ in batch], add_special_tokens=False)
         for (index, _, before), encoding in zip(batch, encodings):
-            found = encoding.ids
-            if self.eot in found:
-                raise PrepareError(f"a text gives the token {self.eot_name}, which would end the document there, since "
-                                   "it is no special token of this tokenizer, choose another one with --eot-token")
-            ids[index].append(self._pack(found))
+            ids[index].append(self._pack(encoding.ids))
             if with_targets:
                 masked = texts[index].masked
                 targets[index].append(target_bytes(encoding.offsets, before, masked) if masked
-                                      else b"\1" * len(found))
+                                      else b"\1" * len(encoding.ids))
 
     def _pack(self, ids: list[int]) -> bytes:
+        if self.eot in ids:
+            raise PrepareError(f"a text gives the token {self.eot_name}, which would end the document there, since it "
+                               "is no special token of this tokenizer, choose another one with --eot-token")
         packed = array.array("H" if self.width == 2 else "I", ids)
         if sys.byteorder == "big":
             packed.byteswap()

@@ -184,7 +184,7 @@ def train_in_child(sample: Sample, vocab_size: int, num_threads: int, stop: Stop
         raise PrepareError("the training of the tokenizer was killed, most likely for memory, lower --train-bytes "
                            f"(now {sample.budget / MB:.0f} MB)", code=1) from error
     finally:
-        process.terminate()
+        process.kill()
         process.join()
     if isinstance(answer, str):
         raise PrepareError(answer, code)

@@ -305,7 +305,7 @@ class Pool:
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
         for process in self.processes:
-            process.terminate()
+            process.kill()  # SIGTERM would be lost on one that has not yet put the parent's handler away
         for process in self.processes:
             process.join()
         self.threads.shutdown(wait=True)

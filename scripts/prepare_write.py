@@ -285,7 +285,6 @@ class Output:
             self.spool = reopen(self._spool_path(), size)
         self.skipped, self.replaced = Counter(state["skipped"]), state["replaced"]
         self.smallest, self.largest = int(state["smallest"]), int(state["largest"])
-        self.remove_old()
 
 
 # ---- Unfinished work ----

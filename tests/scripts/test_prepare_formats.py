@@ -1,6 +1,9 @@
 """What prepare.py reads: JSONL, parquet, gz and zst, text cut by a separator; masks; and what it refuses, with which
 words.
 
+Seen to catch: a separator over the end of a buffer missed; lines not counted from unit to unit; a zstd file that ends
+inside a frame; gzip's own error not named; NUL bytes let through; the end of a masked document still a target; replaced
+characters of JSONL not counted.
 """
 from __future__ import annotations
 

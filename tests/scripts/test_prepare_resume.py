@@ -2,6 +2,9 @@
 
 Runs are stopped after an exact number of units, by SIGKILL, SIGINT or SIGTERM sent to themselves.
 
+Seen to catch: an open shard not cut back; the spool of a document removed before the commit after it; the part of a
+document that is done not hashed again; the extremes of the hashes, or the moved border, not restored; a torn line left
+in the journal; a worker's connection not given back when it dies; the time of a file left out of the fingerprint.
 """
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class Base(PrepareTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         return tree(out), self.units(result)
 
-    def stop_and_go_on(self, expected: dict[str, bytes], at: int, signum: int, *arguments: object, **options) -> None:
+    def stop_and_go_on(self, whole: tuple[dict[str, bytes], int], at: int, signum: int, *arguments: object,
+                       **options) -> None:
+        """What the run killed after unit number `at` has committed, all units before it, is not done again."""
+        expected, units = whole
         stopped = self.in_units(*arguments, "--processes", 3, at=at, action=signum, **options)
         codes = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
         self.assertEqual(stopped.returncode, codes[signum], stopped.stderr)
@@ -54,6 +60,8 @@ class Base(PrepareTest):
         self.assertEqual(gone_on.returncode, 0, gone_on.stderr)
         self.assertIn("going on where a stopped run left off", gone_on.stderr)
         self.assertEqual(tree(self.out), expected)
+        # Fewer are possible: units of lines are counted from where the run goes on.
+        self.assertLessEqual(self.units(gone_on), units - at + (signum == signal.SIGKILL))
         self.assert_no_leftovers()
         for path in self.out.iterdir():
             path.unlink()
@@ -78,12 +86,12 @@ class Resume(Base):
         expected, units = self.whole(*ARGUMENTS)
         for at in {2, 5, 8, 13, 19, 22, 24, 26, 31, 37, 44, units}:  # files, segments, the binary one, lines, .gz
             with self.subTest(at=at):
-                self.stop_and_go_on(expected, at, signal.SIGKILL, *ARGUMENTS)
+                self.stop_and_go_on((expected, units), at, signal.SIGKILL, *ARGUMENTS)
 
     def test_stopped_by_signals(self) -> None:
         expected, units = self.whole(*ARGUMENTS)
-        self.stop_and_go_on(expected, 9, signal.SIGINT, *ARGUMENTS)
-        self.stop_and_go_on(expected, 30, signal.SIGTERM, *ARGUMENTS)
+        self.stop_and_go_on((expected, units), 9, signal.SIGINT, *ARGUMENTS)
+        self.stop_and_go_on((expected, units), 30, signal.SIGTERM, *ARGUMENTS)
 
     def test_stopped_before_anything_is_done(self) -> None:
         """The first unit's result is not committed when the signal comes; nothing is left."""
@@ -97,25 +105,26 @@ class Resume(Base):
         arguments = ("--val-fraction", 1e-9)
         expected, units = self.whole(*arguments)
         self.assertEqual(units % 2, 0)
-        self.stop_and_go_on(expected, units // 2 + 20, signal.SIGKILL, *arguments)
-        self.stop_and_go_on(expected, units // 2 - 3, signal.SIGKILL, *arguments)
+        self.stop_and_go_on((expected, units), units // 2 + 20, signal.SIGKILL, *arguments)
+        for at in (units // 2, units // 2 - 3, units // 2 - 20):
+            self.stop_and_go_on((expected, units), at, signal.SIGKILL, *arguments)
 
     def test_with_masks(self) -> None:
         arguments = ("--include", "records*", "--mask-field", "skip", *ARGUMENTS)
         expected, units = self.whole(*arguments)
         self.assertIn("train-00001.mask", expected)
         for at in (3, units // 2, units - 1):
-            self.stop_and_go_on(expected, at, signal.SIGKILL, *arguments)
+            self.stop_and_go_on((expected, units), at, signal.SIGKILL, *arguments)
 
     def test_torn_line_in_the_journal(self) -> None:
-        expected, _ = self.whole(*ARGUMENTS)
+        expected, units = self.whole(*ARGUMENTS)
         self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
         with open(f"{self.out}.partial/journal.jsonl", "ab") as journal:
             journal.write(b'{"cursor": [0, 1')
         result = self.in_units(*ARGUMENTS, at=5, action=signal.SIGKILL)
         self.assertIn("going on", result.stderr)
         result = self.in_units(*ARGUMENTS)
-        self.assertIn("going on", result.stderr)
+        self.assertLessEqual(self.units(result), units - 8 - 4)
         self.assertEqual(tree(self.out), expected)
 
     def test_another_command_is_refused(self) -> None:
@@ -208,7 +217,7 @@ class Tokenizers(Base):
         expected, units = self.whole(*arguments, python=python)
         for at in (1, 5, 8, 19, 31, units):
             with self.subTest(at=at):
-                self.stop_and_go_on(expected, at, signal.SIGKILL, *arguments, python=python)
+                self.stop_and_go_on((expected, units), at, signal.SIGKILL, *arguments, python=python)
 
 
 if __name__ == "__main__":
