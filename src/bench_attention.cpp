@@ -18,6 +18,7 @@
 #include "kernels/attention/attention.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
+#include "kernels/fill.h"
 #endif
 
 namespace ingot {
@@ -206,7 +207,8 @@ class Bench {
     void measure(const AttentionShape& s) {
         const Operands operands(device_, s, dtype_, options_.alibi, attention_);
         uint64_t seed = 1;
-        for (const Tensor* input : operands.inputs()) fill_normals_cuda(device_, *input, seed++, 1);
+        for (const Tensor* input : operands.inputs())
+            fill_normal(device_, {.out = *input, .seed = seed++, .stream = 0, .std = 1});
         std::unique_ptr<Operands> other;
         if (!options_.against.empty()) {
             other = std::make_unique<Operands>(device_, s, dtype_, options_.alibi,

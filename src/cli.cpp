@@ -11,6 +11,7 @@
 #include "src/generate.h"
 #include "src/info.h"
 #include "src/output.h"
+#include "src/show_rows.h"
 #include "src/tokenize.h"
 #include "src/train.h"
 
@@ -34,7 +35,7 @@ const CommandSpec kTrain = {
     .usage =
         "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
         "          [--dry-run] [--profile FROM:TO]\n"
-        "  ./train eval | generate | tokenize | info [options]\n",
+        "  ./train eval | generate | tokenize | data | info [options]\n",
     .before =
         "\nThe first three commands to try:\n"
         "  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards\n"
@@ -45,6 +46,7 @@ const CommandSpec kTrain = {
         "  eval      the loss of a checkpoint on other text       ./train eval --help\n"
         "  generate  text from a checkpoint                       ./train generate --help\n"
         "  tokenize  text to token ids                            ./train tokenize --help\n"
+        "  data      packed rows, decoded, as training reads them ./train data --help\n"
         "  info      what was built, and what would be used       ./train info --help\n"
         "\nExamples:\n"
         "  ./train --config configs/tiny.json --resume auto                    go on where it stopped, with the same "
@@ -142,6 +144,27 @@ const CommandSpec kTokenize = {
         {"--count", "", "print how many tokens there are instead\n"},
     }};
 
+const CommandSpec kData = {
+    .name = "data",
+    .title = "./train data: packed rows as training reads them, decoded, with document borders and targets.",
+    .usage = "  ./train data --config FILE [--row K] [--rows N] [--set section.key=value]...\n",
+    .before =
+        "\nRows are counted from 0 through the whole run: with batches of R rows, step S reads rows (S - 1) R to S R - "
+        "1.\n"
+        "Of each document it shows where it lies in the row, its positions, and which of its tokens have no target. A "
+        "token\n"
+        "without text is shown as <ID>. Without a tokenizer all are ids.\n",
+    .after =
+        "\nExamples:\n"
+        "  ./train data --config configs/tiny.json --row 1000\n"
+        "  ./train data --config configs/tiny.json --rows 3 --set data.packing=best_fit\n",
+    .options = {
+        {"--config", "FILE", "the run's config\n"},
+        {"--row", "K", "the first row to show (0)\n"},
+        {"--rows", "N", "how many (1)\n"},
+        {"--set", "KEY=VALUE", "override one field, section.key=value; may be repeated\n", true},
+    }};
+
 const CommandSpec kInfo = {
     .name = "info",
     .title = "./train info: what was built, which device and kernels would be used and why, library versions.",
@@ -229,10 +252,19 @@ int run_tokenize(const Arguments& arguments) {
     return tokenize(options);
 }
 
+int run_data(const Arguments& arguments) {
+    ShowRowsOptions options;
+    options.config_file = required(arguments, "--config", "name a run's config, e.g. --config configs/tiny.json");
+    options.overrides = arguments.texts("--set");
+    options.first_row = static_cast<uint64_t>(arguments.integer("--row", 0, 0, int64_t{1} << 40));
+    options.num_rows = arguments.integer("--rows", 1, 1, 1'000'000);
+    return show_rows(options);
+}
+
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
-    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kTokenize, kInfo};
+    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kTokenize, kData, kInfo};
     const Arguments arguments = Arguments::parse(commands, argc, argv);
     const std::string& name = arguments.command().name;
     if (arguments.has("--help")) {
@@ -248,6 +280,7 @@ int run_command_line(int argc, char** argv) {
     if (name == "eval") return run_eval(arguments);
     if (name == "generate") return run_generate(arguments);
     if (name == "tokenize") return run_tokenize(arguments);
+    if (name == "data") return run_data(arguments);
     if (arguments.has("--schema")) {
         if (arguments.has("--json")) arguments.refuse("--json and --schema are both given: keep one");
         write_output(config_schema().dump(2) + "\n");
