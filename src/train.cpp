@@ -147,6 +147,8 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
     if (const int64_t count = num_new_choices(recorded_choices(checkpoint), matmul_choices(plan_.device())); count > 0)
         differences +=
             join(differences.empty() ? "" : "; ", count, " products have another algorithm than in the checkpoint");
+    if (!config_.training.deterministic && !plan_.device().is_cpu())
+        differences += join(differences.empty() ? "" : "; ", "training.deterministic is false");
     if (differences.empty() && !has_changed)
         std::printf("bits: as if the run had not stopped (config, device and libraries are those of the checkpoint)\n");
     if (!differences.empty())

@@ -4,7 +4,7 @@
 //   8 bytes "INGOTIDX"
 //   for each segment: the starts of its documents in the shard, int64 each, ascending (none for a Megatron shard)
 //   the footer: FooterHead, then a SegmentEntry for each segment
-//   64 bytes: SHA-256 of the magic number and the footer; each entry has that of its starts
+//   64 bytes: SHA-256 of the footer in hexadecimal digits; each entry has that of its starts
 //   8 bytes: the footer's size
 //
 // A file that belongs to another state of the shard, or is damaged, is no error: it is made again.

@@ -1,0 +1,27 @@
+"""libFuzzer on the readers of token files: a few seconds each, ten minutes each with INGOT_LONG=1."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@unittest.skipUnless(shutil.which("clang++"), "needs clang++ (apt-get install clang llvm)")
+class Fuzz(unittest.TestCase):
+    def test_no_reader_breaks(self):
+        """Seen to catch: the bound on a Megatron index's counts left out (an access outside the file)."""
+        seconds = "600" if os.environ.get("INGOT_LONG") == "1" else "5"
+        with tempfile.TemporaryDirectory() as folder:
+            result = subprocess.run([sys.executable, str(ROOT / "scripts/fuzz"), "--seconds", seconds, "--output",
+                                     folder], capture_output=True, text=True)
+        print(result.stdout, file=sys.stderr)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
