@@ -11,7 +11,18 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@unittest.skipUnless(shutil.which("clang++"), "needs clang++ (apt-get install clang llvm)")
+def can_fuzz():
+    """clang++ with its libFuzzer, which some systems have in a package of its own."""
+    if shutil.which("clang++") is None:
+        return False
+    source = 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["clang++", "-fsanitize=fuzzer,address", "-std=c++20", "-x", "c++", "-", "-lcrypto", "-o",
+                   f"{folder}/fuzz"]
+        return subprocess.run(command, input=source, capture_output=True, text=True).returncode == 0
+
+
+@unittest.skipUnless(can_fuzz(), "needs clang++ and its libFuzzer (apt-get install clang llvm)")
 class Fuzz(unittest.TestCase):
     def test_no_reader_breaks(self):
         """Seen to catch: the bound on a Megatron index's counts left out (an access outside the file)."""
