@@ -76,6 +76,9 @@ void start_signal_thread() {
 
 void catch_stop_signals() {
     is_caught = true;
+}
+
+void outlive_the_reader() {
     signal(SIGPIPE, SIG_IGN);
 }
 

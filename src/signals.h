@@ -9,9 +9,11 @@ namespace ingot {
 
 // Call it once, before there is another thread. Until catch_stop_signals() the signals end the process as usual.
 void start_signal_thread();
-// From now on they are remembered instead; a second SIGINT ends the process at once with code 130. A pipe that nobody
-// reads any more (`| head`, a terminal that is gone) is no reason to lose a run either: what is printed there is lost.
+// From now on they are remembered instead; a second SIGINT ends the process at once with code 130.
 void catch_stop_signals();
+// A pipe that nobody reads any more (`| head`, a terminal that is gone) is no reason to lose a run: what is printed
+// there is lost.
+void outlive_the_reader();
 // The signal that asked to stop, or 0.
 int stop_signal();
 

@@ -447,6 +447,7 @@ int train(const TrainOptions& options) {
     Config config = read_config(options.config_file, options.overrides);
     if (options.is_dry_run) return dry_run(config);
     catch_stop_signals();
+    outlive_the_reader();
     const RunFolder folder(config);
     const Device device = training_device(config);
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
