@@ -225,9 +225,13 @@ def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: 
         lines.append(f"UTF-8:   {output.replaced} documents were not, what could not be read of them became U+FFFD")
     read = (text_bytes - read_before) / MB
     lines.append(f"time:    {seconds:.1f} s, {read:.1f} MB of text, {read / max(seconds, 1e-9):.1f} MB/s")
-    data: dict[str, object] = {"train": [os.path.join(folder, "train-*.bin")]}
+    def entry(name: str) -> object:
+        path = os.path.join(folder, f"{name}-*.bin")
+        return {"path": path, "mask": os.path.join(folder, f"{name}-*.mask")} if output.train.has_masks else path
+
+    data: dict[str, object] = {"train": [entry("train")]}
     if output.val.split.documents:
-        data["val"] = [os.path.join(folder, "val-*.bin")]
+        data["val"] = [entry("val")]
     name = "bytes" if tokenizer.name == "bytes" else os.path.join(folder, tokenizer.name)
     data.update({"eot_token": tokenizer.eot, "tokenizer": name})
     lines += ["", "for the config:", f'  "model": {{ ..., "vocab_size": {tokenizer.vocab_size} }},',

@@ -66,6 +66,7 @@ std::optional<DatasetMeta> read_dataset_meta(const std::string& folder) {
         if (root.at("eot") != "end" && root.at("eot") != "start") refuse("has an eot that is neither end nor start");
         meta.eot = root.at("eot") == "end" ? EotSide::end : EotSide::start;
     }
+    meta.has_mask = root.value("mask", json()) == true;
     meta.tokenizer = root.at("tokenizer");
     if (meta.tokenizer == kBytesTokenizer) return meta;
     if (meta.tokenizer.find('/') != std::string::npos || fs::path(meta.tokenizer).extension() != ".json")
@@ -104,8 +105,25 @@ void check_dataset_meta(const DatasetMeta& meta, const Config& config, const std
             tokenizer_name(meta.tokenizer, meta.tokenizer_sha256), ": use that, or leave it out");
 }
 
+namespace {
+
+void check_masks(const std::vector<DataEntry>& entries, const char* key) {
+    for (size_t i = 0; i < entries.size(); ++i) {
+        if (!entries[i].mask.empty()) continue;
+        for (const DatasetMeta& meta : dataset_metas({entries[i]}))
+            REQUIRE(!meta.has_mask, key, "[", i, "] names no mask, but ", meta.path,
+                    " says that its shards have masks: use {\"path\": \"", entries[i].path, "\", \"mask\": \"",
+                    fs::path(entries[i].path).replace_extension(".mask").string(),
+                    "\"}, or prepare the data without --mask-field");
+    }
+}
+
+}  // namespace
+
 void fill_from_datasets(Config* config) {
     DataConfig& d = config->data;
+    check_masks(d.train, "data.train");
+    check_masks(d.val, "data.val");
     std::vector<DataEntry> entries = d.train;
     entries.insert(entries.end(), d.val.begin(), d.val.end());
     const std::vector<DatasetMeta> metas = dataset_metas(entries);

@@ -18,6 +18,7 @@ struct DatasetMeta {
     int64_t vocab_size = 0;
     int64_t eot_token = -1;
     EotSide eot = EotSide::automatic;  // automatic: it does not say
+    bool has_mask = false;             // beside each shard.bin lies a shard.mask
 };
 
 // The meta.json in a folder; nothing if there is none. Throws UserError if it is not what prepare.py writes.
@@ -32,9 +33,10 @@ std::vector<DatasetMeta> dataset_metas(const std::vector<DataEntry>& entries);
 void check_dataset_meta(const DatasetMeta& meta, const Config& config, const std::string& tokenizer_sha256);
 
 // Fills model.vocab_size, data.eot_token, data.eot and data.tokenizer where the config leaves them open, from the
-// meta.json beside data.train and data.val. Throws UserError if these contradict each other or the config, or if the
-// tokenizer.json beside them is no longer the one that the shards were made with. Reads files; without any meta.json it
-// changes nothing.
+// meta.json beside data.train and data.val. Throws UserError if these contradict each other or the config, if the
+// tokenizer.json beside them is no longer the one that the shards were made with, or if the shards of an entry have
+// masks and it names none: what is not to be learnt must not be learnt by oversight. Reads files; without any meta.json
+// it changes nothing.
 void fill_from_datasets(Config* config);
 
 }  // namespace ingot

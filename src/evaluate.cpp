@@ -84,8 +84,12 @@ int evaluate(const EvaluateOptions& options) {
     for (const std::string& path : options.data) entries.emplace_back().path = path;
     const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
     const std::string& json = checkpoint.tokenizer_json;
-    for (const DatasetMeta& meta : dataset_metas(entries))
+    for (const DatasetMeta& meta : dataset_metas(entries)) {
         check_dataset_meta(meta, config, json.empty() ? "" : sha256(json.data(), json.size()));
+        if (meta.has_mask)
+            std::fprintf(stderr, "note: %s says that its shards have masks; eval counts every target all the same\n",
+                         meta.path.c_str());
+    }
     const std::vector<int64_t> bytes_of_token = text_bytes(tokenizer.get(), config);
     const Corpus corpus(entries, "--data", corpus_options(config, ""));
     const ValidationRows rows(corpus, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());

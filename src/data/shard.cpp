@@ -46,7 +46,7 @@ void stamp_of(const std::string& path, int64_t* bytes, int64_t* mtime_ns) {
     *mtime_ns = static_cast<int64_t>(info.st_mtim.tv_sec) * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
-// Where the documents of `ids` begin, as TokenRules say: `on_start(i)` for each EOT at i.
+// Whether an id of this type can be the number.
 template <typename Id>
 bool can_hold(int64_t id) {
     return id >= 0 && std::in_range<Id>(id);

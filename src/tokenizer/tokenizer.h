@@ -1,5 +1,5 @@
 // Text to tokens and back. Two kinds: bytes (a token is a byte), and byte-level BPE as a Hugging Face tokenizer.json
-// describes it (tokenizer_json.h says what of such a file is read).
+// describes it (data/README.md says what of such a file is read).
 //
 // encode() gives the tokens that HF tokenizers gives for the same file with add_special_tokens=False: a post-processor,
 // which puts a token before or after whole inputs of a finished model, is not applied to text that a model is trained

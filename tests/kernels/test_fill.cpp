@@ -1,7 +1,7 @@
 // Filling whole tensors: the same bits on the CPU and on CUDA, in every type that a device has.
 //
-// Seen to catch: an index that counts the gap between rows; the last element left out; 16-bit values cut off instead of
-// rounded; a stream that is not used.
+// Seen to catch, in the CPU's twin: an index that takes no notice of the gap between rows; the last element left out; a
+// stream that is not used.
 #include <cmath>
 #include <limits>
 

@@ -222,6 +222,17 @@ class BpeRun(unittest.TestCase):
             with self.subTest(sets=sets):
                 self.refused(*sets, says=says)
 
+    def test_masks_that_no_entry_names(self):
+        """Seen to fail without check_masks()."""
+        shutil.copytree(self.folder / "data", self.folder / "masked")
+        self.write_meta(self.folder / "masked", mask=True,
+                        **{"tokenizer_sha256": json.loads((self.folder / "data/meta.json").read_text())["tokenizer_sha256"]})
+        self.refused('data.train=["masked/train-*.bin"]',
+                     says=["data.train[0] names no mask", "masked/meta.json", '"mask": "masked/train-*.mask"'])
+        self.refused('data.val=["masked/val-*.bin"]', says=["data.val[0] names no mask"])
+        result = self.run_train("eval", "--checkpoint", "runs/bpe", "--data", "masked/val-*.bin")
+        self.assertIn(b"eval counts every target", result.stderr)
+
     def test_tokens_of_two_tokenizers(self):
         self.prepare("mixed", self.other)
         self.refused('data.train=["data/train-*.bin", "mixed/train-*.bin"]',

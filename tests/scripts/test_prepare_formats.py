@@ -141,7 +141,8 @@ class Formats(PrepareTest):
             {"text": "abc", "skip": [[2, 3], [0, 1], [0, 0]]},
             {"text": "abcdef", "skip": [[0, 3], [2, 6]]},  # to the end: the document's end is not learnt either
             {"text": "ab", "skip": None}, {"text": "cd", "skip": []}, {"text": "", "skip": []}))
-        self.succeed("--val-fraction", 0, "--mask-field", "skip", "--shard-tokens", 20)
+        result = self.succeed("--val-fraction", 0, "--mask-field", "skip", "--shard-tokens", 20)
+        self.assertIn(f'"mask": "{self.out}/train-*.mask"', result.stdout)
         self.assertIs(self.meta()["mask"], True)
         self.assertEqual(self.masks(), [0] * 9 + [1] * 6 + [1] + [1, 1, 0, 0, 1, 1, 1] + [0, 1, 0, 0] + [0] * 7 +
                          [1] * 6)
