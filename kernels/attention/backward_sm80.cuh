@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
     if (thread == 0) {
         a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] =
-            first_adding_key_tile(a.first_query, a.end_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
+            first_adding_key_tile(a.first_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
         if (blockIdx.x == 0 && head == 0) *a.counter = 0;
     }
 }
