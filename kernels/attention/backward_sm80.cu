@@ -22,7 +22,7 @@ void launch(const CudaContext& context, const BackwardArgs& args) {
     static SharedMemoryLimit limit;
     const auto kernel = backward_kernel<kType, HS, kHasAlibi>;
     constexpr size_t kBytes = sizeof(BackwardShared<HS>);
-    static_assert(kBytes <= kMostSharedBytes && AttentionWorkspaceSm80::kRows % Shape::kQueries == 0);
+    static_assert(kBytes <= kMostSharedBytes && AttentionWorkspaceSm80::kRows == Shape::kQueries);
     limit.raise(context, kernel, kBytes);
     const auto blocks = [&](int tokens, int tile) { return static_cast<unsigned>((tokens + tile - 1) / tile); };
     const auto heads = static_cast<unsigned>(args.NH);
@@ -77,6 +77,7 @@ void attention_backward_sm80_cuda(const Device& device, const AttentionBackward&
         .end_query = a.mask.end_query.get<int32_t>(),
         .N = static_cast<int>(N),
         .padded_N = static_cast<int>(workspace.padded_tokens),
+        .num_query_tiles = static_cast<int>(workspace.num_query_tiles),
         .NH = static_cast<int>(NH),
         .G = static_cast<int>(NH / a.k.shape[1]),
         .heads_per_section = 1,

@@ -52,7 +52,8 @@ struct alignas(128) BackwardShared {
     uint16_t ds[Shape::kKeys * Shape::kQueries];         // (keys, queries)
     uint16_t v[Shape::kKeepsV ? 8 : Shape::kKeys * HS];  // nothing, if it is kept in registers
     float lse[2][Shape::kQueries], delta[Shape::kQueries];
-    int tile, head, begin, end;  // of keys; of keys and values; of the queries that see the tile
+    int at_head[2], at_query[2];  // where each stage is: a query head, and a tile's first query
+    int tile, head, begin, end;   // of keys; of keys and values; of the queries that see the tile
     // Where V passes through on its way into registers: dout and ds lie side by side.
     static_assert(!Shape::kKeepsV || sizeof(dout) + sizeof(ds) >= Shape::kKeys * HS * 2);
 };
@@ -64,7 +65,7 @@ struct BackwardArgs {
     float *dq_sums, *lse_log2, *delta;
     int *turns, *counter;
     const int32_t *first_key, *end_key, *first_query, *end_query;
-    int N, padded_N, NH, G, heads_per_section;
+    int N, padded_N, num_query_tiles, NH, G, heads_per_section;
     float scale, scale_log2;  // > 0; times log2(e)
     bool is_deterministic;
 };
@@ -105,8 +106,8 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
     for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
     if (thread == 0) {
-        a.turns[static_cast<int64_t>(head) * (a.padded_N / kQueries) + q0 / kQueries] =
-            first_adding_key_tile(a.first_query, a.end_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
+        a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] =
+            first_adding_key_tile(a.first_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
         if (blockIdx.x == 0 && head == 0) *a.counter = 0;
     }
 }
@@ -151,6 +152,9 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     const auto known = [&](size_t offset) {
         return static_cast<int>(load_shared(shared + static_cast<uint32_t>(offset)));
     };
+    const auto tell = [&](size_t offset, int value) {
+        store_shared(shared + static_cast<uint32_t>(offset), static_cast<uint32_t>(value));
+    };
     if (threadIdx.x == 0) {
         const int ticket = atomicAdd(a.counter, 1);
         const KeyTile mine = key_tile_of(ticket, (a.N + kKeys - 1) / kKeys, a.NH / a.G, a.heads_per_section);
@@ -158,13 +162,12 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         // The same for each head of the group.
         const TileRange queries =
             reached_tiles(a.first_query, a.end_query, first, min(first + kKeys, a.N), a.N, kQueries);
-        const auto tell = [&](size_t offset, int value) {
-            store_shared(shared + static_cast<uint32_t>(offset), static_cast<uint32_t>(value));
-        };
         tell(offsetof(Shared, tile), mine.tile);
         tell(offsetof(Shared, head), mine.head);
         tell(offsetof(Shared, begin), queries.begin);
         tell(offsetof(Shared, end), queries.end);
+        tell(offsetof(Shared, at_head), mine.head * a.G);
+        tell(offsetof(Shared, at_query), queries.begin);
     }
     __syncthreads();
     const auto first_key = [&] { return known(offsetof(Shared, tile)) * kKeys; };
@@ -185,13 +188,14 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     set_zero<kRowBlocks, HS / 8>(dv);
     uint32_t v_operand[Shape::kKeepsV ? HS / 16 : 1][kRowBlocks][4];
 
-    int head = kv_head() * a.G, q0 = known(offsetof(Shared, begin));
-    const bool is_seen = q0 < known(offsetof(Shared, end));
-    if (is_seen) {
+    const auto head_at = [&](int stage) { return known(offsetof(Shared, at_head) + static_cast<size_t>(stage * 4)); };
+    const auto query_at = [&](int stage) { return known(offsetof(Shared, at_query) + static_cast<size_t>(stage * 4)); };
+    const auto is_seen = [&] { return known(offsetof(Shared, begin)) < known(offsetof(Shared, end)); };
+    if (is_seen()) {
         start_tile<HS, kKeys, kThreads>(v_tile, a.v, kv_head(), first_key(), a.N);
         commit_copies();
         start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head(), first_key(), a.N);
-        start_q(head, q0, 0);
+        start_q(head_at(0), query_at(0), 0);
         commit_copies();
         if constexpr (Shape::kKeepsV) {
             wait_for_copies<1>();
@@ -206,7 +210,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                     load_matrices(v_operand[d][m], rows_lane.at(v_tile, warp * kWarpKeys + 16 * m, 2 * d));
             __syncthreads();  // V is in registers, and its place is dout's and dS's from here on
         }
-        start_dout(head, q0);
+        start_dout(head_at(0), query_at(0));
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();  // K and Q are there (dout may not be)
@@ -215,32 +219,39 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     // Whose turn it is at the queries' tile, and passing it on at the tile before, once its additions are behind a
     // barrier.
     const auto turn_at = [&](int at_head, int at_q0) {
-        return a.turns + static_cast<int64_t>(at_head) * (a.padded_N / kQueries) + at_q0 / kQueries;
+        return a.turns + static_cast<int64_t>(at_head) * a.num_query_tiles + static_cast<unsigned>(at_q0) / kQueries;
     };
     const auto pass_turn_before = [&](int at_head, int at_q0) {
         const int begin = known(offsetof(Shared, begin)), end = known(offsetof(Shared, end));
-        const bool is_of_head = at_q0 > begin;
-        store_release(turn_at(is_of_head ? at_head : at_head - 1,
-                              is_of_head ? at_q0 - kQueries : (end - 1) / kQueries * kQueries),
-                      known(offsetof(Shared, tile)) - 1);
+        if (at_q0 > begin)
+            at_q0 -= kQueries;
+        else
+            --at_head, at_q0 = static_cast<int>(static_cast<unsigned>(end - 1) / kQueries * kQueries);
+        if (begin < end && at_head >= kv_head() * a.G)
+            store_release(turn_at(at_head, at_q0), known(offsetof(Shared, tile)) - 1);
     };
-    bool is_first = true, is_last = !is_seen;
-    for (int stage = 0; !is_last; stage ^= 1) {
-        const bool is_last_of_head = q0 + kQueries >= known(offsetof(Shared, end));
-        const int next_head = is_last_of_head ? head + 1 : head;
-        const int next_q0 = is_last_of_head ? known(offsetof(Shared, begin)) : q0 + kQueries;
-        is_last = next_head == (kv_head() + 1) * a.G;
+    // The tile after (head, q0), in the next head of the group where this one's are done; false if there is none.
+    const auto advance = [&](int* at_head, int* at_q0) {
+        *at_q0 += kQueries;
+        if (*at_q0 >= known(offsetof(Shared, end))) {
+            *at_q0 = known(offsetof(Shared, begin));
+            ++*at_head;
+        }
+        return *at_head < (kv_head() + 1) * a.G;
+    };
+    for (int stage = 0; is_seen() && head_at(stage) < (kv_head() + 1) * a.G; stage ^= 1) {
         const uint32_t q_tile = q_tiles + static_cast<uint32_t>(stage) * kQTileBytes;
         const uint32_t lse_row = lse_rows + static_cast<uint32_t>(stage) * kLseBytes;
 
-        if (!is_last) start_q(next_head, next_q0, stage ^ 1);
+        int next_head = head_at(stage), next_q0 = query_at(stage);
+        if (advance(&next_head, &next_q0)) start_q(next_head, next_q0, stage ^ 1);
         commit_copies();
 
         // ---- P^T = 2^(scale_log2 K Q^T - lse) ----
         // Lanes are made anew for each product, so that addresses of one do not live through the others.
         int lane, warp;
         place(&lane, &warp);
-        const float slope = kHasAlibi ? a.slopes[opaque(head)] / a.scale : 0.0f;  // in the domain of the products
+        const int q0 = query_at(stage);
         // The warp's own keys.
         const int k0 = first_key(), key0 = k0 + warp * kWarpKeys, key1 = min(key0 + kWarpKeys, a.N);
         const AlibiSide side = alibi_side(q0, q0 + kQueries, key0, key0 + kWarpKeys);
@@ -252,6 +263,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         {
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane), chunks_lane = chunks_first<HS>(lane);
             float start[kRowBlocks][4] = {};
+            const float slope = kHasAlibi ? a.slopes[head_at(stage)] / a.scale : 0.0f;  // in the products' domain
             if constexpr (kHasAlibi)
 #pragma unroll
                 for (int m = 0; m < kRowBlocks; ++m)
@@ -260,6 +272,14 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                         start[m][e] = static_cast<float>(side.sign) * slope *
                                       static_cast<float>(warp * kWarpKeys + 16 * m + fragment_row(lane, e));
 #pragma unroll
+            for (int m = 0; m < kRowBlocks; ++m)
+#pragma unroll
+                for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) p[m][n][e] = start[m][e];
+                        // Loops that index no registers are unrolled in part: the whole of it would load so far ahead
+                        // that others are spilled.
+#pragma unroll 2
             for (int d = 0; d < HS / 16; ++d) {
                 uint32_t k[kRowBlocks][4];
 #pragma unroll
@@ -270,38 +290,35 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                     uint32_t q[4];
                     load_matrices(q, chunks_lane.at(q_tile, 16 * n, 2 * d));
 #pragma unroll
-                    for (int m = 0; m < kRowBlocks; ++m) {
-                        if (d == 0) {
-                            multiply_add<kType>(p[m][2 * n], k[m], q[0], q[1], start[m]);
-                            multiply_add<kType>(p[m][2 * n + 1], k[m], q[2], q[3], start[m]);
-                        } else {
-                            multiply_pair<kType>(p[m][2 * n], p[m][2 * n + 1], k[m], q);
-                        }
-                    }
+                    for (int m = 0; m < kRowBlocks; ++m) multiply_pair<kType>(p[m][2 * n], p[m][2 * n + 1], k[m], q);
                 }
             }
         }
         place(&lane, &warp);
         if (kHasAlibi && side.crosses_diagonal) {
+            const float slope = a.slopes[head_at(stage)] / a.scale;
+            const int above0 = first_key() + warp * kWarpKeys - query_at(stage);
 #pragma unroll
             for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
                 for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        const int above = key0 + 16 * m + fragment_row(lane, e) - q0 - 8 * n - fragment_column(lane, e);
+                        const int above = above0 + 16 * m + fragment_row(lane, e) - 8 * n - fragment_column(lane, e);
                         p[m][n][e] -= 2 * slope * static_cast<float>(max(above, 0));
                     }
         }
+        const float slope_log2 = kHasAlibi ? a.slopes[head_at(stage)] * static_cast<float>(kLog2E) : 0.0f;
+        const int distance = kHasAlibi ? query_at(stage) - first_key() : 0;
 #pragma unroll
         for (int n = 0; n < kQueries / 8; ++n) {
             const int column = 8 * n + fragment_column(lane, 0);
             float2 lse = load_shared_floats(lse_row + static_cast<uint32_t>(column * 4));
             if constexpr (kHasAlibi) {
                 // The query's part of the bias, in log 2: -+ slope (i - k0).
-                const float row_step = static_cast<float>(side.sign) * slope * a.scale_log2;
-                lse.x = fmaf(row_step, static_cast<float>(q0 - k0 + column), lse.x);
-                lse.y = fmaf(row_step, static_cast<float>(q0 - k0 + column + 1), lse.y);
+                const float row_step = static_cast<float>(side.sign) * slope_log2;
+                lse.x = fmaf(row_step, static_cast<float>(distance + column), lse.x);
+                lse.y = fmaf(row_step, static_cast<float>(distance + column + 1), lse.y);
             }
 #pragma unroll
             for (int m = 0; m < kRowBlocks; ++m)
@@ -315,9 +332,9 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const int j = key0 + 16 * m + fragment_row(lane, 2 * half);
+                    const int j = first_key() + warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
                     // In columns of the tile, less this lane's first.
-                    const int offset = q0 + fragment_column(lane, 0);
+                    const int offset = query_at(stage) + fragment_column(lane, 0);
                     const int first = (j < a.N ? a.first_query[j] : 0) - offset;
                     const int end = (j < a.N ? a.end_query[j] : 0) - offset;
 #pragma unroll
@@ -330,7 +347,14 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
 
         wait_for_copies<1>();
         __syncthreads();  // dout is there, and all have added to the previous tile of dQ
-        if (a.is_deterministic && threadIdx.x == 32 && !is_first) pass_turn_before(head, q0);
+        if (a.is_deterministic && threadIdx.x == 32) pass_turn_before(head_at(stage), query_at(stage));
+        next_head = head_at(stage), next_q0 = query_at(stage);
+        (void)advance(&next_head, &next_q0);
+        if (threadIdx.x == 0) {
+            // All have left the step before, whose place this is.
+            tell(offsetof(Shared, at_head) + static_cast<size_t>((stage ^ 1) * 4), next_head);
+            tell(offsetof(Shared, at_query) + static_cast<size_t>((stage ^ 1) * 4), next_q0);
+        }
 
         // ---- dV += P^T dout ----
         place(&lane, &warp);
@@ -352,16 +376,17 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             }
         }
 
-        // ---- dS^T = P^T * (V dout^T - delta), by parts of the queries: dP is never whole in registers ----
-        uint32_t ds[kRowBlocks][kQueries / 16][4];
+        // ---- dS^T = P^T * (V dout^T - delta), dK += dS^T Q: by parts of the queries, so that neither dP nor dS is
+        // ever whole in registers ----
         constexpr int kPart = 16 * (kRowBlocks == 1 ? 2 : 1);
 #pragma unroll
         for (int part = 0; part < kQueries; part += kPart) {
             place(&lane, &warp);
             const MatrixLane<HS> chunks_lane = chunks_first<HS>(lane);
+            uint32_t ds[kRowBlocks][kPart / 16][4];
             Sums<kRowBlocks, kPart / 8> dp;
             set_zero<kRowBlocks, kPart / 8>(dp);
-#pragma unroll
+#pragma unroll(Shape::kKeepsV ? HS / 16 : 2)
             for (int d = 0; d < HS / 16; ++d) {
                 uint32_t v[kRowBlocks][4];
 #pragma unroll
@@ -393,38 +418,34 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                         const float(&weights)[4] = p[m][part / 8 + n];
                         const uint32_t pair = pack<kType>(weights[2 * half] * (dp[m][n][2 * half] - delta.x),
                                                           weights[2 * half + 1] * (dp[m][n][2 * half + 1] - delta.y));
-                        ds[m][part / 16 + n / 2][n % 2 * 2 + half] = pair;
+                        ds[m][n / 2][n % 2 * 2 + half] = pair;
                         const int row = warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
                         store_shared(ds_tile + tile_offset<kQueries>(row, part / 8 + n) +
                                          static_cast<uint32_t>(fragment_column(lane, 0) * 2),
                                      pair);
                     }
             }
-        }
-        __syncthreads();  // dS is there, and all have done with dout
-        if (!is_last) start_dout(next_head, next_q0);
-        commit_copies();
-
-        // ---- dK += dS^T Q ----
-        place(&lane, &warp);
-        {
+            place(&lane, &warp);
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
 #pragma unroll
-            for (int i = 0; i < kQueries / 16; ++i)
+            for (int i = 0; i < kPart / 16; ++i)
 #pragma unroll
                 for (int n = 0; n < HS / 16; ++n) {
                     uint32_t q[4];
-                    load_matrices_transposed(q, rows_lane.at(q_tile, 16 * i, 2 * n));
+                    load_matrices_transposed(q, rows_lane.at(q_tile, part + 16 * i, 2 * n));
 #pragma unroll
                     for (int m = 0; m < kRowBlocks; ++m)
                         multiply_pair<kType>(dk[m][2 * n], dk[m][2 * n + 1], ds[m][i], q);
                 }
         }
+        __syncthreads();  // dS is there, and all have done with dout
+        if (head_at(stage ^ 1) < (kv_head() + 1) * a.G) start_dout(head_at(stage ^ 1), query_at(stage ^ 1));
+        commit_copies();
 
         // ---- dQ += dS K, in memory ----
         place(&lane, &warp);
         if (a.is_deterministic && threadIdx.x == 0)
-            wait_for_turn(turn_at(opaque(head), q0), known(offsetof(Shared, tile)));
+            wait_for_turn(turn_at(head_at(stage), query_at(stage)), known(offsetof(Shared, tile)));
         {
             const int row_block = warp / Shape::kDqColumnWarps * Shape::kDqRowBlocks;
             const int first_column = warp % Shape::kDqColumnWarps * Shape::kDqColumns;
@@ -432,7 +453,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
             Sums<Shape::kDqRowBlocks, Shape::kDqColumns / 8> dq;
             set_zero<Shape::kDqRowBlocks, Shape::kDqColumns / 8>(dq);
-#pragma unroll
+#pragma unroll 2
             for (int j = 0; j < kKeys / 16; ++j) {
                 uint32_t weights[Shape::kDqRowBlocks][4];
 #pragma unroll
@@ -450,19 +471,19 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             wait_for_copies<1>();
             __syncthreads();  // it is our turn; the next Q is there; all have done with this one, and with dS
             float* const sums =
-                a.dq_sums + (static_cast<int64_t>(opaque(head)) * a.padded_N + q0 + 16 * row_block) * HS;
+                a.dq_sums + (static_cast<int64_t>(head_at(stage)) * a.padded_N + query_at(stage) + 16 * row_block) * HS;
 #pragma unroll
             for (int m = 0; m < Shape::kDqRowBlocks; ++m)
 #pragma unroll
                 for (int n = 0; n < Shape::kDqColumns / 8; ++n)
                     add_fragment(sums + 16 * m * HS + (first_column / 8 + n) * 128, lane, dq[m][n]);
         }
-        head = next_head, q0 = next_q0, is_first = false;
     }
 
     wait_for_copies<0>();
     __syncthreads();  // all have added, and have done with K
-    if (a.is_deterministic && threadIdx.x == 32 && is_seen) pass_turn_before(head, q0);
+    if (a.is_deterministic && threadIdx.x == 32)
+        pass_turn_before((kv_head() + 1) * a.G, known(offsetof(Shared, begin)));
     int lane, warp;
     place(&lane, &warp);
     float ones[kRowBlocks][2], scales[kRowBlocks][2];

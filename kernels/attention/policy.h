@@ -62,24 +62,22 @@ INGOT_HD inline AlibiSide alibi_side(int32_t q0, int32_t q1, int32_t k0, int32_t
 // themselves, and short tiles go first.
 //
 // With first_query and end_query non-decreasing, the key tiles that reach a query tile lie side by side: the first of
-// them in the order is the last whose first_query does not lie beyond the query tile. -1 if there is none.
-INGOT_HD inline int32_t first_adding_key_tile(const int32_t* first_query, const int32_t* end_query,
-                                              const int32_t* end_key, int32_t q0, int32_t N, int32_t query_tile,
-                                              int32_t key_tile) {
+// them in the order is the last whose first_query does not lie beyond the query tile. Where none reaches it, any answer
+// will do.
+INGOT_HD inline int32_t first_adding_key_tile(const int32_t* first_query, const int32_t* end_key, int32_t q0, int32_t N,
+                                              int32_t query_tile, int32_t key_tile) {
     const int32_t num_key_tiles = (N + key_tile - 1) / key_tile, query_number = q0 / query_tile;
     const auto begins_by_here = [&](int32_t tile) {
         const int32_t lowest = first_query[tile * key_tile] > 0 ? first_query[tile * key_tile] : 0;
         return lowest / query_tile <= query_number;
     };
-    // The last key that the last query sees leads there at once; only keys that nobody sees make it a walk.
+    // The last key that the last query sees leads there at once; only keys that nobody sees, whose first_query is
+    // anyone's, make it a walk.
     const int32_t last_query = (q0 + query_tile < N ? q0 + query_tile : N) - 1;
     int32_t guess = (end_key[last_query] - 1) / key_tile;
     guess = guess < 0 ? 0 : guess < num_key_tiles ? guess : num_key_tiles - 1;
     while (guess + 1 < num_key_tiles && begins_by_here(guess + 1)) ++guess;
-    while (guess >= 0 && !begins_by_here(guess)) --guess;
-    if (guess < 0) return -1;
-    const int32_t last_key = ((guess + 1) * key_tile < N ? (guess + 1) * key_tile : N) - 1;
-    return end_query[last_key] > q0 ? guess : -1;
+    return guess;
 }
 
 // Which key tile and key/value head a ticket stands for. Heads are taken in sections: within one, all heads' last key

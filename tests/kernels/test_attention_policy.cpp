@@ -35,7 +35,7 @@ Mask documents(int32_t N, const std::vector<int64_t>& starts, bool is_causal) {
 }
 
 // Any non-decreasing intervals of the queries, many of them empty, and the keys' side of the same pairs. Keys that
-// nobody sees get an empty interval where the next one begins.
+// nobody sees get any empty interval.
 Mask any_mask(std::mt19937& random, int32_t N) {
     Mask mask;
     const auto below = [&](int32_t limit) { return static_cast<int32_t>(random() % static_cast<uint32_t>(limit)); };
@@ -51,6 +51,11 @@ Mask any_mask(std::mt19937& random, int32_t N) {
         while (begin < N && mask.end_key[static_cast<size_t>(begin)] <= j) ++begin;
         int32_t after = 0;
         while (after < N && mask.first_key[static_cast<size_t>(after)] <= j) ++after;
+        if (begin >= after) {
+            // Nobody sees it: any empty interval that keeps both arrays in order.
+            const int32_t least = j > 0 ? std::max(mask.first_query.back(), mask.end_query.back()) : 0;
+            begin = after = least + below(begin - std::min(least, begin) + 1);
+        }
         mask.first_query.push_back(begin);
         mask.end_query.push_back(after);
     }
@@ -125,12 +130,9 @@ TEST(AttentionPolicy, TurnsNameEveryKeyTileThatAdds) {
                     if (q0 >= queries.begin && q0 < queries.begin + queries.num_tiles(query_tile) * query_tile)
                         adding.push_back(tile);
                 }
-                int32_t turn = first_adding_key_tile(mask.first_query.data(), mask.end_query.data(),
-                                                     mask.end_key.data(), q0, N, query_tile, key_tile);
-                if (adding.empty()) {
-                    // Whoever's turn it is, nobody comes.
-                    continue;
-                }
+                int32_t turn =
+                    first_adding_key_tile(mask.first_query.data(), mask.end_key.data(), q0, N, query_tile, key_tile);
+                // Where there is none, it does not matter whose turn it is.
                 for (const int32_t tile : adding) ASSERT_EQ(turn--, tile);
             }
         }
@@ -152,9 +154,9 @@ TEST(AttentionPolicy, TicketsTakeEachTileOnceAndWaitForLowerOnes) {
 }
 
 TEST(AttentionPolicy, AlibiIsLinearOnEitherSide) {
-    for (const auto& [queries, keys] : kTiles)
-        for (int32_t q0 = 0; q0 < 300; q0 += queries)
-            for (int32_t k0 = 0; k0 < 300; k0 += keys) {
+    for (const auto& [queries, keys] : {std::pair<int32_t, int32_t>{16, 8}, {8, 16}, {1, 5}})
+        for (int32_t q0 = 0; q0 < 50; ++q0)
+            for (int32_t k0 = 0; k0 < 50; ++k0) {
                 const AlibiSide side = alibi_side(q0, q0 + queries, k0, k0 + keys);
                 for (int32_t i = q0; i < q0 + queries; ++i)
                     for (int32_t j = k0; j < k0 + keys; ++j) {

@@ -1,4 +1,9 @@
 // The tensor-core attention kernels, run on the CPU by tests/support/emulated_cuda.h, and their index arithmetic.
+//
+// Seen to catch: a barrier lost before V, before dS is read, before the next Q is; a copy of dout not waited for; the
+// next Q copied over this one; sums that do not shrink when the reference grows; lse without the reference; a mask's
+// end off by one; ALiBi's part of the query with its sign lost; delta left out; dq without the scale; a group's first
+// query head alone; a turn passed on to the wrong tile, or never; rows past the end loaded or stored; no swizzle.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -62,7 +67,6 @@ void check_tile() {
     }
 }
 
-// Seen to catch: no swizzle, or that of 64 for rows of 96 elements (banks); rows and chunks taken in the other order.
 TEST(AttentionSm80Tiles, PlacesAndBanks) {
     check_tile<32>();
     check_tile<64>();
@@ -133,6 +137,7 @@ struct Emulated {
             .end_query = b.mask.end_query.get<int32_t>(),
             .N = static_cast<int>(N),
             .padded_N = static_cast<int>(parts.padded_tokens),
+            .num_query_tiles = static_cast<int>(parts.num_query_tiles),
             .NH = static_cast<int>(NH),
             .G = static_cast<int>(NH / run.c.NKV),
             .heads_per_section = heads_per_section,
