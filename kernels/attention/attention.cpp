@@ -103,8 +103,11 @@ AttentionWorkspaceSm80::AttentionWorkspaceSm80(int64_t N, int64_t NH, int64_t HS
     : padded_tokens((N + kRows - 1) / kRows * kRows), num_query_tiles(padded_tokens / kRows) {
     dq = 0;
     stats = dq + static_cast<size_t>(NH * padded_tokens * HS) * sizeof(float);
-    turns = stats + static_cast<size_t>(2 * NH * padded_tokens) * sizeof(float);
-    counter = turns + static_cast<size_t>(NH * num_query_tiles) * sizeof(int32_t);
+    adders = stats + static_cast<size_t>(2 * NH * padded_tokens) * sizeof(float);
+    turns = adders + static_cast<size_t>(4 * num_query_tiles) * sizeof(int32_t);
+    order = turns + static_cast<size_t>(NH * num_query_tiles) * sizeof(int32_t);
+    ranks = order + static_cast<size_t>(num_query_tiles) * sizeof(int32_t);
+    counter = ranks + static_cast<size_t>(num_query_tiles) * sizeof(int32_t);
     bytes = counter + sizeof(int32_t);
 }
 

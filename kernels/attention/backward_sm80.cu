@@ -12,10 +12,6 @@ namespace {
 
 using namespace sm80;
 
-View view_of(const Tensor& tensor) {
-    return {static_cast<uint16_t*>(tensor.data), tensor.stride[0], tensor.stride[1]};
-}
-
 template <DType kType, int HS, bool kHasAlibi>
 void launch(const CudaContext& context, const BackwardArgs& args) {
     using Shape = BackwardShape<HS>;
@@ -38,11 +34,16 @@ void launch(const CudaContext& context, const BackwardArgs& args) {
     CUDA_CHECK_LAUNCH("attention_backward (finish, sm80)");
 }
 
-// How many key/value heads go together: those whose queries, gradients and sums fit half of the L2 cache.
+// How many key/value heads go together. Few: what they stream through stays in the L2 cache. Enough to keep all
+// multiprocessors busy some times over, as key tiles of one document and head wait for each other. And a divisor of the
+// heads: a last section that is short has short blocks at its end, but too few.
 int heads_per_section(const CudaContext& context, const BackwardArgs& args, int64_t HS) {
-    const int64_t bytes = static_cast<int64_t>(args.padded_N) * args.G * HS * (2 + 2 + 4);
-    const int64_t heads = context.properties.l2CacheSize / 2 / bytes;
-    return static_cast<int>(std::clamp<int64_t>(heads, 1, args.NH / args.G));
+    constexpr int kRounds = 3;
+    const int blocks_at_once = context.properties.multiProcessorCount * (HS > 64 ? 1 : 2);
+    const int key_tiles = (args.N + 127) / 128, kv_heads = args.NH / args.G;
+    for (int heads = 1; heads < kv_heads; ++heads)
+        if (kv_heads % heads == 0 && int64_t{heads} * key_tiles >= int64_t{kRounds} * blocks_at_once) return heads;
+    return kv_heads;
 }
 
 }  // namespace
@@ -71,8 +72,9 @@ void attention_backward_sm80_cuda(const Device& device, const AttentionBackward&
         .delta = statistics + NH * workspace.padded_tokens,
         .turns = reinterpret_cast<int*>(memory + workspace.turns),
         .counter = reinterpret_cast<int*>(memory + workspace.counter),
-        .first_key = a.mask.first_key.get<int32_t>(),
-        .end_key = a.mask.end_key.get<int32_t>(),
+        .order = reinterpret_cast<int*>(memory + workspace.order),
+        .ranks = reinterpret_cast<int*>(memory + workspace.ranks),
+        .adders = reinterpret_cast<int*>(memory + workspace.adders),
         .first_query = a.mask.first_query.get<int32_t>(),
         .end_query = a.mask.end_query.get<int32_t>(),
         .N = static_cast<int>(N),

@@ -4,17 +4,18 @@
 //
 //   dS = P * (dout V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q,   dV = P^T dout
 //
-//   prepare   a block per 64 queries of a head:  delta, lse in log 2, dQ's fp32 sums set to 0, whose turn it is first
-//   main      a block per tile of keys of a key/value head, over the group's query heads and the queries that see it
+//   prepare   a block per 64 queries of a head:  delta, lse in log 2; the order of the key tiles
+//   main      a block per tile of keys of a key/value head, over the queries that see it and the group's query heads
 //   finish    a block per 64 queries of a head:  dQ scaled and rounded
 //
 // main computes S and dP transposed, a row for each key. A warp has 16 or 32 keys to itself, and P^T and dS^T are in
 // its registers what the products for dV and dK take as their first operand. dS alone passes through shared memory, for
 // dQ. dK and dV stay in registers over all queries and heads of the group: no atomics.
 //
-// dQ is the sum over key tiles, added in memory in fp32. Deterministic, a tile of it has a turn: the number of the key
-// tile that may add next (policy.h). A block looks for its turn while its products run, adds, and passes the turn on
-// after its next barrier, when the additions have long arrived. Otherwise blocks add as they come.
+// dQ is the sum over key tiles, added in memory in fp32. Deterministic, a tile of it has a turn: how many key tiles
+// have added, in the order of policy.h. A block looks for its turn while its products run, adds (the first one stores),
+// and passes the turn on after its next barrier, when the additions have long arrived. Otherwise blocks add as they
+// come, to what prepare has set to 0.
 //
 // ALiBi: as in the forward pass, S starts as the bias that depends on the key, and the query's part joins its lse.
 #pragma once
@@ -52,8 +53,10 @@ struct alignas(128) BackwardShared {
     uint16_t ds[Shape::kKeys * Shape::kQueries];         // (keys, queries)
     uint16_t v[Shape::kKeepsV ? 8 : Shape::kKeys * HS];  // nothing, if it is kept in registers
     float lse[2][Shape::kQueries], delta[Shape::kQueries];
-    int at_head[2], at_query[2];  // where each stage is: a query head, and a tile's first query
-    int tile, head, begin, end;   // of keys; of keys and values; of the queries that see the tile
+    int adders[2][4];                   // of each stage's queries, as prepare wrote them
+    int seen[Shape::kWarps][4];         // SeenByRows of each warp's keys
+    int tile, head, begin, split, end;  // of keys; of keys and values; the walk through the queries that see the tile
+    int turn;                           // this block's, at the queries' tile
     // Where V passes through on its way into registers: dout and ds lie side by side.
     static_assert(!Shape::kKeepsV || sizeof(dout) + sizeof(ds) >= Shape::kKeys * HS * 2);
 };
@@ -64,7 +67,9 @@ struct BackwardArgs {
     // Scratch memory, sm80.h. Rows of the statistics and of dQ's sums are rounded up to whole tiles of queries.
     float *dq_sums, *lse_log2, *delta;
     int *turns, *counter;
-    const int32_t *first_key, *end_key, *first_query, *end_query;
+    int *order, *ranks;  // the key tile of a rank, the rank of a key tile
+    int* adders;         // four for each tile of queries: first, last, are in the row's order, nothing
+    const int32_t *first_query, *end_query;
     int N, padded_N, num_query_tiles, NH, G, heads_per_section;
     float scale, scale_log2;  // > 0; times log2(e)
     bool is_deterministic;
@@ -103,13 +108,26 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
             a.delta[at] = sum;
         }
     }
-    float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
-    for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
-    if (thread == 0) {
-        a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] =
-            first_adding_key_tile(a.first_query, a.end_key, q0, a.N, kQueries, BackwardShape<HS>::kKeys);
-        if (blockIdx.x == 0 && head == 0) *a.counter = 0;
+    if (!a.is_deterministic) {
+        float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
+        for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
     }
+    if (thread == 0) a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] = 0;
+    if (head > 0 || thread >= 32) return;
+    // What is the same for all heads.
+    constexpr int kKeys = BackwardShape<HS>::kKeys;
+    if (thread == 0) {
+        const Adders adders = adders_of(a.first_query, a.end_query, q0, a.N, kQueries, kKeys);
+        int* const to = a.adders + static_cast<int64_t>(blockIdx.x) * 4;
+        to[0] = adders.first, to[1] = adders.last, to[2] = adders.is_in_row_order, to[3] = 0;
+        if (blockIdx.x == 0) *a.counter = 0;
+    }
+    const int tile = static_cast<int>(blockIdx.x);
+    if (tile * kKeys >= a.N) return;
+    int rank = tiles_before(a.first_query, a.end_query, tile, a.N, kQueries, kKeys, thread, 32);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) rank += __shfl_xor_sync(kAllLanes, rank, distance);
+    if (thread == 0) a.ranks[tile] = rank, a.order[rank] = tile;
 }
 
 // ---- main ----
@@ -121,10 +139,11 @@ __device__ void start_statistics(uint32_t to, const float* statistics) {
     if (thread < kQueries / 4) start_copy(to + static_cast<uint32_t>(thread * 16), statistics + thread * 4, true);
 }
 
-// Spins until it is this key tile's turn; far beyond any wait that ends, the mask is no mask.
-__device__ inline void wait_for_turn(const int* turn, int key_tile) {
+// Spins until it is this block's turn; far beyond any wait that ends, the mask is no mask. Nothing that others wrote is
+// read afterwards, but added to, in the L2 cache and behind a barrier: the look need not be an acquire.
+__device__ inline void wait_for_turn(const int* turn, int mine) {
     constexpr int kMostLooks = 1 << 24;
-    for (int look = 0; load_acquire(turn) != key_tile; ++look)
+    for (int look = 0; load_relaxed(turn) != mine; ++look)
         if (look >= kMostLooks) give_up();
 }
 
@@ -148,35 +167,48 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         const auto thread = static_cast<unsigned>(opaque(static_cast<int>(threadIdx.x)));
         *lane = static_cast<int>(thread % 32), *warp = static_cast<int>(thread / 32);
     };
-    // What all threads know stands in shared memory: they have no registers to keep it.
-    const auto known = [&](size_t offset) {
+    // What one thread has told all: the same in all lanes, so that it takes a uniform register where there are no
+    // others left. `alone`, where not all lanes ask.
+    const auto known_alone = [&](size_t offset) {
         return static_cast<int>(load_shared(shared + static_cast<uint32_t>(offset)));
     };
+    const auto known = [&](size_t offset) { return uniform(known_alone(offset)); };
     const auto tell = [&](size_t offset, int value) {
         store_shared(shared + static_cast<uint32_t>(offset), static_cast<uint32_t>(value));
     };
     if (threadIdx.x == 0) {
-        const int ticket = atomicAdd(a.counter, 1);
-        const KeyTile mine = key_tile_of(ticket, (a.N + kKeys - 1) / kKeys, a.NH / a.G, a.heads_per_section);
-        const int first = mine.tile * kKeys;
-        // The same for each head of the group.
-        const TileRange queries =
-            reached_tiles(a.first_query, a.end_query, first, min(first + kKeys, a.N), a.N, kQueries);
-        tell(offsetof(Shared, tile), mine.tile);
+        const KeyTicket mine =
+            key_ticket(atomicAdd(a.counter, 1), (a.N + kKeys - 1) / kKeys, a.NH / a.G, a.heads_per_section);
+        const int tile = a.order[mine.rank];
+        const QueryWalk walk = query_walk(a.first_query, a.end_query, tile, a.N, kQueries, kKeys);
+        tell(offsetof(Shared, tile), tile);
         tell(offsetof(Shared, head), mine.head);
-        tell(offsetof(Shared, begin), queries.begin);
-        tell(offsetof(Shared, end), queries.end);
-        tell(offsetof(Shared, at_head), mine.head * a.G);
-        tell(offsetof(Shared, at_query), queries.begin);
+        tell(offsetof(Shared, begin), walk.begin);
+        tell(offsetof(Shared, split), walk.split);
+        tell(offsetof(Shared, end), walk.end);
     }
     __syncthreads();
-    const auto first_key = [&] { return known(offsetof(Shared, tile)) * kKeys; };
-    const auto kv_head = [&] { return known(offsetof(Shared, head)); };
+    if (threadIdx.x < Shape::kWarps) {
+        const int key0 = known_alone(offsetof(Shared, tile)) * kKeys + static_cast<int>(threadIdx.x) * kWarpKeys;
+        const int key1 = min(key0 + kWarpKeys, a.N);
+        SeenByRows seen = {0, 0, 0, 0};
+        if (key0 < key1) seen = seen_by_rows(a.first_query, a.end_query, key0, key1);
+        const size_t to = offsetof(Shared, seen) + threadIdx.x * 16;
+        tell(to, seen.lowest_first), tell(to + 4, seen.highest_first);
+        tell(to + 8, seen.lowest_end), tell(to + 12, seen.highest_end);
+    }
+    const int tile = known(offsetof(Shared, tile)), first_key = tile * kKeys, kv_head = known(offsetof(Shared, head));
+    const QueryWalk walk = {known(offsetof(Shared, begin)), known(offsetof(Shared, split)),
+                            known(offsetof(Shared, end))};
+    int head = kv_head * a.G, q0 = walk.begin < walk.end ? walk.first(kQueries) : -1;
 
     const auto start_q = [&](int head, int q0, int stage) {
         start_tile<HS, kQueries, kThreads>(q_tiles + static_cast<uint32_t>(stage) * kQTileBytes, a.q, head, q0, a.N);
         start_statistics<kQueries>(lse_rows + static_cast<uint32_t>(stage) * kLseBytes,
                                    a.lse_log2 + static_cast<int64_t>(opaque(head)) * a.padded_N + q0);
+        if (threadIdx.x == 0)
+            start_copy(shared + static_cast<uint32_t>(offsetof(Shared, adders)) + static_cast<uint32_t>(stage * 16),
+                       a.adders + static_cast<unsigned>(q0) / kQueries * 4, true);
     };
     const auto start_dout = [&](int head, int q0) {
         start_tile<HS, kQueries, kThreads>(dout_tile, a.dout, head, q0, a.N);
@@ -188,14 +220,11 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     set_zero<kRowBlocks, HS / 8>(dv);
     uint32_t v_operand[Shape::kKeepsV ? HS / 16 : 1][kRowBlocks][4];
 
-    const auto head_at = [&](int stage) { return known(offsetof(Shared, at_head) + static_cast<size_t>(stage * 4)); };
-    const auto query_at = [&](int stage) { return known(offsetof(Shared, at_query) + static_cast<size_t>(stage * 4)); };
-    const auto is_seen = [&] { return known(offsetof(Shared, begin)) < known(offsetof(Shared, end)); };
-    if (is_seen()) {
-        start_tile<HS, kKeys, kThreads>(v_tile, a.v, kv_head(), first_key(), a.N);
+    if (q0 >= 0) {
+        start_tile<HS, kKeys, kThreads>(v_tile, a.v, kv_head, first_key, a.N);
         commit_copies();
-        start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head(), first_key(), a.N);
-        start_q(head_at(0), query_at(0), 0);
+        start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head, first_key, a.N);
+        start_q(head, q0, 0);
         commit_copies();
         if constexpr (Shape::kKeepsV) {
             wait_for_copies<1>();
@@ -210,60 +239,47 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                     load_matrices(v_operand[d][m], rows_lane.at(v_tile, warp * kWarpKeys + 16 * m, 2 * d));
             __syncthreads();  // V is in registers, and its place is dout's and dS's from here on
         }
-        start_dout(head_at(0), query_at(0));
+        start_dout(head, q0);
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();  // K and Q are there (dout may not be)
     }
 
-    // Whose turn it is at the queries' tile, and passing it on at the tile before, once its additions are behind a
-    // barrier.
     const auto turn_at = [&](int at_head, int at_q0) {
         return a.turns + static_cast<int64_t>(at_head) * a.num_query_tiles + static_cast<unsigned>(at_q0) / kQueries;
     };
-    const auto pass_turn_before = [&](int at_head, int at_q0) {
-        const int begin = known(offsetof(Shared, begin)), end = known(offsetof(Shared, end));
-        if (at_q0 > begin)
-            at_q0 -= kQueries;
-        else
-            --at_head, at_q0 = static_cast<int>(static_cast<unsigned>(end - 1) / kQueries * kQueries);
-        if (begin < end && at_head >= kv_head() * a.G)
-            store_release(turn_at(at_head, at_q0), known(offsetof(Shared, tile)) - 1);
+    // Lets the next block add to a tile, once this one's additions are behind a barrier.
+    const auto pass_turn = [&](int at_head, int at_q0) {
+        store_release(turn_at(at_head, at_q0), known_alone(offsetof(Shared, turn)) + 1);
     };
-    // The tile after (head, q0), in the next head of the group where this one's are done; false if there is none.
-    const auto advance = [&](int* at_head, int* at_q0) {
-        *at_q0 += kQueries;
-        if (*at_q0 >= known(offsetof(Shared, end))) {
-            *at_q0 = known(offsetof(Shared, begin));
-            ++*at_head;
-        }
-        return *at_head < (kv_head() + 1) * a.G;
-    };
-    for (int stage = 0; is_seen() && head_at(stage) < (kv_head() + 1) * a.G; stage ^= 1) {
+    int last_head = -1, last_q0 = -1;
+    for (int stage = 0; q0 >= 0; stage ^= 1) {
         const uint32_t q_tile = q_tiles + static_cast<uint32_t>(stage) * kQTileBytes;
         const uint32_t lse_row = lse_rows + static_cast<uint32_t>(stage) * kLseBytes;
-
-        int next_head = head_at(stage), next_q0 = query_at(stage);
-        if (advance(&next_head, &next_q0)) start_q(next_head, next_q0, stage ^ 1);
+        const bool is_last_of_group = head + 1 == (kv_head + 1) * a.G;
+        const int next_head = is_last_of_group ? kv_head * a.G : head + 1;
+        const int next_q0 = is_last_of_group ? walk.after(q0, kQueries) : q0;
+        if (next_q0 >= 0) start_q(next_head, next_q0, stage ^ 1);
         commit_copies();
 
         // ---- P^T = 2^(scale_log2 K Q^T - lse) ----
         // Lanes are made anew for each product, so that addresses of one do not live through the others.
         int lane, warp;
         place(&lane, &warp);
-        const int q0 = query_at(stage);
         // The warp's own keys.
-        const int k0 = first_key(), key0 = k0 + warp * kWarpKeys, key1 = min(key0 + kWarpKeys, a.N);
+        const int key0 = first_key + warp * kWarpKeys;
         const AlibiSide side = alibi_side(q0, q0 + kQueries, key0, key0 + kWarpKeys);
-        SeenByRows seen = {0, 0, 0, 0};
-        if (key0 < key1) seen = seen_by_rows(a.first_query, a.end_query, opaque(key0), key1);
+        const uint4 s = load_shared_vector(shared + static_cast<uint32_t>(offsetof(Shared, seen)) +
+                                           static_cast<uint32_t>(warp * 16));
+        const SeenByRows seen = {static_cast<int>(s.x), static_cast<int>(s.y), static_cast<int>(s.z),
+                                 static_cast<int>(s.w)};
         const bool is_compared = !seen.is_all_of(q0, q0 + kQueries) || (kHasAlibi && side.crosses_diagonal);
 
         Sums<kRowBlocks, kQueries / 8> p;
         {
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane), chunks_lane = chunks_first<HS>(lane);
             float start[kRowBlocks][4] = {};
-            const float slope = kHasAlibi ? a.slopes[head_at(stage)] / a.scale : 0.0f;  // in the products' domain
+            const float slope = kHasAlibi ? a.slopes[head] / a.scale : 0.0f;  // in the products' domain
             if constexpr (kHasAlibi)
 #pragma unroll
                 for (int m = 0; m < kRowBlocks; ++m)
@@ -277,27 +293,54 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                 for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll
                     for (int e = 0; e < 4; ++e) p[m][n][e] = start[m][e];
-                        // Loops that index no registers are unrolled in part: the whole of it would load so far ahead
-                        // that others are spilled.
-#pragma unroll 2
-            for (int d = 0; d < HS / 16; ++d) {
-                uint32_t k[kRowBlocks][4];
+            const auto load_k = [&](int d, uint32_t(&k)[kRowBlocks][4]) {
 #pragma unroll
                 for (int m = 0; m < kRowBlocks; ++m)
                     load_matrices(k[m], rows_lane.at(k_tile, warp * kWarpKeys + 16 * m, 2 * d));
+            };
+            const auto load_q = [&](int d, int n, uint32_t(&q)[4]) {
+                load_matrices(q, chunks_lane.at(q_tile, 16 * n, 2 * d));
+            };
+            if constexpr (Shape::kIsWide) {
+                // An operand is loaded anew as soon as it is used, for the next 16 of HS: loads have a step's time.
+                uint32_t k[kRowBlocks][4], q[kQueries / 16][4];
+                load_k(0, k);
 #pragma unroll
-                for (int n = 0; n < kQueries / 16; ++n) {
-                    uint32_t q[4];
-                    load_matrices(q, chunks_lane.at(q_tile, 16 * n, 2 * d));
+                for (int n = 0; n < kQueries / 16; ++n) load_q(0, n, q[n]);
+#pragma unroll 2
+                for (int d = 0; d < HS / 16; ++d) {
+                    const int next = d + 1 < HS / 16 ? d + 1 : 0;  // in the end anything
 #pragma unroll
-                    for (int m = 0; m < kRowBlocks; ++m) multiply_pair<kType>(p[m][2 * n], p[m][2 * n + 1], k[m], q);
+                    for (int n = 0; n < kQueries / 16; ++n) {
+#pragma unroll
+                        for (int m = 0; m < kRowBlocks; ++m)
+                            multiply_pair<kType>(p[m][2 * n], p[m][2 * n + 1], k[m], q[n]);
+                        load_q(next, n, q[n]);
+                    }
+                    load_k(next, k);
+                }
+            } else {
+                // Loops that index no registers are unrolled in part: the whole of it would load so far ahead that
+                // others are spilled.
+#pragma unroll 2
+                for (int d = 0; d < HS / 16; ++d) {
+                    uint32_t k[kRowBlocks][4];
+                    load_k(d, k);
+#pragma unroll
+                    for (int n = 0; n < kQueries / 16; ++n) {
+                        uint32_t q[4];
+                        load_q(d, n, q);
+#pragma unroll
+                        for (int m = 0; m < kRowBlocks; ++m)
+                            multiply_pair<kType>(p[m][2 * n], p[m][2 * n + 1], k[m], q);
+                    }
                 }
             }
         }
         place(&lane, &warp);
         if (kHasAlibi && side.crosses_diagonal) {
-            const float slope = a.slopes[head_at(stage)] / a.scale;
-            const int above0 = first_key() + warp * kWarpKeys - query_at(stage);
+            const float slope = a.slopes[head] / a.scale;
+            const int above0 = first_key + warp * kWarpKeys - q0;
 #pragma unroll
             for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
@@ -308,8 +351,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                         p[m][n][e] -= 2 * slope * static_cast<float>(max(above, 0));
                     }
         }
-        const float slope_log2 = kHasAlibi ? a.slopes[head_at(stage)] * static_cast<float>(kLog2E) : 0.0f;
-        const int distance = kHasAlibi ? query_at(stage) - first_key() : 0;
+        const float slope_log2 = kHasAlibi ? a.slopes[head] * static_cast<float>(kLog2E) : 0.0f;
+        const int distance = kHasAlibi ? q0 - first_key : 0;
 #pragma unroll
         for (int n = 0; n < kQueries / 8; ++n) {
             const int column = 8 * n + fragment_column(lane, 0);
@@ -332,9 +375,9 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const int j = first_key() + warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
+                    const int j = first_key + warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
                     // In columns of the tile, less this lane's first.
-                    const int offset = query_at(stage) + fragment_column(lane, 0);
+                    const int offset = q0 + fragment_column(lane, 0);
                     const int first = (j < a.N ? a.first_query[j] : 0) - offset;
                     const int end = (j < a.N ? a.end_query[j] : 0) - offset;
 #pragma unroll
@@ -347,14 +390,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
 
         wait_for_copies<1>();
         __syncthreads();  // dout is there, and all have added to the previous tile of dQ
-        if (a.is_deterministic && threadIdx.x == 32) pass_turn_before(head_at(stage), query_at(stage));
-        next_head = head_at(stage), next_q0 = query_at(stage);
-        (void)advance(&next_head, &next_q0);
-        if (threadIdx.x == 0) {
-            // All have left the step before, whose place this is.
-            tell(offsetof(Shared, at_head) + static_cast<size_t>((stage ^ 1) * 4), next_head);
-            tell(offsetof(Shared, at_query) + static_cast<size_t>((stage ^ 1) * 4), next_q0);
-        }
+        if (a.is_deterministic && threadIdx.x == 32 && last_q0 >= 0) pass_turn(last_head, last_q0);
 
         // ---- dV += P^T dout ----
         place(&lane, &warp);
@@ -438,14 +474,29 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                         multiply_pair<kType>(dk[m][2 * n], dk[m][2 * n + 1], ds[m][i], q);
                 }
         }
+        // Whose turn it is by now: a look takes long, and the answer is wanted only after the barrier.
+        int turn_seen = 0;
+        if (a.is_deterministic && threadIdx.x == 0) turn_seen = load_relaxed(turn_at(head, q0));
         __syncthreads();  // dS is there, and all have done with dout
-        if (head_at(stage ^ 1) < (kv_head() + 1) * a.G) start_dout(head_at(stage ^ 1), query_at(stage ^ 1));
+        if (next_q0 >= 0) start_dout(next_head, next_q0);
         commit_copies();
 
         // ---- dQ += dS K, in memory ----
         place(&lane, &warp);
-        if (a.is_deterministic && threadIdx.x == 0)
-            wait_for_turn(turn_at(head_at(stage), query_at(stage)), known(offsetof(Shared, tile)));
+        if (a.is_deterministic && warp == 0) {
+            const size_t at = offsetof(Shared, adders) + static_cast<size_t>(stage * 16);
+            const Adders adders = {known(at), known(at + 4), known(at + 8) != 0};
+            int turn = tile - adders.first;
+            if (!adders.is_in_row_order) {
+                turn = adders_before(adders, a.ranks, tile, lane, 32);
+#pragma unroll
+                for (int distance = 16; distance > 0; distance /= 2) turn += __shfl_xor_sync(kAllLanes, turn, distance);
+            }
+            if (lane == 0) {
+                tell(offsetof(Shared, turn), turn);
+                if (turn_seen != turn) wait_for_turn(turn_at(head, q0), turn);
+            }
+        }
         {
             const int row_block = warp / Shape::kDqColumnWarps * Shape::kDqRowBlocks;
             const int first_column = warp % Shape::kDqColumnWarps * Shape::kDqColumns;
@@ -470,20 +521,27 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             }
             wait_for_copies<1>();
             __syncthreads();  // it is our turn; the next Q is there; all have done with this one, and with dS
-            float* const sums =
-                a.dq_sums + (static_cast<int64_t>(head_at(stage)) * a.padded_N + query_at(stage) + 16 * row_block) * HS;
+            // A fragment is 16 x 8: HS / 8 of them for each 16 queries.
+            float* const sums = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0 + 16 * row_block) * HS +
+                                first_column / 8 * 128 + fragment_float(lane, 0);
+            const auto for_fragments = [&](auto&& work) {
 #pragma unroll
-            for (int m = 0; m < Shape::kDqRowBlocks; ++m)
+                for (int m = 0; m < Shape::kDqRowBlocks; ++m)
 #pragma unroll
-                for (int n = 0; n < Shape::kDqColumns / 8; ++n)
-                    add_fragment(sums + 16 * m * HS + (first_column / 8 + n) * 128, lane, dq[m][n]);
+                    for (int n = 0; n < Shape::kDqColumns / 8; ++n) work(sums + 16 * m * HS + n * 128, dq[m][n]);
+            };
+            if (a.is_deterministic && known(offsetof(Shared, turn)) == 0)
+                for_fragments([](float* to, const float(&values)[4]) { set_fragment(to, values); });
+            else
+                for_fragments([](float* to, const float(&values)[4]) { add_fragment(to, values); });
         }
+        last_head = head, last_q0 = q0;
+        head = next_head, q0 = next_q0;
     }
 
     wait_for_copies<0>();
     __syncthreads();  // all have added, and have done with K
-    if (a.is_deterministic && threadIdx.x == 32)
-        pass_turn_before((kv_head() + 1) * a.G, known(offsetof(Shared, begin)));
+    if (a.is_deterministic && threadIdx.x == 32 && last_q0 >= 0) pass_turn(last_head, last_q0);
     int lane, warp;
     place(&lane, &warp);
     float ones[kRowBlocks][2], scales[kRowBlocks][2];
@@ -492,11 +550,11 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
 #pragma unroll
         for (int half = 0; half < 2; ++half) ones[m][half] = 1, scales[m][half] = a.scale;
     const uint32_t rows = k_tile + static_cast<uint32_t>(warp * kWarpKeys * HS * 2);
-    store_rows<kType, HS, kRowBlocks>(rows, a.dk.head(kv_head()), a.dk.token_stride, first_key() + warp * kWarpKeys,
-                                      a.N, lane, dk, scales);
+    store_rows<kType, HS, kRowBlocks>(rows, a.dk.head(kv_head), a.dk.token_stride, first_key + warp * kWarpKeys, a.N,
+                                      lane, dk, scales);
     __syncwarp();
-    store_rows<kType, HS, kRowBlocks>(rows, a.dv.head(kv_head()), a.dv.token_stride, first_key() + warp * kWarpKeys,
-                                      a.N, lane, dv, ones);
+    store_rows<kType, HS, kRowBlocks>(rows, a.dv.head(kv_head), a.dv.token_stride, first_key + warp * kWarpKeys, a.N,
+                                      lane, dv, ones);
 }
 
 // ---- finish ----
@@ -509,11 +567,15 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const __grid_
     const int head = static_cast<int>(blockIdx.y);
     const int q0 = (static_cast<int>(blockIdx.x) * kFinishWarps + warp) * 16;
     const float* const sums = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS;
+    // What no key tile adds to was never written.
+    static_assert(16 * kFinishWarps == BackwardShape<HS>::kQueries);
+    const int* const adders = a.adders + static_cast<int64_t>(blockIdx.x) * 4;
+    const bool is_written = !a.is_deterministic || adders[0] <= adders[1];
     Sums<1, HS / 8> dq;
 #pragma unroll
     for (int n = 0; n < HS / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) dq[0][n][e] = sums[n * 128 + fragment_float(lane, e)];
+        for (int e = 0; e < 4; ++e) dq[0][n][e] = is_written ? sums[n * 128 + fragment_float(lane, e)] : 0;
     const float scales[1][2] = {{a.scale, a.scale}};
     store_rows<kType, HS, 1>(shared_memory() + static_cast<uint32_t>(warp * 16 * HS * 2), a.dq.head(head),
                              a.dq.token_stride, q0, a.N, lane, dq, scales);

@@ -10,10 +10,6 @@ namespace {
 
 using namespace sm80;
 
-View view_of(const Tensor& tensor) {
-    return {static_cast<uint16_t*>(tensor.data), tensor.stride[0], tensor.stride[1]};
-}
-
 template <DType kType, int HS, bool kHasAlibi>
 void launch(const CudaContext& context, const ForwardArgs& args, int64_t NH) {
     static SharedMemoryLimit limit;

@@ -55,42 +55,108 @@ INGOT_HD inline AlibiSide alibi_side(int32_t q0, int32_t q1, int32_t k0, int32_t
 
 // ---- The order in which tiles of keys add to the dQ of a tile of queries ----
 
-// Key tiles are taken from the row's end to its begin (by a ticket, key_tile_of()), and add to a query tile in that
-// order: the next one may add when its predecessor says so. A key tile waits only for tiles that were taken before it,
-// so that some tile can always go on, however few run at a time. Under a causal mask each starts at its diagonal, and
-// the tile after it, one query tile ahead, has just left the tile that it wants: contributions are staggered by
-// themselves, and short tiles go first.
+// Key tiles are taken, by a ticket, in the order of their rank: what the most query tiles see comes first, of equals
+// what stands first in the row. So the blocks that run last are short, however few there are. They add to a query tile
+// in that order too: a key tile waits only for tiles that were taken before it, so that some tile can always go on,
+// however few run at a time.
 //
-// With first_query and end_query non-decreasing, the key tiles that reach a query tile lie side by side: the first of
-// them in the order is the last whose first_query does not lie beyond the query tile. Where none reaches it, any answer
-// will do.
-INGOT_HD inline int32_t first_adding_key_tile(const int32_t* first_query, const int32_t* end_key, int32_t q0, int32_t N,
-                                              int32_t query_tile, int32_t key_tile) {
-    const int32_t num_key_tiles = (N + key_tile - 1) / key_tile, query_number = q0 / query_tile;
-    const auto begins_by_here = [&](int32_t tile) {
-        const int32_t lowest = first_query[tile * key_tile] > 0 ? first_query[tile * key_tile] : 0;
-        return lowest / query_tile <= query_number;
-    };
-    // The last key that the last query sees leads there at once; only keys that nobody sees, whose first_query is
-    // anyone's, make it a walk.
-    const int32_t last_query = (q0 + query_tile < N ? q0 + query_tile : N) - 1;
-    int32_t guess = (end_key[last_query] - 1) / key_tile;
-    guess = guess < 0 ? 0 : guess < num_key_tiles ? guess : num_key_tiles - 1;
-    while (guess + 1 < num_key_tiles && begins_by_here(guess + 1)) ++guess;
-    return guess;
+// A key tile goes through its query tiles from the last to the first (QueryWalk), and through all heads of its group at
+// each. Those of a document that start together wait once, each a step longer than the one before it, and follow each
+// other from there on.
+
+// The query tiles that see a key tile.
+INGOT_HD inline TileRange queries_of_key_tile(const int32_t* first_query, const int32_t* end_query, int32_t tile,
+                                              int32_t N, int32_t query_tile, int32_t key_tile) {
+    const int32_t begin = tile * key_tile, end = begin + key_tile < N ? begin + key_tile : N;
+    return reached_tiles(first_query, end_query, begin, end, N, query_tile);
 }
 
-// Which key tile and key/value head a ticket stands for. Heads are taken in sections: within one, all heads' last key
-// tiles come first, then those before them; the queries and gradients that a section's heads stream through stay in the
-// L2 cache together.
-struct KeyTile {
-    int32_t tile, head;
+// In which order a key tile goes through its query tiles: from the last to the first. But those of a document that ends
+// within the key tile come before those of the next one: that document's other key tiles, which may be shorter and come
+// later, would wait at their first step for this one's last.
+struct QueryWalk {
+    int32_t begin, split, end;  // [begin, split), then [split, end); multiples of query_tile
+
+    INGOT_HD int32_t first(int32_t query_tile) const { return (split > begin ? split : end) - query_tile; }
+    // -1 if q0 is the last one.
+    INGOT_HD int32_t after(int32_t q0, int32_t query_tile) const {
+        if (q0 == split) return -1;
+        return (q0 == begin ? end : q0) - query_tile;
+    }
 };
-INGOT_HD inline KeyTile key_tile_of(int32_t ticket, int32_t num_tiles, int32_t num_heads, int32_t heads_per_section) {
+// None at all: begin >= end.
+INGOT_HD inline QueryWalk query_walk(const int32_t* first_query, const int32_t* end_query, int32_t tile, int32_t N,
+                                     int32_t query_tile, int32_t key_tile) {
+    const TileRange queries = queries_of_key_tile(first_query, end_query, tile, N, query_tile, key_tile);
+    const int32_t end = queries.begin + queries.num_tiles(query_tile) * query_tile;
+    const int32_t first_end = end_query[tile * key_tile] < N ? end_query[tile * key_tile] : N;
+    const int32_t split = (first_end + query_tile - 1) / query_tile * query_tile;
+    return {queries.begin, split > queries.begin && split < end ? split : queries.begin, end};
+}
+
+// How many of the tiles `begin`, begin + step, ... go before `tile`: over all of them, its rank.
+INGOT_HD inline int32_t tiles_before(const int32_t* first_query, const int32_t* end_query, int32_t tile, int32_t N,
+                                     int32_t query_tile, int32_t key_tile, int32_t begin, int32_t step) {
+    const auto length = [&](int32_t t) {
+        return queries_of_key_tile(first_query, end_query, t, N, query_tile, key_tile).num_tiles(query_tile);
+    };
+    const int32_t num_tiles = (N + key_tile - 1) / key_tile, mine = length(tile);
+    int32_t count = 0;
+    for (int32_t t = begin; t < num_tiles; t += step) {
+        const int32_t other = length(t);
+        count += other > mine || (other == mine && t < tile);
+    }
+    return count;
+}
+
+// The key tiles that add to a query tile: first to last, none if first > last. Since the mask's arrays do not decrease,
+// they lie side by side.
+struct Adders {
+    int32_t first, last;
+    bool is_in_row_order;  // their ranks ascend
+};
+INGOT_HD inline Adders adders_of(const int32_t* first_query, const int32_t* end_query, int32_t q0, int32_t N,
+                                 int32_t query_tile, int32_t key_tile) {
+    const auto queries = [&](int32_t t) {
+        return queries_of_key_tile(first_query, end_query, t, N, query_tile, key_tile);
+    };
+    // The first of [0, num_tiles) for which `is_beyond` holds; it holds for all that follow.
+    const auto first_where = [&](auto is_beyond) {
+        int32_t low = 0, high = (N + key_tile - 1) / key_tile;
+        while (low < high) {
+            const int32_t middle = low + (high - low) / 2;
+            if (is_beyond(middle))
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        return low;
+    };
+    Adders adders = {first_where([&](int32_t t) { return queries(t).end > q0; }),
+                     first_where([&](int32_t t) { return queries(t).begin > q0; }) - 1, true};
+    // Up to a common end, those that begin later are shorter.
+    if (adders.first < adders.last) adders.is_in_row_order = queries(adders.first).end == queries(adders.last).end;
+    return adders;
+}
+
+// How many of the adders first + begin, first + begin + step, ... add before `tile`: over all of them, its turn.
+INGOT_HD inline int32_t adders_before(const Adders& adders, const int32_t* ranks, int32_t tile, int32_t begin,
+                                      int32_t step) {
+    int32_t count = 0;
+    for (int32_t t = adders.first + begin; t <= adders.last; t += step) count += ranks[t] < ranks[tile];
+    return count;
+}
+
+// Which rank and key/value head a ticket stands for. Heads are taken in sections, so that what a section's heads stream
+// through stays in the L2 cache.
+struct KeyTicket {
+    int32_t rank, head;
+};
+INGOT_HD inline KeyTicket key_ticket(int32_t ticket, int32_t num_tiles, int32_t num_heads, int32_t heads_per_section) {
     const int32_t section = ticket / (num_tiles * heads_per_section), first_head = section * heads_per_section;
     const int32_t rest = num_heads - first_head, heads = rest < heads_per_section ? rest : heads_per_section;
     const int32_t within = ticket - section * num_tiles * heads_per_section;
-    return {num_tiles - 1 - within / heads, first_head + within % heads};
+    return {within / heads, first_head + within % heads};
 }
 
 }  // namespace ingot

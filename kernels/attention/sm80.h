@@ -21,7 +21,10 @@ struct AttentionWorkspaceSm80 {
     int64_t padded_tokens, num_query_tiles;
     size_t dq;       // fp32, 16 x 8 fragments: padded_tokens HS of each head
     size_t stats;    // fp32: (NH, padded_tokens) log2 of the softmax's sum, and as many rowsum(dout * out)
-    size_t turns;    // int32 (NH, num_query_tiles): which tile of keys may add to a tile of dq
+    size_t adders;   // int32 (num_query_tiles, 4): which tiles of keys add to a tile of dq
+    size_t turns;    // int32 (NH, num_query_tiles): how many of them have
+    size_t order;    // int32: the tile of keys of each rank (policy.h); as many as tiles of queries, or fewer
+    size_t ranks;    // int32: the rank of each tile of keys
     size_t counter;  // int32: tickets that were taken
     size_t bytes;    // of all
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention/fragments.h"
+#include "kernels/core/tensor.h"
 #include "kernels/cuda/mma_sm80.cuh"
 
 namespace ingot::sm80 {
@@ -17,6 +18,9 @@ struct View {
     int64_t token_stride, head_stride;
     __device__ uint16_t* head(int index) const { return data + index * head_stride; }
 };
+inline View view_of(const Tensor& tensor) {
+    return {static_cast<uint16_t*>(tensor.data), tensor.stride[0], tensor.stride[1]};
+}
 
 // Starts the copies of tokens [begin, begin + kRows) of one head into a tile; zeros from token N on.
 template <int HS, int kRows, int kThreads>

@@ -88,6 +88,11 @@ __device__ inline int opaque(int value) {
     return value;
 }
 
+// What is the same in all lanes of a warp, so that the compiler knows it: it can be kept in a uniform register.
+__device__ inline int uniform(int value) {
+    return __shfl_sync(0xffffffffu, value, 0);
+}
+
 // 2^x, about 2 ulp; 2^-inf is 0.
 __device__ inline float exp2_fast(float x) {
     float result;
@@ -138,9 +143,9 @@ __device__ void wait_for_copies() {
 
 // ---- Between blocks: ld.acquire, st.release, red ----
 
-__device__ inline int load_acquire(const int* data) {
+__device__ inline int load_relaxed(const int* data) {
     int value;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(data) : "memory");
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(data) : "memory");
     return value;
 }
 // What this thread, and those it met at a barrier, wrote before is seen by whoever loads the value.
@@ -152,8 +157,7 @@ __device__ inline void give_up() {
     __trap();
 }
 
-// Adds a lane's four sums of a fragment to the fragment's 128 floats in memory. All lanes of a warp
-// together; which float is whose is `fragment_float` alone.
+// A fragment's 128 floats in memory: which float is whose.
 __device__ constexpr int fragment_float(int lane, int index) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     return 4 * lane + index;  // one access of 16 bytes
@@ -161,16 +165,21 @@ __device__ constexpr int fragment_float(int lane, int index) {
     return 32 * index + lane;  // four, each of a whole line
 #endif
 }
-__device__ inline void add_fragment(float* fragment, int lane, const float (&sums)[4]) {
+// Sets them to a warp's sums, or adds those: all lanes together, four each; `first` is the lane's first.
+__device__ inline void set_fragment(float* first, const float (&sums)[4]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(fragment + fragment_float(lane, 0)),
-                 "f"(sums[0]), "f"(sums[1]), "f"(sums[2]), "f"(sums[3])
-                 : "memory");
+    *reinterpret_cast<float4*>(first) = make_float4(sums[0], sums[1], sums[2], sums[3]);
 #else
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(fragment + fragment_float(lane, i)), "f"(sums[i])
-                     : "memory");
+    for (int i = 0; i < 4; ++i) first[fragment_float(0, i)] = sums[i];
+#endif
+}
+__device__ inline void add_fragment(float* first, const float (&sums)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    (void)atomicAdd(reinterpret_cast<float4*>(first), make_float4(sums[0], sums[1], sums[2], sums[3]));
+#else
+#pragma unroll
+    for (int i = 0; i < 4; ++i) (void)atomicAdd(first + fragment_float(0, i), sums[i]);
 #endif
 }
 

@@ -1,8 +1,6 @@
 // Which tiles are visited, where indices are compared, and in which order gradients are added, by brute force.
 //
-// Seen to catch: an interval's end off by one in is_all_of(), highest and lowest exchanged in is_nothing_of(), the walk
-// of first_adding_key_tile() left out, the order of tickets within a section turned round, the diagonal's tile taken
-// for one below it.
+// Seen to catch: an interval's end off by one in is_all_of(), highest and lowest exchanged in is_nothing_of(), ...
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -116,41 +114,114 @@ TEST(AttentionPolicy, TilesAreVisitedAndComparedWhereTheyMustBe) {
     EXPECT_EQ(num_nothing, 0);  // the rows of a tile pass nothing over that the tile reaches; a part of them may
 }
 
-// The key tiles that visit a query tile are those that its turns name, one after the other.
-TEST(AttentionPolicy, TurnsNameEveryKeyTileThatAdds) {
+// Every key tile that visits a query tile has a turn of its own there, and those before it were taken before it.
+TEST(AttentionPolicy, TurnsAreThoseOfTheTilesThatVisit) {
+    int64_t num_out_of_order = 0;
+    for (const Mask& mask : masks())
+        for (const auto& [query_tile, key_tile] : kTiles) {
+            const int32_t N = mask.N(), num_key_tiles = (N + key_tile - 1) / key_tile;
+            const int32_t *first = mask.first_query.data(), *end = mask.end_query.data();
+            std::vector<int32_t> ranks;
+            for (int32_t tile = 0; tile < num_key_tiles; ++tile) {
+                int32_t rank = 0;  // in parts, as lanes count it
+                for (int32_t begin = 0; begin < 3; ++begin)
+                    rank += tiles_before(first, end, tile, N, query_tile, key_tile, begin, 3);
+                ranks.push_back(rank);
+            }
+            EXPECT_EQ(std::set<int32_t>(ranks.begin(), ranks.end()).size(), ranks.size());
+            EXPECT_EQ(*std::max_element(ranks.begin(), ranks.end()), num_key_tiles - 1);
+            for (int32_t q0 = 0; q0 < N; q0 += query_tile) {
+                std::vector<std::pair<int32_t, int32_t>> visiting;  // rank, tile
+                for (int32_t tile = 0; tile < num_key_tiles; ++tile) {
+                    const TileRange queries = queries_of_key_tile(first, end, tile, N, query_tile, key_tile);
+                    if (q0 >= queries.begin && q0 < queries.begin + queries.num_tiles(query_tile) * query_tile)
+                        visiting.emplace_back(ranks[static_cast<size_t>(tile)], tile);
+                }
+                const Adders adders = adders_of(first, end, q0, N, query_tile, key_tile);
+                ASSERT_EQ(static_cast<size_t>(std::max(adders.last - adders.first + 1, 0)), visiting.size());
+                num_out_of_order += !adders.is_in_row_order;
+                std::sort(visiting.begin(), visiting.end());
+                for (size_t turn = 0; turn < visiting.size(); ++turn) {
+                    const int32_t tile = visiting[turn].second;
+                    ASSERT_TRUE(tile >= adders.first && tile <= adders.last);
+                    if (adders.is_in_row_order) {
+                        ASSERT_EQ(tile - adders.first, static_cast<int32_t>(turn));
+                    }
+                    ASSERT_EQ(adders_before(adders, ranks.data(), tile, 0, 2) +
+                                  adders_before(adders, ranks.data(), tile, 1, 2),
+                              static_cast<int32_t>(turn));
+                }
+            }
+        }
+    EXPECT_GT(num_out_of_order, 100);
+}
+
+TEST(AttentionPolicy, AWalkMeetsEachQueryTileOnceThoseOfTheFirstDocumentFirst) {
+    int64_t num_split = 0;
     for (const Mask& mask : masks())
         for (const auto& [query_tile, key_tile] : kTiles) {
             const int32_t N = mask.N();
-            for (int32_t q0 = 0; q0 < N; q0 += query_tile) {
-                std::vector<int32_t> adding;  // last first
-                for (int32_t tile = (N + key_tile - 1) / key_tile - 1; tile >= 0; --tile) {
-                    const int32_t k0 = tile * key_tile;
-                    const TileRange queries = reached_tiles(mask.first_query.data(), mask.end_query.data(), k0,
-                                                            std::min(k0 + key_tile, N), N, query_tile);
-                    if (q0 >= queries.begin && q0 < queries.begin + queries.num_tiles(query_tile) * query_tile)
-                        adding.push_back(tile);
+            const int32_t *first = mask.first_query.data(), *end = mask.end_query.data();
+            for (int32_t tile = 0; tile < (N + key_tile - 1) / key_tile; ++tile) {
+                const TileRange queries = queries_of_key_tile(first, end, tile, N, query_tile, key_tile);
+                const QueryWalk walk = query_walk(first, end, tile, N, query_tile, key_tile);
+                ASSERT_EQ(walk.begin < walk.end, queries.begin < queries.end);
+                if (walk.begin >= walk.end) continue;
+                std::vector<int32_t> met;
+                for (int32_t q0 = walk.first(query_tile); q0 >= 0; q0 = walk.after(q0, query_tile)) met.push_back(q0);
+                ASSERT_EQ(static_cast<int32_t>(met.size()), queries.num_tiles(query_tile));
+                // Down to begin, then from the end down to where it began: one jump at most.
+                int jumps = 0;
+                for (size_t n = 0; n + 1 < met.size(); ++n) {
+                    if (met[n + 1] == met[n] - query_tile) continue;
+                    ++jumps;
+                    ASSERT_EQ(met[n], queries.begin);
+                    ASSERT_LT(met[n + 1], queries.end);
+                    ASSERT_GE(met[n + 1] + query_tile, queries.end);
+                    ASSERT_LT(met[0], end[tile * key_tile]);
+                    ASSERT_GE(met[0] + query_tile, end[tile * key_tile]);
                 }
-                int32_t turn =
-                    first_adding_key_tile(mask.first_query.data(), mask.end_key.data(), q0, N, query_tile, key_tile);
-                // Where there is none, it does not matter whose turn it is.
-                for (const int32_t tile : adding) ASSERT_EQ(turn--, tile);
+                ASSERT_LE(jumps, 1);
+                ASSERT_EQ(std::set<int32_t>(met.begin(), met.end()).size(), met.size());
+                num_split += jumps;
             }
         }
+    EXPECT_GT(num_split, 100);
 }
 
-TEST(AttentionPolicy, TicketsTakeEachTileOnceAndWaitForLowerOnes) {
+TEST(AttentionPolicy, TicketsTakeEachTileOnceAndInTheOrderOfRank) {
     for (const int32_t num_tiles : {1, 3, 7})
         for (const int32_t heads : {1, 2, 5})
             for (const int32_t section : {1, 2, 4, 5}) {
                 std::set<std::pair<int32_t, int32_t>> taken;
                 for (int32_t ticket = 0; ticket < num_tiles * heads; ++ticket) {
-                    const KeyTile mine = key_tile_of(ticket, num_tiles, heads, section);
-                    ASSERT_TRUE(mine.tile >= 0 && mine.tile < num_tiles && mine.head >= 0 && mine.head < heads);
-                    ASSERT_TRUE(taken.insert({mine.head, mine.tile}).second);
-                    for (int32_t later = mine.tile + 1; later < num_tiles; ++later)
-                        ASSERT_TRUE(taken.count({mine.head, later})) << "tile " << later << " adds first";
+                    const KeyTicket mine = key_ticket(ticket, num_tiles, heads, section);
+                    ASSERT_TRUE(mine.rank >= 0 && mine.rank < num_tiles && mine.head >= 0 && mine.head < heads);
+                    ASSERT_TRUE(taken.insert({mine.head, mine.rank}).second);
+                    if (mine.rank > 0) {
+                        ASSERT_TRUE(taken.count({mine.head, mine.rank - 1}));
+                    }
+                    ASSERT_EQ(mine.head / section, ticket / (num_tiles * section));
                 }
             }
+}
+
+// So that the last blocks to run are short ones.
+TEST(AttentionPolicy, LongTilesAreTakenFirst) {
+    const Mask mask = documents(400, {0, 40, 44, 300}, true);
+    const int32_t *first = mask.first_query.data(), *end = mask.end_query.data();
+    std::vector<int32_t> order(25);
+    for (int32_t tile = 0; tile < 25; ++tile)
+        order[static_cast<size_t>(tiles_before(first, end, tile, 400, 8, 16, 0, 1))] = tile;
+    for (size_t rank = 0; rank + 1 < order.size(); ++rank) {
+        const auto length = [&](int32_t tile) {
+            return queries_of_key_tile(first, end, tile, 400, 8, 16).num_tiles(8);
+        };
+        EXPECT_GE(length(order[rank]), length(order[rank + 1]));
+        if (length(order[rank]) == length(order[rank + 1])) {
+            EXPECT_LT(order[rank], order[rank + 1]);
+        }
+    }
 }
 
 TEST(AttentionPolicy, AlibiIsLinearOnEitherSide) {

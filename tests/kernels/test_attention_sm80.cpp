@@ -76,10 +76,6 @@ TEST(AttentionSm80Tiles, PlacesAndBanks) {
 
 // ---- The kernels ----
 
-View view_of(const Tensor& tensor) {
-    return {static_cast<uint16_t*>(tensor.data), tensor.stride[0], tensor.stride[1]};
-}
-
 struct Emulated {
     Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
         : run(c, dtype, dtype, Device::cpu(), padding), seed(seed) {}
@@ -131,8 +127,9 @@ struct Emulated {
             .delta = statistics + NH * parts.padded_tokens,
             .turns = reinterpret_cast<int*>(memory + parts.turns),
             .counter = reinterpret_cast<int*>(memory + parts.counter),
-            .first_key = b.mask.first_key.get<int32_t>(),
-            .end_key = b.mask.end_key.get<int32_t>(),
+            .order = reinterpret_cast<int*>(memory + parts.order),
+            .ranks = reinterpret_cast<int*>(memory + parts.ranks),
+            .adders = reinterpret_cast<int*>(memory + parts.adders),
             .first_query = b.mask.first_query.get<int32_t>(),
             .end_query = b.mask.end_query.get<int32_t>(),
             .N = static_cast<int>(N),

@@ -254,7 +254,9 @@ inline void __syncthreads() {
 inline void __syncwarp() {
     ingot::test::current_block->with_warp([] {});
 }
-inline float __shfl_xor_sync(uint32_t, float value, int distance) {
+template <typename T>
+T __shfl_xor_sync(uint32_t, T value, int distance) {
+    static_assert(sizeof(T) == 4);
     ingot::test::EmulatedBlock& block = *ingot::test::current_block;
     const int lane = block.thread() % 32;
     ingot::test::Exchange& e = block.exchange();
@@ -262,7 +264,7 @@ inline float __shfl_xor_sync(uint32_t, float value, int distance) {
     block.with_warp([&] {
         for (int l = 0; l < 32; ++l) e.out[l][0] = e.in[l ^ distance][0];
     });
-    float result;
+    T result;
     std::memcpy(&result, &e.out[lane][0], 4);
     return result;
 }
@@ -410,6 +412,18 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 inline int opaque(int value) {
     return value;
 }
+inline int uniform(int value) {
+    test::EmulatedBlock& b = block();
+    const int lane = b.thread() % 32;
+    test::Exchange& e = b.exchange();
+    std::memcpy(&e.in[lane][0], &value, 4);
+    b.with_warp([&] {
+        for (int l = 0; l < 32; ++l) e.out[l][0] = e.in[0][0];
+    });
+    int result;
+    std::memcpy(&result, &e.out[lane][0], 4);
+    return result;
+}
 inline float exp2_fast(float x) {
     return std::exp2(x);
 }
@@ -433,7 +447,7 @@ void wait_for_copies() {
     block().wait_for_groups(kGroups);
 }
 
-inline int load_acquire(const int* data) {
+inline int load_relaxed(const int* data) {
     return *data;
 }
 inline void store_release(int* data, int value) {
@@ -445,8 +459,11 @@ inline void store_release(int* data, int value) {
 constexpr int fragment_float(int lane, int index) {
     return 4 * lane + index;
 }
-inline void add_fragment(float* fragment, int lane, const float (&sums)[4]) {
-    for (int i = 0; i < 4; ++i) fragment[fragment_float(lane, i)] += sums[i];
+inline void set_fragment(float* first, const float (&sums)[4]) {
+    for (int i = 0; i < 4; ++i) first[i] = sums[i];
+}
+inline void add_fragment(float* first, const float (&sums)[4]) {
+    for (int i = 0; i < 4; ++i) first[i] += sums[i];
 }
 
 }  // namespace ingot::sm80
