@@ -3,7 +3,8 @@
 // same in every launch: they are used up from the L2 cache or not, as in a training step.
 //
 // FLOPs are those that the visible pairs need: 4 HS for each pair and query head forward, 10 HS backward. What a kernel
-// computes twice, or in tiles that are half visible, does not count.
+// computes twice, or in tiles that are half visible, does not count. Memory is what attention needs beyond q, k, v, out
+// and their gradients: lse, and the backward pass's scratch memory; for naive attention its matrices.
 #include "src/bench_attention.h"
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 
 #include "kernels/attention/attention.h"
 #if INGOT_HAS_CUDA
+#include "kernels/attention/naive.h"
 #include "kernels/cuda/timing.h"
 #include "kernels/fill.h"
 #endif
@@ -134,7 +136,9 @@ class Operands {
     }
     void run_forward() const { attention_forward(device_, forward); }
     void run_backward() const { attention_backward(device_, backward); }
-    size_t bytes() const { return bytes_; }
+    size_t extra_bytes() const {
+        return static_cast<size_t>(forward.lse.bytes()) + static_cast<size_t>(backward.workspace.bytes());
+    }
     std::vector<const Tensor*> inputs() const { return {&forward.q, &forward.k, &forward.v, &backward.dout}; }
     std::vector<const Tensor*> outputs() const { return {&forward.out, &backward.dq, &backward.dk, &backward.dv}; }
 
@@ -146,12 +150,20 @@ class Operands {
         Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
         memory_.push_back(device_.allocate(static_cast<size_t>(std::max<int64_t>(result.bytes(), 1))));
         result.data = memory_.back().get();
-        bytes_ += static_cast<size_t>(result.bytes());
         return result;
     }
     Device device_;
     std::vector<std::shared_ptr<void>> memory_;
-    size_t bytes_ = 0;
+};
+
+// What Ingot's kernel is compared with: its own operands, and who works on them.
+struct Against {
+    Operands operands;
+    std::unique_ptr<NaiveAttention> naive;  // none: the kernel of the operands' options
+
+    void run_forward() const { naive ? naive->forward(operands.forward) : operands.run_forward(); }
+    void run_backward() const { naive ? naive->backward(operands.backward) : operands.run_backward(); }
+    size_t extra_bytes() const { return naive ? naive->bytes() : operands.extra_bytes(); }
 };
 
 std::vector<float> host_values(const Device& device, const Tensor& tensor) {
@@ -193,8 +205,12 @@ class Bench {
                     options_.any_order ? "dq's sums in any order" : "deterministic");
         std::printf("%-24s %3s %3s %3s %10s %8s %10s %8s %10s", "tokens", "NH", "NKV", "HS", "fwd us", "TFLOP/s",
                     "bwd us", "TFLOP/s", "memory");
-        if (!options_.against.empty()) std::printf(" %9s %9s", "fwd x", "bwd x");
-        if (options_.check) std::printf(" %9s %9s %9s %9s", "out", "dq", "dk", "dv");
+        const auto error_columns = [] { std::printf(" %8s %8s %8s %8s", "out", "dq", "dk", "dv"); };
+        if (options_.check) error_columns();
+        if (!options_.against.empty()) {
+            std::printf(" | %s: %9s %9s %10s", options_.against.c_str(), "fwd x", "bwd x", "memory");
+            if (options_.check) error_columns();
+        }
         std::printf("\n");
         for (const AttentionShape& shape : shapes) measure(shape);
         if (options_.json.empty()) return;
@@ -209,19 +225,13 @@ class Bench {
         uint64_t seed = 1;
         for (const Tensor* input : operands.inputs())
             fill_normal(device_, {.out = *input, .seed = seed++, .stream = 0, .std = 1});
-        std::unique_ptr<Operands> other;
-        if (!options_.against.empty()) {
-            other = std::make_unique<Operands>(device_, s, dtype_, options_.alibi,
-                                               AttentionOptions{.request = AttentionRequest::plain});
-            for (size_t i = 0; i < 4; ++i) device_.copy(*other->inputs()[i], *operands.inputs()[i]);
-        }
         load(operands);
         const double forward = median_seconds([&] { operands.run_forward(); });
         const double backward = median_seconds([&] { operands.run_backward(); });
         const double flops = 4 * s.visible_pairs() * static_cast<double>(s.NH * s.HS);
         std::printf("%-24s %3ld %3ld %3ld %10.1f %8.1f %10.1f %8.1f %10s", s.name.c_str(), static_cast<long>(s.NH),
                     static_cast<long>(s.NKV), static_cast<long>(s.HS), forward * 1e6, flops / forward * 1e-12,
-                    backward * 1e6, 2.5 * flops / backward * 1e-12, format_bytes(operands.bytes()).c_str());
+                    backward * 1e6, 2.5 * flops / backward * 1e-12, format_bytes(operands.extra_bytes()).c_str());
         nlohmann::ordered_json row = {{"tokens", s.N},
                                       {"documents", s.starts.size()},
                                       {"heads", s.NH},
@@ -231,39 +241,70 @@ class Bench {
                                       {"backward_seconds", backward},
                                       {"forward_tflops", flops / forward * 1e-12},
                                       {"backward_tflops", 2.5 * flops / backward * 1e-12},
-                                      {"bytes", operands.bytes()}};
-        if (other) {
-            const double other_forward = median_seconds([&] { other->run_forward(); });
-            const double other_backward = median_seconds([&] { other->run_backward(); });
-            std::printf(" %9.2f %9.2f", other_forward / forward, other_backward / backward);
-            row["against_forward_seconds"] = other_forward;
-            row["against_backward_seconds"] = other_backward;
-        }
-        if (options_.check) check(s, operands, &row);
+                                      {"extra_bytes", operands.extra_bytes()}};
+        if (options_.check) check(s, operands, &row["errors"]);
+        if (!options_.against.empty()) compare(s, operands, forward, backward, &row["against"]);
         std::printf("\n");
         std::fflush(stdout);
         report_["rows"].push_back(row);
     }
 
-    // Errors against the plain kernel in fp32 on the same, rounded numbers.
-    void check(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* row) {
-        const Operands exact(device_, s, DType::f32, options_.alibi,
-                             AttentionOptions{.request = AttentionRequest::plain});
+    void compare(const AttentionShape& s, const Operands& operands, double forward, double backward,
+                 nlohmann::ordered_json* row) {
+        std::printf(" | %*s ", static_cast<int>(options_.against.size()), "");
+        Against other = {{device_, s, dtype_, options_.alibi, {.request = AttentionRequest::plain}}, nullptr};
+        copy_inputs(other.operands, operands);
+        if (options_.against == "naive") {
+            const size_t num_documents = s.starts.size();
+            const int64_t T = options_.docs.empty() ? s.N / static_cast<int64_t>(num_documents) : s.N;
+            try {
+                other.naive = std::make_unique<NaiveAttention>(device_, other.operands.forward.q, T);
+            } catch (const Error& error) {
+                if (error.exit_code != kExitAllocation) throw;
+                std::printf("its matrices of %ld x %ld for %ld heads do not fit", static_cast<long>(T),
+                            static_cast<long>(T), static_cast<long>(s.NH * (s.N / T)));
+                return;
+            }
+        }
+        other.run_forward();
+        const double other_forward = median_seconds([&] { other.run_forward(); });
+        const double other_backward = median_seconds([&] { other.run_backward(); });
+        std::printf("%9.2f %9.2f %10s", other_forward / forward, other_backward / backward,
+                    format_bytes(other.extra_bytes()).c_str());
+        *row = {{"forward_seconds", other_forward},
+                {"backward_seconds", other_backward},
+                {"extra_bytes", other.extra_bytes()}};
+        if (options_.check) check(s, other.operands, &(*row)["errors"]);
+    }
+
+    // To the same numbers in any type.
+    void copy_inputs(const Operands& to, const Operands& from) const {
         for (size_t i = 0; i < 4; ++i) {
-            std::vector<float> values = host_values(device_, *operands.inputs()[i]);
-            Tensor host = *exact.inputs()[i];
+            if (to.inputs()[i]->dtype == from.inputs()[i]->dtype) {
+                device_.copy(*to.inputs()[i], *from.inputs()[i]);
+                continue;
+            }
+            std::vector<float> values = host_values(device_, *from.inputs()[i]);
+            Tensor host = *to.inputs()[i];
             host.data = values.data();
             host.device = DeviceKind::cpu;
-            device_.copy(*exact.inputs()[i], host);
+            device_.copy(*to.inputs()[i], host);
         }
+    }
+
+    // Errors against the plain kernel in fp32 on the same, rounded numbers.
+    void check(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* errors) {
+        const Operands exact(device_, s, DType::f32, options_.alibi,
+                             AttentionOptions{.request = AttentionRequest::plain});
+        copy_inputs(exact, operands);
         exact.run_forward();
         exact.run_backward();
         const char* const names[] = {"out", "dq", "dk", "dv"};
         for (size_t i = 0; i < 4; ++i) {
             const double error =
                 relative_error(host_values(device_, *operands.outputs()[i]), host_values(device_, *exact.outputs()[i]));
-            std::printf(" %9.2e", error);
-            (*row)["errors"][names[i]] = error;
+            std::printf(" %8.1e", error);
+            (*errors)[names[i]] = error;
         }
     }
 
@@ -314,8 +355,9 @@ void bench_attention(const BenchAttentionOptions& options) {
     (void)request_of("--kernel", options.kernel);
     REQUIRE(options.dtype == "bf16" || options.dtype == "fp16" || options.dtype == "fp32",
             "--dtype is fp32, bf16 or fp16, not ", options.dtype);
-    REQUIRE(options.against.empty() || options.against == "plain", "--against is ", options.against,
-            ": use plain, the kernel without tensor cores");
+    REQUIRE(options.against.empty() || options.against == "plain" || options.against == "naive", "--against is ",
+            options.against,
+            ": use naive, attention with a matrix of all pairs, or plain, the kernel without tensor cores");
     const Device device = Device::cuda(0);
 #if INGOT_HAS_CUDA
     Bench(options, device).run(shapes);
