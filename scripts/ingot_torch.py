@@ -1,0 +1,380 @@
+"""Ingot's kernels in PyTorch's hands: the object code that trains, called through libingot.so by ctypes.
+
+    import sys; sys.path.insert(0, "scripts")
+    import ingot_torch
+
+    out = ingot_torch.attention(q, k, v, cu_seqlens=cu_seqlens, alibi_slopes=slopes)     differentiable in q, k, v
+    out = ingot_torch.attention(q, k, v, **ingot_torch.from_xformers(attn_bias))
+    y = ingot_torch.rms_norm(x, weight, eps=1e-5)
+    y = ingot_torch.swiglu(gate_up)
+    loss = ingot_torch.cross_entropy(logits, targets)
+
+Nothing is compiled: it needs PyTorch 2.4 or later, and libingot.so, which the build leaves in the repository root (or
+wherever INGOT_LIBRARY says). Tensors on a GPU run on it, on the current stream, without a wait for the device: bf16 and
+fp16 on tensor cores, fp32 on plain kernels that are meant for debugging. Tensors on the CPU run on Ingot's CPU device,
+in fp32 and fp64. What cannot be done is refused with a ValueError that says what can; nothing is copied or converted
+behind the caller's back, but under torch.autocast, as said below. A fault of CUDA is a RuntimeError.
+
+Kernels know nothing of torch.compile: it calls these functions as they are, between the graphs that it makes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import pathlib
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ABI_VERSION = 1  # INGOT_ABI_VERSION of kernels/c_api.h
+MAX_HEAD_SIZE_CPU = 256
+CUDA_HEAD_SIZES = (32, 64, 96, 128)
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# ---- The structs of kernels/c_api.h ----
+
+# ingot_dtype
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 4, torch.uint8: 5}
+_Axes = ctypes.c_int64 * 4
+
+
+class CTensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("ndim", ctypes.c_int32), ("shape", _Axes),
+                ("strides", _Axes)]
+
+
+class CDevice(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint64), ("kind", ctypes.c_int32), ("index", ctypes.c_int32),
+                ("stream", ctypes.c_void_p)]
+
+
+class CAttentionOptions(ctypes.Structure):
+    _fields_ = [("kernel", ctypes.c_int32), ("any_order", ctypes.c_int32)]
+
+
+def _arguments(name: str, tensors: str, *rest: tuple[str, Any]) -> type[ctypes.Structure]:
+    """A struct of arguments: struct_size, `tensors` (names, in order), and what follows them."""
+    fields = [("struct_size", ctypes.c_uint64)] + [(tensor, CTensor) for tensor in tensors.split()] + list(rest)
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_MASK = "first_key end_key first_query end_query"
+CAttentionForward = _arguments("CAttentionForward", f"out lse q k v slopes {_MASK}", ("scale", ctypes.c_double),
+                               ("options", CAttentionOptions))
+CAttentionBackward = _arguments("CAttentionBackward", f"dq dk dv dout out lse q k v slopes {_MASK}",
+                                ("scale", ctypes.c_double), ("options", CAttentionOptions), ("workspace", CTensor))
+
+
+# ---- The library ----
+
+@functools.lru_cache(maxsize=None)
+def library() -> ctypes.CDLL:
+    """libingot.so, loaded once. RuntimeError where there is none, or one of another version."""
+    path = pathlib.Path(os.environ.get("INGOT_LIBRARY") or ROOT / "libingot.so")
+    if not path.is_file():
+        raise RuntimeError(f"{path} does not exist: build it (cmake --preset release && cmake --build --preset release) "
+                           "or name it by INGOT_LIBRARY")
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be loaded: {error}") from error
+    loaded.ingot_last_error.restype = ctypes.c_char_p
+    version = loaded.ingot_abi_version()
+    if version != ABI_VERSION:
+        raise RuntimeError(f"{path} speaks version {version} of the ABI, this file version {ABI_VERSION}: build both "
+                           "from the same sources")
+    return loaded
+
+
+def _call(function: str, *arguments: Any) -> None:
+    loaded = library()
+    status = getattr(loaded, f"ingot_{function}")(*arguments)
+    if status != 0:
+        message = loaded.ingot_last_error().decode()
+        raise (ValueError if status == 2 else RuntimeError)(message)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+class _On:
+    """The device of a call: where `tensor` lies, and the current stream there."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        device = tensor.device
+        if device.type == "cuda":
+            _require(library().ingot_has_cuda() == 1, "libingot.so was built without CUDA, and the tensors lie on a GPU: "
+                     "build it with -DINGOT_CUDA=ON")
+            index = torch.cuda.current_device() if device.index is None else device.index
+            stream = torch.cuda.current_stream(device).cuda_stream
+            self.device = CDevice(ctypes.sizeof(CDevice), 1, index, stream)
+        else:
+            _require(device.type == "cpu", f"tensors on {device.type}: Ingot's kernels run on CUDA and on the CPU")
+            self.device = CDevice(ctypes.sizeof(CDevice), 0, 0, None)
+
+    def run(self, op: str, struct: type[ctypes.Structure], tensors: dict[str, Optional[Tensor]], **rest: Any) -> None:
+        arguments = struct(struct_size=ctypes.sizeof(struct), **{name: _view(t) for name, t in tensors.items()}, **rest)
+        _call(op, ctypes.byref(self.device), ctypes.byref(arguments))
+
+    def bytes_of(self, question: str, *arguments: Any) -> int:
+        answer = ctypes.c_uint64()
+        _call(question, ctypes.byref(self.device), *[ctypes.byref(argument) for argument in arguments],
+              ctypes.byref(answer))
+        return answer.value
+
+
+def _view(tensor: Optional[Tensor]) -> CTensor:
+    if tensor is None:
+        return CTensor()
+    shape, strides = list(tensor.shape), list(tensor.stride())
+    # The stride of an axis of one element says nothing, and PyTorch leaves anything there.
+    for axis in reversed(range(len(shape))):
+        if shape[axis] == 1:
+            strides[axis] = strides[axis + 1] * shape[axis + 1] if axis + 1 < len(shape) else 1
+    return CTensor(tensor.data_ptr(), DTYPES[tensor.dtype], len(shape), _Axes(*shape), _Axes(*strides))
+
+
+def _autocast(tensors: list[Tensor], cpu_dtype: torch.dtype) -> list[Tensor]:
+    """Under torch.autocast: what the region's type is on a GPU; on the CPU `cpu_dtype`, since 16-bit types do not run."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind) if kind == "cuda" else cpu_dtype
+    return [t.to(dtype) if t.is_floating_point() and t.dtype is not torch.float64 else t for t in tensors]
+
+
+# ---- Attention ----
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] = None,
+              alibi_slopes: Optional[Tensor] = None, causal: bool = True, softmax_scale: Optional[float] = None,
+              deterministic: bool = True, return_lse: bool = False) -> Union[Tensor, tuple[Tensor, Tensor]]:
+    """softmax(softmax_scale * q k^T - slope |i - j|) v within each sequence or document, for grouped queries.
+
+    q: (B, T, NH, HS), k and v: (B, T, NKV, HS), NH a multiple of NKV; or packed documents: q (N, NH, HS), k and v
+    (N, NKV, HS), or the same with B = 1, with `cu_seqlens`, int32 (documents + 1) on the same device: document d is
+    tokens [cu_seqlens[d], cu_seqlens[d + 1]). They begin with 0, end with N and do not decrease; empty documents are
+    allowed. A GPU that finds them otherwise stops with a device-side assertion: no host waits for them.
+
+    dtypes: bf16 or fp16 on tensor cores; fp32 by a plain kernel, for debugging; on the CPU fp32 and fp64. Head sizes:
+    32, 64, 96 and 128; on the CPU every even one up to 256. Strides: any, with a contiguous last axis; in bf16 and fp16
+    all others are multiples of 8 elements, and data begins at multiples of 16 bytes. Where the sequences of a batch
+    neither follow each other nor stand as further heads in all of q, k and v, each is a call of its own.
+
+    alibi_slopes: fp32 (NH), positive (Press et al. 2022). softmax_scale: 1 / sqrt(HS) unless given. causal: a token
+    sees itself and what is before it. deterministic: the same bits every time, forward and backward; else dq is summed
+    in any order, if that is faster.
+
+    Returns out, like q in shape and dtype, and with return_lse also the natural logarithm of the softmax's sum, fp32
+    (B, NH, T), or (NH, N) for q (N, NH, HS); no gradient goes through it. Differentiable, once, in q, k and v.
+
+    Under torch.autocast q, k and v are rounded to its type first (on the CPU to fp32).
+    """
+    q, k, v = _autocast([q, k, v], torch.float32)
+    _check_attention(q, k, v, cu_seqlens, alibi_slopes)
+    scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else float(softmax_scale)
+    _require(math.isfinite(scale) and scale > 0, f"softmax_scale is {scale}: use a finite one above 0")
+    is_packed = q.dim() == 3
+    batched = [tensor.unsqueeze(0) if is_packed else tensor for tensor in (q, k, v)]
+    out, lse = _Attention.apply(*batched, alibi_slopes, cu_seqlens, causal, scale, deterministic)
+    if is_packed:
+        out, lse = out.squeeze(0), lse.squeeze(0)
+    return (out, lse) if return_lse else out
+
+
+def _check_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], slopes: Optional[Tensor]) -> None:
+    _require(q.dim() == 4 or (q.dim() == 3 and cu_seqlens is not None),
+             f"q is {tuple(q.shape)}: use (B, T, NH, HS), or packed (N, NH, HS) with cu_seqlens")
+    _require(k.shape == v.shape and k.dim() == q.dim() and k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1],
+             f"q is {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}: they may differ in the number of heads "
+             "alone, k and v not at all (self-attention: as many keys as queries)")
+    NH, HS, NKV = q.shape[-2], q.shape[-1], k.shape[-2]
+    _require(NKV >= 1 and NH >= 1 and NH % NKV == 0,
+             f"{NH} query heads are not a multiple of {NKV} key/value heads")
+    _require(q.device == k.device == v.device and q.dtype == k.dtype == v.dtype,
+             f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: use one dtype and one "
+             "device")
+    is_cpu = q.device.type == "cpu"
+    allowed = (torch.float32, torch.float64) if is_cpu else (torch.bfloat16, torch.float16, torch.float32)
+    _require(q.dtype in allowed, f"attention in {q.dtype} on {q.device.type}: use {_names(allowed)}")
+    if is_cpu:
+        _require(HS >= 2 and HS % 2 == 0 and HS <= MAX_HEAD_SIZE_CPU,
+                 f"head size {HS} on the CPU: use an even one up to {MAX_HEAD_SIZE_CPU}")
+    else:
+        _require(HS in CUDA_HEAD_SIZES, f"head size {HS} on CUDA: use one of {CUDA_HEAD_SIZES}")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        why_not = _why_not_a_view(tensor)
+        _require(why_not is None, f"{name} has strides {tensor.stride()}, {why_not}: use {name}.contiguous()")
+    if cu_seqlens is not None:
+        _require(q.dim() == 3 or q.shape[0] == 1, f"cu_seqlens with a batch of {q.shape[0]}: documents are packed into "
+                 "one row, q (N, NH, HS) or (1, N, NH, HS)")
+        _require(cu_seqlens.dtype == torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.numel() >= 2
+                 and cu_seqlens.device == q.device,
+                 f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)} on {cu_seqlens.device}: use int32 "
+                 f"(documents + 1) on {q.device}")
+    if slopes is not None:
+        _require(slopes.dtype == torch.float32 and tuple(slopes.shape) == (NH,) and slopes.device == q.device,
+                 f"alibi_slopes are {slopes.dtype} {tuple(slopes.shape)} on {slopes.device}: use float32 ({NH},), one "
+                 f"for each query head, on {q.device}")
+        _require(not slopes.requires_grad, "alibi_slopes require a gradient, and attention has none for them: use "
+                 "alibi_slopes.detach()")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return " or ".join(str(dtype).replace("torch.", "") for dtype in dtypes)
+
+
+def _why_not_a_view(tensor: Tensor) -> Optional[str]:
+    """What keeps a kernel from reading (B, T, heads, HS) or (N, heads, HS) as it lies in memory; None if nothing does."""
+    if tensor.numel() == 0:
+        return None
+    if tensor.stride(-1) != 1:
+        return "its last axis is not contiguous"
+    if tensor.element_size() == 2:
+        outer = [tensor.stride(axis) for axis in range(tensor.dim() - 1) if tensor.shape[axis] > 1]
+        if any(stride % 8 != 0 for stride in outer):
+            return "those before the last must be multiples of 8 elements"
+        if tensor.data_ptr() % 16 != 0:
+            return "its data does not begin at a multiple of 16 bytes"
+    return None
+
+
+def _documents(cu_seqlens: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
+    """int32 (N) each: the position of each token, the first token of its document, and the end of it. On the device,
+    without a wait."""
+    lengths = cu_seqlens.diff()
+    is_sound = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == N) & (lengths >= 0).all()
+    if cu_seqlens.device.type == "cpu":
+        _require(bool(is_sound), f"cu_seqlens is {cu_seqlens.tolist()}: it begins with 0, ends with the number of tokens "
+                 f"({N}) and does not decrease")
+    else:
+        torch._assert_async(is_sound, "cu_seqlens must begin with 0, end with the number of tokens and not decrease")
+    positions = torch.arange(N, device=cu_seqlens.device, dtype=torch.int32)
+    # The last of the boundaries that are not beyond a token: documents without tokens are passed over.
+    number = torch.searchsorted(cu_seqlens, positions, right=True, out_int32=True) - 1
+    return positions, cu_seqlens.index_select(0, number), cu_seqlens[1:].index_select(0, number)
+
+
+def _sequences(N: int, T: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for sequences of T tokens each."""
+    positions = torch.arange(N, device=device, dtype=torch.int32)
+    first = positions - positions % T
+    return positions, first, first + T
+
+
+def _mask(positions: Tensor, first: Tensor, end: Tensor, causal: bool) -> tuple[Tensor, ...]:
+    """The intervals of kernels/attention/attention.h: first_key, end_key, first_query, end_query."""
+    return (first, positions + 1, positions, end) if causal else (first, end, first, end)
+
+
+# How a batch becomes what a kernel takes, (tokens, heads, HS): its sequences follow each other as one packed row, or
+# stand side by side as further heads of one sequence, or are calls of their own.
+ROW, HEADS, CALLS = "row", "heads", "calls"
+
+
+def _merges(tensor: Tensor, outer: int, inner: int) -> bool:
+    """Whether two axes can be seen as one."""
+    return (tensor.shape[outer] == 1 or tensor.shape[inner] == 1
+            or tensor.stride(outer) == tensor.shape[inner] * tensor.stride(inner))
+
+
+def _fold_of(tensors: list[Tensor]) -> str:
+    if all(_merges(tensor, 0, 1) for tensor in tensors):
+        return ROW
+    return HEADS if all(_merges(tensor, 0, 2) for tensor in tensors) else CALLS
+
+
+def _folded(tensor: Tensor, fold: str) -> list[Tensor]:
+    """(B, T, heads, HS) as views (tokens, heads, HS), one for each call."""
+    B, T, H, HS = tensor.shape
+    if fold == ROW:
+        return [tensor.view(B * T, H, HS)]
+    return [tensor.transpose(0, 1).view(T, B * H, HS)] if fold == HEADS else list(tensor.unbind(0))
+
+
+def _empty(like: Tensor, fold: str) -> Tensor:
+    """Memory for (B, T, heads, HS) that folds likewise."""
+    B, T, H, HS = like.shape
+    if fold == HEADS:
+        return like.new_empty(B, H, T, HS).transpose(1, 2)
+    return like.new_empty(B, T, H, HS)
+
+
+def _fitting(gradient: Tensor, fold: str) -> Tensor:
+    """A gradient as autograd gives it (expanded, say), copied where no kernel could read it."""
+    folds = fold == CALLS or (_merges(gradient, 0, 1) if fold == ROW else _merges(gradient, 0, 2))
+    if folds and _why_not_a_view(gradient) is None:
+        return gradient
+    return _empty(gradient, fold).copy_(gradient)
+
+
+class _Attention(torch.autograd.Function):
+    """q (B, T, NH, HS), k and v (B, T, NKV, HS) -> out like q, lse (B, NH, T)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, slopes: Optional[Tensor], cu_seqlens: Optional[Tensor],
+                causal: bool, scale: float, deterministic: bool) -> tuple[Tensor, Tensor]:
+        B, T, NH, _ = q.shape
+        fold = _fold_of([q, k, v])
+        stats = torch.float64 if q.dtype == torch.float64 else torch.float32
+        out = _empty(q, fold)
+        # As the kernel writes it, (heads, tokens) for each call.
+        raw_lse = q.new_empty((B, NH, T) if fold != ROW else (NH, B * T), dtype=stats)
+        ctx.fold, ctx.scale = fold, scale
+        ctx.options = CAttentionOptions(0, 0 if deterministic else 1)
+        ctx.set_materialize_grads(False)
+        mask: tuple[Tensor, ...] = ()
+        if q.numel() > 0:
+            if slopes is not None:
+                slopes = slopes.to(stats).contiguous()
+                if fold == HEADS:
+                    slopes = slopes.repeat(B)
+            if cu_seqlens is not None:
+                mask = _mask(*_documents(cu_seqlens, B * T), causal)
+            else:
+                mask = _mask(*_sequences(B * T if fold == ROW else T, T, q.device), causal)
+            on = _On(q)
+            lses = _lse_folded(raw_lse, fold)
+            for call in zip(_folded(out, fold), lses, _folded(q, fold), _folded(k, fold), _folded(v, fold)):
+                on.run("attention_forward", CAttentionForward,
+                       dict(zip("out lse q k v".split(), call), slopes=slopes, **dict(zip(_MASK.split(), mask))),
+                       scale=scale, options=ctx.options)
+        ctx.save_for_backward(q, k, v, out, raw_lse, slopes, *mask)
+        lse = raw_lse.view(NH, B, T).transpose(0, 1) if fold == ROW else raw_lse
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Optional[Tensor], _: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+        nothing = (None,) * 5
+        if dout is None:
+            return (None, None, None) + nothing
+        q, k, v, out, raw_lse, slopes, *mask = ctx.saved_tensors
+        fold = ctx.fold
+        dq, dk, dv = (_empty(tensor, fold) for tensor in (q, k, v))
+        if q.numel() > 0:
+            dout = _fitting(dout, fold)
+            on = _On(q)
+            calls = list(zip(*[_folded(tensor, fold) for tensor in (dq, dk, dv, dout, out)], _lse_folded(raw_lse, fold),
+                             *[_folded(tensor, fold) for tensor in (q, k, v)]))
+            size = on.bytes_of("attention_backward_workspace", _view(calls[0][6]), ctx.options)
+            workspace = torch.empty(size, dtype=torch.uint8, device=q.device) if size > 0 else None
+            for call in calls:
+                on.run("attention_backward", CAttentionBackward,
+                       dict(zip("dq dk dv dout out lse q k v".split(), call), slopes=slopes,
+                            **dict(zip(_MASK.split(), mask)), workspace=workspace),
+                       scale=ctx.scale, options=ctx.options)
+        return (dq, dk, dv) + nothing
+
+
+def _lse_folded(raw_lse: Tensor, fold: str) -> list[Tensor]:
+    if fold == ROW:
+        return [raw_lse]
+    return [raw_lse.flatten(0, 1)] if fold == HEADS else list(raw_lse.unbind(0))
