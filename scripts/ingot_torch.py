@@ -378,3 +378,234 @@ def _lse_folded(raw_lse: Tensor, fold: str) -> list[Tensor]:
     if fold == ROW:
         return [raw_lse]
     return [raw_lse.flatten(0, 1)] if fold == HEADS else list(raw_lse.unbind(0))
+
+
+# ---- xFormers ----
+
+# Names of its masks (xformers.ops.fmha.attn_bias) -> causal. A class that is derived from one of them may mean another
+# mask, so that names must match exactly. "From bottom right" is the same where there are as many keys as queries.
+_WHOLE_MASKS = {"LowerTriangularMask": True, "LowerTriangularFromBottomRightMask": True,
+                "LowerTriangularMaskWithTensorBias": True}
+_BLOCK_MASKS = {"BlockDiagonalMask": False, "BlockDiagonalCausalMask": True,
+                "BlockDiagonalCausalFromBottomRightMask": True}
+
+
+def from_xformers(bias: Any) -> dict[str, Any]:
+    """What xFormers calls attn_bias, as keyword arguments of attention(); xFormers itself is not needed.
+
+    Taken: None (no mask); the classes named above; a LowerTriangularMaskWithTensorBias, if its bias is ALiBi's,
+    -slope[h] * (i - j) for j <= i, in (NH, T, T) or (B, NH, T, T), the same for all sequences of the batch: to see
+    that, the tensor is read once, which waits for the device. Others are refused, windows and padded keys among them,
+    and documents that have not as many keys as queries.
+
+    Shapes are the same on both sides: q (1, N, NH, HS) with block-diagonal masks, (B, T, NH, HS) with the others. Where
+    xFormers takes a fifth axis for groups, (B, T, NKV, G, HS), flatten it: q.flatten(2, 3), and give k and v their NKV
+    heads once.
+    """
+    if bias is None:
+        return {"causal": False}
+    name = type(bias).__name__
+    if name in _BLOCK_MASKS:
+        starts, keys = bias.q_seqinfo, bias.k_seqinfo
+        _require(starts is keys or starts.seqstart is keys.seqstart or torch.equal(starts.seqstart, keys.seqstart),
+                 f"{name} with documents that have not as many keys as queries: attention() is self-attention")
+        return {"cu_seqlens": starts.seqstart.to(torch.int32), "causal": _BLOCK_MASKS[name]}
+    if name not in _WHOLE_MASKS:
+        kind = "a tensor as a bias" if isinstance(bias, Tensor) and name == "Tensor" else name
+        raise ValueError(f"from_xformers() does not take {kind}: use None, " + ", ".join([*_WHOLE_MASKS, *_BLOCK_MASKS]))
+    arguments: dict[str, Any] = {"causal": True}
+    if name == "LowerTriangularMaskWithTensorBias":
+        # xFormers has called it by both names.
+        tensor = getattr(bias, "_bias", None)
+        arguments["alibi_slopes"] = _slopes_of(getattr(bias, "_subtensor") if tensor is None else tensor)
+    return arguments
+
+
+def _slopes_of(bias: Tensor) -> Tensor:
+    """fp32 (NH): ALiBi's slopes from a bias (NH, T, T) or (B, NH, T, T), whose lower triangle must be made of them."""
+    what = "the bias of a LowerTriangularMaskWithTensorBias"
+    _require(bias.dim() in (3, 4) and bias.shape[-1] == bias.shape[-2] >= 2,
+             f"{what} is {tuple(bias.shape)}: use (NH, T, T) or (B, NH, T, T), T at least 2")
+    _require(not bias.requires_grad, f"{what} requires a gradient, and attention() has none for it")
+    heads = bias.detach().reshape(-1, *bias.shape[-3:])  # (B, NH, T, T)
+    T = heads.shape[-1]
+    # The longest distance tells the slope best where the bias was rounded.
+    slopes = heads[0, :, -1, 0].double() / -(T - 1)
+    positions = torch.arange(T, device=bias.device)
+    distance = (positions[:, None] - positions).clamp(min=0).double()
+    expected = (-slopes[:, None, None] * distance).expand_as(heads)
+    # Rounded once by whoever made it, or twice (the slope before the product).
+    tolerance = 2 * torch.finfo(bias.dtype).eps
+    is_alibi = ((heads.double() - expected).abs() <= tolerance * expected.abs()).logical_or(positions > positions[:, None])
+    _require(bool(is_alibi.all()), f"{what} is not ALiBi's, -slope[h] * (i - j) for j <= i: attention() has no other bias")
+    return slopes.float()
+
+
+# ---- The other ops ----
+
+CRmsNormForward = _arguments("CRmsNormForward", "out rstd x weight", ("eps", ctypes.c_double))
+CRmsNormBackward = _arguments("CRmsNormBackward", "dx dweight dout x rstd weight dresidual workspace")
+CSwigluForward = _arguments("CSwigluForward", "out gate_up")
+CSwigluBackward = _arguments("CSwigluBackward", "dgate_up dout gate_up")
+CCrossEntropy = _arguments("CCrossEntropy", "logits losses targets", ("vocab_size", ctypes.c_int64),
+                           ("z_loss", ctypes.c_double), ("step", ctypes.c_void_p), ("write_gradient", ctypes.c_int32),
+                           ("reserved", ctypes.c_int32))
+
+
+def _check_dtype(op: str, tensor: Tensor) -> None:
+    is_cpu = tensor.device.type == "cpu"
+    allowed = (torch.float32, torch.float64) if is_cpu else (torch.bfloat16, torch.float16, torch.float32)
+    _require(tensor.dtype in allowed, f"{op} in {tensor.dtype} on {tensor.device.type}: use {_names(allowed)}")
+
+
+def _stats_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (torch.nn.functional.rms_norm; Zhang and Sennrich 2019).
+
+    x: (..., C), contiguous, or (N, H, C) with any strides and a contiguous last axis, such as the heads of q; weight:
+    (C), x's dtype. bf16, fp16 and fp32, on the CPU fp32 and fp64; sums in fp32, rounded once. Differentiable, once, in
+    both. Under torch.autocast weight is rounded to x's type.
+    """
+    _check_dtype("rms_norm", x)
+    if torch.is_autocast_enabled(x.device.type):
+        weight = weight.to(x.dtype)
+    _require(x.dim() >= 1 and tuple(weight.shape) == x.shape[-1:] and weight.dtype == x.dtype
+             and weight.device == x.device and weight.is_contiguous(),
+             f"x is {x.dtype} {tuple(x.shape)} on {x.device}, weight {weight.dtype} {tuple(weight.shape)} on "
+             f"{weight.device}: weight is contiguous, ({x.shape[-1] if x.dim() else 1},), of x's dtype and device")
+    if x.dim() != 3 or x.is_contiguous():
+        _require(x.is_contiguous(), f"x is {tuple(x.shape)} with strides {x.stride()}: use x.contiguous()")
+        return _RmsNorm.apply(x.view(-1, x.shape[-1]), weight, eps).view(x.shape)
+    _require(x.stride(-1) == 1, f"x has strides {x.stride()}, its last axis is not contiguous: use x.contiguous()")
+    return _RmsNorm.apply(x, weight, eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x (N, C) or (N, H, C), weight (C)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=_stats_dtype(x))
+        if x.numel() > 0:
+            _On(x).run("rmsnorm_forward", CRmsNormForward, {"out": out, "rstd": rstd, "x": x, "weight": weight}, eps=eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Optional[Tensor], ...]:
+        x, weight, rstd = ctx.saved_tensors
+        dx, dweight = x.new_empty(x.shape), torch.zeros_like(weight, dtype=_stats_dtype(x))
+        if x.numel() > 0:
+            on = _On(x)
+            workspace = torch.empty(on.bytes_of("rmsnorm_backward_workspace", _view(x)), dtype=torch.uint8,
+                                    device=x.device)
+            on.run("rmsnorm_backward", CRmsNormBackward,
+                   {"dx": dx, "dweight": dweight, "dout": dout.contiguous(), "x": x, "rstd": rstd, "weight": weight,
+                    "workspace": workspace})
+        return dx, dweight.to(weight.dtype), None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020). gate_up: (..., 2F), contiguous, the F gates before the F ups; returns (..., F).
+
+    bf16, fp16 and fp32, on the CPU fp32 and fp64; computed in fp32, rounded once. Differentiable, once.
+    """
+    _check_dtype("swiglu", gate_up)
+    _require(gate_up.dim() >= 1 and gate_up.shape[-1] % 2 == 0 and gate_up.shape[-1] > 0,
+             f"gate_up is {tuple(gate_up.shape)}: use (..., 2F)")
+    _require(gate_up.is_contiguous(), f"gate_up has strides {gate_up.stride()}: use gate_up.contiguous()")
+    shape = gate_up.shape
+    return _Swiglu.apply(gate_up.view(-1, shape[-1])).view(*shape[:-1], shape[-1] // 2)
+
+
+class _Swiglu(torch.autograd.Function):
+    """gate_up (N, 2F)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+        if out.numel() > 0:
+            _On(gate_up).run("swiglu_forward", CSwigluForward, {"out": out, "gate_up": gate_up})
+        ctx.save_for_backward(gate_up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        dgate_up = torch.empty_like(gate_up)
+        if dout.numel() > 0:
+            _On(gate_up).run("swiglu_backward", CSwigluBackward,
+                             {"dgate_up": dgate_up, "dout": dout.contiguous(), "gate_up": gate_up})
+        return dgate_up
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean",
+                  z_loss: float = 0.0) -> Tensor:
+    """-log softmax(logits)[target], as torch.nn.functional.cross_entropy with class indices; differentiable in logits.
+
+    logits: (N, V), contiguous; targets: (N), int32 or int64, in [0, V) or ignore_index; one outside stops a GPU with a
+    CUDA error, for no host waits for them. reduction: "mean" over the targets that are not ignored (NaN if there are
+    none), "sum", or "none" for (N), 0 where ignored. The result is fp32 (fp64 for fp64 logits), computed in fp32.
+    z_loss: z adds z * log(sum of e^logits)^2 of each token to what is differentiated (PaLM, Chowdhery et al. 2022),
+    not to the result.
+
+    Memory: the logits are kept, and backward makes their gradient, rounded once to their dtype ("none": twice).
+    bf16, fp16 and fp32, on the CPU fp32 and fp64.
+    """
+    _check_dtype("cross_entropy", logits)
+    _require(logits.dim() == 2 and logits.shape[1] > 0 and tuple(targets.shape) == logits.shape[:1]
+             and targets.device == logits.device,
+             f"logits are {tuple(logits.shape)} on {logits.device}, targets {tuple(targets.shape)} on {targets.device}: "
+             "use (N, V) and (N), with logits.flatten(0, -2) and targets.flatten()")
+    _require(logits.is_contiguous(), f"logits have strides {logits.stride()}: use logits.contiguous()")
+    _require(targets.dtype in (torch.int32, torch.int64), f"targets are {targets.dtype}: use int64 or int32 indices")
+    _require(reduction in ("mean", "sum", "none"), f'reduction is {reduction!r}: use "mean", "sum" or "none"')
+    _require(math.isfinite(z_loss) and z_loss >= 0, f"z_loss is {z_loss}: use a finite one, not negative")
+    # -1 is what the kernel ignores; whatever else lies outside [0, V) must stay outside it, in 32 bits too.
+    V = logits.shape[1]
+    kernel_targets = targets.masked_fill(targets < 0, -2).clamp(max=V).masked_fill(targets == ignore_index, -1).int()
+    return _CrossEntropy.apply(logits, kernel_targets, reduction, z_loss)
+
+
+# Where state.loss_scale, a double, lies in an ingot_step_block, and the size of the block: both counted in doubles.
+LOSS_SCALE_AT, STEP_BLOCK_SIZE = 11, 19
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """logits (N, V), targets (N) int32, -1 where ignored."""
+
+    @staticmethod
+    def _run(logits: Tensor, losses: Tensor, targets: Tensor, z_loss: float, block: Optional[Tensor]) -> None:
+        _On(logits).run("cross_entropy", CCrossEntropy, {"logits": logits, "losses": losses, "targets": targets},
+                        vocab_size=logits.shape[1], z_loss=z_loss, step=None if block is None else block.data_ptr(),
+                        write_gradient=0 if block is None else 1)
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, reduction: str, z_loss: float) -> Tensor:
+        losses = logits.new_empty(logits.shape[0], dtype=_stats_dtype(logits))
+        if logits.numel() > 0:
+            _CrossEntropy._run(logits, losses, targets, z_loss, None)
+        ctx.reduction, ctx.z_loss = reduction, z_loss
+        count = (targets >= 0).sum() if reduction == "mean" else None
+        ctx.save_for_backward(logits, targets, count)
+        return losses if reduction == "none" else losses.sum() if count is None else losses.sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Optional[Tensor], ...]:
+        logits, targets, count = ctx.saved_tensors
+        dlogits = logits.clone()
+        if logits.numel() > 0:
+            # The kernel multiplies by the loss scale, which it reads on the device: here it is the gradient of a token.
+            block = torch.zeros(STEP_BLOCK_SIZE, dtype=torch.float64, device=logits.device)
+            block[LOSS_SCALE_AT] = 1 if ctx.reduction == "none" else dloss if count is None else dloss / count
+            losses = logits.new_empty(logits.shape[0], dtype=_stats_dtype(logits))
+            _CrossEntropy._run(dlogits, losses, targets, ctx.z_loss, block)
+            if ctx.reduction == "none":
+                dlogits *= dloss.unsqueeze(1)
+        return dlogits, None, None, None
