@@ -15,7 +15,7 @@ fp16 on tensor cores, fp32 on plain kernels that are meant for debugging. Tensor
 in fp32 and fp64. What cannot be done is refused with a ValueError that says what can; nothing is copied or converted
 behind the caller's back, but under torch.autocast, as said below. A fault of CUDA is a RuntimeError.
 
-Kernels know nothing of torch.compile: it calls these functions as they are, between the graphs that it makes.
+torch.compile calls these functions as they are, between the graphs that it makes.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def _autocast(tensors: list[Tensor], cpu_dtype: torch.dtype) -> list[Tensor]:
 
 # ---- Attention ----
 
+@torch._disable_dynamo
 def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] = None,
               alibi_slopes: Optional[Tensor] = None, causal: bool = True, softmax_scale: Optional[float] = None,
               deterministic: bool = True, return_lse: bool = False) -> Union[Tensor, tuple[Tensor, Tensor]]:
@@ -462,6 +463,7 @@ def _stats_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+@torch._disable_dynamo
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (torch.nn.functional.rms_norm; Zhang and Sennrich 2019).
 
@@ -509,6 +511,7 @@ class _RmsNorm(torch.autograd.Function):
         return dx, dweight.to(weight.dtype), None
 
 
+@torch._disable_dynamo
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020). gate_up: (..., 2F), contiguous, the F gates before the F ups; returns (..., F).
 
@@ -544,6 +547,7 @@ class _Swiglu(torch.autograd.Function):
         return dgate_up
 
 
+@torch._disable_dynamo
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean",
                   z_loss: float = 0.0) -> Tensor:
     """-log softmax(logits)[target], as torch.nn.functional.cross_entropy with class indices; differentiable in logits.

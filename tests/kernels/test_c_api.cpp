@@ -76,11 +76,14 @@ void expect_done(int status) {
 // A case runs on memory of its own, through C or not, and returns what it wrote.
 using Case = std::function<Values(const Device& device, DType dtype, bool through_c)>;
 
-void expect_the_same_bits(const Case& run) {
-    std::vector<std::pair<Device, DType>> places = {{Device::cpu(), DType::f32}, {Device::cpu(), DType::f64}};
-    std::string why;
-    if (const auto gpu = cuda_device(&why))
-        for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) places.emplace_back(*gpu, dtype);
+void expect_the_same_bits(DeviceKind kind, const Case& run) {
+    std::vector<std::pair<Device, DType>> places;
+    if (kind == DeviceKind::cpu) {
+        places = {{Device::cpu(), DType::f32}, {Device::cpu(), DType::f64}};
+    } else {
+        INGOT_CUDA_OR_SKIP(gpu);
+        for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) places.emplace_back(gpu, dtype);
+    }
     for (const auto& [device, dtype] : places) {
         SCOPED_TRACE(join(device.name(), " ", name_of(dtype)));
         const Values expected = run(device, dtype, false), actual = run(device, dtype, true);
@@ -116,16 +119,23 @@ class Block {
     StepBlock host_;
 };
 
+class CApiOn : public testing::TestWithParam<DeviceKind> {};
+INSTANTIATE_TEST_SUITE_P(, CApiOn, testing::Values(DeviceKind::cpu, DeviceKind::cuda),
+                         [](const auto& info) { return info.param == DeviceKind::cpu ? "Cpu" : "Cuda"; });
+
 }  // namespace
 
 TEST(CApi, CanBeCalledFromC) {
     EXPECT_EQ(call_from_c(), 0) << "the line in tests/kernels/c_api_caller.c";
     EXPECT_EQ(ingot_has_cuda(), INGOT_HAS_CUDA);
+    double slopes[6];
+    expect_done(ingot_alibi_slopes(6, slopes));
+    EXPECT_EQ(std::vector<double>(slopes, slopes + 6), alibi_slopes(6));
 }
 
-TEST(CApi, Attention) {
+TEST_P(CApiOn, Attention) {
     const int64_t N = 150, NH = 4, NKV = 2, HS = 32;
-    expect_the_same_bits([&](const Device& device, DType dtype, bool through_c) -> Values {
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
         const DType stats = accumulation_dtype(dtype);
         const Device cpu = Device::cpu();
         // The views of a fused buffer have strides, and each gradient another shape or place.
@@ -187,9 +197,9 @@ TEST(CApi, Attention) {
     });
 }
 
-TEST(CApi, Decode) {
+TEST_P(CApiOn, Decode) {
     const int64_t S = 70, NH = 4, NKV = 2, HS = 32;
-    expect_the_same_bits([&](const Device& device, DType dtype, bool through_c) -> Values {
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
         const DType stats = accumulation_dtype(dtype);
         const Buffer k(device, dtype, {S, NKV, HS}, rounded(normals(S * NKV * HS, 1), dtype)),
             v(device, dtype, {S, NKV, HS}, rounded(normals(S * NKV * HS, 2), dtype)),
@@ -211,14 +221,11 @@ TEST(CApi, Decode) {
         expect_done(ingot_attention_decode(&d, &decode));
         return {out.values(), cache_k.values(), cache_v.values()};
     });
-    double slopes[6];
-    expect_done(ingot_alibi_slopes(6, slopes));
-    EXPECT_EQ(std::vector<double>(slopes, slopes + 6), alibi_slopes(6));
 }
 
-TEST(CApi, RmsNorm) {
+TEST_P(CApiOn, RmsNorm) {
     const int64_t N = 9, C = 40;
-    expect_the_same_bits([&](const Device& device, DType dtype, bool through_c) -> Values {
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
         const DType stats = accumulation_dtype(dtype);
         const auto random = [&](uint64_t seed) { return rounded(normals(N * C, seed), dtype); };
         const Buffer x(device, dtype, {N, C}, random(1)), branch(device, dtype, {N, C}, random(2)),
@@ -267,9 +274,9 @@ TEST(CApi, RmsNorm) {
     });
 }
 
-TEST(CApi, SwigluAndRope) {
+TEST_P(CApiOn, SwigluAndRope) {
     const int64_t N = 7, F = 24, H = 3, HS = 8;
-    expect_the_same_bits([&](const Device& device, DType dtype, bool through_c) -> Values {
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
         const DType stats = accumulation_dtype(dtype);
         const Buffer gate_up(device, dtype, {N, 2 * F}, rounded(normals(N * 2 * F, 1), dtype)),
             dout(device, dtype, {N, F}, rounded(normals(N * F, 2), dtype)), out(device, dtype, {N, F}),
@@ -308,9 +315,9 @@ TEST(CApi, SwigluAndRope) {
     });
 }
 
-TEST(CApi, Step) {
+TEST_P(CApiOn, Step) {
     const int64_t N = 6, V = 30, VP = 32, n = 200;
-    expect_the_same_bits([&](const Device& device, DType dtype, bool through_c) -> Values {
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
         const DType stats = accumulation_dtype(dtype);
         const StepSettings settings = {
             .lr = 0.1, .beta1 = 0.8, .beta2 = 0.7, .eps = 1e-3, .weight_decay = 0.2, .grad_clip = 0.5};
@@ -388,9 +395,9 @@ TEST(CApi, Step) {
     });
 }
 
-TEST(CApi, EmbeddingAndFill) {
+TEST_P(CApiOn, EmbeddingAndFill) {
     const int64_t N = 9, V = 12, C = 24;
-    expect_the_same_bits([&](const Device& device, DType dtype, bool through_c) -> Values {
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
         const DType stats = accumulation_dtype(dtype);
         const Buffer weight(device, dtype, {V, C}, rounded(normals(V * C, 1), dtype)), out(device, dtype, {N, C}),
             tokens(device, DType::i32, {N}, {3, 0, 11, 3, 3, 1, 0, 5, 3}),

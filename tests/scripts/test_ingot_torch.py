@@ -19,6 +19,7 @@ import pathlib
 import subprocess
 import sys
 import unittest
+import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -255,6 +256,17 @@ class Attention(TorchCase):
         self.assertEqual((q.grad.dtype, narrow.dtype), (torch.float32, out.dtype))
         rounded = q.to(out.dtype)
         self.assertTrue(torch.equal(out, ingot_torch.attention(rounded, rounded, rounded)))
+
+    def test_under_torch_compile(self):
+        def work(q):
+            return ingot_torch.attention(q * 2, q, q) + ingot_torch.swiglu(torch.cat([q, q], -1))
+
+        q = torch.randn(1, 20, 2, 64, device=DEVICE).to(SHORT).requires_grad_()
+        compiled = torch.compile(work, backend="eager")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Dynamo does not know")
+            self.assert_same([compiled(q), *torch.autograd.grad(compiled(q).sum(), q)],
+                             [work(q), *torch.autograd.grad(work(q).sum(), q)])
 
     @unittest.skipUnless(HAS_TORCH and HAS_GPU, "no GPU")
     def test_no_wait_and_a_graph(self):
