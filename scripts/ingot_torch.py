@@ -9,140 +9,34 @@
     y = ingot_torch.swiglu(gate_up)
     loss = ingot_torch.cross_entropy(logits, targets)
 
-Nothing is compiled: it needs PyTorch 2.4 or later, and libingot.so, which the build leaves in the repository root (or
-wherever INGOT_LIBRARY says). Tensors on a GPU run on it, on the current stream, without a wait for the device: bf16 and
-fp16 on tensor cores, fp32 on plain kernels that are meant for debugging. Tensors on the CPU run on Ingot's CPU device,
-in fp32 and fp64. What cannot be done is refused with a ValueError that says what can; nothing is copied or converted
-behind the caller's back, but under torch.autocast, as said below. A fault of CUDA is a RuntimeError.
+Nothing is compiled: it needs PyTorch 2.4 or later, ingot_library.py beside it, and libingot.so, which the build leaves
+in the repository root (or wherever INGOT_LIBRARY says). Tensors on a GPU run on it, on the current stream, without a
+wait for the device: bf16 and fp16 on tensor cores, fp32 on plain kernels that are meant for debugging. Tensors on the
+CPU run on Ingot's CPU device, in fp32 and fp64. What cannot be done is refused with a ValueError that says what can;
+nothing is copied or converted behind the caller's back, but under torch.autocast, as said below. A fault of CUDA is a
+RuntimeError.
 
 torch.compile calls these functions as they are, between the graphs that it makes.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-import os
-import pathlib
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ABI_VERSION = 1  # INGOT_ABI_VERSION of kernels/c_api.h
-MAX_HEAD_SIZE_CPU = 256
+from ingot_library import (CAttentionBackward, CAttentionForward, CAttentionOptions, CCrossEntropy, CRmsNormBackward,
+                           CRmsNormForward, CSwigluBackward, CSwigluForward, MASK, On, require, view)
+
 CUDA_HEAD_SIZES = (32, 64, 96, 128)
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-# ---- The structs of kernels/c_api.h ----
-
-# ingot_dtype
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int32: 4, torch.uint8: 5}
-_Axes = ctypes.c_int64 * 4
-
-
-class CTensor(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("ndim", ctypes.c_int32), ("shape", _Axes),
-                ("strides", _Axes)]
-
-
-class CDevice(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint64), ("kind", ctypes.c_int32), ("index", ctypes.c_int32),
-                ("stream", ctypes.c_void_p)]
-
-
-class CAttentionOptions(ctypes.Structure):
-    _fields_ = [("kernel", ctypes.c_int32), ("any_order", ctypes.c_int32)]
-
-
-def _arguments(name: str, tensors: str, *rest: tuple[str, Any]) -> type[ctypes.Structure]:
-    """A struct of arguments: struct_size, `tensors` (names, in order), and what follows them."""
-    fields = [("struct_size", ctypes.c_uint64)] + [(tensor, CTensor) for tensor in tensors.split()] + list(rest)
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-_MASK = "first_key end_key first_query end_query"
-CAttentionForward = _arguments("CAttentionForward", f"out lse q k v slopes {_MASK}", ("scale", ctypes.c_double),
-                               ("options", CAttentionOptions))
-CAttentionBackward = _arguments("CAttentionBackward", f"dq dk dv dout out lse q k v slopes {_MASK}",
-                                ("scale", ctypes.c_double), ("options", CAttentionOptions), ("workspace", CTensor))
-
-
-# ---- The library ----
-
-@functools.lru_cache(maxsize=None)
-def library() -> ctypes.CDLL:
-    """libingot.so, loaded once. RuntimeError where there is none, or one of another version."""
-    path = pathlib.Path(os.environ.get("INGOT_LIBRARY") or ROOT / "libingot.so")
-    if not path.is_file():
-        raise RuntimeError(f"{path} does not exist: build it (cmake --preset release && cmake --build --preset release) "
-                           "or name it by INGOT_LIBRARY")
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise RuntimeError(f"{path} cannot be loaded: {error}") from error
-    loaded.ingot_last_error.restype = ctypes.c_char_p
-    version = loaded.ingot_abi_version()
-    if version != ABI_VERSION:
-        raise RuntimeError(f"{path} speaks version {version} of the ABI, this file version {ABI_VERSION}: build both "
-                           "from the same sources")
-    return loaded
-
-
-def _call(function: str, *arguments: Any) -> None:
-    loaded = library()
-    status = getattr(loaded, f"ingot_{function}")(*arguments)
-    if status != 0:
-        message = loaded.ingot_last_error().decode()
-        raise (ValueError if status == 2 else RuntimeError)(message)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-class _On:
-    """The device of a call: where `tensor` lies, and the current stream there."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        device = tensor.device
-        if device.type == "cuda":
-            _require(library().ingot_has_cuda() == 1, "libingot.so was built without CUDA, and the tensors lie on a GPU: "
-                     "build it with -DINGOT_CUDA=ON")
-            index = torch.cuda.current_device() if device.index is None else device.index
-            stream = torch.cuda.current_stream(device).cuda_stream
-            self.device = CDevice(ctypes.sizeof(CDevice), 1, index, stream)
-        else:
-            _require(device.type == "cpu", f"tensors on {device.type}: Ingot's kernels run on CUDA and on the CPU")
-            self.device = CDevice(ctypes.sizeof(CDevice), 0, 0, None)
-
-    def run(self, op: str, struct: type[ctypes.Structure], tensors: dict[str, Optional[Tensor]], **rest: Any) -> None:
-        arguments = struct(struct_size=ctypes.sizeof(struct), **{name: _view(t) for name, t in tensors.items()}, **rest)
-        _call(op, ctypes.byref(self.device), ctypes.byref(arguments))
-
-    def bytes_of(self, question: str, *arguments: Any) -> int:
-        answer = ctypes.c_uint64()
-        _call(question, ctypes.byref(self.device), *[ctypes.byref(argument) for argument in arguments],
-              ctypes.byref(answer))
-        return answer.value
-
-
-def _view(tensor: Optional[Tensor]) -> CTensor:
-    if tensor is None:
-        return CTensor()
-    shape, strides = list(tensor.shape), list(tensor.stride())
-    # The stride of an axis of one element says nothing, and PyTorch leaves anything there.
-    for axis in reversed(range(len(shape))):
-        if shape[axis] == 1:
-            strides[axis] = strides[axis + 1] * shape[axis + 1] if axis + 1 < len(shape) else 1
-    return CTensor(tensor.data_ptr(), DTYPES[tensor.dtype], len(shape), _Axes(*shape), _Axes(*strides))
+MAX_HEAD_SIZE_CPU = 256
 
 
 def _autocast(tensors: list[Tensor], cpu_dtype: torch.dtype) -> list[Tensor]:
-    """Under torch.autocast: what the region's type is on a GPU; on the CPU `cpu_dtype`, since 16-bit types do not run."""
+    """Under torch.autocast: its type on a GPU; on the CPU `cpu_dtype`, since 16-bit types do not run there."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
@@ -158,15 +52,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] =
               deterministic: bool = True, return_lse: bool = False) -> Union[Tensor, tuple[Tensor, Tensor]]:
     """softmax(softmax_scale * q k^T - slope |i - j|) v within each sequence or document, for grouped queries.
 
-    q: (B, T, NH, HS), k and v: (B, T, NKV, HS), NH a multiple of NKV; or packed documents: q (N, NH, HS), k and v
-    (N, NKV, HS), or the same with B = 1, with `cu_seqlens`, int32 (documents + 1) on the same device: document d is
+    q: (B, T, NH, HS), k and v: (B, T, NKV, HS), NH a multiple of NKV; or packed documents: q (N, NH, HS), k and v (N,
+    NKV, HS), or the same with B = 1, with `cu_seqlens`, int32 (documents + 1) on the same device: document d is
     tokens [cu_seqlens[d], cu_seqlens[d + 1]). They begin with 0, end with N and do not decrease; empty documents are
     allowed. A GPU that finds them otherwise stops with a device-side assertion: no host waits for them.
 
     dtypes: bf16 or fp16 on tensor cores; fp32 by a plain kernel, for debugging; on the CPU fp32 and fp64. Head sizes:
-    32, 64, 96 and 128; on the CPU every even one up to 256. Strides: any, with a contiguous last axis; in bf16 and fp16
-    all others are multiples of 8 elements, and data begins at multiples of 16 bytes. Where the sequences of a batch
-    neither follow each other nor stand as further heads in all of q, k and v, each is a call of its own.
+    32, 64, 96 and 128; on the CPU every even one up to 256. Strides: any, with a contiguous last axis; in bf16 and
+    fp16 all others are multiples of 8 elements, and data begins at multiples of 16 bytes. Where the sequences of a
+    batch neither follow each other nor stand as further heads in all of q, k and v, each is a call of its own.
 
     alibi_slopes: fp32 (NH), positive (Press et al. 2022). softmax_scale: 1 / sqrt(HS) unless given. causal: a token
     sees itself and what is before it. deterministic: the same bits every time, forward and backward; else dq is summed
@@ -180,7 +74,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] =
     q, k, v = _autocast([q, k, v], torch.float32)
     _check_attention(q, k, v, cu_seqlens, alibi_slopes)
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else float(softmax_scale)
-    _require(math.isfinite(scale) and scale > 0, f"softmax_scale is {scale}: use a finite one above 0")
+    require(math.isfinite(scale) and scale > 0, f"softmax_scale is {scale}: use a finite one above 0")
     is_packed = q.dim() == 3
     batched = [tensor.unsqueeze(0) if is_packed else tensor for tensor in (q, k, v)]
     out, lse = _Attention.apply(*batched, alibi_slopes, cu_seqlens, causal, scale, deterministic)
@@ -190,41 +84,41 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] =
 
 
 def _check_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], slopes: Optional[Tensor]) -> None:
-    _require(q.dim() == 4 or (q.dim() == 3 and cu_seqlens is not None),
-             f"q is {tuple(q.shape)}: use (B, T, NH, HS), or packed (N, NH, HS) with cu_seqlens")
-    _require(k.shape == v.shape and k.dim() == q.dim() and k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1],
-             f"q is {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}: they may differ in the number of heads "
-             "alone, k and v not at all (self-attention: as many keys as queries)")
+    require(q.dim() == 4 or (q.dim() == 3 and cu_seqlens is not None),
+            f"q is {tuple(q.shape)}: use (B, T, NH, HS), or packed (N, NH, HS) with cu_seqlens")
+    require(k.shape == v.shape and k.dim() == q.dim() and k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1],
+            f"q is {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}: they may differ in the number of "
+            "heads alone, k and v not at all (self-attention: as many keys as queries)")
     NH, HS, NKV = q.shape[-2], q.shape[-1], k.shape[-2]
-    _require(NKV >= 1 and NH >= 1 and NH % NKV == 0,
-             f"{NH} query heads are not a multiple of {NKV} key/value heads")
-    _require(q.device == k.device == v.device and q.dtype == k.dtype == v.dtype,
-             f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: use one dtype and one "
-             "device")
+    require(NKV >= 1 and NH >= 1 and NH % NKV == 0,
+            f"{NH} query heads are not a multiple of {NKV} key/value heads")
+    require(q.device == k.device == v.device and q.dtype == k.dtype == v.dtype,
+            f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: use one dtype and "
+            "one device")
     is_cpu = q.device.type == "cpu"
     allowed = (torch.float32, torch.float64) if is_cpu else (torch.bfloat16, torch.float16, torch.float32)
-    _require(q.dtype in allowed, f"attention in {q.dtype} on {q.device.type}: use {_names(allowed)}")
+    require(q.dtype in allowed, f"attention in {q.dtype} on {q.device.type}: use {_names(allowed)}")
     if is_cpu:
-        _require(HS >= 2 and HS % 2 == 0 and HS <= MAX_HEAD_SIZE_CPU,
-                 f"head size {HS} on the CPU: use an even one up to {MAX_HEAD_SIZE_CPU}")
+        require(HS >= 2 and HS % 2 == 0 and HS <= MAX_HEAD_SIZE_CPU,
+                f"head size {HS} on the CPU: use an even one up to {MAX_HEAD_SIZE_CPU}")
     else:
-        _require(HS in CUDA_HEAD_SIZES, f"head size {HS} on CUDA: use one of {CUDA_HEAD_SIZES}")
+        require(HS in CUDA_HEAD_SIZES, f"head size {HS} on CUDA: use one of {CUDA_HEAD_SIZES}")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         why_not = _why_not_a_view(tensor)
-        _require(why_not is None, f"{name} has strides {tensor.stride()}, {why_not}: use {name}.contiguous()")
+        require(why_not is None, f"{name} has strides {tensor.stride()}, {why_not}: use {name}.contiguous()")
     if cu_seqlens is not None:
-        _require(q.dim() == 3 or q.shape[0] == 1, f"cu_seqlens with a batch of {q.shape[0]}: documents are packed into "
-                 "one row, q (N, NH, HS) or (1, N, NH, HS)")
-        _require(cu_seqlens.dtype == torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.numel() >= 2
-                 and cu_seqlens.device == q.device,
-                 f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)} on {cu_seqlens.device}: use int32 "
-                 f"(documents + 1) on {q.device}")
+        require(q.dim() == 3 or q.shape[0] == 1, f"cu_seqlens with a batch of {q.shape[0]}: documents are packed into "
+                "one row, q (N, NH, HS) or (1, N, NH, HS)")
+        require(cu_seqlens.dtype == torch.int32 and cu_seqlens.dim() == 1 and cu_seqlens.numel() >= 2
+                and cu_seqlens.device == q.device,
+                f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)} on {cu_seqlens.device}: use int32 "
+                f"(documents + 1) on {q.device}")
     if slopes is not None:
-        _require(slopes.dtype == torch.float32 and tuple(slopes.shape) == (NH,) and slopes.device == q.device,
-                 f"alibi_slopes are {slopes.dtype} {tuple(slopes.shape)} on {slopes.device}: use float32 ({NH},), one "
-                 f"for each query head, on {q.device}")
-        _require(not slopes.requires_grad, "alibi_slopes require a gradient, and attention has none for them: use "
-                 "alibi_slopes.detach()")
+        require(slopes.dtype == torch.float32 and tuple(slopes.shape) == (NH,) and slopes.device == q.device,
+                f"alibi_slopes are {slopes.dtype} {tuple(slopes.shape)} on {slopes.device}: use float32 ({NH},), one "
+                f"for each query head, on {q.device}")
+        require(not slopes.requires_grad, "alibi_slopes require a gradient, and attention has none for them: use "
+                "alibi_slopes.detach()")
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -232,7 +126,7 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def _why_not_a_view(tensor: Tensor) -> Optional[str]:
-    """What keeps a kernel from reading (B, T, heads, HS) or (N, heads, HS) as it lies in memory; None if nothing does."""
+    """What keeps a kernel from reading (B, T, heads, HS) or (N, heads, HS) in place; None if nothing does."""
     if tensor.numel() == 0:
         return None
     if tensor.stride(-1) != 1:
@@ -252,8 +146,8 @@ def _documents(cu_seqlens: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
     lengths = cu_seqlens.diff()
     is_sound = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == N) & (lengths >= 0).all()
     if cu_seqlens.device.type == "cpu":
-        _require(bool(is_sound), f"cu_seqlens is {cu_seqlens.tolist()}: it begins with 0, ends with the number of tokens "
-                 f"({N}) and does not decrease")
+        require(bool(is_sound), f"cu_seqlens is {cu_seqlens.tolist()}: it begins with 0, ends with the number of "
+                f"tokens ({N}) and does not decrease")
     else:
         torch._assert_async(is_sound, "cu_seqlens must begin with 0, end with the number of tokens and not decrease")
     positions = torch.arange(N, device=cu_seqlens.device, dtype=torch.int32)
@@ -340,11 +234,11 @@ class _Attention(torch.autograd.Function):
                 mask = _mask(*_documents(cu_seqlens, B * T), causal)
             else:
                 mask = _mask(*_sequences(B * T if fold == ROW else T, T, q.device), causal)
-            on = _On(q)
+            on = On(q)
             lses = _lse_folded(raw_lse, fold)
             for call in zip(_folded(out, fold), lses, _folded(q, fold), _folded(k, fold), _folded(v, fold)):
                 on.run("attention_forward", CAttentionForward,
-                       dict(zip("out lse q k v".split(), call), slopes=slopes, **dict(zip(_MASK.split(), mask))),
+                       dict(zip("out lse q k v".split(), call), slopes=slopes, **dict(zip(MASK.split(), mask))),
                        scale=scale, options=ctx.options)
         ctx.save_for_backward(q, k, v, out, raw_lse, slopes, *mask)
         lse = raw_lse.view(NH, B, T).transpose(0, 1) if fold == ROW else raw_lse
@@ -362,15 +256,15 @@ class _Attention(torch.autograd.Function):
         dq, dk, dv = (_empty(tensor, fold) for tensor in (q, k, v))
         if q.numel() > 0:
             dout = _fitting(dout, fold)
-            on = _On(q)
-            calls = list(zip(*[_folded(tensor, fold) for tensor in (dq, dk, dv, dout, out)], _lse_folded(raw_lse, fold),
-                             *[_folded(tensor, fold) for tensor in (q, k, v)]))
-            size = on.bytes_of("attention_backward_workspace", _view(calls[0][6]), ctx.options)
+            on = On(q)
+            calls = list(zip(*[_folded(tensor, fold) for tensor in (dq, dk, dv, dout, out)],
+                             _lse_folded(raw_lse, fold), *[_folded(tensor, fold) for tensor in (q, k, v)]))
+            size = on.bytes_of("attention_backward_workspace", view(calls[0][6]), ctx.options)
             workspace = torch.empty(size, dtype=torch.uint8, device=q.device) if size > 0 else None
             for call in calls:
                 on.run("attention_backward", CAttentionBackward,
                        dict(zip("dq dk dv dout out lse q k v".split(), call), slopes=slopes,
-                            **dict(zip(_MASK.split(), mask)), workspace=workspace),
+                            **dict(zip(MASK.split(), mask)), workspace=workspace),
                        scale=ctx.scale, options=ctx.options)
         return (dq, dk, dv) + nothing
 
@@ -399,21 +293,22 @@ def from_xformers(bias: Any) -> dict[str, Any]:
     that, the tensor is read once, which waits for the device. Others are refused, windows and padded keys among them,
     and documents that have not as many keys as queries.
 
-    Shapes are the same on both sides: q (1, N, NH, HS) with block-diagonal masks, (B, T, NH, HS) with the others. Where
-    xFormers takes a fifth axis for groups, (B, T, NKV, G, HS), flatten it: q.flatten(2, 3), and give k and v their NKV
-    heads once.
+    Shapes are the same on both sides: q (1, N, NH, HS) with block-diagonal masks, (B, T, NH, HS) with the others.
+    Where xFormers takes a fifth axis for groups, (B, T, NKV, G, HS), flatten it: q.flatten(2, 3), and give k and v
+    their NKV heads once.
     """
     if bias is None:
         return {"causal": False}
     name = type(bias).__name__
     if name in _BLOCK_MASKS:
         starts, keys = bias.q_seqinfo, bias.k_seqinfo
-        _require(starts is keys or starts.seqstart is keys.seqstart or torch.equal(starts.seqstart, keys.seqstart),
-                 f"{name} with documents that have not as many keys as queries: attention() is self-attention")
+        require(starts is keys or starts.seqstart is keys.seqstart or torch.equal(starts.seqstart, keys.seqstart),
+                f"{name} with documents that have not as many keys as queries: attention() is self-attention")
         return {"cu_seqlens": starts.seqstart.to(torch.int32), "causal": _BLOCK_MASKS[name]}
     if name not in _WHOLE_MASKS:
         kind = "a tensor as a bias" if isinstance(bias, Tensor) and name == "Tensor" else name
-        raise ValueError(f"from_xformers() does not take {kind}: use None, " + ", ".join([*_WHOLE_MASKS, *_BLOCK_MASKS]))
+        raise ValueError(f"from_xformers() does not take {kind}: use None, "
+                         + ", ".join([*_WHOLE_MASKS, *_BLOCK_MASKS]))
     arguments: dict[str, Any] = {"causal": True}
     if name == "LowerTriangularMaskWithTensorBias":
         # xFormers has called it by both names.
@@ -425,9 +320,9 @@ def from_xformers(bias: Any) -> dict[str, Any]:
 def _slopes_of(bias: Tensor) -> Tensor:
     """fp32 (NH): ALiBi's slopes from a bias (NH, T, T) or (B, NH, T, T), whose lower triangle must be made of them."""
     what = "the bias of a LowerTriangularMaskWithTensorBias"
-    _require(bias.dim() in (3, 4) and bias.shape[-1] == bias.shape[-2] >= 2,
-             f"{what} is {tuple(bias.shape)}: use (NH, T, T) or (B, NH, T, T), T at least 2")
-    _require(not bias.requires_grad, f"{what} requires a gradient, and attention() has none for it")
+    require(bias.dim() in (3, 4) and bias.shape[-1] == bias.shape[-2] >= 2,
+            f"{what} is {tuple(bias.shape)}: use (NH, T, T) or (B, NH, T, T), T at least 2")
+    require(not bias.requires_grad, f"{what} requires a gradient, and attention() has none for it")
     heads = bias.detach().reshape(-1, *bias.shape[-3:])  # (B, NH, T, T)
     T = heads.shape[-1]
     # The longest distance tells the slope best where the bias was rounded.
@@ -437,26 +332,19 @@ def _slopes_of(bias: Tensor) -> Tensor:
     expected = (-slopes[:, None, None] * distance).expand_as(heads)
     # Rounded once by whoever made it, or twice (the slope before the product).
     tolerance = 2 * torch.finfo(bias.dtype).eps
-    is_alibi = ((heads.double() - expected).abs() <= tolerance * expected.abs()).logical_or(positions > positions[:, None])
-    _require(bool(is_alibi.all()), f"{what} is not ALiBi's, -slope[h] * (i - j) for j <= i: attention() has no other bias")
+    is_close = (heads.double() - expected).abs() <= tolerance * expected.abs()
+    is_alibi = is_close | (positions > positions[:, None])
+    require(bool(is_alibi.all()),
+            f"{what} is not ALiBi's, -slope[h] * (i - j) for j <= i: attention() has no other bias")
     return slopes.float()
 
 
 # ---- The other ops ----
 
-CRmsNormForward = _arguments("CRmsNormForward", "out rstd x weight", ("eps", ctypes.c_double))
-CRmsNormBackward = _arguments("CRmsNormBackward", "dx dweight dout x rstd weight dresidual workspace")
-CSwigluForward = _arguments("CSwigluForward", "out gate_up")
-CSwigluBackward = _arguments("CSwigluBackward", "dgate_up dout gate_up")
-CCrossEntropy = _arguments("CCrossEntropy", "logits losses targets", ("vocab_size", ctypes.c_int64),
-                           ("z_loss", ctypes.c_double), ("step", ctypes.c_void_p), ("write_gradient", ctypes.c_int32),
-                           ("reserved", ctypes.c_int32))
-
-
 def _check_dtype(op: str, tensor: Tensor) -> None:
     is_cpu = tensor.device.type == "cpu"
     allowed = (torch.float32, torch.float64) if is_cpu else (torch.bfloat16, torch.float16, torch.float32)
-    _require(tensor.dtype in allowed, f"{op} in {tensor.dtype} on {tensor.device.type}: use {_names(allowed)}")
+    require(tensor.dtype in allowed, f"{op} in {tensor.dtype} on {tensor.device.type}: use {_names(allowed)}")
 
 
 def _stats_dtype(tensor: Tensor) -> torch.dtype:
@@ -474,14 +362,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     _check_dtype("rms_norm", x)
     if torch.is_autocast_enabled(x.device.type):
         weight = weight.to(x.dtype)
-    _require(x.dim() >= 1 and tuple(weight.shape) == x.shape[-1:] and weight.dtype == x.dtype
-             and weight.device == x.device and weight.is_contiguous(),
-             f"x is {x.dtype} {tuple(x.shape)} on {x.device}, weight {weight.dtype} {tuple(weight.shape)} on "
-             f"{weight.device}: weight is contiguous, ({x.shape[-1] if x.dim() else 1},), of x's dtype and device")
+    require(x.dim() >= 1 and tuple(weight.shape) == x.shape[-1:] and weight.dtype == x.dtype
+            and weight.device == x.device and weight.is_contiguous(),
+            f"x is {x.dtype} {tuple(x.shape)} on {x.device}, weight {weight.dtype} {tuple(weight.shape)} on "
+            f"{weight.device}: weight is contiguous, ({x.shape[-1] if x.dim() else 1},), of x's dtype and device")
     if x.dim() != 3 or x.is_contiguous():
-        _require(x.is_contiguous(), f"x is {tuple(x.shape)} with strides {x.stride()}: use x.contiguous()")
+        require(x.is_contiguous(), f"x is {tuple(x.shape)} with strides {x.stride()}: use x.contiguous()")
         return _RmsNorm.apply(x.view(-1, x.shape[-1]), weight, eps).view(x.shape)
-    _require(x.stride(-1) == 1, f"x has strides {x.stride()}, its last axis is not contiguous: use x.contiguous()")
+    require(x.stride(-1) == 1, f"x has strides {x.stride()}, its last axis is not contiguous: use x.contiguous()")
     return _RmsNorm.apply(x, weight, eps)
 
 
@@ -492,7 +380,8 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=_stats_dtype(x))
         if x.numel() > 0:
-            _On(x).run("rmsnorm_forward", CRmsNormForward, {"out": out, "rstd": rstd, "x": x, "weight": weight}, eps=eps)
+            On(x).run("rmsnorm_forward", CRmsNormForward,
+                      {"out": out, "rstd": rstd, "x": x, "weight": weight}, eps=eps)
         ctx.save_for_backward(x, weight, rstd)
         return out
 
@@ -502,8 +391,8 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, rstd = ctx.saved_tensors
         dx, dweight = x.new_empty(x.shape), torch.zeros_like(weight, dtype=_stats_dtype(x))
         if x.numel() > 0:
-            on = _On(x)
-            workspace = torch.empty(on.bytes_of("rmsnorm_backward_workspace", _view(x)), dtype=torch.uint8,
+            on = On(x)
+            workspace = torch.empty(on.bytes_of("rmsnorm_backward_workspace", view(x)), dtype=torch.uint8,
                                     device=x.device)
             on.run("rmsnorm_backward", CRmsNormBackward,
                    {"dx": dx, "dweight": dweight, "dout": dout.contiguous(), "x": x, "rstd": rstd, "weight": weight,
@@ -518,9 +407,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     bf16, fp16 and fp32, on the CPU fp32 and fp64; computed in fp32, rounded once. Differentiable, once.
     """
     _check_dtype("swiglu", gate_up)
-    _require(gate_up.dim() >= 1 and gate_up.shape[-1] % 2 == 0 and gate_up.shape[-1] > 0,
-             f"gate_up is {tuple(gate_up.shape)}: use (..., 2F)")
-    _require(gate_up.is_contiguous(), f"gate_up has strides {gate_up.stride()}: use gate_up.contiguous()")
+    require(gate_up.dim() >= 1 and gate_up.shape[-1] % 2 == 0 and gate_up.shape[-1] > 0,
+            f"gate_up is {tuple(gate_up.shape)}: use (..., 2F)")
+    require(gate_up.is_contiguous(), f"gate_up has strides {gate_up.stride()}: use gate_up.contiguous()")
     shape = gate_up.shape
     return _Swiglu.apply(gate_up.view(-1, shape[-1])).view(*shape[:-1], shape[-1] // 2)
 
@@ -532,7 +421,7 @@ class _Swiglu(torch.autograd.Function):
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
         if out.numel() > 0:
-            _On(gate_up).run("swiglu_forward", CSwigluForward, {"out": out, "gate_up": gate_up})
+            On(gate_up).run("swiglu_forward", CSwigluForward, {"out": out, "gate_up": gate_up})
         ctx.save_for_backward(gate_up)
         return out
 
@@ -542,8 +431,8 @@ class _Swiglu(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         dgate_up = torch.empty_like(gate_up)
         if dout.numel() > 0:
-            _On(gate_up).run("swiglu_backward", CSwigluBackward,
-                             {"dgate_up": dgate_up, "dout": dout.contiguous(), "gate_up": gate_up})
+            On(gate_up).run("swiglu_backward", CSwigluBackward,
+                            {"dgate_up": dgate_up, "dout": dout.contiguous(), "gate_up": gate_up})
         return dgate_up
 
 
@@ -562,14 +451,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
     bf16, fp16 and fp32, on the CPU fp32 and fp64.
     """
     _check_dtype("cross_entropy", logits)
-    _require(logits.dim() == 2 and logits.shape[1] > 0 and tuple(targets.shape) == logits.shape[:1]
-             and targets.device == logits.device,
-             f"logits are {tuple(logits.shape)} on {logits.device}, targets {tuple(targets.shape)} on {targets.device}: "
-             "use (N, V) and (N), with logits.flatten(0, -2) and targets.flatten()")
-    _require(logits.is_contiguous(), f"logits have strides {logits.stride()}: use logits.contiguous()")
-    _require(targets.dtype in (torch.int32, torch.int64), f"targets are {targets.dtype}: use int64 or int32 indices")
-    _require(reduction in ("mean", "sum", "none"), f'reduction is {reduction!r}: use "mean", "sum" or "none"')
-    _require(math.isfinite(z_loss) and z_loss >= 0, f"z_loss is {z_loss}: use a finite one, not negative")
+    require(logits.dim() == 2 and logits.shape[1] > 0 and tuple(targets.shape) == logits.shape[:1]
+            and targets.device == logits.device,
+            f"logits are {tuple(logits.shape)} on {logits.device}, targets {tuple(targets.shape)} on "
+            f"{targets.device}: use (N, V) and (N), with logits.flatten(0, -2) and targets.flatten()")
+    require(logits.is_contiguous(), f"logits have strides {logits.stride()}: use logits.contiguous()")
+    require(targets.dtype in (torch.int32, torch.int64), f"targets are {targets.dtype}: use int64 or int32 indices")
+    require(reduction in ("mean", "sum", "none"), f'reduction is {reduction!r}: use "mean", "sum" or "none"')
+    require(math.isfinite(z_loss) and z_loss >= 0, f"z_loss is {z_loss}: use a finite one, not negative")
     # -1 is what the kernel ignores; whatever else lies outside [0, V) must stay outside it, in 32 bits too.
     V = logits.shape[1]
     kernel_targets = targets.masked_fill(targets < 0, -2).clamp(max=V).masked_fill(targets == ignore_index, -1).int()
@@ -585,9 +474,9 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def _run(logits: Tensor, losses: Tensor, targets: Tensor, z_loss: float, block: Optional[Tensor]) -> None:
-        _On(logits).run("cross_entropy", CCrossEntropy, {"logits": logits, "losses": losses, "targets": targets},
-                        vocab_size=logits.shape[1], z_loss=z_loss, step=None if block is None else block.data_ptr(),
-                        write_gradient=0 if block is None else 1)
+        On(logits).run("cross_entropy", CCrossEntropy, {"logits": logits, "losses": losses, "targets": targets},
+                       vocab_size=logits.shape[1], z_loss=z_loss, step=None if block is None else block.data_ptr(),
+                       write_gradient=0 if block is None else 1)
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, reduction: str, z_loss: float) -> Tensor:
@@ -605,7 +494,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, targets, count = ctx.saved_tensors
         dlogits = logits.clone()
         if logits.numel() > 0:
-            # The kernel multiplies by the loss scale, which it reads on the device: here it is the gradient of a token.
+            # The kernel multiplies by the loss scale, which it reads on the device: here the gradient of a token.
             block = torch.zeros(STEP_BLOCK_SIZE, dtype=torch.float64, device=logits.device)
             block[LOSS_SCALE_AT] = 1 if ctx.reduction == "none" else dloss if count is None else dloss / count
             losses = logits.new_empty(logits.shape[0], dtype=_stats_dtype(logits))

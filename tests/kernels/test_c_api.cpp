@@ -1,8 +1,8 @@
 // libingot.so: each op through the C ABI gives the bits that it gives through its own header, on the CPU and, where
 // there is one, on a GPU; what is wrong comes back as a status and a line.
 //
-// Seen to catch: dk and dv exchanged, dresidual not handed on, any_order taken for deterministic, the last axis' stride
-// dropped, the size of the arguments not compared, one error for all threads, CHECK reported as a fault of ours.
+// Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of the
+// arguments not compared, one error for all threads, CHECK reported as a fault of ours.
 #include "kernels/c_api.h"
 
 #include <functional>

@@ -1,17 +1,14 @@
-"""scripts/ingot_torch.py against PyTorch: values, gradients, bits, and what is refused.
+"""scripts/ingot_torch.py against PyTorch: attention's values, gradients and bits, and what is refused.
 
-Needs a Python with PyTorch and NumPy, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped without.
-On a GPU bf16, fp16 and fp32 are tested, else fp32 on the CPU; gradients against finite differences on the CPU. From a
-folder that holds libingot.so, scripts/ and tests/ side by side:
+Needs a Python with PyTorch and NumPy, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped
+without.
+From a folder that holds libingot.so, scripts/ and tests/ side by side, on a GPU if there is one:
 
-    python3 -m unittest -v tests/scripts/test_ingot_torch.py
+    python3 -m unittest -v tests/scripts/test_ingot_torch.py tests/scripts/test_ingot_torch_ops.py
 
-A result may be twice as far from float64 (relative L2 norm) as the definition written in PyTorch in the same precision.
-
-Each test names what it was seen to catch.
+Each class names what it was seen to catch.
 """
 
-import ctypes
 import itertools
 import math
 import os
@@ -21,23 +18,15 @@ import sys
 import unittest
 import warnings
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import ingot_torch_case
+from ingot_torch_case import HAS_GPU, HAS_TORCH, TorchCase, alibi_slopes, cu, definition, relative_error, results
 
-try:
+if ingot_torch_case.IS_READY:
     import torch
-    import torch.nn.functional as F
-    HAS_TORCH = True
-except ImportError:
-    HAS_TORCH = False
-if HAS_TORCH:
+    import ingot_library
     import ingot_torch
-    LIBRARY = pathlib.Path(os.environ.get("INGOT_LIBRARY") or ROOT / "libingot.so")
-    HAS_LIBRARY = LIBRARY.is_file()
-    HAS_GPU = HAS_LIBRARY and torch.cuda.is_available() and ingot_torch.library().ingot_has_cuda() == 1
-    DEVICE = "cuda" if HAS_GPU else "cpu"
-    TYPES = [torch.bfloat16, torch.float16, torch.float32] if HAS_GPU else [torch.float32]
-    SHORT = TYPES[0]
+    from ingot_torch_case import DEVICE, SHORT, TYPES
 
 
 class OtherPython(unittest.TestCase):
@@ -46,69 +35,16 @@ class OtherPython(unittest.TestCase):
         python = os.environ.get("INGOT_TORCH_PYTHON")
         if not python:
             self.skipTest("no PyTorch: name a Python that has it by INGOT_TORCH_PYTHON")
-        result = subprocess.run([python, "-m", "unittest", "-v", __file__], text=True, capture_output=True)
+        tests = [__file__, __file__.replace(".py", "_ops.py")]
+        result = subprocess.run([python, "-m", "unittest", "-v", *tests], text=True, capture_output=True)
         self.assertEqual(result.returncode, 0, result.stderr)
 
 
-def relative_error(actual, exact):
-    """Of the whole tensor; infinity for NaN."""
-    error = (actual.double() - exact.double()).norm() / exact.double().norm().clamp(min=1e-300)
-    return error.item() if torch.isfinite(error) else math.inf
-
-
-def alibi_slopes(heads):
-    slopes = (ctypes.c_double * heads)()
-    assert ingot_torch.library().ingot_alibi_slopes(ctypes.c_int64(heads), slopes) == 0
-    return torch.tensor(list(slopes), dtype=torch.float32, device=DEVICE)
-
-
-def definition(q, k, v, slopes=None, causal=True, boundaries=None):
-    """Attention as it is written in a paper, (B, T, heads, HS), in the precision of q; out and lse."""
-    T, groups = q.shape[1], q.shape[2] // k.shape[2]
-    k, v = (tensor.repeat_interleave(groups, 2) for tensor in (k, v))
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[-1])
-    i = torch.arange(T, device=q.device)
-    if slopes is not None:
-        scores = scores - (slopes.to(q.dtype)[:, None, None] * (i[:, None] - i).abs()).to(q.dtype)
-    hidden = i[:, None] < i if causal else torch.zeros(T, T, dtype=torch.bool, device=q.device)
-    if boundaries is not None:
-        document = torch.bucketize(i, torch.tensor(boundaries[1:], device=q.device), right=True)
-        hidden = hidden | (document[:, None] != document)
-    scores = scores.masked_fill(hidden, -math.inf)
-    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v), scores.logsumexp(-1)
-
-
-def cu(boundaries):
-    return torch.tensor(boundaries, dtype=torch.int32, device=DEVICE)
-
-
-def results(q, k, v, dout, **arguments):
-    """out, lse, dq, dk, dv"""
-    leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
-    out, lse = ingot_torch.attention(*leaves, return_lse=True, **arguments)
-    return [out.detach(), lse, *torch.autograd.grad(out, leaves, dout)]
-
-
-@unittest.skipUnless(HAS_TORCH and HAS_LIBRARY, "no PyTorch, or no libingot.so (INGOT_LIBRARY)")
-class TorchCase(unittest.TestCase):
-    def setUp(self):
-        torch.manual_seed(5)
-
-    def assert_same(self, actual, expected, what=""):
-        for number, (a, e) in enumerate(zip(actual, expected)):
-            self.assertTrue(torch.equal(a, e), f"{what} differs: result {number}")
-
-    def assert_close(self, actual, plain, exact, what):
-        """Twice the error of the plain version, and a floor of 1e-5 as for a plain version that happens to be exact."""
-        bound = 2 * relative_error(plain, exact) + 1e-5
-        error = relative_error(actual, exact)
-        if not error <= bound:
-            self.fail(f"{what}: an error of {error:.2e}, more than {bound:.2e}")
-
-
 class Attention(TorchCase):
-    """Seen to catch: causal and full exchanged, the end of a document taken from the one before, slopes not repeated where
-    a batch stands as heads, dk and dv exchanged, boundaries searched from the left, the scale left out."""
+    """Seen to catch: causal and full exchanged, a document's end taken from its begin, slopes not repeated where a
+    batch stands as heads, dk and dv exchanged, boundaries searched from the left, the scale left out, lse with batch
+    and heads exchanged, an expanded gradient handed on as it is, strides of axes of one element handed on, attention
+    traced by torch.compile."""
 
     def layouts(self, B, T, NH, NKV, HS, dtype):
         """The same numbers, lying in memory in other ways."""
@@ -205,6 +141,12 @@ class Attention(TorchCase):
         expected = torch.autograd.grad(ingot_torch.attention(*leaves), leaves, torch.ones_like(out))
         self.assertTrue(torch.equal(fused.grad, torch.cat([x.flatten(2) for x in expected], -1)))
 
+    def test_strides_of_axes_of_one_element(self):
+        # They say nothing, but a kernel would look at them.
+        odd = torch.randn(50 * 64, device=DEVICE).to(SHORT).as_strided((1, 50, 1, 64), (7, 64, 3, 1))
+        self.assertEqual(list(ingot_library.view(odd[0]).strides)[:3], [64, 64, 1])
+        self.assert_same(results(odd, odd, odd, odd), results(*[odd.clone(memory_format=torch.contiguous_format)] * 4))
+
     def test_gradients_that_cannot_be_read_in_place(self):
         q = torch.randn(2, 70, 4, 64, device=DEVICE).to(SHORT)
         dout = torch.randn(2, 70, 4, 64, device=DEVICE).to(SHORT)
@@ -230,7 +172,8 @@ class Attention(TorchCase):
         q, k, v = torch.randn(3, 1, 50, 2, 64, device=DEVICE).to(SHORT)
         half = ingot_torch.attention(q, k, v, softmax_scale=0.0625)
         self.assertTrue(torch.equal(half, ingot_torch.attention(q / 2, k, v, softmax_scale=0.125)))
-        self.assertTrue(torch.equal(ingot_torch.attention(q, k, v), ingot_torch.attention(q, k, v, softmax_scale=0.125)))
+        usual = ingot_torch.attention(q, k, v)
+        self.assertTrue(torch.equal(usual, ingot_torch.attention(q, k, v, softmax_scale=0.125)))
 
     def test_finite_differences(self):
         # In double on the CPU, whatever else is there.
@@ -268,7 +211,7 @@ class Attention(TorchCase):
             self.assert_same([compiled(q), *torch.autograd.grad(compiled(q).sum(), q)],
                              [work(q), *torch.autograd.grad(work(q).sum(), q)])
 
-    @unittest.skipUnless(HAS_TORCH and HAS_GPU, "no GPU")
+    @unittest.skipUnless(HAS_GPU, "no GPU")
     def test_no_wait_and_a_graph(self):
         q = torch.randn(300, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         boundaries, dout = cu([0, 100, 300]), torch.randn(300, 4, 64, device="cuda", dtype=torch.bfloat16)
@@ -299,8 +242,9 @@ class Attention(TorchCase):
 
 
 class Refusals(TorchCase):
-    """Each with words that say what would do. Seen to catch: the check of cu_seqlens' dtype taken out, ABI_VERSION
-    raised, the check of the struct's size taken out of the library."""
+    """Each with words that say what would do. Seen to catch: the checks of cu_seqlens' dtype, of the ABI's version
+    and (in the library) of a struct's size taken out, targets not kept outside of the vocabulary when they become 32
+    bits."""
 
     def refused(self, words, function, *arguments, error=ValueError, **named):
         with self.assertRaises(error) as caught:
@@ -347,7 +291,7 @@ class Refusals(TorchCase):
                 self.refused(words, attention, *arguments, **named)
 
     def test_library(self):
-        load = ingot_torch.library.__wrapped__
+        load = ingot_library.library.__wrapped__
         saved = os.environ.get("INGOT_LIBRARY")
         try:
             os.environ["INGOT_LIBRARY"] = "/nowhere/libingot.so"
@@ -358,16 +302,16 @@ class Refusals(TorchCase):
             os.environ.pop("INGOT_LIBRARY")
             if saved is not None:
                 os.environ["INGOT_LIBRARY"] = saved
-        version, ingot_torch.ABI_VERSION = ingot_torch.ABI_VERSION, 99
+        version, ingot_library.ABI_VERSION = ingot_library.ABI_VERSION, 99
         try:
             self.refused("this file version 99", load, error=RuntimeError)
         finally:
-            ingot_torch.ABI_VERSION = version
+            ingot_library.ABI_VERSION = version
 
     def test_a_caller_of_another_version(self):
         x = torch.randn(4, 8, device=DEVICE)
-        older = ingot_torch._arguments("Older", "out gate_up dgate_up")
-        self.refused("compile the caller with the c_api.h of this library", ingot_torch._On(x).run, "swiglu_forward",
+        older = ingot_library.struct_of("Older", "out gate_up dgate_up")
+        self.refused("compile the caller with the c_api.h of this library", ingot_library.On(x).run, "swiglu_forward",
                      older, {"out": x[:, :4].contiguous(), "gate_up": x})
 
     def test_others(self):
@@ -388,155 +332,6 @@ class Refusals(TorchCase):
         if not HAS_GPU:
             for target in (64, -1, 2**32):
                 self.refused("outside the vocabulary", ingot_torch.cross_entropy, x, torch.full_like(targets, target))
-
-
-class OtherOps(TorchCase):
-    """Seen to catch: dweight not zeroed, the loss scale at another place of the block, the count of targets with the
-    ignored ones, gate and up exchanged."""
-
-    def compare(self, function, plain, tensors, what):
-        """Values and gradients of function(*tensors) beside plain(*tensors) in the same precision and in double."""
-        outputs = []
-        for f, dtype in ((function, None), (plain, None), (plain, torch.float64)):
-            leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
-            out = f(*leaves)
-            torch.manual_seed(1)
-            dout = torch.randn(out.shape, device=DEVICE).to(tensors[0].dtype).to(out.dtype)
-            outputs.append([out.detach(), *torch.autograd.grad(out, leaves, dout)])
-        for number, (a, p, e) in enumerate(zip(*outputs)):
-            self.assertEqual(a.shape, e.shape)
-            self.assert_close(a, p, e, f"{what}, result {number}")
-
-    def test_rms_norm(self):
-        def plain(x, weight):
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
-
-        for dtype, shape in itertools.product(TYPES, [(37, 64), (2, 9, 768), (5, 4, 33), (100,)]):
-            x, weight = torch.randn(shape, device=DEVICE).to(dtype), torch.randn(shape[-1], device=DEVICE).to(dtype)
-            self.compare(ingot_torch.rms_norm, plain, (x, weight), f"{dtype} {shape}")
-        heads = torch.randn(20, 8, 64, device=DEVICE).to(SHORT)[:, 2:5]  # a view of the heads of q
-        self.compare(ingot_torch.rms_norm, plain, (heads, heads[0, 0].contiguous()), "a view")
-
-    def test_swiglu(self):
-        def plain(gate_up):
-            gate, up = gate_up.chunk(2, -1)
-            return F.silu(gate) * up
-
-        for dtype, shape in itertools.product(TYPES, [(37, 64), (2, 9, 768), (5, 34)]):
-            self.compare(ingot_torch.swiglu, plain, (torch.randn(shape, device=DEVICE).to(dtype),), f"{dtype} {shape}")
-
-    def test_cross_entropy(self):
-        for dtype, V, reduction, ignored, kind in itertools.product(
-                TYPES, [50, 1000, 4099], ["mean", "sum", "none"], [-100, 3], [torch.int64, torch.int32]):
-            targets = torch.randint(V, (40,), device=DEVICE)
-            targets[::5] = ignored
-
-            def plain(logits):
-                # In fp32 inside, as torch.autocast has it: 16-bit losses would make any bound a wide one.
-                return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), targets,
-                                       ignore_index=ignored, reduction=reduction)
-
-            self.compare(lambda logits: ingot_torch.cross_entropy(logits, targets.to(kind), ignore_index=ignored,
-                                                                  reduction=reduction),
-                         plain, (3 * torch.randn(40, V, device=DEVICE).to(dtype),), f"{dtype} {V} {reduction} {ignored}")
-
-    def test_z_loss(self):
-        logits, targets = 3 * torch.randn(40, 96, device=DEVICE), torch.randint(96, (40,), device=DEVICE)
-        ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-        loss = ingot_torch.cross_entropy(ours, targets, z_loss=0.01)
-        loss.backward()
-        reported = F.cross_entropy(exact, targets)
-        (reported + 0.01 * exact.logsumexp(-1).square().mean()).backward()
-        self.assertLess(abs(loss.item() - reported.item()), 1e-5 * reported.item())
-        self.assertLess(relative_error(ours.grad, exact.grad), 1e-5)
-
-    def test_finite_differences(self):
-        x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
-        weight = torch.randn(12, dtype=torch.float64, requires_grad=True)
-        targets = torch.tensor([0, 11, -100, 3, 3])
-        self.assertTrue(torch.autograd.gradcheck(ingot_torch.rms_norm, (x, weight)))
-        self.assertTrue(torch.autograd.gradcheck(ingot_torch.swiglu, (x,)))
-        for reduction in ("mean", "sum", "none"):
-            self.assertTrue(torch.autograd.gradcheck(
-                lambda x: ingot_torch.cross_entropy(x, targets, reduction=reduction), (x,)))
-
-    def test_nothing_to_do(self):
-        x = torch.zeros(0, 64, device=DEVICE, requires_grad=True)
-        for out in (ingot_torch.rms_norm(x, torch.ones(64, device=DEVICE)), ingot_torch.swiglu(x),
-                    ingot_torch.cross_entropy(x, torch.zeros(0, dtype=torch.int64, device=DEVICE), reduction="sum")):
-            out.sum().backward()
-        ignored = ingot_torch.cross_entropy(torch.zeros(2, 8, device=DEVICE),
-                                            torch.full((2,), -100, device=DEVICE))
-        self.assertTrue(ignored.isnan())
-
-
-class SeqInfo:
-    def __init__(self, *boundaries):
-        self.seqstart = cu(boundaries)
-
-
-def named(name, **attributes):
-    """An object of a class of that name, as from_xformers() knows them."""
-    instance = type(name, (), {})()
-    for key, value in attributes.items():
-        setattr(instance, key, value)
-    return instance
-
-
-class FromXformers(TorchCase):
-    """Seen to catch: names compared by their beginnings (a window is taken for causal), slopes of the wrong sign."""
-
-    def alibi(self, slopes, T, dtype):
-        positions = torch.arange(T, device=DEVICE)
-        return (slopes.double()[:, None, None] * (positions - positions[:, None])).to(dtype)
-
-    def test_masks(self):
-        info = SeqInfo(0, 3, 3, 10)
-        self.assertEqual(ingot_torch.from_xformers(None), {"causal": False})
-        self.assertEqual(ingot_torch.from_xformers(named("LowerTriangularMask")), {"causal": True})
-        for name, causal in (("BlockDiagonalMask", False), ("BlockDiagonalCausalMask", True),
-                             ("BlockDiagonalCausalFromBottomRightMask", True)):
-            for keys in (info, SeqInfo(0, 3, 3, 10)):
-                arguments = ingot_torch.from_xformers(named(name, q_seqinfo=info, k_seqinfo=keys))
-                self.assertEqual(arguments["causal"], causal)
-                self.assertEqual((arguments["cu_seqlens"].tolist(), arguments["cu_seqlens"].dtype),
-                                 ([0, 3, 3, 10], torch.int32))
-        q = torch.randn(1, 10, 2, 64, device=DEVICE).to(SHORT)
-        out = ingot_torch.attention(q, q, q, **arguments)
-        self.assertTrue(torch.equal(out[0], ingot_torch.attention(*[q[0]] * 3, cu_seqlens=info.seqstart)))
-
-    def test_a_bias_of_alibi(self):
-        slopes = alibi_slopes(6)
-        for attribute, dtype, batched in itertools.product(
-                ("_bias", "_subtensor"), (torch.float32, torch.bfloat16, torch.float16), (False, True)):
-            bias = self.alibi(slopes, 60, dtype)
-            bias = bias.expand(3, -1, -1, -1) if batched else bias
-            arguments = ingot_torch.from_xformers(named("LowerTriangularMaskWithTensorBias", **{attribute: bias}))
-            self.assertTrue(arguments["causal"])
-            # The bias at the longest distance was rounded once.
-            error = (arguments["alibi_slopes"] / slopes - 1).abs().max().item()
-            self.assertLessEqual(error, torch.finfo(dtype).eps)
-
-    def test_refused(self):
-        slopes = alibi_slopes(2)
-        other, flipped = self.alibi(slopes, 8, torch.float32), self.alibi(slopes, 8, torch.float32)
-        other[1, 5, 2] += 0.01
-        info = SeqInfo(0, 3, 10)
-        for words, bias in [
-                ("use None, LowerTriangularMask", torch.zeros(1, 2, 8, 8)),
-                ("a tensor as a bias", torch.zeros(1, 2, 8, 8)),
-                ("BlockDiagonalCausalLocalAttentionMask", named("BlockDiagonalCausalLocalAttentionMask", q_seqinfo=info,
-                                                                k_seqinfo=info)),
-                ("BlockDiagonalCausalWithOffsetPaddedKeysMask", named("BlockDiagonalCausalWithOffsetPaddedKeysMask")),
-                ("not as many keys as queries", named("BlockDiagonalMask", q_seqinfo=info, k_seqinfo=SeqInfo(0, 4, 10))),
-                ("is not ALiBi's", named("LowerTriangularMaskWithTensorBias", _bias=other)),
-                ("is not ALiBi's", named("LowerTriangularMaskWithTensorBias", _bias=torch.stack([flipped, 2 * flipped]))),
-                ("use (NH, T, T)", named("LowerTriangularMaskWithTensorBias", _bias=other[0])),
-                ("requires a gradient", named("LowerTriangularMaskWithTensorBias", _bias=other.clone().requires_grad_()))]:
-            with self.subTest(words):
-                with self.assertRaises(ValueError) as caught:
-                    ingot_torch.from_xformers(bias)
-                self.assertIn(words, str(caught.exception))
 
 
 if __name__ == "__main__":
