@@ -31,6 +31,12 @@ class UserError : public Error {
     explicit UserError(const std::string& text) : Error(kExitUsage, text) {}
 };
 
+// CUDA, or a library on it, reports that something failed: nothing that the arguments of a call explain.
+class CudaError : public Error {
+  public:
+    explicit CudaError(const std::string& text) : Error(kExitFault, text) {}
+};
+
 // Joins its arguments with operator<<; g++ 12 has no <format>.
 template <typename... Parts>
 std::string join(const Parts&... parts) {

@@ -38,14 +38,30 @@ Device Device::planned_cuda() {
 
 #if INGOT_HAS_CUDA
 
-Device Device::cuda(int index) {
+namespace {
+
+void require_gpu(int index) {
     std::string why;
-    const int count = num_cuda_devices(&why);
+    const int count = Device::num_cuda_devices(&why);
     REQUIRE(count > 0, "no CUDA device: ", why, ": use --device cpu");
     REQUIRE(index >= 0 && index < count, "no CUDA device ", index, ": there are ", count);
+}
+
+}  // namespace
+
+Device Device::cuda(int index) {
+    require_gpu(index);
     Device device;
     device.kind_ = DeviceKind::cuda;
     device.context_ = open_cuda_context(index, &device.name_);
+    return device;
+}
+
+Device Device::on_cuda_stream(int index, void* stream) {
+    require_gpu(index);
+    Device device;
+    device.kind_ = DeviceKind::cuda;
+    device.context_ = borrow_cuda_stream(index, stream, &device.name_);
     return device;
 }
 
@@ -57,6 +73,10 @@ int Device::num_cuda_devices(std::string* why) {
 
 Device Device::cuda(int) {
     throw UserError("this build has no CUDA device: configure with -DINGOT_CUDA=ON, or use --device cpu");
+}
+
+Device Device::on_cuda_stream(int index, void*) {
+    return cuda(index);  // refuses
 }
 
 int Device::num_cuda_devices(std::string* why) {

@@ -24,6 +24,9 @@ class Device {
     static Device cpu();
     // Opens GPU `index`. Throws UserError if this build has no CUDA, or if there is no such GPU.
     static Device cuda(int index);
+    // GPU `index` and a stream (cudaStream_t) of the caller's, for ops that are part of the caller's own work, products
+    // left out. While a copy of this handle lives, the GPU is the thread's current one; then the former is it again.
+    static Device on_cuda_stream(int index, void* stream);
     // A CUDA device for plans alone, in a build without CUDA too: it has no memory and runs nothing.
     static Device planned_cuda();
     // How many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).

@@ -1,6 +1,8 @@
 #include "kernels/cuda/context.h"
 
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "kernels/core/device.h"
 
@@ -11,6 +13,22 @@ namespace {
 // CUDA counts versions as 1000 * major + 10 * minor.
 std::string version_text(int version) {
     return join(version / 1000, ".", version % 1000 / 10);
+}
+
+std::string gpu_text(const cudaDeviceProp& properties) {
+    return join(properties.name, " (sm_", properties.major, properties.minor, ")");
+}
+
+// Read once: the call takes longer than many an op.
+const cudaDeviceProp& properties_of(int index) {
+    static std::mutex mutex;
+    static std::map<int, cudaDeviceProp> all;
+    const std::lock_guard lock(mutex);
+    const auto found = all.find(index);
+    if (found != all.end()) return found->second;
+    cudaDeviceProp properties{};
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+    return all.emplace(index, properties).first->second;
 }
 
 }  // namespace
@@ -61,7 +79,23 @@ std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name) {
                                           format_bytes(CudaContext::kCublasLtWorkspaceBytes),
                                           " workspace of cuBLASLt: is another process using it?"));
     }
-    *name = join(context->properties.name, " (sm_", context->properties.major, context->properties.minor, ")");
+    *name = gpu_text(context->properties);
+    return context;
+}
+
+std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name) {
+    int previous = 0;
+    CUDA_CHECK(cudaGetDevice(&previous));
+    const std::shared_ptr<CudaContext> context(new CudaContext, [previous](CudaContext* borrowed) {
+        if (borrowed->index != previous) (void)cudaSetDevice(previous);
+        borrowed->stream = nullptr;
+        delete borrowed;
+    });
+    context->index = index;
+    if (index != previous) CUDA_CHECK(cudaSetDevice(index));
+    context->properties = properties_of(index);
+    context->stream = static_cast<cudaStream_t>(stream);
+    *name = gpu_text(context->properties);
     return context;
 }
 
@@ -166,7 +200,7 @@ std::string cublaslt_version() {
 
 void cuda_failed(const char* file, int line, const char* expression, const std::string& text) {
     const char* name = std::strstr(file, "kernels/");
-    throw Error(kExitFault, join(text, " [", name != nullptr ? name : file, ":", line, ": ", expression, "]"));
+    throw CudaError(join(text, " [", name != nullptr ? name : file, ":", line, ": ", expression, "]"));
 }
 
 void check_launch(const char* file, int line, const char* op) {

@@ -38,6 +38,8 @@ struct CudaContext {
 // How many GPUs can be used. Never throws: 0 comes with its reason.
 int cuda_device_count(std::string* why);
 std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name);
+// A context without cuBLASLt, on a stream that stays the caller's: Device::on_cuda_stream() of core/device.h.
+std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name);
 // Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
 // Page-locked host memory. Throws Error with exit code 5 when there is not enough.

@@ -1,0 +1,474 @@
+#include "kernels/c_api.h"
+
+#include <cstddef>
+#include <exception>
+#include <string>
+
+#include "kernels/adamw.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/decode.h"
+#include "kernels/core/device.h"
+#include "kernels/core/step.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
+#include "kernels/fill.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+#include "kernels/step.h"
+#include "kernels/swiglu.h"
+
+namespace ingot {
+
+namespace {
+
+// ---- What C says is what C++ says ----
+
+static_assert(INGOT_DONE == int{kExitDone} && INGOT_FAULT == int{kExitFault} && INGOT_BAD_ARGUMENT == int{kExitUsage});
+static_assert(INGOT_FP64 == int(DType::f64) && INGOT_FP32 == int(DType::f32) && INGOT_BF16 == int(DType::bf16) &&
+              INGOT_FP16 == int(DType::f16) && INGOT_INT32 == int(DType::i32) && INGOT_UINT8 == int(DType::u8));
+static_assert(INGOT_ATTENTION_AUTOMATIC == int(AttentionRequest::automatic) &&
+              INGOT_ATTENTION_PLAIN == int(AttentionRequest::plain) &&
+              INGOT_ATTENTION_SM80 == int(AttentionRequest::sm80));
+static_assert(sizeof(ingot_tensor::shape) == sizeof(Tensor::shape));
+
+// A block is handed on as it is: the same fields at the same places.
+#define INGOT_SAME_FIELD(c_struct, cpp_struct, field)                         \
+    static_assert(offsetof(c_struct, field) == offsetof(cpp_struct, field) && \
+                  sizeof(c_struct::field) == sizeof(cpp_struct::field))
+static_assert(sizeof(ingot_step_block) == sizeof(StepBlock));
+INGOT_SAME_FIELD(ingot_step_block, StepBlock, settings);
+INGOT_SAME_FIELD(ingot_step_block, StepBlock, sums);
+INGOT_SAME_FIELD(ingot_step_block, StepBlock, state);
+INGOT_SAME_FIELD(ingot_step_block, StepBlock, decision);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, lr);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, beta1);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, beta2);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, eps);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, weight_decay);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, grad_clip);
+INGOT_SAME_FIELD(ingot_step_settings, StepSettings, dynamic_loss_scale);
+INGOT_SAME_FIELD(ingot_step_sums, StepSums, loss);
+INGOT_SAME_FIELD(ingot_step_sums, StepSums, targets);
+INGOT_SAME_FIELD(ingot_step_sums, StepSums, squared_norm);
+INGOT_SAME_FIELD(ingot_step_state, StepState, updates_applied);
+INGOT_SAME_FIELD(ingot_step_state, StepState, loss_scale);
+INGOT_SAME_FIELD(ingot_step_state, StepState, good_steps);
+INGOT_SAME_FIELD(ingot_step_state, StepState, consecutive_skips);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, apply);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, nonfinite);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, gradient_factor);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, bias_correction1);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, bias_correction2);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, loss);
+INGOT_SAME_FIELD(ingot_step_decision, StepDecision, grad_norm);
+#undef INGOT_SAME_FIELD
+
+const StepBlock* block_of(const ingot_step_block* block) {
+    return reinterpret_cast<const StepBlock*>(block);
+}
+StepBlock* block_of(ingot_step_block* block) {
+    return reinterpret_cast<StepBlock*>(block);
+}
+
+// ---- Arguments and errors ----
+
+thread_local std::string last_error;
+
+int failed(ingot_status status, const std::string& text) {
+    try {
+        last_error = text;
+        for (char& c : last_error)
+            if (c == '\n') c = ' ';
+    } catch (...) {  // no memory for the message: the status stands alone
+        last_error.clear();
+    }
+    return status;
+}
+
+// Runs `function`; what it throws becomes a status and a line. The checks of an op are about what it was given, so
+// that a CHECK that fails here is the caller's matter; only what CUDA reports, and what nobody expected, is a fault.
+template <typename Function>
+int guarded(Function&& function) {
+    try {
+        function();
+        return INGOT_DONE;
+    } catch (const CudaError& error) {
+        return failed(INGOT_FAULT, error.what());
+    } catch (const Error& error) {
+        return failed(INGOT_BAD_ARGUMENT, error.what());
+    } catch (const std::exception& error) {
+        return failed(INGOT_FAULT, error.what());
+    } catch (...) {
+        return failed(INGOT_FAULT, "an exception of an unknown type");
+    }
+}
+
+template <typename Struct>
+void require_struct(const char* op, const char* name, const Struct* given) {
+    REQUIRE(given != nullptr, op, ": ", name, " is a null pointer");
+    REQUIRE(given->struct_size == sizeof(Struct), op, ": ", name, " has a struct_size of ", given->struct_size,
+            ", not ", sizeof(Struct),
+            ": set it to the struct's size, and compile the caller with the c_api.h of this library "
+            "(ABI version ",
+            INGOT_ABI_VERSION, ")");
+}
+
+Device open(const char* op, const ingot_device* device) {
+    require_struct(op, "device", device);
+    if (device->kind == INGOT_CPU) return Device::cpu();
+    REQUIRE(device->kind == INGOT_CUDA, op, ": device kind ", device->kind, ": use 0 (CPU) or 1 (CUDA)");
+    return Device::on_cuda_stream(device->index, device->stream);
+}
+
+// Turns the caller's tensors into those of an op that runs on `device`.
+struct Reader {
+    const char* op;
+    const Device& device;
+
+    Tensor operator()(const char* name, const ingot_tensor& given) const {
+        Tensor tensor;
+        if (given.data == nullptr && given.ndim == 0) return tensor;
+        REQUIRE(given.ndim >= 1 && given.ndim <= Tensor::kMaxRank, op, ": ", name, " has ", given.ndim,
+                " axes: use 1 to ", Tensor::kMaxRank);
+        REQUIRE(given.dtype >= INGOT_FP64 && given.dtype <= INGOT_UINT8, op, ": ", name, " has the unknown dtype ",
+                given.dtype, ": use an ingot_dtype");
+        tensor.data = given.data;
+        tensor.dtype = static_cast<DType>(given.dtype);
+        tensor.device = device.kind();
+        tensor.rank = given.ndim;
+        for (int axis = 0; axis < given.ndim; ++axis) {
+            REQUIRE(given.shape[axis] >= 0 && given.strides[axis] >= 0, op, ": axis ", axis, " of ", name,
+                    " has an extent of ", given.shape[axis], " and a stride of ", given.strides[axis],
+                    ": neither may be negative");
+            tensor.shape[axis] = given.shape[axis];
+            tensor.stride[axis] = given.strides[axis];
+        }
+        REQUIRE(given.data != nullptr || tensor.numel() == 0, op, ": ", name, " has no data");
+        REQUIRE(reinterpret_cast<uintptr_t>(given.data) % static_cast<uintptr_t>(size_of(tensor.dtype)) == 0, op, ": ",
+                name, " is not aligned to its elements");
+        return tensor;
+    }
+};
+// The same under the field's own name.
+#define INGOT_READ(field) read(#field, a->field)
+
+AttentionMask mask_of(const Reader& read, const ingot_attention_mask& mask) {
+    return {.first_key = read("mask.first_key", mask.first_key),
+            .end_key = read("mask.end_key", mask.end_key),
+            .first_query = read("mask.first_query", mask.first_query),
+            .end_query = read("mask.end_query", mask.end_query)};
+}
+
+AttentionOptions options_of(const char* op, const ingot_attention_options& options) {
+    REQUIRE(options.kernel >= INGOT_ATTENTION_AUTOMATIC && options.kernel <= INGOT_ATTENTION_SM80, op,
+            ": options.kernel ", options.kernel, " is unknown: use an ingot_attention_kernel");
+    REQUIRE(options.any_order == 0 || options.any_order == 1, op, ": options.any_order is ", options.any_order,
+            ": use 0 or 1");
+    return {.request = static_cast<AttentionRequest>(options.kernel), .is_deterministic = options.any_order == 0};
+}
+
+// What every op has in common: its structs are checked, its device is opened and its errors are caught.
+template <typename Arguments, typename Function>
+int run(const char* op, const ingot_device* device, const Arguments* arguments, Function&& function) {
+    return guarded([&] {
+        require_struct(op, "arguments", arguments);
+        const Device opened = open(op, device);
+        function(opened, Reader{op, opened});
+    });
+}
+
+// The same for a question about scratch memory.
+template <typename Function>
+int answer(const char* op, const ingot_device* device, uint64_t* bytes, Function&& function) {
+    return guarded([&] {
+        REQUIRE(bytes != nullptr, op, ": bytes is a null pointer");
+        const Device opened = open(op, device);
+        *bytes = function(opened, Reader{op, opened});
+    });
+}
+
+void require_step(const char* op, const void* step) {
+    REQUIRE(step != nullptr, op, ": step is a null pointer: it must be an ingot_step_block on the device");
+}
+
+}  // namespace
+
+}  // namespace ingot
+
+using namespace ingot;
+
+int32_t ingot_abi_version(void) {
+    return INGOT_ABI_VERSION;
+}
+const char* ingot_version(void) {
+    return INGOT_VERSION;
+}
+int32_t ingot_has_cuda(void) {
+    return INGOT_HAS_CUDA;
+}
+const char* ingot_last_error(void) {
+    return last_error.c_str();
+}
+
+// ---- Attention ----
+
+int ingot_attention_forward(const ingot_device* device, const ingot_attention_forward_arguments* a) {
+    constexpr const char* op = "attention_forward";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        attention_forward(opened, {.out = INGOT_READ(out),
+                                   .lse = INGOT_READ(lse),
+                                   .q = INGOT_READ(q),
+                                   .k = INGOT_READ(k),
+                                   .v = INGOT_READ(v),
+                                   .slopes = INGOT_READ(slopes),
+                                   .mask = mask_of(read, a->mask),
+                                   .scale = a->scale,
+                                   .options = options_of(op, a->options)});
+    });
+}
+
+int ingot_attention_backward(const ingot_device* device, const ingot_attention_backward_arguments* a) {
+    constexpr const char* op = "attention_backward";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        attention_backward(opened, {.dq = INGOT_READ(dq),
+                                    .dk = INGOT_READ(dk),
+                                    .dv = INGOT_READ(dv),
+                                    .dout = INGOT_READ(dout),
+                                    .out = INGOT_READ(out),
+                                    .lse = INGOT_READ(lse),
+                                    .q = INGOT_READ(q),
+                                    .k = INGOT_READ(k),
+                                    .v = INGOT_READ(v),
+                                    .slopes = INGOT_READ(slopes),
+                                    .mask = mask_of(read, a->mask),
+                                    .scale = a->scale,
+                                    .workspace = INGOT_READ(workspace),
+                                    .options = options_of(op, a->options)});
+    });
+}
+
+int ingot_attention_backward_workspace(const ingot_device* device, const ingot_tensor* q,
+                                       const ingot_attention_options* options, uint64_t* bytes) {
+    constexpr const char* op = "attention_backward_workspace";
+    return answer(op, device, bytes, [&](const Device& opened, const Reader& read) {
+        REQUIRE(q != nullptr && options != nullptr, op, ": q or options is a null pointer");
+        return attention_backward_workspace(opened, read("q", *q), options_of(op, *options));
+    });
+}
+
+int ingot_alibi_slopes(int64_t num_heads, double* slopes) {
+    return guarded([&] {
+        REQUIRE(num_heads >= 1 && slopes != nullptr, "alibi_slopes: ", num_heads,
+                " heads: ask for at least one, and give memory for the slopes");
+        const std::vector<double> values = alibi_slopes(num_heads);
+        for (size_t h = 0; h < values.size(); ++h) slopes[h] = values[h];
+    });
+}
+
+int ingot_attention_decode(const ingot_device* device, const ingot_attention_decode_arguments* a) {
+    return run("attention_decode", device, a, [&](const Device& opened, const Reader& read) {
+        attention_decode(opened, {.out = INGOT_READ(out),
+                                  .q = INGOT_READ(q),
+                                  .k = INGOT_READ(k),
+                                  .v = INGOT_READ(v),
+                                  .slopes = INGOT_READ(slopes),
+                                  .scale = a->scale});
+    });
+}
+
+int ingot_kv_cache_append(const ingot_device* device, const ingot_kv_cache_append_arguments* a) {
+    return run("kv_cache_append", device, a, [&](const Device& opened, const Reader& read) {
+        kv_cache_append(
+            opened,
+            {.cache_k = INGOT_READ(cache_k), .cache_v = INGOT_READ(cache_v), .k = INGOT_READ(k), .v = INGOT_READ(v)});
+    });
+}
+
+// ---- RMSNorm, SwiGLU, RoPE ----
+
+int ingot_rmsnorm_forward(const ingot_device* device, const ingot_rmsnorm_forward_arguments* a) {
+    return run("rmsnorm_forward", device, a, [&](const Device& opened, const Reader& read) {
+        rmsnorm_forward(opened, {.out = INGOT_READ(out),
+                                 .rstd = INGOT_READ(rstd),
+                                 .x = INGOT_READ(x),
+                                 .weight = INGOT_READ(weight),
+                                 .eps = a->eps});
+    });
+}
+
+int ingot_residual_rmsnorm_forward(const ingot_device* device, const ingot_residual_rmsnorm_forward_arguments* a) {
+    return run("residual_rmsnorm_forward", device, a, [&](const Device& opened, const Reader& read) {
+        residual_rmsnorm_forward(opened, {.out = INGOT_READ(out),
+                                          .rstd = INGOT_READ(rstd),
+                                          .sum = INGOT_READ(sum),
+                                          .residual = INGOT_READ(residual),
+                                          .branch = INGOT_READ(branch),
+                                          .weight = INGOT_READ(weight),
+                                          .eps = a->eps});
+    });
+}
+
+int ingot_rmsnorm_backward(const ingot_device* device, const ingot_rmsnorm_backward_arguments* a) {
+    return run("rmsnorm_backward", device, a, [&](const Device& opened, const Reader& read) {
+        rmsnorm_backward(opened, {.dx = INGOT_READ(dx),
+                                  .dweight = INGOT_READ(dweight),
+                                  .dout = INGOT_READ(dout),
+                                  .x = INGOT_READ(x),
+                                  .rstd = INGOT_READ(rstd),
+                                  .weight = INGOT_READ(weight),
+                                  .dresidual = INGOT_READ(dresidual),
+                                  .workspace = INGOT_READ(workspace)});
+    });
+}
+
+int ingot_rmsnorm_backward_workspace(const ingot_device* device, const ingot_tensor* x, uint64_t* bytes) {
+    constexpr const char* op = "rmsnorm_backward_workspace";
+    return answer(op, device, bytes, [&](const Device& opened, const Reader& read) {
+        REQUIRE(x != nullptr && x->ndim >= 1, op, ": x must be (N, C) or (N, H, HS)");
+        return rmsnorm_backward_workspace(opened, read("x", *x));
+    });
+}
+
+int ingot_swiglu_forward(const ingot_device* device, const ingot_swiglu_forward_arguments* a) {
+    return run("swiglu_forward", device, a, [&](const Device& opened, const Reader& read) {
+        swiglu_forward(opened, {.out = INGOT_READ(out), .gate_up = INGOT_READ(gate_up)});
+    });
+}
+
+int ingot_swiglu_backward(const ingot_device* device, const ingot_swiglu_backward_arguments* a) {
+    return run("swiglu_backward", device, a, [&](const Device& opened, const Reader& read) {
+        swiglu_backward(opened,
+                        {.dgate_up = INGOT_READ(dgate_up), .dout = INGOT_READ(dout), .gate_up = INGOT_READ(gate_up)});
+    });
+}
+
+int ingot_rope_forward(const ingot_device* device, const ingot_rope_arguments* a) {
+    return run("rope_forward", device, a, [&](const Device& opened, const Reader& read) {
+        rope_forward(opened, {.x = INGOT_READ(x), .positions = INGOT_READ(positions), .table = INGOT_READ(table)});
+    });
+}
+
+int ingot_rope_backward(const ingot_device* device, const ingot_rope_arguments* a) {
+    return run("rope_backward", device, a, [&](const Device& opened, const Reader& read) {
+        rope_backward(opened, {.x = INGOT_READ(x), .positions = INGOT_READ(positions), .table = INGOT_READ(table)});
+    });
+}
+
+int ingot_fill_rope_table(const ingot_tensor* table, double theta) {
+    return guarded([&] {
+        REQUIRE(table != nullptr, "fill_rope_table: table is a null pointer");
+        const Device cpu = Device::cpu();
+        fill_rope_table(Reader{"fill_rope_table", cpu}("table", *table), theta);
+    });
+}
+
+// ---- A step: loss, norm, decision, update ----
+
+int ingot_step_begin(const ingot_device* device, ingot_step_block* block, const ingot_step_settings* settings) {
+    constexpr const char* op = "step_begin";
+    return guarded([&] {
+        require_step(op, block);
+        REQUIRE(settings != nullptr, op, ": settings is a null pointer");
+        step_begin(open(op, device), block_of(block), *reinterpret_cast<const StepSettings*>(settings));
+    });
+}
+
+int ingot_step_decide(const ingot_device* device, ingot_step_block* block) {
+    constexpr const char* op = "step_decide";
+    return guarded([&] {
+        require_step(op, block);
+        step_decide(open(op, device), block_of(block));
+    });
+}
+
+int ingot_cross_entropy(const ingot_device* device, const ingot_cross_entropy_arguments* a) {
+    return run("cross_entropy", device, a, [&](const Device& opened, const Reader& read) {
+        cross_entropy(opened, {.logits = INGOT_READ(logits),
+                               .losses = INGOT_READ(losses),
+                               .targets = INGOT_READ(targets),
+                               .vocab_size = a->vocab_size,
+                               .z_loss = a->z_loss,
+                               .step = block_of(a->step),
+                               .write_gradient = a->write_gradient != 0});
+    });
+}
+
+int ingot_loss_sum(const ingot_device* device, const ingot_loss_sum_arguments* a) {
+    constexpr const char* op = "loss_sum";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        require_step(op, a->step);
+        loss_sum(opened, {.step = block_of(a->step), .losses = INGOT_READ(losses), .targets = INGOT_READ(targets)});
+    });
+}
+
+int ingot_adamw(const ingot_device* device, const ingot_adamw_arguments* a) {
+    constexpr const char* op = "adamw";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        require_step(op, a->step);
+        adamw(opened, {.weights = INGOT_READ(weights),
+                       .m = INGOT_READ(m),
+                       .v = INGOT_READ(v),
+                       .gradient = INGOT_READ(gradient),
+                       .compute = INGOT_READ(compute),
+                       .step = block_of(a->step),
+                       .decay_blocks = INGOT_READ(decay_blocks),
+                       .decays = a->decays != 0});
+    });
+}
+
+int ingot_gradient_norm(const ingot_device* device, const ingot_gradient_norm_arguments* a) {
+    constexpr const char* op = "gradient_norm";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        require_step(op, a->step);
+        gradient_norm(
+            opened, {.step = block_of(a->step), .gradient = INGOT_READ(gradient), .workspace = INGOT_READ(workspace)});
+    });
+}
+
+int ingot_gradient_norm_workspace(const ingot_device* device, uint64_t* bytes) {
+    return answer("gradient_norm_workspace", device, bytes,
+                  [&](const Device& opened, const Reader&) { return gradient_norm_workspace(opened); });
+}
+
+// ---- Embedding, fill ----
+
+int ingot_embedding_forward(const ingot_device* device, const ingot_embedding_forward_arguments* a) {
+    return run("embedding_forward", device, a, [&](const Device& opened, const Reader& read) {
+        embedding_forward(opened, {.out = INGOT_READ(out), .weight = INGOT_READ(weight), .tokens = INGOT_READ(tokens)});
+    });
+}
+
+int ingot_embedding_backward(const ingot_device* device, const ingot_embedding_backward_arguments* a) {
+    return run("embedding_backward", device, a, [&](const Device& opened, const Reader& read) {
+        embedding_backward(opened, {.dweight = INGOT_READ(dweight),
+                                    .dout = INGOT_READ(dout),
+                                    .tokens = INGOT_READ(tokens),
+                                    .workspace = INGOT_READ(workspace)});
+    });
+}
+
+int ingot_embedding_backward_workspace(const ingot_device* device, const ingot_tensor* dout, uint64_t* bytes) {
+    constexpr const char* op = "embedding_backward_workspace";
+    return answer(op, device, bytes, [&](const Device& opened, const Reader& read) {
+        REQUIRE(dout != nullptr, op, ": dout is a null pointer");
+        return embedding_backward_workspace(opened, read("dout", *dout));
+    });
+}
+
+int ingot_fill_normal(const ingot_device* device, const ingot_fill_normal_arguments* a) {
+    return run("fill_normal", device, a, [&](const Device& opened, const Reader& read) {
+        fill_normal(opened, {.out = INGOT_READ(out), .seed = a->seed, .stream = a->stream, .std = a->std});
+    });
+}
+
+int ingot_fill_value(const ingot_device* device, const ingot_fill_value_arguments* a) {
+    return run("fill_value", device, a, [&](const Device& opened, const Reader& read) {
+        fill_value(opened, {.out = INGOT_READ(out), .value = a->value});
+    });
+}
+
+int ingot_round_to(const ingot_device* device, const ingot_round_to_arguments* a) {
+    return run("round_to", device, a, [&](const Device& opened, const Reader& read) {
+        round_to(opened, {.out = INGOT_READ(out), .in = INGOT_READ(in)});
+    });
+}

@@ -1,0 +1,325 @@
+/* libingot.so: the ops of kernels/ behind a C ABI, the same object code that trains. Plain C (C11); any language that
+ * can call C can call it: scripts/ingot_torch.py does so for PyTorch.
+ *
+ * Each function that returns int returns an ingot_status. Nothing is thrown across this boundary; after a call that did
+ * not return INGOT_DONE, ingot_last_error() has one line that says what was wrong and what to do. What an op computes,
+ * its shapes, dtypes and aliasing, is said where it is declared: kernels/rmsnorm.h for ingot_rmsnorm_forward(), and so
+ * on; the fields here have the same names.
+ *
+ * Memory is the caller's: no op allocates or frees memory of the device, or keeps a pointer. Ops that need scratch
+ * memory have a function that says how much. On CUDA an op only queues its work on the caller's stream (it can be
+ * captured in a CUDA graph) and never looks at the device's memory: arrays that it reads as indices (masks, tokens,
+ * targets, positions) must hold what their header says, else the result is undefined or the stream stops with a CUDA
+ * error. Functions may be called from any thread; one GPU's memory stays on that GPU.
+ *
+ * Products (kernels/matmul.h) are not here: who calls this has cuBLAS already.
+ */
+#ifndef INGOT_C_API_H
+#define INGOT_C_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define INGOT_API __attribute__((visibility("default")))
+
+/* Raised whenever a struct, an enumeration or the meaning of a function changes. */
+#define INGOT_ABI_VERSION 1
+/* Of the library that was loaded: refuse to go on if it is not INGOT_ABI_VERSION. */
+INGOT_API int32_t ingot_abi_version(void);
+/* "0.1.0" */
+INGOT_API const char* ingot_version(void);
+/* 1 if the library was built with the CUDA device, else 0. */
+INGOT_API int32_t ingot_has_cuda(void);
+
+/* The meaning of the programs' exit codes. */
+typedef enum ingot_status {
+    INGOT_DONE = 0,
+    INGOT_FAULT = 1,       /* CUDA reported an error, or a fault of ours */
+    INGOT_BAD_ARGUMENT = 2 /* shape, dtype, stride, null pointer, no such device, a struct of another version */
+} ingot_status;
+
+/* What the last call on this thread that failed had to say: one line. Stays until the next call on this thread that
+ * fails. */
+INGOT_API const char* ingot_last_error(void);
+
+typedef enum ingot_dtype {
+    INGOT_FP64 = 0, /* on the CPU only: the oracle */
+    INGOT_FP32 = 1,
+    INGOT_BF16 = 2,
+    INGOT_FP16 = 3,
+    INGOT_INT32 = 4,
+    INGOT_UINT8 = 5
+} ingot_dtype;
+
+/* A strided view. All zeros: no tensor, where one is optional. Memory lies on the device of the call. */
+typedef struct ingot_tensor {
+    void* data;
+    int32_t dtype; /* ingot_dtype */
+    int32_t ndim;  /* 1 to 4 */
+    int64_t shape[4];
+    int64_t strides[4]; /* in elements, not negative */
+} ingot_tensor;
+
+typedef enum ingot_device_kind { INGOT_CPU = 0, INGOT_CUDA = 1 } ingot_device_kind;
+
+/* Where an op runs. On the CPU it is done when the function returns; fp32 and fp64 only. */
+typedef struct ingot_device {
+    uint64_t struct_size; /* sizeof(ingot_device), and likewise below: another size is refused */
+    int32_t kind;         /* ingot_device_kind */
+    int32_t index;        /* which GPU, as CUDA counts them; the thread's current GPU is left as it was */
+    void* stream;         /* cudaStream_t of that GPU; null is CUDA's default stream */
+} ingot_device;
+
+/* ---- Attention: kernels/attention/attention.h ---- */
+
+/* All (N) int32, contiguous and non-decreasing. */
+typedef struct ingot_attention_mask {
+    ingot_tensor first_key, end_key, first_query, end_query;
+} ingot_attention_mask;
+
+typedef enum ingot_attention_kernel {
+    INGOT_ATTENTION_AUTOMATIC = 0,
+    INGOT_ATTENTION_PLAIN = 1, /* without tensor cores: for debugging */
+    INGOT_ATTENTION_SM80 = 2
+} ingot_attention_kernel;
+
+/* All zeros: the automatic choice, and the same bits every time. */
+typedef struct ingot_attention_options {
+    int32_t kernel;    /* ingot_attention_kernel */
+    int32_t any_order; /* 1: backward may add to dq in any order, if that is faster */
+} ingot_attention_options;
+
+typedef struct ingot_attention_forward_arguments {
+    uint64_t struct_size;
+    ingot_tensor out, lse;
+    ingot_tensor q, k, v, slopes; /* slopes: optional */
+    ingot_attention_mask mask;
+    double scale;
+    ingot_attention_options options;
+} ingot_attention_forward_arguments;
+INGOT_API int ingot_attention_forward(const ingot_device*, const ingot_attention_forward_arguments*);
+
+typedef struct ingot_attention_backward_arguments {
+    uint64_t struct_size;
+    ingot_tensor dq, dk, dv;
+    ingot_tensor dout, out, lse, q, k, v, slopes; /* slopes: optional */
+    ingot_attention_mask mask;
+    double scale;
+    ingot_attention_options options;
+    ingot_tensor workspace; /* uint8 */
+} ingot_attention_backward_arguments;
+INGOT_API int ingot_attention_backward(const ingot_device*, const ingot_attention_backward_arguments*);
+/* In bytes, from shape and dtype of q; 0 on the CPU. */
+INGOT_API int ingot_attention_backward_workspace(const ingot_device*, const ingot_tensor* q,
+                                                 const ingot_attention_options*, uint64_t* bytes);
+
+/* The slopes of ALiBi (Press et al. 2022) for any head count, into num_heads doubles on the host. */
+INGOT_API int ingot_alibi_slopes(int64_t num_heads, double* slopes);
+
+/* kernels/attention/decode.h: one new token over the keys and values of its document so far. */
+typedef struct ingot_attention_decode_arguments {
+    uint64_t struct_size;
+    ingot_tensor out;
+    ingot_tensor q, k, v, slopes; /* slopes: optional */
+    double scale;
+} ingot_attention_decode_arguments;
+INGOT_API int ingot_attention_decode(const ingot_device*, const ingot_attention_decode_arguments*);
+
+typedef struct ingot_kv_cache_append_arguments {
+    uint64_t struct_size;
+    ingot_tensor cache_k, cache_v;
+    ingot_tensor k, v;
+} ingot_kv_cache_append_arguments;
+INGOT_API int ingot_kv_cache_append(const ingot_device*, const ingot_kv_cache_append_arguments*);
+
+/* ---- kernels/rmsnorm.h ---- */
+
+typedef struct ingot_rmsnorm_forward_arguments {
+    uint64_t struct_size;
+    ingot_tensor out, rstd;
+    ingot_tensor x, weight;
+    double eps;
+} ingot_rmsnorm_forward_arguments;
+INGOT_API int ingot_rmsnorm_forward(const ingot_device*, const ingot_rmsnorm_forward_arguments*);
+
+typedef struct ingot_residual_rmsnorm_forward_arguments {
+    uint64_t struct_size;
+    ingot_tensor out, rstd, sum;
+    ingot_tensor residual, branch, weight;
+    double eps;
+} ingot_residual_rmsnorm_forward_arguments;
+INGOT_API int ingot_residual_rmsnorm_forward(const ingot_device*, const ingot_residual_rmsnorm_forward_arguments*);
+
+/* dweight is added to: zero it first. */
+typedef struct ingot_rmsnorm_backward_arguments {
+    uint64_t struct_size;
+    ingot_tensor dx, dweight;
+    ingot_tensor dout, x, rstd, weight, dresidual; /* dresidual: optional */
+    ingot_tensor workspace;                        /* uint8 */
+} ingot_rmsnorm_backward_arguments;
+INGOT_API int ingot_rmsnorm_backward(const ingot_device*, const ingot_rmsnorm_backward_arguments*);
+INGOT_API int ingot_rmsnorm_backward_workspace(const ingot_device*, const ingot_tensor* x, uint64_t* bytes);
+
+/* ---- kernels/swiglu.h ---- */
+
+typedef struct ingot_swiglu_forward_arguments {
+    uint64_t struct_size;
+    ingot_tensor out, gate_up;
+} ingot_swiglu_forward_arguments;
+INGOT_API int ingot_swiglu_forward(const ingot_device*, const ingot_swiglu_forward_arguments*);
+
+typedef struct ingot_swiglu_backward_arguments {
+    uint64_t struct_size;
+    ingot_tensor dgate_up, dout, gate_up;
+} ingot_swiglu_backward_arguments;
+INGOT_API int ingot_swiglu_backward(const ingot_device*, const ingot_swiglu_backward_arguments*);
+
+/* ---- kernels/rope.h ---- */
+
+typedef struct ingot_rope_arguments {
+    uint64_t struct_size;
+    ingot_tensor x; /* turned in place; in backward its gradient */
+    ingot_tensor positions, table;
+} ingot_rope_arguments;
+INGOT_API int ingot_rope_forward(const ingot_device*, const ingot_rope_arguments*);
+INGOT_API int ingot_rope_backward(const ingot_device*, const ingot_rope_arguments*);
+/* `table` lies on the host, (T, HS) fp32 or fp64. */
+INGOT_API int ingot_fill_rope_table(const ingot_tensor* table, double theta);
+
+/* ---- The scalars of a step: kernels/core/step.h and step.h. A block lies in the memory of the device. ---- */
+
+typedef struct ingot_step_settings {
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_clip;           /* 0: no clipping */
+    int32_t dynamic_loss_scale; /* 1 for fp16 */
+    int32_t reserved;           /* 0 */
+} ingot_step_settings;
+
+typedef struct ingot_step_sums {
+    double loss;
+    int64_t targets;
+    double squared_norm;
+} ingot_step_sums;
+
+/* Set loss_scale to 1 and the rest to 0 before the first step. */
+typedef struct ingot_step_state {
+    int64_t updates_applied;
+    double loss_scale;
+    int32_t good_steps, consecutive_skips;
+} ingot_step_state;
+
+typedef struct ingot_step_decision {
+    int32_t apply, nonfinite;
+    double gradient_factor;
+    double bias_correction1, bias_correction2;
+    double loss, grad_norm;
+} ingot_step_decision;
+
+typedef struct ingot_step_block {
+    ingot_step_settings settings;
+    ingot_step_sums sums;
+    ingot_step_state state;
+    ingot_step_decision decision;
+} ingot_step_block;
+
+/* Opens a step: `settings`, on the host, are copied into the block, its sums zeroed. */
+INGOT_API int ingot_step_begin(const ingot_device*, ingot_step_block* block, const ingot_step_settings* settings);
+/* After loss sum and gradient norm: clipping, and whether the update is applied. */
+INGOT_API int ingot_step_decide(const ingot_device*, ingot_step_block* block);
+
+/* ---- kernels/cross_entropy.h ---- */
+
+typedef struct ingot_cross_entropy_arguments {
+    uint64_t struct_size;
+    ingot_tensor logits; /* become their gradient if write_gradient */
+    ingot_tensor losses, targets;
+    int64_t vocab_size;
+    double z_loss;
+    const ingot_step_block* step; /* on the device; for state.loss_scale; null: 1 */
+    int32_t write_gradient;
+    int32_t reserved; /* 0 */
+} ingot_cross_entropy_arguments;
+INGOT_API int ingot_cross_entropy(const ingot_device*, const ingot_cross_entropy_arguments*);
+
+typedef struct ingot_loss_sum_arguments {
+    uint64_t struct_size;
+    ingot_step_block* step;
+    ingot_tensor losses, targets;
+} ingot_loss_sum_arguments;
+INGOT_API int ingot_loss_sum(const ingot_device*, const ingot_loss_sum_arguments*);
+
+/* ---- kernels/adamw.h ---- */
+
+typedef struct ingot_adamw_arguments {
+    uint64_t struct_size;
+    ingot_tensor weights, m, v;
+    ingot_tensor gradient;
+    ingot_tensor compute; /* optional: bf16 or fp16 */
+    const ingot_step_block* step;
+    ingot_tensor decay_blocks; /* optional: uint8, one for each 64 elements */
+    int32_t decays;            /* without decay_blocks: whether weight_decay applies */
+    int32_t reserved;          /* 0 */
+} ingot_adamw_arguments;
+INGOT_API int ingot_adamw(const ingot_device*, const ingot_adamw_arguments*);
+
+typedef struct ingot_gradient_norm_arguments {
+    uint64_t struct_size;
+    ingot_step_block* step;
+    ingot_tensor gradient;
+    ingot_tensor workspace; /* uint8 */
+} ingot_gradient_norm_arguments;
+INGOT_API int ingot_gradient_norm(const ingot_device*, const ingot_gradient_norm_arguments*);
+INGOT_API int ingot_gradient_norm_workspace(const ingot_device*, uint64_t* bytes);
+
+/* ---- kernels/embedding.h ---- */
+
+typedef struct ingot_embedding_forward_arguments {
+    uint64_t struct_size;
+    ingot_tensor out;
+    ingot_tensor weight, tokens;
+} ingot_embedding_forward_arguments;
+INGOT_API int ingot_embedding_forward(const ingot_device*, const ingot_embedding_forward_arguments*);
+
+/* dweight is added to. */
+typedef struct ingot_embedding_backward_arguments {
+    uint64_t struct_size;
+    ingot_tensor dweight;
+    ingot_tensor dout, tokens;
+    ingot_tensor workspace; /* uint8 */
+} ingot_embedding_backward_arguments;
+INGOT_API int ingot_embedding_backward(const ingot_device*, const ingot_embedding_backward_arguments*);
+INGOT_API int ingot_embedding_backward_workspace(const ingot_device*, const ingot_tensor* dout, uint64_t* bytes);
+
+/* ---- kernels/fill.h ---- */
+
+typedef struct ingot_fill_normal_arguments {
+    uint64_t struct_size;
+    ingot_tensor out;
+    uint64_t seed, stream;
+    double std;
+} ingot_fill_normal_arguments;
+INGOT_API int ingot_fill_normal(const ingot_device*, const ingot_fill_normal_arguments*);
+
+typedef struct ingot_fill_value_arguments {
+    uint64_t struct_size;
+    ingot_tensor out;
+    double value;
+} ingot_fill_value_arguments;
+INGOT_API int ingot_fill_value(const ingot_device*, const ingot_fill_value_arguments*);
+
+/* On CUDA only. */
+typedef struct ingot_round_to_arguments {
+    uint64_t struct_size;
+    ingot_tensor out, in;
+} ingot_round_to_arguments;
+INGOT_API int ingot_round_to(const ingot_device*, const ingot_round_to_arguments*);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* INGOT_C_API_H */

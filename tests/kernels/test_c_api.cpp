@@ -1,0 +1,520 @@
+// libingot.so: each op through the C ABI gives the bits that it gives through its own header, on the CPU and, where
+// there is one, on a GPU; what is wrong comes back as a status and a line.
+//
+// Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of the
+// arguments not compared, one error for all threads, CHECK reported as a fault of ours.
+#include "kernels/c_api.h"
+
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "kernels/adamw.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/decode.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
+#include "kernels/fill.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+#include "kernels/step.h"
+#include "kernels/swiglu.h"
+#include "tests/support/tensors.h"
+#if INGOT_HAS_CUDA
+#include "kernels/cuda/context.h"
+#endif
+
+extern "C" int call_from_c(void);
+
+namespace ingot::test {
+
+namespace {
+
+using Values = std::vector<std::vector<double>>;
+
+ingot_tensor c(const Tensor& tensor) {
+    ingot_tensor result = {};
+    result.data = tensor.data;
+    result.dtype = static_cast<int32_t>(tensor.dtype);
+    result.ndim = tensor.rank;
+    for (int axis = 0; axis < tensor.rank; ++axis) {
+        result.shape[axis] = tensor.shape[axis];
+        result.strides[axis] = tensor.stride[axis];
+    }
+    return result;
+}
+ingot_tensor c(const Buffer& buffer) {
+    return c(buffer.tensor());
+}
+
+ingot_device c(const Device& device) {
+    ingot_device result = {.struct_size = sizeof result, .kind = INGOT_CPU, .index = 0, .stream = nullptr};
+#if INGOT_HAS_CUDA
+    if (!device.is_cpu()) {
+        result.kind = INGOT_CUDA;
+        result.index = device.context().index;
+        result.stream = device.context().stream;
+    }
+#else
+    EXPECT_TRUE(device.is_cpu());
+#endif
+    return result;
+}
+
+// A struct of arguments with its size set.
+template <typename Arguments>
+Arguments sized() {
+    Arguments arguments = {};
+    arguments.struct_size = sizeof arguments;
+    return arguments;
+}
+
+void expect_done(int status) {
+    EXPECT_EQ(status, INGOT_DONE) << ingot_last_error();
+}
+
+// A case runs on memory of its own, through C or not, and returns what it wrote.
+using Case = std::function<Values(const Device& device, DType dtype, bool through_c)>;
+
+void expect_the_same_bits(DeviceKind kind, const Case& run) {
+    std::vector<std::pair<Device, DType>> places;
+    if (kind == DeviceKind::cpu) {
+        places = {{Device::cpu(), DType::f32}, {Device::cpu(), DType::f64}};
+    } else {
+        INGOT_CUDA_OR_SKIP(gpu);
+        for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) places.emplace_back(gpu, dtype);
+    }
+    for (const auto& [device, dtype] : places) {
+        SCOPED_TRACE(join(device.name(), " ", name_of(dtype)));
+        const Values expected = run(device, dtype, false), actual = run(device, dtype, true);
+        ASSERT_EQ(actual.size(), expected.size());
+        for (size_t i = 0; i < actual.size(); ++i) EXPECT_TRUE(same(actual[i], expected[i])) << "output " << i;
+    }
+}
+
+Buffer bytes(const Device& device, size_t count) {
+    return Buffer(device, DType::u8, {static_cast<int64_t>(count)});
+}
+
+// A step block in the memory of a device.
+class Block {
+  public:
+    Block(const Device& device, const StepBlock& block)
+        : device_(device), memory_(device.allocate(sizeof block)), host_(block) {
+        device.copy(view(memory_.get(), device.kind()), view(&host_, DeviceKind::cpu));
+    }
+    StepBlock* get() const { return static_cast<StepBlock*>(memory_.get()); }
+    ingot_step_block* c() const { return static_cast<ingot_step_block*>(memory_.get()); }
+    StepBlock read() {
+        device_.copy(view(&host_, DeviceKind::cpu), view(memory_.get(), device_.kind()));
+        return host_;
+    }
+
+  private:
+    static Tensor view(void* data, DeviceKind kind) {
+        return Tensor::contiguous(data, DType::u8, {static_cast<int64_t>(sizeof(StepBlock))}, kind);
+    }
+    Device device_;
+    std::shared_ptr<void> memory_;
+    StepBlock host_;
+};
+
+class CApiOn : public testing::TestWithParam<DeviceKind> {};
+INSTANTIATE_TEST_SUITE_P(, CApiOn, testing::Values(DeviceKind::cpu, DeviceKind::cuda),
+                         [](const auto& info) { return info.param == DeviceKind::cpu ? "Cpu" : "Cuda"; });
+
+}  // namespace
+
+TEST(CApi, CanBeCalledFromC) {
+    EXPECT_EQ(call_from_c(), 0) << "the line in tests/kernels/c_api_caller.c";
+    EXPECT_EQ(ingot_has_cuda(), INGOT_HAS_CUDA);
+    double slopes[6];
+    expect_done(ingot_alibi_slopes(6, slopes));
+    EXPECT_EQ(std::vector<double>(slopes, slopes + 6), alibi_slopes(6));
+}
+
+TEST_P(CApiOn, Attention) {
+    const int64_t N = 150, NH = 4, NKV = 2, HS = 32;
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
+        const DType stats = accumulation_dtype(dtype);
+        const Device cpu = Device::cpu();
+        // The views of a fused buffer have strides, and each gradient another shape or place.
+        const Buffer qkv(device, dtype, {N, (NH + 2 * NKV) * HS}, rounded(normals(N * (NH + 2 * NKV) * HS, 1), dtype));
+        const Buffer dqkv(device, dtype, {N, (NH + 2 * NKV) * HS}), out(device, dtype, {N, NH * HS});
+        const Buffer dout(device, dtype, {N, NH * HS}, rounded(normals(N * NH * HS, 2), dtype));
+        const Buffer lse(device, stats, {NH, N}), slopes(device, stats, {NH}, alibi_slopes(NH));
+        const auto heads = [&](const Tensor& all, int64_t first, int64_t count) {
+            return all.slice(1, first * HS, (first + count) * HS).split_last(count, HS);
+        };
+        const Buffer host[] = {
+            {cpu, DType::i32, {N}}, {cpu, DType::i32, {N}}, {cpu, DType::i32, {N}}, {cpu, DType::i32, {N}}};
+        fill_document_mask({host[0], host[1], host[2], host[3]}, {0, 33, 140}, true);
+        const Buffer first_key(device, DType::i32, {N}, host[0].values()),
+            end_key(device, DType::i32, {N}, host[1].values()), first_query(device, DType::i32, {N}, host[2].values()),
+            end_query(device, DType::i32, {N}, host[3].values());
+        const AttentionForward forward = {.out = heads(out, 0, NH),
+                                          .lse = lse,
+                                          .q = heads(qkv, 0, NH),
+                                          .k = heads(qkv, NH, NKV),
+                                          .v = heads(qkv, NH + NKV, NKV),
+                                          .slopes = slopes,
+                                          .mask = {first_key, end_key, first_query, end_query},
+                                          .scale = 0.2};
+        const Buffer workspace = bytes(device, attention_backward_workspace(device, forward.q));
+        const AttentionBackward backward = {.dq = heads(dqkv, 0, NH),
+                                            .dk = heads(dqkv, NH, NKV),
+                                            .dv = heads(dqkv, NH + NKV, NKV),
+                                            .dout = heads(dout, 0, NH),
+                                            .out = forward.out,
+                                            .lse = lse,
+                                            .q = forward.q,
+                                            .k = forward.k,
+                                            .v = forward.v,
+                                            .slopes = slopes,
+                                            .mask = forward.mask,
+                                            .scale = forward.scale,
+                                            .workspace = workspace};
+        if (!through_c) {
+            attention_forward(device, forward);
+            attention_backward(device, backward);
+            return {out.values(), lse.values(), dqkv.values()};
+        }
+        const ingot_device d = c(device);
+        const ingot_attention_mask mask = {c(first_key), c(end_key), c(first_query), c(end_query)};
+        auto f = sized<ingot_attention_forward_arguments>();
+        f.out = c(forward.out), f.lse = c(lse), f.q = c(forward.q), f.k = c(forward.k), f.v = c(forward.v);
+        f.slopes = c(slopes), f.mask = mask, f.scale = forward.scale;
+        expect_done(ingot_attention_forward(&d, &f));
+        auto b = sized<ingot_attention_backward_arguments>();
+        b.dq = c(backward.dq), b.dk = c(backward.dk), b.dv = c(backward.dv), b.dout = c(backward.dout);
+        b.out = f.out, b.lse = f.lse, b.q = f.q, b.k = f.k, b.v = f.v, b.slopes = f.slopes, b.mask = mask;
+        b.scale = f.scale, b.workspace = c(workspace);
+        uint64_t size = 1;
+        expect_done(ingot_attention_backward_workspace(&d, &b.q, &b.options, &size));
+        EXPECT_EQ(size, attention_backward_workspace(device, forward.q));
+        expect_done(ingot_attention_backward(&d, &b));
+        return {out.values(), lse.values(), dqkv.values()};
+    });
+}
+
+TEST_P(CApiOn, Decode) {
+    const int64_t S = 70, NH = 4, NKV = 2, HS = 32;
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
+        const DType stats = accumulation_dtype(dtype);
+        const Buffer k(device, dtype, {S, NKV, HS}, rounded(normals(S * NKV * HS, 1), dtype)),
+            v(device, dtype, {S, NKV, HS}, rounded(normals(S * NKV * HS, 2), dtype)),
+            cache_k(device, dtype, {S, NKV, HS}), cache_v(device, dtype, {S, NKV, HS}),
+            q(device, dtype, {NH, HS}, rounded(normals(NH * HS, 3), dtype)), out(device, dtype, {NH, HS}),
+            slopes(device, stats, {NH}, alibi_slopes(NH));
+        if (!through_c) {
+            kv_cache_append(device, {.cache_k = cache_k, .cache_v = cache_v, .k = k, .v = v});
+            attention_decode(device, {.out = out, .q = q, .k = cache_k, .v = cache_v, .slopes = slopes, .scale = 0.2});
+            return {out.values(), cache_k.values(), cache_v.values()};
+        }
+        const ingot_device d = c(device);
+        auto append = sized<ingot_kv_cache_append_arguments>();
+        append.cache_k = c(cache_k), append.cache_v = c(cache_v), append.k = c(k), append.v = c(v);
+        expect_done(ingot_kv_cache_append(&d, &append));
+        auto decode = sized<ingot_attention_decode_arguments>();
+        decode.out = c(out), decode.q = c(q), decode.k = c(cache_k), decode.v = c(cache_v), decode.slopes = c(slopes);
+        decode.scale = 0.2;
+        expect_done(ingot_attention_decode(&d, &decode));
+        return {out.values(), cache_k.values(), cache_v.values()};
+    });
+}
+
+TEST_P(CApiOn, RmsNorm) {
+    const int64_t N = 9, C = 40;
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
+        const DType stats = accumulation_dtype(dtype);
+        const auto random = [&](uint64_t seed) { return rounded(normals(N * C, seed), dtype); };
+        const Buffer x(device, dtype, {N, C}, random(1)), branch(device, dtype, {N, C}, random(2)),
+            weight(device, dtype, {C}, rounded(normals(C, 3), dtype)), dout(device, dtype, {N, C}, random(4)),
+            dresidual(device, dtype, {N, C}, random(5));
+        const Buffer out(device, dtype, {N, C}), rstd(device, stats, {N}), sum(device, dtype, {N, C}),
+            out2(device, dtype, {N, C}), rstd2(device, stats, {N}), dx(device, dtype, {N, C}),
+            dweight(device, stats, {C}, normals(C, 6));
+        const Buffer workspace = bytes(device, rmsnorm_backward_workspace(device, x));
+        const ingot_device d = c(device);
+        if (!through_c) {
+            rmsnorm_forward(device, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = 0.1});
+            residual_rmsnorm_forward(device, {.out = out2,
+                                              .rstd = rstd2,
+                                              .sum = sum,
+                                              .residual = x,
+                                              .branch = branch,
+                                              .weight = weight,
+                                              .eps = 0.1});
+            rmsnorm_backward(device, {.dx = dx,
+                                      .dweight = dweight,
+                                      .dout = dout,
+                                      .x = x,
+                                      .rstd = rstd,
+                                      .weight = weight,
+                                      .dresidual = dresidual,
+                                      .workspace = workspace});
+        } else {
+            auto f = sized<ingot_rmsnorm_forward_arguments>();
+            f.out = c(out), f.rstd = c(rstd), f.x = c(x), f.weight = c(weight), f.eps = 0.1;
+            expect_done(ingot_rmsnorm_forward(&d, &f));
+            auto r = sized<ingot_residual_rmsnorm_forward_arguments>();
+            r.out = c(out2), r.rstd = c(rstd2), r.sum = c(sum), r.residual = c(x), r.branch = c(branch);
+            r.weight = c(weight), r.eps = 0.1;
+            expect_done(ingot_residual_rmsnorm_forward(&d, &r));
+            auto b = sized<ingot_rmsnorm_backward_arguments>();
+            b.dx = c(dx), b.dweight = c(dweight), b.dout = c(dout), b.x = c(x), b.rstd = c(rstd), b.weight = c(weight);
+            b.dresidual = c(dresidual), b.workspace = c(workspace);
+            uint64_t size = 0;
+            expect_done(ingot_rmsnorm_backward_workspace(&d, &b.x, &size));
+            EXPECT_EQ(size, rmsnorm_backward_workspace(device, x));
+            expect_done(ingot_rmsnorm_backward(&d, &b));
+        }
+        return {out.values(), rstd.values(), out2.values(),   rstd2.values(),
+                sum.values(), dx.values(),   dweight.values()};
+    });
+}
+
+TEST_P(CApiOn, SwigluAndRope) {
+    const int64_t N = 7, F = 24, H = 3, HS = 8;
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
+        const DType stats = accumulation_dtype(dtype);
+        const Buffer gate_up(device, dtype, {N, 2 * F}, rounded(normals(N * 2 * F, 1), dtype)),
+            dout(device, dtype, {N, F}, rounded(normals(N * F, 2), dtype)), out(device, dtype, {N, F}),
+            dgate_up(device, dtype, {N, 2 * F});
+        const std::vector<double> heads = rounded(normals(N * H * HS, 3), dtype);
+        const Buffer x(device, dtype, {N, H, HS}, heads), dx(device, dtype, {N, H, HS}, heads),
+            positions(device, DType::i32, {N}, {0, 1, 2, 0, 1, 2, 3});
+        const Buffer host(Device::cpu(), stats, {4, HS});
+        if (through_c) {
+            const ingot_tensor table = c(host);
+            expect_done(ingot_fill_rope_table(&table, 100));
+        } else {
+            fill_rope_table(host, 100);
+        }
+        const Buffer table(device, stats, {4, HS}, host.values());
+        if (!through_c) {
+            swiglu_forward(device, {.out = out, .gate_up = gate_up});
+            swiglu_backward(device, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up});
+            rope_forward(device, {.x = x, .positions = positions, .table = table});
+            rope_backward(device, {.x = dx, .positions = positions, .table = table});
+        } else {
+            const ingot_device d = c(device);
+            auto f = sized<ingot_swiglu_forward_arguments>();
+            f.out = c(out), f.gate_up = c(gate_up);
+            expect_done(ingot_swiglu_forward(&d, &f));
+            auto b = sized<ingot_swiglu_backward_arguments>();
+            b.dgate_up = c(dgate_up), b.dout = c(dout), b.gate_up = c(gate_up);
+            expect_done(ingot_swiglu_backward(&d, &b));
+            auto r = sized<ingot_rope_arguments>();
+            r.x = c(x), r.positions = c(positions), r.table = c(table);
+            expect_done(ingot_rope_forward(&d, &r));
+            r.x = c(dx);
+            expect_done(ingot_rope_backward(&d, &r));
+        }
+        return {out.values(), dgate_up.values(), host.values(), x.values(), dx.values()};
+    });
+}
+
+TEST_P(CApiOn, Step) {
+    const int64_t N = 6, V = 30, VP = 32, n = 200;
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
+        const DType stats = accumulation_dtype(dtype);
+        const StepSettings settings = {
+            .lr = 0.1, .beta1 = 0.8, .beta2 = 0.7, .eps = 1e-3, .weight_decay = 0.2, .grad_clip = 0.5};
+        StepBlock initial;
+        initial.state.loss_scale = 4;
+        initial.sums.loss = 77;  // of the step before
+        Block block(device, initial);
+        const Buffer logits(device, dtype, {N, VP}, rounded(normals(N * VP, 1, 2), dtype)), losses(device, stats, {N}),
+            targets(device, DType::i32, {N}, {3, -1, 29, 0, 7, 7});
+        const Buffer weights(device, stats, {n}, normals(n, 2)), m(device, stats, {n}, normals(n, 3, 0.1)),
+            v(device, stats, {n}, std::vector<double>(n, 0.25)), gradient(device, stats, {n}, normals(n, 4));
+        const bool has_copy = !device.is_cpu();
+        const Buffer copy(device, has_copy ? DType::bf16 : DType::u8, {n}, std::vector<double>(n, 0)),
+            decay_blocks(device, DType::u8, {4}, {1, 0, 0, 1}),
+            workspace = bytes(device, gradient_norm_workspace(device));
+        if (!through_c) {
+            step_begin(device, block.get(), settings);
+            cross_entropy(device, {.logits = logits,
+                                   .losses = losses,
+                                   .targets = targets,
+                                   .vocab_size = V,
+                                   .z_loss = 0.01,
+                                   .step = block.get()});
+            loss_sum(device, {.step = block.get(), .losses = losses, .targets = targets});
+            gradient_norm(device, {.step = block.get(), .gradient = gradient, .workspace = workspace});
+            step_decide(device, block.get());
+            adamw(device, {.weights = weights,
+                           .m = m,
+                           .v = v,
+                           .gradient = gradient,
+                           .compute = has_copy ? copy.tensor() : Tensor{},
+                           .step = block.get(),
+                           .decay_blocks = decay_blocks});
+        } else {
+            const ingot_device d = c(device);
+            const ingot_step_settings s = {.lr = 0.1,
+                                           .beta1 = 0.8,
+                                           .beta2 = 0.7,
+                                           .eps = 1e-3,
+                                           .weight_decay = 0.2,
+                                           .grad_clip = 0.5,
+                                           .dynamic_loss_scale = 0,
+                                           .reserved = 0};
+            expect_done(ingot_step_begin(&d, block.c(), &s));
+            auto e = sized<ingot_cross_entropy_arguments>();
+            e.logits = c(logits), e.losses = c(losses), e.targets = c(targets), e.vocab_size = V, e.z_loss = 0.01;
+            e.step = block.c(), e.write_gradient = 1;
+            expect_done(ingot_cross_entropy(&d, &e));
+            auto l = sized<ingot_loss_sum_arguments>();
+            l.step = block.c(), l.losses = c(losses), l.targets = c(targets);
+            expect_done(ingot_loss_sum(&d, &l));
+            auto g = sized<ingot_gradient_norm_arguments>();
+            g.step = block.c(), g.gradient = c(gradient), g.workspace = c(workspace);
+            uint64_t size = 1;
+            expect_done(ingot_gradient_norm_workspace(&d, &size));
+            EXPECT_EQ(size, gradient_norm_workspace(device));
+            expect_done(ingot_gradient_norm(&d, &g));
+            expect_done(ingot_step_decide(&d, block.c()));
+            auto a = sized<ingot_adamw_arguments>();
+            a.weights = c(weights), a.m = c(m), a.v = c(v), a.gradient = c(gradient), a.step = block.c();
+            if (has_copy) a.compute = c(copy);
+            a.decay_blocks = c(decay_blocks);
+            expect_done(ingot_adamw(&d, &a));
+        }
+        const StepBlock after = block.read();
+        EXPECT_EQ(after.sums.targets, 5);
+        EXPECT_EQ(after.decision.apply, 1);
+        return {logits.values(),
+                losses.values(),
+                weights.values(),
+                m.values(),
+                v.values(),
+                copy.values(),
+                {after.sums.loss, after.sums.squared_norm, after.decision.gradient_factor}};
+    });
+}
+
+TEST_P(CApiOn, EmbeddingAndFill) {
+    const int64_t N = 9, V = 12, C = 24;
+    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
+        const DType stats = accumulation_dtype(dtype);
+        const Buffer weight(device, dtype, {V, C}, rounded(normals(V * C, 1), dtype)), out(device, dtype, {N, C}),
+            tokens(device, DType::i32, {N}, {3, 0, 11, 3, 3, 1, 0, 5, 3}),
+            dweight(device, stats, {V, C}, normals(V * C, 2)),
+            dout(device, dtype, {N, C}, rounded(normals(N * C, 3), dtype)),
+            workspace = bytes(device, embedding_backward_workspace(device, dout)), normal(device, dtype, {N, C}),
+            value(device, dtype, {N, C}), wide(device, DType::f32, {N, C}, normals(N * C, 4)),
+            narrow(device, DType::bf16, {N, C}, std::vector<double>(N * C, 0));
+        if (!through_c) {
+            embedding_forward(device, {.out = out, .weight = weight, .tokens = tokens});
+            embedding_backward(device, {.dweight = dweight, .dout = dout, .tokens = tokens, .workspace = workspace});
+            fill_normal(device, {.out = normal, .seed = 5, .stream = 6, .std = 0.5});
+            fill_value(device, {.out = value, .value = 1.5});
+            if (!device.is_cpu()) round_to(device, {.out = narrow, .in = wide});
+        } else {
+            const ingot_device d = c(device);
+            auto f = sized<ingot_embedding_forward_arguments>();
+            f.out = c(out), f.weight = c(weight), f.tokens = c(tokens);
+            expect_done(ingot_embedding_forward(&d, &f));
+            auto b = sized<ingot_embedding_backward_arguments>();
+            b.dweight = c(dweight), b.dout = c(dout), b.tokens = c(tokens), b.workspace = c(workspace);
+            uint64_t size = 1;
+            expect_done(ingot_embedding_backward_workspace(&d, &b.dout, &size));
+            EXPECT_EQ(size, embedding_backward_workspace(device, dout));
+            expect_done(ingot_embedding_backward(&d, &b));
+            auto r = sized<ingot_fill_normal_arguments>();
+            r.out = c(normal), r.seed = 5, r.stream = 6, r.std = 0.5;
+            expect_done(ingot_fill_normal(&d, &r));
+            auto one = sized<ingot_fill_value_arguments>();
+            one.out = c(value), one.value = 1.5;
+            expect_done(ingot_fill_value(&d, &one));
+            auto t = sized<ingot_round_to_arguments>();
+            t.out = c(narrow), t.in = c(wide);
+            if (device.is_cpu())
+                EXPECT_EQ(ingot_round_to(&d, &t), INGOT_BAD_ARGUMENT);
+            else
+                expect_done(ingot_round_to(&d, &t));
+        }
+        return {out.values(), dweight.values(), normal.values(), value.values(), narrow.values()};
+    });
+}
+
+// ---- What is refused ----
+
+TEST(CApi, RefusesWithAStatusAndALine) {
+    const Device cpu = Device::cpu();
+    const Buffer in(cpu, DType::f32, {3, 8}, normals(24, 1)), out(cpu, DType::f32, {3, 4});
+    struct Call {
+        ingot_device device;
+        ingot_swiglu_forward_arguments arguments;
+    };
+    const auto refused = [&](const char* words, const std::function<void(Call&)>& change) {
+        Call call = {c(cpu), sized<ingot_swiglu_forward_arguments>()};
+        call.arguments.out = c(out), call.arguments.gate_up = c(in);
+        expect_done(ingot_swiglu_forward(&call.device, &call.arguments));
+        change(call);
+        EXPECT_EQ(ingot_swiglu_forward(&call.device, &call.arguments), INGOT_BAD_ARGUMENT) << words;
+        const std::string error = ingot_last_error();
+        EXPECT_NE(error.find(words), std::string::npos) << error;
+        EXPECT_EQ(error.find('\n'), std::string::npos) << error;
+    };
+    refused("arguments has a struct_size of 8, not", [](Call& call) { call.arguments.struct_size = 8; });
+    refused("device has a struct_size of 0, not", [](Call& call) { call.device.struct_size = 0; });
+    refused("device kind 7: use 0 (CPU) or 1 (CUDA)", [](Call& call) { call.device.kind = 7; });
+    refused(INGOT_HAS_CUDA ? "no CUDA device" : "this build has no CUDA device",
+            [](Call& call) { call.device.kind = INGOT_CUDA, call.device.index = 99; });
+    refused("out has 5 axes: use 1 to 4", [](Call& call) { call.arguments.out.ndim = 5; });
+    refused("gate_up has the unknown dtype 6", [](Call& call) { call.arguments.gate_up.dtype = 6; });
+    refused("gate_up has the unknown dtype -1", [](Call& call) { call.arguments.gate_up.dtype = -1; });
+    refused("neither may be negative", [](Call& call) { call.arguments.gate_up.strides[0] = -8; });
+    refused("gate_up has no data", [](Call& call) { call.arguments.gate_up.data = nullptr; });
+    refused("out is not aligned to its elements",
+            [](Call& call) { call.arguments.out.data = static_cast<uint8_t*>(call.arguments.out.data) + 2; });
+    refused("gate_up is fp32 (3, 7)", [](Call& call) { call.arguments.gate_up.shape[1] = 7; });
+    refused("must be contiguous", [](Call& call) { call.arguments.gate_up.strides[0] = 9; });
+    refused("on the CPU runs in fp32 or fp64, not in bf16",
+            [](Call& call) { call.arguments.out.dtype = call.arguments.gate_up.dtype = INGOT_BF16; });
+}
+
+TEST(CApi, RefusesNullPointersAndUnknownOptions) {
+    const ingot_device d = c(Device::cpu());
+    const auto expect_refused = [](int status, const char* words) {
+        EXPECT_EQ(status, INGOT_BAD_ARGUMENT) << words;
+        EXPECT_NE(std::string(ingot_last_error()).find(words), std::string::npos) << ingot_last_error();
+    };
+    expect_refused(ingot_swiglu_forward(&d, nullptr), "arguments is a null pointer");
+    const auto empty = sized<ingot_swiglu_forward_arguments>();
+    expect_refused(ingot_swiglu_forward(nullptr, &empty), "device is a null pointer");
+    expect_refused(ingot_swiglu_forward(&d, &empty), "swiglu: out is no tensor");
+    expect_refused(ingot_gradient_norm_workspace(&d, nullptr), "bytes is a null pointer");
+    expect_refused(ingot_step_decide(&d, nullptr), "step is a null pointer");
+    const auto adamw = sized<ingot_adamw_arguments>();
+    expect_refused(ingot_adamw(&d, &adamw), "step is a null pointer");
+    auto attention = sized<ingot_attention_forward_arguments>();
+    attention.options.kernel = 3;
+    expect_refused(ingot_attention_forward(&d, &attention), "options.kernel 3 is unknown");
+    attention.options = {0, 2};
+    expect_refused(ingot_attention_forward(&d, &attention), "options.any_order is 2");
+    ingot_tensor q = {};
+    const ingot_attention_options options = {};
+    uint64_t size = 0;
+    expect_refused(ingot_attention_backward_workspace(&d, nullptr, &options, &size), "null pointer");
+    expect_refused(ingot_attention_backward_workspace(&d, &q, &options, &size), "must be (N, NH, HS)");
+    expect_refused(ingot_rmsnorm_backward_workspace(&d, &q, &size), "x must be (N, C) or (N, H, HS)");
+    expect_refused(ingot_alibi_slopes(0, nullptr), "ask for at least one");
+}
+
+TEST(CApi, AnErrorBelongsToItsThread) {
+    const ingot_device d = c(Device::cpu());
+    EXPECT_EQ(ingot_swiglu_forward(&d, nullptr), INGOT_BAD_ARGUMENT);
+    const std::string here = ingot_last_error();
+    std::thread([&] {
+        EXPECT_STREQ(ingot_last_error(), "");
+        EXPECT_EQ(ingot_rope_forward(&d, nullptr), INGOT_BAD_ARGUMENT);
+        EXPECT_NE(ingot_last_error(), here);
+    }).join();
+    EXPECT_EQ(ingot_last_error(), here);
+}
+
+}  // namespace ingot::test
