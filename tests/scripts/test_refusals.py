@@ -244,6 +244,17 @@ ARGUMENTS = [
     (["eval", "--checkpoint", "runs/done", "--data", "other.bin"], "other.bin", None),
     (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--device", "tpu"], "--device", "cpu"),
     (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--prompt", "a"], "--prompt", None),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin"], "raw.bin", "--format raw --dtype uint16"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "gzip"], "--format", "megatron"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "raw"], "--format is raw", "--dtype"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--dtype", "uint16"], "--dtype", "--format raw"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "raw", "--dtype", "int8"], "--dtype",
+     "uint32"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "raw", "--dtype", "uint32"], "raw.bin",
+     "model.vocab_size is 257"),
+    (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--format", "raw", "--dtype", "uint16"], "val.bin",
+     "remove"),
+    (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--format", "megatron"], "val.idx", None),
     (["generate"], "--checkpoint", None),
     (["generate", "--checkpoint", "runs/done"], "--prompt", None),
     (["generate", "--checkpoint", "nowhere", "--prompt", "a"], "nowhere", None),
@@ -309,6 +320,8 @@ class Refusals(unittest.TestCase):
         for name in ("train.bin", "val.bin"):
             (cls.folder / name).write_bytes(shard(ids=[number % 257 for number in range(600)]))
         (cls.folder / "other.bin").write_bytes(shard(ids=[300] * 600))
+        (cls.folder / "raw.bin").write_bytes(shard(ids=range(256))[1024:])
+        (cls.folder / "silent.bin").write_bytes(shard(ids=[256] * 600))  # empty documents alone
         (cls.folder / "folder").mkdir()
         (cls.folder / "good.json").write_text(GOOD)
         cls.run_train("--config", "good.json", code=0)  # the table changes one thing at a time in what works
