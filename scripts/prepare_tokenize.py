@@ -62,7 +62,7 @@ CUT_WITH_PREFIX_SPACE = re.compile(rb"(?<=[!-~])(?= )")
 PART = re.compile(rb"[^0-9A-Za-z]*[!-/:-@\[-`{-~](?=[ \t])|"
                   rb"[^0-9A-Za-z]*[0-9A-Za-z]*(?:['\x80-\xff][^0-9A-Za-z]*[0-9A-Za-z]*)*")
 MAX_PART_BYTES = 64  # of those that are remembered
-MAX_PARTS = 1 << 18  # about 50 MB; then those that were used since then become the old ones, and as many old ones go
+MAX_PARTS = 1 << 18  # then they become the old ones, of which those are kept that come again: about 100 MB in all
 PARTS_BYTES = 1 << 18  # of a document, cut into parts at a time
 
 
