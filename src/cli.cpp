@@ -93,8 +93,8 @@ const CommandSpec kEval = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--data", "GLOB", "token shards made with the run's tokenizer; quote the *; may be repeated\n", true},
         {"--format", "NAME",
-         "of the shards: auto (Megatron's beside an .idx, else llm.c's), llmc, megatron, or raw: ids without\n"
-         "a header\n"},
+         "of the shards: auto (Megatron's beside an .idx, else llm.c's), llmc, megatron, or raw\n"
+         "(ids without a header)\n"},
         {"--dtype", "NAME", "of raw ids: uint16 or uint32\n"},
         {"--json", "", "print one JSON object in full precision instead\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
