@@ -19,7 +19,9 @@ std::atomic<int64_t> num_allocations = 0;
 }
 
 #if defined(__SANITIZE_ADDRESS__)  // which has an operator new of its own, and hooks
-#include <sanitizer/allocator_interface.h>
+// As in sanitizer/allocator_interface.h, which GCC does not install.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
+                                                         void (*)(const volatile void*));
 namespace {
 [[maybe_unused]] const int hooks = __sanitizer_install_malloc_and_free_hooks(
     [](const volatile void*, size_t) { num_allocations += 1; }, [](const volatile void*) {});
