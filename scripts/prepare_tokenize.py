@@ -32,8 +32,9 @@ WINDOWS = (1 << 12, 1 << 16, 1 << 32)  # bytes before a limit in which the last 
 #    takes it. With white space before the LF (CRLF too) the two would differ, since `\s+(?!\S)` leaves one behind.
 #
 # 4. x an ASCII letter or digit, y any other ASCII character but the apostrophe (of contractions): no alternative
-#    continues from the one to the other. So a text is made of parts that end there, and since most of them come again
-#    and again, what they give is remembered: twice as fast as the package alone.
+#    continues from the one to the other. So a text is made of parts that end there (or after punctuation before a
+#    space, by 1), and since most of them come again and again, what they give is remembered: twice as fast as the
+#    package alone.
 #
 # NFC composes nothing with a space, a tab, CR or LF, and decoding with replacement characters ends at ASCII. With
 # add_prefix_space, which puts a space before a text that begins with none, y can be nothing but a space, and there are
@@ -58,9 +59,10 @@ _AFTER_LINE = (rb"(?:(?<=[!-~]\n)|(?<=[\xc3-\xdf][\x80-\xbf]\n)|(?<=[\xe4-\xed][
                rb"(?=[0-9A-Za-z\xc3-\xdf\xe0\xe4-\xed]|\xe3[\x81-\xbf])")
 CUT = re.compile(_BEFORE_SPACE + b"|" + _AFTER_LINE)
 CUT_WITH_PREFIX_SPACE = re.compile(rb"(?<=[!-~])(?= )")
-PART = re.compile(rb"[^0-9A-Za-z]*[0-9A-Za-z]*(?:['\x80-\xff][^0-9A-Za-z]*[0-9A-Za-z]*)*")
+PART = re.compile(rb"[^0-9A-Za-z]*[!-/:-@\[-`{-~](?=[ \t])|"
+                  rb"[^0-9A-Za-z]*[0-9A-Za-z]*(?:['\x80-\xff][^0-9A-Za-z]*[0-9A-Za-z]*)*")
 MAX_PART_BYTES = 64  # of those that are remembered
-MAX_PARTS = 1 << 19  # about 100 MB
+MAX_PARTS = 1 << 18  # then they become the old ones, of which those are kept that come again: about 100 MB in all
 PARTS_BYTES = 1 << 18  # of a document, cut into parts at a time
 
 
@@ -167,6 +169,7 @@ class JsonTokenizer:
         self.unbroken = [token["content"].encode() for token in added] if has_plain else []
         self.has_parts = self.cuts is CUT
         self.parts: dict[bytes, bytes] = {}
+        self.old_parts: dict[bytes, bytes] = {}
         described.update(post_processor=None, truncation=None, padding=None)
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
@@ -180,6 +183,7 @@ class JsonTokenizer:
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.width = 2 if self.vocab_size <= 1 << 16 else 4
+        self.code = "H" if self.width == 2 else "I"
         self.eot_name, self.eot = choose_eot(path, vocabulary, eot_name)
         self.json = content
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -231,29 +235,35 @@ class JsonTokenizer:
 
     def _encode_parts(self, data: bytes, ids: list[bytes]) -> bool:
         """Appends the ids of a text, and tells whether bytes of it were replaced."""
-        known = self.parts
         for piece in self._slices(data, PARTS_BYTES):
             parts = PART.findall(piece)
-            new = [part for part in dict.fromkeys(parts) if part not in known]
-            slices = [(part, piece) for part in new for piece in self._slices(part, SLICE_BYTES)]
-            known.update((part, b"") for part in new)
-            for begin in range(0, len(slices), BATCH_SLICES):
-                batch = slices[begin:begin + BATCH_SLICES]
-                decoded = [piece.decode("utf-8", "replace") for _, piece in batch]
-                encodings = self.tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
-                for (part, _), encoding in zip(batch, encodings):
-                    known[part] += self._pack(encoding.ids)
+            known, old = self.parts, self.old_parts
+            new = set(parts).difference(known)
+            again = [part for part in new if part in old]
+            known.update((part, old[part]) for part in again)
+            new.difference_update(again)
+            long = [part for part in new if len(part) > MAX_PART_BYTES]
+            new.difference_update(long)
+            known.update(zip(new, self._encode_short([part.decode("utf-8", "replace") for part in new])))
+            for part in long:
+                slices = [slice.decode("utf-8", "replace") for slice in self._slices(part, SLICE_BYTES)]
+                known[part] = b"".join(self._encode_short(slices))
             ids.append(b"".join(map(known.__getitem__, parts)))
-            for part in new:
-                if len(part) > MAX_PART_BYTES:
-                    del known[part]
+            for part in long:
+                del known[part]
             if len(known) > MAX_PARTS:
-                known.clear()
+                self.parts, self.old_parts = {}, known
         try:
             data.decode("utf-8")
         except UnicodeDecodeError:
             return True
         return False
+
+    def _encode_short(self, texts: list[str]) -> list[bytes]:
+        """The ids of each text, in batches, with as little done for each as can be."""
+        encode, pack = self.tokenizer.encode_batch_fast, self._pack
+        return [pack(encoding.ids) for begin in range(0, len(texts), BATCH_SLICES)
+                for encoding in encode(texts[begin:begin + BATCH_SLICES], add_special_tokens=False)]
 
     def _slices(self, data: bytes, size: int) -> list[bytes]:
         """The text cut into what is little more than size bytes long, where that is allowed."""
@@ -283,7 +293,7 @@ class JsonTokenizer:
         if self.eot in ids:
             raise PrepareError(f"a text gives the token {self.eot_name}, which would end the document there, since it "
                                "is no special token of this tokenizer, choose another one with --eot-token")
-        packed = array.array("H" if self.width == 2 else "I", ids)
+        packed = array.array(self.code, ids)
         if sys.byteorder == "big":
             packed.byteswap()
         return packed.tobytes()

@@ -2,11 +2,13 @@
 
 namespace ingot {
 
-BatchBuffers::BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan)
+BatchBuffers::BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan, MemoryPlan* host_plan)
     : device_(device), slots_{Slot(device), Slot(device)} {
-    for (int i = 0; i < kSlots; ++i)
-        plan->add(join("batch.", i), DType::i32, {HostBatch::kArrays, max_tokens},
-                  &slots_[static_cast<size_t>(i)].arrays);
+    for (int i = 0; i < kSlots; ++i) {
+        Slot& slot = slots_[static_cast<size_t>(i)];
+        plan->add(join("batch.", i), DType::i32, {HostBatch::kArrays, max_tokens}, &slot.arrays);
+        if (host_plan != nullptr) slot.host.plan(join("batch.host", i), max_tokens, host_plan);
+    }
 }
 
 HostBatch* BatchBuffers::next() {

@@ -18,8 +18,9 @@ namespace ingot {
 class BatchBuffers {
   public:
     static constexpr int kSlots = 2;
-    // Planned for N tokens; a batch may have fewer.
-    BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan);
+    // Planned for N tokens; a batch may have fewer. Without `host_plan` the host memory is allocated when next() is
+    // first filled, outside of any plan: for whoever fills batches elsewhere.
+    BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan* plan, MemoryPlan* host_plan = nullptr);
     BatchBuffers(const BatchBuffers&) = delete;  // the plan knows where the tensors are
     BatchBuffers& operator=(const BatchBuffers&) = delete;
 

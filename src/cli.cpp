@@ -1,11 +1,12 @@
 #include "src/cli.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 
 #include "kernels/core/check.h"
 #include "src/arguments.h"
-#include "src/config.h"
+#include "src/config_fields.h"
 #include "src/device_choice.h"
 #include "src/evaluate.h"
 #include "src/generate.h"
@@ -72,7 +73,9 @@ const CommandSpec kTrain = {
 const CommandSpec kEval = {
     .name = "eval",
     .title = "./train eval: the loss of a checkpoint on token shards, all of them, each token once.",
-    .usage = "  ./train eval --checkpoint DIR --data GLOB... [--json] [--device auto|cpu|cuda]\n",
+    .usage =
+        "  ./train eval --checkpoint DIR --data GLOB... [--format auto|llmc|megatron|raw] [--dtype uint16|uint32]\n"
+        "          [--json] [--device auto|cpu|cuda]\n",
     .before =
         "\nPrints one line on stdout, everything else on stderr:\n"
         "  loss 3.41273 | perplexity 30.35 | bits/byte 1.23 | targets 864\n"
@@ -84,10 +87,15 @@ const CommandSpec kEval = {
     .after =
         "\nExamples:\n"
         "  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'\n"
-        "  ./train eval --checkpoint runs/tiny/checkpoints/step-00000300 --data 'data/books/*.bin' --json\n",
+        "  ./train eval --checkpoint runs/tiny/checkpoints/step-00000300 --data 'data/books/*.bin' --json\n"
+        "  ./train eval --checkpoint runs/tiny --data old/val.bin --format raw --dtype uint16\n",
     .options = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--data", "GLOB", "token shards made with the run's tokenizer; quote the *; may be repeated\n", true},
+        {"--format", "NAME",
+         "of the shards: auto (Megatron's beside an .idx, else llm.c's), llmc, megatron, or raw\n"
+         "(ids without a header)\n"},
+        {"--dtype", "NAME", "of raw ids: uint16 or uint32\n"},
         {"--json", "", "print one JSON object in full precision instead\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
     }};
@@ -200,6 +208,16 @@ StepRange step_range(const Arguments& arguments, const char* name) {
     return range;
 }
 
+// One of the names that a config has for it; the first if it was not given.
+template <typename E>
+E named_value(const Arguments& arguments, const char* name) {
+    std::vector<std::string> names;
+    for (const auto& [choice, value] : EnumNames<E>::values) names.push_back(choice);
+    const std::string given = arguments.choice(name, names);
+    const auto at = std::find(names.begin(), names.end(), given) - names.begin();
+    return EnumNames<E>::values[at].second;
+}
+
 int run_train(const Arguments& arguments) {
     TrainOptions options;
     options.config_file = required(arguments, "--config", "start with ./train --config configs/tiny.json");
@@ -224,6 +242,11 @@ int run_eval(const Arguments& arguments) {
     options.checkpoint = required(arguments, "--checkpoint", "name a run's folder, e.g. --checkpoint runs/tiny");
     required(arguments, "--data", "name token shards, e.g. --data 'data/tiny/val-*.bin'");
     options.data = arguments.texts("--data");
+    options.format = named_value<DataFormat>(arguments, "--format");
+    options.dtype = named_value<RawType>(arguments, "--dtype");
+    const bool is_raw = options.format == DataFormat::raw, has_dtype = options.dtype != RawType::automatic;
+    if (is_raw && !has_dtype) arguments.refuse("--format is raw, but --dtype is missing: add --dtype uint16 or uint32");
+    if (!is_raw && has_dtype) arguments.refuse("--dtype belongs to raw ids alone: leave it out, or add --format raw");
     options.is_json = arguments.has("--json");
     options.device = arguments.choice("--device", {"auto", "cpu", "cuda"});
     return evaluate(options);

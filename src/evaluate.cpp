@@ -81,7 +81,12 @@ int evaluate(const EvaluateOptions& options) {
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
     const Config& config = checkpoint.config;
     std::vector<DataEntry> entries;
-    for (const std::string& path : options.data) entries.emplace_back().path = path;
+    for (const std::string& path : options.data) {
+        DataEntry& entry = entries.emplace_back();
+        entry.path = path;
+        entry.format = options.format;
+        entry.dtype = options.dtype;
+    }
     const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
     const std::string& json = checkpoint.tokenizer_json;
     for (const DatasetMeta& meta : dataset_metas(entries)) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "src/config.h"
 #include "src/model.h"
 
 namespace ingot {
@@ -14,7 +15,10 @@ namespace ingot {
 struct EvaluateOptions {
     std::string checkpoint;         // a step folder or a run folder
     std::vector<std::string> data;  // paths or globs
-    std::string device = "auto";    // auto, cpu, cuda
+    // Of all of them. raw ids need a dtype, which others say themselves (RawType::automatic).
+    DataFormat format = DataFormat::automatic;
+    RawType dtype = RawType::automatic;
+    std::string device = "auto";  // auto, cpu, cuda
     bool is_json = false;
 };
 

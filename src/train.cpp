@@ -176,7 +176,7 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
         LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
                    .rows_per_step = plan_.num_micro_steps() * config_.training.micro_batch_size,
                    .batch_rows = config_.training.micro_batch_size},
-        plan_.device(), data_.unread());
+        plan_.loader_ring, data_.unread());
     const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
     saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
     folder_.write_config(config_);

@@ -1,8 +1,10 @@
 #include "src/training_data.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "kernels/core/check.h"
+#include "src/data/host_batch.h"
 
 namespace ingot {
 
@@ -20,6 +22,17 @@ std::vector<std::vector<DataEntry>> datasets_of(const std::vector<DataEntry>& en
     std::vector<std::vector<DataEntry>> datasets;
     for (const DataEntry& entry : entries) datasets.push_back({entry});
     return datasets;
+}
+
+// Almost always the first row has one.
+bool has_target(const ValidationRows& rows) {
+    HostBatch batch;
+    for (int64_t row = 0; row < rows.num_rows(); ++row) {
+        fill_batch(rows, static_cast<uint64_t>(row), 1, 1, &batch);
+        if (std::any_of(batch.targets.begin(), batch.targets.end(), [](int32_t target) { return target >= 0; }))
+            return true;
+    }
+    return false;
 }
 
 }  // namespace
@@ -53,6 +66,9 @@ TrainingData::TrainingData(const Config& config, const std::string& index_folder
     if (config.data.val.empty()) return;
     val_corpus = std::make_unique<Corpus>(config.data.val, "data.val", corpus_options(config, index_folder));
     val = std::make_unique<ValidationRows>(*val_corpus, config.data, T, config.eval.tokens);
+    REQUIRE(has_target(*val),
+            "data.val holds nothing to predict: every document in it is a single token, or its mask "
+            "leaves none: add text, or set data.val to [] for no validation");
     for (const std::unique_ptr<Corpus>& corpus : corpora)
         for (const std::string& file : shared_files(*corpus, *val_corpus))
             std::fprintf(stderr, "WARNING: %s is in data.train and in data.val: the validation loss will be too good\n",

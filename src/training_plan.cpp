@@ -63,10 +63,15 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device)
             config.training.micro_batch_size * config.model.context_length, config.model.context_length,
             config.training.recompute, config.training.z_loss, true, &memory_, config.training.attention_options()),
       optimizer(model, &memory_),
-      batch(device, model.max_tokens(), &memory_),
+      // Validation and samples fill them; training's batches are the loader's.
+      batch(device, model.max_tokens(), &memory_,
+            config.data.val.empty() && config.sample.every == 0 ? nullptr : host_plan()),
+      loader_ring(Loader::kBatches),
       step(device, "step", &memory_),
       eval_step(device, "eval_step", &memory_),
-      writer(config, model, optimizer, device.is_cpu() ? &memory_ : &host_memory_) {
+      writer(config, model, optimizer, host_plan()) {
+    for (size_t i = 0; i < loader_ring.size(); ++i)
+        loader_ring[i].plan(join("loader.", i), model.max_tokens(), host_plan());
     if (config.sample.every > 0)
         generator = std::make_unique<Generator>(model, batch, config.model.context_length, &memory_);
 }
@@ -102,10 +107,11 @@ void TrainingPlan::warm_up(const std::vector<MatmulChoice>& record) {
     if (!note.empty()) std::printf("note: %s\n", note.c_str());
     set_matmul_tuning(device_, config_.training.tune ? MatmulTuning::timed : MatmulTuning::first_choice);
 
-    HostBatch* const blank = batch.next();
-    blank->resize(model.max_tokens());
-    Device::cpu().zero(blank->all());
-    const MicroBatch micro_batch = batch.upload();
+    batch.next();
+    HostBatch& blank = loader_ring[0];
+    blank.resize(model.max_tokens());
+    Device::cpu().zero(blank.all());
+    const MicroBatch micro_batch = batch.upload(blank);
     model.forward(micro_batch, step.get());
     model.backward(micro_batch);
     optimizer.update(model, step.get());

@@ -13,6 +13,7 @@
 #include "src/batch.h"
 #include "src/checkpoint_writer.h"
 #include "src/config.h"
+#include "src/data/loader.h"
 #include "src/device_step.h"
 #include "src/generate.h"
 #include "src/model.h"
@@ -58,6 +59,7 @@ class TrainingPlan {
 
   private:
     void run(DeviceGraph* graph, const std::function<void()>& work);
+    MemoryPlan* host_plan() { return device_.is_cpu() ? &memory_ : &host_memory_; }
 
     Config config_;
     Device device_;
@@ -71,6 +73,7 @@ class TrainingPlan {
     Model model;
     Optimizer optimizer;
     BatchBuffers batch;
+    std::vector<HostBatch> loader_ring;    // what training reads (Loader::kBatches)
     std::unique_ptr<Generator> generator;  // if samples are written
     DeviceStep step, eval_step;
     CheckpointWriter writer;  // last: it reads the model until its save has ended

@@ -70,25 +70,25 @@ void BlendedRows::fill(uint64_t row, const RowView& out, const std::stop_token& 
 }
 
 void BlendedRows::prepare_after(uint64_t row, const std::stop_token& stop) const {
-    const std::vector<uint64_t> consumed = counts(origin_.first_row, row);
     for (size_t d = 0; d < datasets_.size(); ++d)
-        datasets_[d].rows->prepare_after(origin_.first_rows[d] + consumed[d], stop);
+        datasets_[d].rows->prepare_after(origin_.first_rows[d] + count(d, row - origin_.first_row), stop);
+}
+
+uint64_t BlendedRows::count(size_t dataset, uint64_t num_rows) const {
+    if (datasets_.size() == 1) return num_rows;
+    const uint64_t whole = num_rows / kBlendRows;
+    const std::shared_ptr<const Block> block = this->block(whole);
+    const auto first = block->datasets.begin(), last = first + static_cast<int64_t>(num_rows % kBlendRows);
+    return whole * static_cast<uint64_t>(datasets_[dataset].share) +
+           static_cast<uint64_t>(std::count(first, last, dataset));
 }
 
 std::vector<uint64_t> BlendedRows::counts(uint64_t begin, uint64_t end) const {
     CHECK(begin >= origin_.first_row && begin <= end, "rows ", begin, " to ", end);
-    const auto before = [&](uint64_t row) {  // of the rows from the origin on
-        std::vector<uint64_t> count;
-        const uint64_t whole = row / kBlendRows;
-        for (const Dataset& dataset : datasets_) count.push_back(whole * static_cast<uint64_t>(dataset.share));
-        if (datasets_.size() == 1) return std::vector<uint64_t>{row};
-        const std::shared_ptr<const Block> block = this->block(whole);
-        for (uint64_t i = 0; i < row % kBlendRows; ++i) count[block->datasets[i]] += 1;
-        return count;
-    };
-    std::vector<uint64_t> first = before(begin - origin_.first_row), count = before(end - origin_.first_row);
-    for (size_t d = 0; d < count.size(); ++d) count[d] -= first[d];
-    return count;
+    std::vector<uint64_t> result;
+    for (size_t d = 0; d < datasets_.size(); ++d)
+        result.push_back(count(d, end - origin_.first_row) - count(d, begin - origin_.first_row));
+    return result;
 }
 
 nlohmann::ordered_json BlendedRows::state(uint64_t rows_consumed) const {

@@ -68,6 +68,8 @@ class BlendedRows : public Rows {
         std::vector<uint16_t> datasets, places;
     };
     std::shared_ptr<const Block> block(uint64_t number) const;
+    // How many of the first `num_rows` rows since the origin come from a dataset. Allocates nothing.
+    uint64_t count(size_t dataset, uint64_t num_rows) const;
 
     std::vector<Dataset> datasets_;
     const uint64_t seed_;

@@ -19,6 +19,10 @@ struct LlmcFormat {
 constexpr LlmcFormat kLlmcFormats[] = {{20240520, 1, TokenType::u16}, {20240801, 7, TokenType::u32}};
 constexpr const char* kKnownMagics = "20240520 (uint16 tokens) and 20240801 (uint32 tokens)";
 
+constexpr const char* kRawHint =
+    "or give the format of what is raw ids ({\"path\": ..., \"format\": \"raw\", \"dtype\": \"uint16\"}; ./train eval: "
+    "--format raw --dtype uint16)";
+
 constexpr char kMegatronMagic[9] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', '\0', '\0'};
 constexpr int64_t kMegatronHeaderBytes = 9 + 8 + 1 + 8 + 8;
 constexpr const char* kMegatronTypes = "1 (uint8), 4 (int32), 5 (int64) and 8 (uint16)";
@@ -68,13 +72,12 @@ bool is_llmc(std::span<const std::byte> beginning) {
 
 TokenLayout parse_llmc(std::span<const std::byte> beginning, int64_t file_bytes, const std::string& path) {
     REQUIRE(file_bytes >= kLlmcHeaderBytes, path, " has ", file_bytes, " bytes, too few for a shard's header of ",
-            kLlmcHeaderBytes, ": copy the file again, or make it with scripts/prepare.py");
+            kLlmcHeaderBytes, ": copy the file again, make it with scripts/prepare.py, ", kRawHint);
     CHECK(static_cast<int64_t>(beginning.size()) >= kLlmcHeaderBytes, "only ", beginning.size(), " bytes were read");
     const LlmcFormat* const format = llmc_format(beginning);
     REQUIRE(format != nullptr, path, " begins with ", read<int32_t>(beginning, 0),
-            ", which marks no token shard (known: ", kKnownMagics,
-            "): make shards with scripts/prepare.py, or give the format of what is raw ids "
-            "({\"path\": ..., \"format\": \"raw\", \"dtype\": \"uint16\"})");
+            ", which marks no token shard (known: ", kKnownMagics, "): make shards with scripts/prepare.py, ",
+            kRawHint);
     const int32_t version = read<int32_t>(beginning, 4);
     REQUIRE(version == format->version, path, " has version ", version, ", but only version ", format->version,
             " is known for the magic number ", format->magic, ": make it again with scripts/prepare.py");
@@ -93,12 +96,12 @@ TokenLayout parse_raw(RawType type, std::span<const std::byte> beginning, int64_
     const int64_t bytes = bytes_of(token_type);
     REQUIRE(file_bytes > 0, path, " is empty: make it again, or leave it out");
     REQUIRE(file_bytes % bytes == 0, path, " has ", file_bytes, " bytes, which is no whole number of ",
-            name_of(token_type), " tokens: copy it again, or check \"dtype\"");
+            name_of(token_type), " tokens: copy it again, or check its dtype");
     if (const LlmcFormat* const format = llmc_format(beginning);
         format != nullptr && file_bytes >= kLlmcHeaderBytes && read<int32_t>(beginning, 4) == format->version) {
         const int64_t count = read<int32_t>(beginning, 8);
         REQUIRE(file_bytes != kLlmcHeaderBytes + count * bytes_of(format->type), path,
-                " is a shard of llm.c with a header of its own, not raw ids: remove \"format\" and \"dtype\"");
+                " is a shard of llm.c with a header of its own, not raw ids: remove format and dtype");
     }
     return {.type = token_type, .offset = 0, .count = file_bytes / bytes};
 }

@@ -5,12 +5,23 @@
 
 namespace ingot {
 
+void HostBatch::plan(const std::string& name, int64_t max_tokens, MemoryPlan* plan) {
+    plan->add(name, DType::i32, {kArrays, max_tokens}, &planned_);
+    capacity_ = max_tokens;
+}
+
+void HostBatch::reserve_documents(int64_t n) {
+    document_starts.reserve(static_cast<size_t>(n));
+    row_starts_.reserve(static_cast<size_t>(n));
+}
+
 void HostBatch::resize(int64_t n) {
     if (n > capacity_) {
+        CHECK(planned_.rank == 0, "a batch of ", n, " tokens, planned for ", capacity_);
         memory_ = device_.allocate_host(static_cast<size_t>(kArrays * n) * sizeof(int32_t));
         capacity_ = n;
     }
-    int32_t* data = static_cast<int32_t*>(memory_.get());
+    int32_t* data = static_cast<int32_t*>(memory_ ? memory_.get() : planned_.data);
     for (std::span<int32_t>* array : {&tokens, &targets, &positions, &first_key, &end_key, &first_query, &end_query}) {
         *array = {data, static_cast<size_t>(n)};
         data += n;
@@ -18,7 +29,7 @@ void HostBatch::resize(int64_t n) {
 }
 
 Tensor HostBatch::all() const {
-    return Tensor::contiguous(memory_.get(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
+    return Tensor::contiguous(tokens.data(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
 }
 
 double HostBatch::visible_pairs() const {

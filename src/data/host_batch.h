@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <stop_token>
+#include <string>
 #include <vector>
 
 #include "kernels/attention/attention.h"
@@ -18,8 +19,13 @@ class HostBatch {
     // Memory that `device` can copy from while the program goes on; it grows as needed.
     explicit HostBatch(const Device& device = Device::cpu()) : device_(device) {}
 
+    // The arrays get their memory from a plan instead, for up to `max_tokens`; the batch stays where it is from then
+    // on.
+    void plan(const std::string& name, int64_t max_tokens, MemoryPlan* plan);
     // Sets N; what the arrays hold is lost.
     void resize(int64_t n);
+    // So that filling N tokens never allocates: room for as many documents, most of which is never touched.
+    void reserve_documents(int64_t n);
     std::span<int32_t> tokens, targets, positions;
     std::span<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
     std::vector<int64_t> document_starts;
@@ -34,7 +40,8 @@ class HostBatch {
     friend void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,
                            const std::stop_token& stop);
     Device device_;
-    std::shared_ptr<void> memory_;
+    Tensor planned_;                // (7, max_tokens), or nothing
+    std::shared_ptr<void> memory_;  // where nothing was planned
     int64_t capacity_ = 0;
     std::vector<int64_t> row_starts_;  // used again, so that filling allocates nothing
 };

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -19,31 +18,28 @@ class KeyedCache {
 
     // The value of `key`, made by `make()` if it is not here. What make() throws goes to all who wait, and the next
     // call tries again.
-    std::shared_ptr<const Value> get(const Key& key, const std::function<Value()>& make) {
-        std::promise<std::shared_ptr<const Value>> promise;
-        std::shared_future<std::shared_ptr<const Value>> future;
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            const auto found = find(key);
-            if (found != entries_.end()) {
-                std::rotate(entries_.begin(), found, found + 1);
-                future = entries_.front().second;
-            } else {
-                if (entries_.size() == capacity_) entries_.pop_back();
-                entries_.insert(entries_.begin(), {key, promise.get_future().share()});
-            }
+    // Allocates nothing where it is here: this is done for every row.
+    template <typename Make>
+    std::shared_ptr<const Value> get(const Key& key, const Make& make) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (const auto found = find(key); found != entries_.end()) {
+            std::rotate(entries_.begin(), found, found + 1);
+            const std::shared_future<std::shared_ptr<const Value>> future = entries_.front().second;
+            lock.unlock();
+            return future.get();
         }
-        if (future.valid()) return future.get();
+        std::promise<std::shared_ptr<const Value>> promise;
+        if (entries_.size() == capacity_) entries_.pop_back();
+        entries_.insert(entries_.begin(), {key, promise.get_future().share()});
+        lock.unlock();
         try {
             auto value = std::make_shared<const Value>(make());
             promise.set_value(value);
             return value;
         } catch (...) {
-            {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                const auto found = find(key);
-                if (found != entries_.end()) entries_.erase(found);
-            }
+            lock.lock();
+            if (const auto found = find(key); found != entries_.end()) entries_.erase(found);
+            lock.unlock();
             promise.set_exception(std::current_exception());
             throw;
         }

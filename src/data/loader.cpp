@@ -17,14 +17,14 @@ LoaderPlan::Batch LoaderPlan::batch(int64_t index) const {
             std::clamp<int64_t>(rows_per_step - first, 0, batch_rows)};
 }
 
-Loader::Loader(const Rows& rows, const LoaderPlan& plan, const Device& device, std::vector<const Corpus*> unread)
-    : rows_(rows), plan_(plan), unread_(std::move(unread)) {
+Loader::Loader(const Rows& rows, const LoaderPlan& plan, std::span<HostBatch> ring, std::vector<const Corpus*> unread)
+    : rows_(rows), plan_(plan), unread_(std::move(unread)), ring_(ring) {
     CHECK(plan.rows_per_step > 0 && plan.batch_rows > 0 && plan.rank >= 0 && plan.rank < plan.ranks, "rank ", plan.rank,
           " of ", plan.ranks, ", ", plan.rows_per_step, " rows by ", plan.batch_rows);
-    for (int64_t i = 0; i < kAhead + kInUse; ++i) {
-        ring_.emplace_back(device).resize(plan.batch_rows * rows.context_length());
-        // As many documents as there can be, so that filling never allocates: most of it is never touched.
-        ring_.back().document_starts.reserve(static_cast<size_t>(plan.batch_rows * rows.context_length()));
+    CHECK(ring.size() == kBatches, ring.size(), " batches in the ring");
+    for (HostBatch& batch : ring_) {
+        batch.resize(plan.batch_rows * rows.context_length());
+        batch.reserve_documents(plan.batch_rows * rows.context_length());
     }
     threads_.emplace_back([this](const std::stop_token& stop) { fill(stop); });
     threads_.emplace_back([this](const std::stop_token& stop) { prepare(stop); });
@@ -41,7 +41,7 @@ void Loader::fill(const std::stop_token& stop) {
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 const auto has_room = [&] {
-                    return num_filled_ - std::max<int64_t>(0, num_taken_ - kInUse) < kAhead + kInUse;
+                    return num_filled_ - std::max<int64_t>(0, num_taken_ - kInUse) < kBatches;
                 };
                 if (!changed_.wait(lock, stop, has_room)) return;
             }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -33,9 +34,12 @@ struct LoaderPlan {
 
 class Loader {
   public:
-    // `rows` and the corpora outlive the loader. All memory is allocated here. `unread`: corpora whose ids are not all
-    // known to be in range; another thread reads them whole meanwhile (Corpus::read_shard).
-    Loader(const Rows& rows, const LoaderPlan& plan, const Device& device, std::vector<const Corpus*> unread);
+    static constexpr int64_t kAhead = 4, kInUse = 2, kBatches = kAhead + kInUse;
+    // `rows`, the corpora and `ring` outlive the loader. `ring`: kBatches batches, which it fills in turn; once they
+    // are as large as a micro-batch, rows and batches allocate nothing, but a new group of documents (order.h) and
+    // every kBlendRows rows of a blend do. `unread`: corpora whose ids are not all known to be in range; another
+    // thread reads them whole meanwhile (Corpus::read_shard).
+    Loader(const Rows& rows, const LoaderPlan& plan, std::span<HostBatch> ring, std::vector<const Corpus*> unread);
     // Stops the threads where they are.
     ~Loader();
     Loader(const Loader&) = delete;
@@ -50,11 +54,10 @@ class Loader {
     void prepare(const std::stop_token& stop);
     void read(const std::stop_token& stop);
 
-    static constexpr int64_t kAhead = 4, kInUse = 2;
     const Rows& rows_;
     const LoaderPlan plan_;
     const std::vector<const Corpus*> unread_;
-    std::vector<HostBatch> ring_;  // batch i in i % (kAhead + kInUse)
+    const std::span<HostBatch> ring_;  // batch i in i % kBatches
 
     std::mutex mutex_;  // guards what follows
     std::condition_variable_any changed_;

@@ -79,6 +79,8 @@ Shard::Shard(const std::string& path, const DataEntry& entry, const std::string&
     const std::span<const std::byte> beginning =
         bytes_of_file(file_).first(std::min<size_t>(file_.size, static_cast<size_t>(kLlmcHeaderBytes)));
     DataFormat format = entry.format;
+    if (format == DataFormat::automatic || format == DataFormat::megatron)
+        REQUIRE(index_path(path) != path, path, " is a Megatron index: name the .bin beside it");
     if (format == DataFormat::automatic) format = is_megatron(path) ? DataFormat::megatron : DataFormat::llmc;
     switch (format) {
         case DataFormat::raw:
@@ -86,7 +88,6 @@ Shard::Shard(const std::string& path, const DataEntry& entry, const std::string&
             break;
         case DataFormat::megatron: {
             const std::string index = index_path(path);
-            REQUIRE(index != path, path, " is a Megatron index: name the .bin beside it");
             index_ = map_file(index);
             stamp_of(index, &stamp_.index_bytes, &stamp_.index_mtime_ns);
             megatron_.emplace(bytes_of_file(index_), file_bytes, index);

@@ -9,9 +9,9 @@ namespace ingot {
 
 namespace {
 
-// A word of up to so many bytes is remembered, and so many words: some 50 MB at the most. Natural text has fewer words;
-// when they are full, they begin anew.
-constexpr size_t kMaxCachedBytes = 64, kMaxCachedWords = size_t{1} << 18;
+// Words that are remembered: 8 MB. Each has one place, by its hash, and the latest takes it: words that never come
+// again, as in binary data, cost no more than their merges.
+constexpr size_t kCachedWords = size_t{1} << 16;
 
 uint64_t pair_key(int32_t left, int32_t right) {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
@@ -37,7 +37,8 @@ ByteLevelBpe::ByteLevelBpe(BpeDescription description)
       steps_(std::move(description.steps)),
       byte_ids_(description.byte_ids),
       raw_(select(description.added, false, uses_nfc_)),
-      normalized_(select(description.added, true, uses_nfc_)) {
+      normalized_(select(description.added, true, uses_nfc_)),
+      cache_(kCachedWords) {
     int32_t last = -1;
     for (const auto& [text, id] : description.vocab) last = std::max(last, id);
     for (const AddedToken& token : description.added) last = std::max(last, token.id);
@@ -121,23 +122,22 @@ void ByteLevelBpe::pieces(std::string_view piece, size_t step, std::vector<int32
 // ---- Words to tokens ----
 
 void ByteLevelBpe::word(std::string_view text, std::vector<int32_t>* out) {
-    if (ignore_merges_)
-        if (const auto known = vocab_.find(text); known != vocab_.end()) {
-            out->push_back(known->second);
-            return;
-        }
-    if (text.size() > kMaxCachedBytes) {
-        merge(text, out);
+    CachedWord& cached = cache_[std::hash<std::string_view>()(text) % kCachedWords];
+    if (text == std::string_view(cached.text, cached.num_bytes)) {
+        out->insert(out->end(), cached.ids, cached.ids + cached.num_ids);
         return;
     }
-    auto known = cache_.find(text);
-    if (known == cache_.end()) {
-        if (cache_.size() >= kMaxCachedWords) cache_.clear();
-        std::vector<int32_t> ids;
-        merge(text, &ids);
-        known = cache_.emplace(text, std::move(ids)).first;
-    }
-    out->insert(out->end(), known->second.begin(), known->second.end());
+    const size_t begin = out->size();
+    if (const auto known = ignore_merges_ ? vocab_.find(text) : vocab_.end(); known != vocab_.end())
+        out->push_back(known->second);
+    else
+        merge(text, out);
+    const size_t num_ids = out->size() - begin;
+    if (text.size() > std::size(cached.text) || num_ids > std::size(cached.ids)) return;
+    cached.num_bytes = static_cast<uint8_t>(text.size());
+    cached.num_ids = static_cast<uint8_t>(num_ids);
+    std::copy(text.begin(), text.end(), cached.text);
+    std::copy(out->end() - static_cast<int64_t>(num_ids), out->end(), cached.ids);
 }
 
 namespace {

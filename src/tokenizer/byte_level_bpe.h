@@ -63,6 +63,11 @@ class ByteLevelBpe : public Tokenizer {
     struct Candidate {
         int32_t rank, position, left, right, result;
     };
+    struct CachedWord {
+        uint8_t num_bytes = 0, num_ids = 0;  // a word has a byte at least: 0 is an empty place
+        char text[42];
+        int32_t ids[21];
+    };
     struct StringHash {
         using is_transparent = void;
         size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
@@ -91,7 +96,7 @@ class ByteLevelBpe : public Tokenizer {
     std::vector<std::string> bytes_;  // of each id
     std::vector<bool> is_special_;
     AddedTokens raw_, normalized_;
-    ByText<std::vector<int32_t>> cache_;
+    std::vector<CachedWord> cache_;
     std::vector<Symbol> symbols_;
     std::vector<Candidate> heap_;
 };

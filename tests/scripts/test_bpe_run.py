@@ -62,10 +62,8 @@ class BpeRun(unittest.TestCase):
         (folder / "tokenizer.json").write_text(tokenizer)
         tokens = array.array("H")
         for document in DOCUMENTS:
-            ids = cls.run_train("tokenize",
-    "--tokenizer",
-    str(folder / "tokenizer.json"),
-     stdin=document.encode()).stdout
+            ids = cls.run_train("tokenize", "--tokenizer", str(folder / "tokenizer.json"),
+                                stdin=document.encode()).stdout
             tokens.extend([*map(int, ids.split()), cls.eot])
         header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
         for split in ("train", "val"):
@@ -156,51 +154,23 @@ class BpeRun(unittest.TestCase):
                                  stdin=document.encode()).stdout.split()
             first += length[int(ids[0])]
         num_bytes = sum(len(document.encode()) for document in DOCUMENTS) - first
-        self.assertAlmostEqual(
-    result["bits_per_byte"],
-    result["loss"] *
-    result["targets"] /
-    math.log(2) /
-    num_bytes,
-     places=12)
+        self.assertAlmostEqual(result["bits_per_byte"], result["loss"] * result["targets"] / math.log(2) / num_bytes,
+                               places=12)
 
     def test_resume_goes_on_with_its_tokenizer(self):
         shutil.copytree(self.folder / "runs/bpe", self.folder / "runs/more")
-        result = self.run_train(
-    "--config",
-    "config.json",
-    "--set",
-    "name=more",
-    "--set",
-    "training.steps=5",
-    "--resume",
-    "auto").stdout.decode(
-        errors="replace")
+        result = self.run_train("--config", "config.json", "--set", "name=more", "--set", "training.steps=5",
+                                "--resume", "auto").stdout.decode(errors="replace")
         self.assertNotIn("another file", result)
         # The same tokens from another file.
         (self.folder / "spaced.json").write_text(" " + self.tokenizer)
         shutil.copytree(self.folder / "data", self.folder / "plain")
         (self.folder / "plain/meta.json").unlink()
-        result = self.run_train(
-    "--config",
-    "config.json",
-    "--set",
-    "name=more",
-    "--set",
-    "training.steps=6",
-    "--resume",
-    "auto",
-    "--set",
-    "data.tokenizer=spaced.json",
-    "--set",
-    'data.train=["plain/train-*.bin"]',
-    "--set",
-    'data.val=["plain/val-*.bin"]',
-    "--set",
-    f"data.eot_token={self.eot}",
-    "--set",
-    f"model.vocab_size={self.vocab_size}").stdout.decode(
-        errors="replace")
+        result = self.run_train("--config", "config.json", "--set", "name=more", "--set", "training.steps=6",
+                                "--resume", "auto", "--set", "data.tokenizer=spaced.json",
+                                "--set", 'data.train=["plain/train-*.bin"]', "--set", 'data.val=["plain/val-*.bin"]',
+                                "--set", f"data.eot_token={self.eot}",
+                                "--set", f"model.vocab_size={self.vocab_size}").stdout.decode(errors="replace")
         self.assertIn("is another file than the checkpoint's", result)
 
     # ---- What is refused ----
@@ -247,34 +217,18 @@ class BpeRun(unittest.TestCase):
         self.refused('data.train=["gone/train-*.bin"]', "data.val=[]",
                      says=["gone/tokenizer.json, which is not there", "copy it"])
         (self.folder / "gone/tokenizer.json").write_text(self.other)
-        self.refused(
-    'data.train=["gone/train-*.bin"]',
-    "data.val=[]",
-    says=[
-        "gone/tokenizer.json is not the file",
-         "put that file back"])
+        self.refused('data.train=["gone/train-*.bin"]', "data.val=[]",
+                     says=["gone/tokenizer.json is not the file", "put that file back"])
         # The same file elsewhere is as good.
-        self.run_train(
-    "--config",
-    "config.json",
-    "--set",
-    'data.train=["gone/train-*.bin"]',
-    "--set",
-    "data.val=[]",
-    "--set",
-    "data.tokenizer=data/tokenizer.json",
-     "--dry-run")
+        self.run_train("--config", "config.json", "--set", 'data.train=["gone/train-*.bin"]', "--set", "data.val=[]",
+                       "--set", "data.tokenizer=data/tokenizer.json", "--dry-run")
 
     def test_a_model_too_small_for_its_tokenizer(self):
         shutil.copytree(self.folder / "data", self.folder / "bare")
         (self.folder / "bare/meta.json").unlink()
         bare = ['data.train=["bare/train-*.bin"]', "data.val=[]", f"data.eot_token={self.eot}", "sample.every=0"]
-        self.refused(
-    *bare,
-    says=[
-        "config.json: model.vocab_size is missing",
-        "no meta.json beside data.train says it",
-         "add it"])
+        self.refused(*bare, says=["config.json: model.vocab_size is missing", "no meta.json beside data.train says it",
+                                  "add it"])
         self.refused(*bare, "data.tokenizer=bare/tokenizer.json", "model.vocab_size=400",
                      says=["model.vocab_size is 400", "bare/tokenizer.json has", "at least"])
 
@@ -284,35 +238,19 @@ class BpeRun(unittest.TestCase):
         for name, text in (("no JSON", "{"), ("a list", "[]"), ("empty", "")):
             with self.subTest(name):
                 (folder / "meta.json").write_text(text)
-                self.refused(
-    'data.train=["broken/train-*.bin"]',
-    "data.val=[]",
-    says=[
-        "broken/meta.json is no JSON",
-         "prepare the data again"])
-        for changes, says in (
-    ({
-        "format": "parquet"}, "format"), ({
-            "vocab_size": 0}, "vocab_size"), ({
-                "vocab_size": "4"}, "vocab_size"), ({
-                    "vocab_size": None}, "vocab_size"), ({
-                        "eot_token": -1}, "eot_token"), ({
-                            "eot_token": 100_000}, "eot_token"), ({
-                                "eot": "middle"}, "eot"), ({
-                                    "tokenizer": 3}, "tokenizer"), ({
-                                        "tokenizer": "../tokenizer.json"}, "tokenizer"), ({
-                                            "tokenizer": "gpt2"}, "tokenizer"), ({
-                                                "tokenizer_sha256": None}, "tokenizer_sha256"), ({
-                                                    "tokenizer_sha256": "ab"}, "tokenizer_sha256")):
+                self.refused('data.train=["broken/train-*.bin"]', "data.val=[]",
+                             says=["broken/meta.json is no JSON", "prepare the data again"])
+        for changes, says in (({"format": "parquet"}, "format"), ({"vocab_size": 0}, "vocab_size"),
+                              ({"vocab_size": "4"}, "vocab_size"), ({"vocab_size": None}, "vocab_size"),
+                              ({"eot_token": -1}, "eot_token"), ({"eot_token": 100_000}, "eot_token"),
+                              ({"eot": "middle"}, "eot"), ({"tokenizer": 3}, "tokenizer"),
+                              ({"tokenizer": "../tokenizer.json"}, "tokenizer"), ({"tokenizer": "gpt2"}, "tokenizer"),
+                              ({"tokenizer_sha256": None}, "tokenizer_sha256"),
+                              ({"tokenizer_sha256": "ab"}, "tokenizer_sha256")):
             with self.subTest(changes=changes):
                 self.write_meta(folder, **{"tokenizer_sha256": "0" * 64, **changes})
-                self.refused(
-    'data.train=["broken/train-*.bin"]',
-    "data.val=[]",
-    says=[
-        "broken/meta.json",
-        says,
-         "prepare the data again"])
+                self.refused('data.train=["broken/train-*.bin"]', "data.val=[]",
+                             says=["broken/meta.json", says, "prepare the data again"])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Seen to catch: cuts before '/', between punctuation and a line break, before a tab with add_prefix_space, before an
 apostrophe, and in added tokens; special tokens looked for in text; truncation kept; offsets of a slice taken for those
-of the document; 16 bits for 65,537 tokens; all windows of a sample at the beginning.
+of the document; parts that end before a dot; 16 bits for 65,537 tokens; all windows of a sample at the beginning.
 """
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ class Equality(TokenizersTest):
         self.assertEqual(self.code(CHECK_CUTS), b"checked\n")
 
     def test_as_whole_documents(self) -> None:
-        """One document that becomes many segments and slices, and small ones."""
+        """One document that becomes many segments and slices, and small ones; few parts remembered and many.
+
+        Seen to catch: parts of the older half not taken over."""
         corpus = self.code(MAKE_CORPUS, 1200)
         middle = len(corpus) * 2 // 3
         corpus = corpus[:middle] + b"%%" + corpus[middle:middle + 300] + b"%%short%%" + corpus[middle + 300:]
@@ -150,9 +152,11 @@ class Equality(TokenizersTest):
         for kind in kinds:
             with self.subTest(kind.stem):
                 expected = json.loads(kind.with_suffix(".ids").read_text())
-                for unit, out in ((256, self.root / "small"), (1 << 22, self.root / "large")):
+                for unit, out, remembered in ((256, self.root / "small", 1 << 18), (1 << 22, self.root / "few", 50),
+                                              (1 << 22, self.root / "large", 1 << 18)):
                     result = self.in_units("--split-on", "%%", "--tokenizer", kind, "--val-fraction", 0, "--overwrite",
-                                           out=out, unit=unit, python=self.python)
+                                           out=out, unit=unit, python=self.python,
+                                           before=f"prepare_tokenize.MAX_PARTS = {remembered}")
                     self.assertEqual(result.returncode, 0, result.stderr)
                     self.assertEqual(token_documents(out, "train", 0), expected)
                 self.assertEqual(sum(len(document) for document in expected),

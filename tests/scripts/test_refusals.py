@@ -244,6 +244,17 @@ ARGUMENTS = [
     (["eval", "--checkpoint", "runs/done", "--data", "other.bin"], "other.bin", None),
     (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--device", "tpu"], "--device", "cpu"),
     (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--prompt", "a"], "--prompt", None),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin"], "raw.bin", "--format raw --dtype uint16"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "gzip"], "--format", "megatron"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "raw"], "--format is raw", "--dtype"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--dtype", "uint16"], "--dtype", "--format raw"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "raw", "--dtype", "int8"], "--dtype",
+     "uint32"),
+    (["eval", "--checkpoint", "runs/done", "--data", "raw.bin", "--format", "raw", "--dtype", "uint32"], "raw.bin",
+     "model.vocab_size is 257"),
+    (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--format", "raw", "--dtype", "uint16"], "val.bin",
+     "remove"),
+    (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--format", "megatron"], "val.idx", None),
     (["generate"], "--checkpoint", None),
     (["generate", "--checkpoint", "runs/done"], "--prompt", None),
     (["generate", "--checkpoint", "nowhere", "--prompt", "a"], "nowhere", None),
@@ -292,6 +303,24 @@ SHARDS = [
     ("the last id alone", shard(ids=[3] * 60 + [257]), "token 60 is 257", "258"),
     ("32-bit ids beyond int32", shard(ids=[2**32 - 1] * 40, magic=20240801, version=7, code="I"), "4294967295", None),
     ("fewer tokens than a row takes", shard(ids=range(16)), "16 tokens", None),
+    ("32-bit: header alone", shard(ids=[], magic=20240801, version=7, code="I"), "0 tokens", None),
+    ("32-bit: cut short by one token", shard(magic=20240801, version=7, code="I")[:-4], "cut short", "copy it"),
+    ("32-bit: longer than it says", shard(magic=20240801, version=7, code="I") + bytes(4), "longer", None),
+    ("32-bit: version of the other format", shard(magic=20240801, code="I"), "version 1", "prepare.py"),
+    ("32-bit: an id of another tokenizer", shard(ids=[1, 70000] + [3] * 60, magic=20240801, version=7, code="I"),
+     "token 1 is 70000", "70001"),
+]
+
+# ---- Raw ids: dtype, bytes of the file ----
+RAW = [
+    ("no byte at all", "uint16", b"", "bad.bin is empty", "leave it out"),
+    ("half a token", "uint16", bytes(129), "129 bytes, which is no whole number of uint16", "copy it"),
+    ("half a token of 32 bits", "uint32", bytes(130), "130 bytes, which is no whole number of uint32", "dtype"),
+    ("an id of another tokenizer", "uint16", struct.pack("<64H", *range(63), 257), "token 63 is 257", "258"),
+    ("16-bit ids read as 32-bit ones", "uint32", struct.pack("<64H", *range(64)), "token 0 is 65536", "vocab_size"),
+    ("ids beyond int32", "uint32", struct.pack("<64I", *[2**31] * 64), "2147483648", None),
+    ("a shard with a header", "uint16", shard(), "header of its own", "remove"),
+    ("fewer tokens than a row takes", "uint16", bytes(32), "16 tokens", "context_length"),
 ]
 
 
@@ -309,6 +338,8 @@ class Refusals(unittest.TestCase):
         for name in ("train.bin", "val.bin"):
             (cls.folder / name).write_bytes(shard(ids=[number % 257 for number in range(600)]))
         (cls.folder / "other.bin").write_bytes(shard(ids=[300] * 600))
+        (cls.folder / "raw.bin").write_bytes(shard(ids=range(256))[1024:])
+        (cls.folder / "silent.bin").write_bytes(shard(ids=[256] * 600))  # empty documents alone
         (cls.folder / "folder").mkdir()
         (cls.folder / "good.json").write_text(GOOD)
         cls.run_train("--config", "good.json", code=0)  # the table changes one thing at a time in what works
@@ -383,6 +414,35 @@ class Refusals(unittest.TestCase):
         (self.folder / "bad.bin").write_bytes(shard(ids=range(16)))
         self.refused_with('data.val=["bad.bin"]', says="data.val")
 
+    def test_raw_ids(self):
+        for name, dtype, content, says, fix in RAW:
+            with self.subTest(name):
+                (self.folder / "bad.bin").write_bytes(content)
+                self.refused_with(f'data.train=[{{"path": "bad.bin", "format": "raw", "dtype": "{dtype}"}}]', says=says,
+                                  fix=fix)
+
+    def test_empty_documents(self):
+        """They are data that occur, and harmless: nothing is predicted from them. A split of nothing else is refused.
+
+        Seen to fail when has_target() is left out (the validation loss is NaN)."""
+        ids = [256, 256, 5, 6, 256, 256] * 100
+        (self.folder / "gaps.bin").write_bytes(shard(ids=ids))
+        for eot in ("start", "end"):
+            for packing in ("stream", "best_fit"):
+                with self.subTest(eot=eot, packing=packing):
+                    self.run_train("--config", "good.json", "--set", f"name=gaps-{eot}-{packing}", "--set",
+                                   'data.train=["gaps.bin"]', "--set", 'data.val=["gaps.bin"]', "--set",
+                                   f"data.eot={eot}", "--set", f"data.packing={packing}", code=0)
+                    log = (self.folder / f"runs/gaps-{eot}-{packing}/log.jsonl").read_text().splitlines()
+                    for line in map(json.loads, log):
+                        self.assertIsInstance(line["loss"], float)
+                    self.assertIsInstance(line["val_loss"], float)
+        self.refused_with('data.val=["silent.bin"]', "data.eot=end", says="data.val holds nothing to predict",
+                          fix="set data.val to []")
+        (self.folder / "none.mask").write_bytes(bytes(600))
+        self.refused_with('data.val=[{"path": "gaps.bin", "mask": "none.mask"}]', says="data.val holds nothing to predict",
+                          fix="its mask")
+
     def test_megatron(self):
         def index(code=4, version=1, lengths=(30, 34), documents=(0, 1, 2)):
             pointers = [4 * sum(lengths[:s]) for s in range(len(lengths))]
@@ -396,13 +456,33 @@ class Refusals(unittest.TestCase):
                                          ("floats", index(code=7), "dtype code 7", "uint16"),
                                          ("version", index(version=2), "version 2", None),
                                          ("of another .bin", index(lengths=(30, 35)), "meg.idx", "copy both"),
-                                         ("documents", index(documents=(0, 9, 2)), "sequence 9", "copy")):
+                                         ("longer", index() + bytes(8), "longer than it says", "copy"),
+                                         ("no sequence", index(lengths=(), documents=(0,)), "it is empty", "make it"),
+                                         ("counts that overflow", index()[:18] + b"\xff" * 16 + index()[34:],
+                                          "cut short", "copy"),
+                                         ("negative length", index(lengths=(70, -6)), "meg.idx", "copy both"),
+                                         ("a gap", index()[:42] + struct.pack("<2q", 0, 124) + index()[58:], "meg.idx",
+                                          "copy"),
+                                         ("documents", index(documents=(0, 9, 2)), "sequence 9", "copy"),
+                                         ("documents backwards", index(lengths=(20, 20, 24), documents=(0, 2, 1, 3)),
+                                          "before document 1 ends", "copy"),
+                                         ("not all documents", index(documents=(0, 1, 1)), "document index", "make it")):
             with self.subTest(name):
                 (self.folder / "meg.idx").write_bytes(content)
                 self.refused_with('data.train=["meg.bin"]', says=says, fix=fix)
         (self.folder / "meg.idx").write_bytes(index())
         (self.folder / "meg.bin").write_bytes(struct.pack("<64i", *range(63), -5))
         self.refused_with('data.train=["meg.bin"]', says="token 63 is -5", fix="copy")
+        (self.folder / "meg.bin").write_bytes(struct.pack("<64i", *range(63), 300))
+        self.refused_with('data.train=["meg.bin"]', says="token 63 is 300", fix="301")
+        (self.folder / "meg.bin").write_bytes(bytes(255))
+        self.refused_with('data.train=["meg.bin"]', says="255 bytes, which is no whole number of int32", fix="copy both")
+        (self.folder / "meg.bin").write_bytes(b"")
+        self.refused_with('data.train=["meg.bin"]', says="its .bin is empty", fix="leave it out")
+        self.refused_with('data.train=["meg.idx"]', says="meg.idx is a Megatron index", fix="name the .bin")
+        (self.folder / "meg.bin").write_bytes(bytes(256))
+        (self.folder / "meg.idx").unlink()
+        self.refused_with('data.train=["meg.bin"]', says="meg.bin", fix="prepare.py")
 
     def test_epochs_of_a_blend(self):
         self.refused_with('data.train=[{"path": "train.bin", "weight": 1}, {"path": "val.bin", "weight": 1}]',

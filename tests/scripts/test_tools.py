@@ -120,6 +120,14 @@ class Tools(unittest.TestCase):
         # No EOT either: the shard is one document.
         self.assertEqual(result["targets"], len(read_shard(self.val[0])) - 1)
 
+    def test_eval_of_raw_ids(self):
+        """Seen to fail when the dtype is not passed on."""
+        for dtype, code in (("uint16", "H"), ("uint32", "I")):
+            raw = self.folder / f"val.{dtype}"
+            raw.write_bytes(b"".join(array.array(code, read_shard(path)).tobytes() for path in self.val))
+            command = ["eval", "--checkpoint", "runs/test", "--json", "--data", raw.name, "--format", "raw", "--dtype"]
+            self.assertEqual(json.loads(self.run_train(*command, dtype).stdout), self.evaluate("data/val-*.bin"))
+
     def test_eval_while_the_run_goes_on(self):
         process = subprocess.Popen([TRAIN, "--config", "config.json", "--set", "name=busy", "--set", "checkpoint.every=1",
                                     "--set", "checkpoint.keep=1", "--set", "training.steps=100000", "--set", "data.val=[]"],
