@@ -216,7 +216,7 @@ class Attention(TorchCase):
         q = torch.randn(300, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         boundaries, dout = cu([0, 100, 300]), torch.randn(300, 4, 64, device="cuda", dtype=torch.bfloat16)
 
-        def work():
+        def work(q=q):
             out = ingot_torch.attention(q, q, q, cu_seqlens=boundaries, alibi_slopes=slopes)
             return out, torch.autograd.grad(out, q, dout)[0]
 
@@ -234,7 +234,8 @@ class Attention(TorchCase):
             self.assert_same(work(), expected, "on another stream")
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
-            captured = work()
+            # A leaf of the captured stream: autograd ties a leaf to the stream of its first use.
+            captured = work(q.detach().requires_grad_())
         # Other boundaries: what is replayed reads them where they lie.
         boundaries.copy_(cu([0, 17, 300]))
         graph.replay()
