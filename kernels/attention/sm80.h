@@ -6,6 +6,10 @@
 // products that sum them, as in every fused attention; all sums are fp32. No allocation and no look at the device's
 // memory: all of it can be captured in a CUDA graph.
 //
+// Head size 256 is left out: the sums of dK and dV alone would take 256 of a lane's 255 registers with 16 keys to a
+// warp, the fewest that a product has; and 128 keys, two tiles of 64 queries and one of dout 160 KB of shared memory.
+// Halves of the head would compute S and dP twice: seven products of 256 instead of five.
+//
 // A mask whose arrays decrease may leave blocks of the backward pass waiting for each other: they give up after some
 // seconds, and the launch fails.
 #pragma once

@@ -1,6 +1,9 @@
 // Which tiles are visited, where indices are compared, and in which order gradients are added, by brute force.
 //
-// Seen to catch: an interval's end off by one in is_all_of(), highest and lowest exchanged in is_nothing_of(), ...
+// Seen to catch: an interval's end off by one in is_all_of(), highest and lowest exchanged in is_nothing_of(), ties of
+// ranks turned round, short tiles first, all adders taken to be in the row's order, one too few of them, a turn that
+// counts its own tile, a walk that ends at its first document, heads beyond a short section, the diagonal's tile taken
+// for one below it.
 #include <gtest/gtest.h>
 
 #include <algorithm>

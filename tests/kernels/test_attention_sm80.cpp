@@ -3,7 +3,8 @@
 // Seen to catch: a barrier lost before V, before dS is read, before the next Q is; a copy of dout not waited for; the
 // next Q copied over this one; sums that do not shrink when the reference grows; lse without the reference; a mask's
 // end off by one; ALiBi's part of the query with its sign lost; delta left out; dq without the scale; a group's first
-// query head alone; a turn passed on to the wrong tile, or never; rows past the end loaded or stored; no swizzle.
+// query head alone; a turn passed on to the wrong tile, or never; the first to add not storing; sums that nobody wrote
+// taken for dq; the last key's end left out of what a warp's keys see; rows past the end loaded or stored; no swizzle.
 #include <gtest/gtest.h>
 
 #include <set>
