@@ -3,6 +3,7 @@
 
     python3 scripts/bench_torch.py step --config FILE [--set KEY=VALUE]... --output DIR
     python3 scripts/bench_torch.py step --device cuda --config FILE [--make-data DIR] [OPTION]... --output DIR
+    python3 scripts/bench_torch.py attention [OPTION]...       attention alone, on a GPU: see its --help
 
 `step` times the training step of one config: the same weights, token ids, documents, micro-batches, loss, clipping
 and AdamW on both sides, in float32. The two take turns (Ingot, PyTorch, Ingot, PyTorch, ...), `--rounds` runs each,
@@ -326,8 +327,12 @@ def add_gpu_options(step: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["attention"]:
+        script = str(pathlib.Path(__file__).with_name("bench_torch_attention.py"))
+        os.execv(sys.executable, [sys.executable, script, *sys.argv[2:]])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="data|step")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="attention|data|step")
+    commands.add_parser("attention", help="time attention alone, on a GPU (bench_torch_attention.py)", add_help=False)
     data = commands.add_parser("data", help="write a shard of random tokens, for timing")
     data.add_argument("--vocab-size", type=int, required=True, metavar="V", help="ids are below V; V - 1 is EOT")
     data.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Time Ingot's attention beside PyTorch's, on one GPU.
 
-    python3 scripts/bench_torch_attention.py [--tokens 16384 --seq 1024,4096 --heads 16 --kv-heads 4 --head-dim 64,128]
-    python3 scripts/bench_torch_attention.py --docs exponential:16384:1024 [OPTION]...
+    python3 scripts/bench_torch.py attention [--tokens 16384 --seq 1024,4096 --heads 16 --kv-heads 4 --head-dim 64,128]
+    python3 scripts/bench_torch.py attention --docs exponential:16384:1024 [OPTION]...
 
 For each shape, forward and backward of
 
