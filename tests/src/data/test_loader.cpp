@@ -6,6 +6,7 @@
 #include "src/data/loader.h"
 
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <new>
 
@@ -104,7 +105,11 @@ TEST_F(LoaderTest, EveryNumberOfRanksReadsTheSameRows) {
 TEST_F(LoaderTest, BatchesAreReadyBeforeTheyAreAskedFor) {
     const NumberedRows rows;
     Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, ring_, {});
-    while (rows.num_filled < 8) std::this_thread::yield();  // nobody asked
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(1);  // for a loader that has failed
+    while (rows.num_filled < 8) {  // nobody asked
+        ASSERT_LT(std::chrono::steady_clock::now(), limit);
+        std::this_thread::yield();
+    }
     EXPECT_EQ(loader.next(never)->tokens[0], 0);
 }
 
