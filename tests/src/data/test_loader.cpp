@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <new>
 
@@ -65,7 +66,33 @@ class NumberedRows : public Rows {
     mutable std::atomic<int64_t> num_filled = 0;
 };
 
+// The same rows, and whether anything was prepared.
+class WatchedRows : public Rows {
+  public:
+    explicit WatchedRows(const Rows& rows) : Rows(rows.context_length()), rows_(rows) {}
+    void fill(uint64_t row, const RowView& out, const std::stop_token& stop) const override {
+        rows_.fill(row, out, stop);
+    }
+    void prepare_after(uint64_t row, const std::stop_token& stop) const override {
+        rows_.prepare_after(row, stop);
+        has_prepared = true;
+    }
+    mutable std::atomic<bool> has_prepared = false;
+
+  private:
+    const Rows& rows_;
+};
+
 const auto never = [] { return false; };
+
+// Until it holds; at most a minute, for a loader that has failed.
+void wait_until(const std::function<bool()>& holds) {
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (!holds()) {
+        ASSERT_LT(std::chrono::steady_clock::now(), limit);
+        std::this_thread::yield();
+    }
+}
 
 class LoaderTest : public TokenFiles {
   protected:
@@ -105,11 +132,7 @@ TEST_F(LoaderTest, EveryNumberOfRanksReadsTheSameRows) {
 TEST_F(LoaderTest, BatchesAreReadyBeforeTheyAreAskedFor) {
     const NumberedRows rows;
     Loader loader(rows, {.rows_per_step = 2, .batch_rows = 2}, ring_, {});
-    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(1);  // for a loader that has failed
-    while (rows.num_filled < 8) {  // nobody asked
-        ASSERT_LT(std::chrono::steady_clock::now(), limit);
-        std::this_thread::yield();
-    }
+    ASSERT_NO_FATAL_FAILURE(wait_until([&] { return rows.num_filled >= 8; }));  // nobody asked
     EXPECT_EQ(loader.next(never)->tokens[0], 0);
 }
 
@@ -146,8 +169,11 @@ TEST_F(LoaderTest, RowsAllocateNothing) {
                     {"a", kBlendRows / num_datasets, DatasetRows::make(corpus, config, kT, static_cast<uint64_t>(d))});
             const BlendedRows rows(std::move(datasets), 5);
             rows.prepare_after(0, {});  // the one group of this epoch, and of the next
-            Loader loader(rows, {.rows_per_step = 4, .batch_rows = 4}, ring_, {});
+            const WatchedRows watched(rows);
+            Loader loader(watched, {.rows_per_step = 4, .batch_rows = 4}, ring_, {});
             for (int i = 0; i < 20; ++i) loader.next(never);  // both datasets have been read then
+            // A thread may allocate as it begins: both have begun then.
+            ASSERT_NO_FATAL_FAILURE(wait_until([&] { return watched.has_prepared.load(); }));
             const int64_t before = num_allocations;
             int64_t num_documents = 0;
             for (int i = 0; i < 200; ++i)  // fewer rows than an epoch has, and than a blend's block
