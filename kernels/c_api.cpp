@@ -337,8 +337,10 @@ int ingot_swiglu_forward(const ingot_device* device, const ingot_swiglu_forward_
 
 int ingot_swiglu_backward(const ingot_device* device, const ingot_swiglu_backward_arguments* a) {
     return run("swiglu_backward", device, a, [&](const Device& opened, const Reader& read) {
-        swiglu_backward(opened,
-                        {.dgate_up = INGOT_READ(dgate_up), .dout = INGOT_READ(dout), .gate_up = INGOT_READ(gate_up)});
+        swiglu_backward(opened, {.dgate_up = INGOT_READ(dgate_up),
+                                 .dout = INGOT_READ(dout),
+                                 .gate_up = INGOT_READ(gate_up),
+                                 .out = INGOT_READ(out)});
     });
 }
 

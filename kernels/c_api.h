@@ -27,7 +27,7 @@ extern "C" {
 #define INGOT_API __attribute__((visibility("default")))
 
 /* Raised whenever a struct, an enumeration or the meaning of a function changes. */
-#define INGOT_ABI_VERSION 1
+#define INGOT_ABI_VERSION 2
 /* Of the library that was loaded: refuse to go on if it is not INGOT_ABI_VERSION. */
 INGOT_API int32_t ingot_abi_version(void);
 /* "0.1.0" */
@@ -175,6 +175,7 @@ INGOT_API int ingot_swiglu_forward(const ingot_device*, const ingot_swiglu_forwa
 typedef struct ingot_swiglu_backward_arguments {
     uint64_t struct_size;
     ingot_tensor dgate_up, dout, gate_up;
+    ingot_tensor out; /* optional */
 } ingot_swiglu_backward_arguments;
 INGOT_API int ingot_swiglu_backward(const ingot_device*, const ingot_swiglu_backward_arguments*);
 

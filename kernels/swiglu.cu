@@ -43,14 +43,15 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(T* out, const T* gate
 }
 
 template <typename T, bool kIsVector>
-__global__ void __launch_bounds__(kThreads) backward_kernel(T* dgate_up, const T* dout, const T* gate_up, Grid grid) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(T* dgate_up, T* out, const T* dout, const T* gate_up, Grid grid) {
     using C = Chunk<T, kIsVector>;
     const uint32_t chunk = blockIdx.x * kThreads + threadIdx.x;
     if (chunk >= grid.num_chunks) return;
     const int64_t F = int64_t{grid.chunks_per_row} * C::kSize;
     const uint32_t n = chunk / grid.chunks_per_row;
     const int64_t f = int64_t{chunk - n * grid.chunks_per_row} * C::kSize;
-    float gate[C::kSize], up[C::kSize], d[C::kSize];
+    float gate[C::kSize], up[C::kSize], d[C::kSize], again[C::kSize];
     C::load(gate_up + n * 2 * F + f, gate);
     C::load(gate_up + n * 2 * F + F + f, up);
     C::load(dout + n * F + f, d);
@@ -58,11 +59,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(T* dgate_up, const T
     for (int e = 0; e < C::kSize; ++e) {
         const float s = sigmoid<T>(gate[e]);
         const float dup = d[e] * gate[e] * s;
+        again[e] = gate[e] * (s * up[e]);  // as in forward_kernel
         gate[e] = d[e] * up[e] * s * (1 + gate[e] * (1 - s));
         up[e] = dup;
     }
     C::store(dgate_up + n * 2 * F + f, gate);
     C::store(dgate_up + n * 2 * F + F + f, up);
+    if (out != nullptr) C::store(out + n * F + f, again);
 }
 
 // Calls launch(first_row, grid, blocks) over parts of the rows.
@@ -105,11 +108,13 @@ void swiglu_backward_cuda(const Device& device, const SwigluBackward& a) {
     for_cuda_type(a.dout.dtype, "swiglu", [&](auto element) {
         using T = decltype(element);
         const int64_t F = a.dout.shape[1];
-        const bool fits = fits_vectors<T>(F, {&a.dgate_up, &a.dout, &a.gate_up});
+        const bool fits = fits_vectors<T>(F, {&a.dgate_up, &a.out, &a.dout, &a.gate_up});
+        T* const out = a.out ? a.out.get<T>() : nullptr;
         for_grids<T>(a.dout, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
             const auto kernel = fits ? backward_kernel<T, true> : backward_kernel<T, false>;
-            kernel<<<blocks, kThreads, 0, stream>>>(a.dgate_up.get<T>() + first * 2 * F, a.dout.get<T>() + first * F,
-                                                    a.gate_up.get<T>() + first * 2 * F, grid);
+            kernel<<<blocks, kThreads, 0, stream>>>(
+                a.dgate_up.get<T>() + first * 2 * F, out == nullptr ? nullptr : out + first * F,
+                a.dout.get<T>() + first * F, a.gate_up.get<T>() + first * 2 * F, grid);
             CUDA_CHECK_LAUNCH("swiglu_backward");
         });
     });

@@ -22,6 +22,7 @@ template <typename T>
 void backward_cpu(const SwigluBackward& a) {
     const int64_t N = a.dout.shape[0], F = a.dout.shape[1];
     T* const dgate_up = a.dgate_up.get<T>();
+    T* const out = a.out ? a.out.get<T>() : nullptr;
     const T *const dout = a.dout.get<T>(), *const gate_up = a.gate_up.get<T>();
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; ++n) {
@@ -30,9 +31,10 @@ void backward_cpu(const SwigluBackward& a) {
 #pragma omp simd
         for (int64_t f = 0; f < F; ++f) {
             const T g = gate[f], u = up[f], d = dout[n * F + f];
-            const T sigmoid = 1 / (1 + fast_exp(-g));
+            const T denominator = 1 + fast_exp(-g), sigmoid = 1 / denominator;
             dup[f] = d * g * sigmoid;
             dgate[f] = d * u * sigmoid * (1 + g * (1 - sigmoid));
+            if (out != nullptr) out[n * F + f] = g / denominator * u;
         }
     }
 }
@@ -56,6 +58,7 @@ void swiglu_forward(const Device& device, const SwigluForward& a) {
 void swiglu_backward(const Device& device, const SwigluBackward& a) {
     check(device, a.dout, a.gate_up);
     check(device, a.dout, a.dgate_up);
+    if (a.out) check(device, a.out, a.gate_up);
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
                    swiglu_backward_cuda(device, a));

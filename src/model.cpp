@@ -118,12 +118,9 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     plan->add("logits", dtype, {chunk_, VP}, &logits_);
     if (!is_training) return;
     plan->add("activation_gradients.residual", dtype, {N, C}, &dresidual_);
-    plan->add("activation_gradients.norm", dtype, {N, C}, &dnorm_);
     plan->add("activation_gradients.qkv", dtype, {N, (NH + 2 * NKV) * HS}, &dqkv_);
     if (config.qk_norm) plan->add("activation_gradients.qk", dtype, {N, (NH + NKV) * HS}, &dqk_);
     plan->add("activation_gradients.attention", dtype, {N, NH * HS}, &dattention_);
-    plan->add("activation_gradients.gate_up", dtype, {N, 2 * F}, &dgate_up_);
-    plan->add("activation_gradients.swiglu", dtype, {N, F}, &dswiglu_);
     size_t workspace = rmsnorm_backward_workspace(device, residual_[0]);
     if (config.qk_norm)
         workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
@@ -271,8 +268,8 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
         device_,
         {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
     matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up});
+    if (is_recompute) return;  // what leaves the layer is still there, and backward computes swiglu again
     swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
-    if (is_recompute) return;  // what leaves the layer is still there
     matmul_forward(device_, {.out = x_out, .x = acts.swiglu, .weight = w.down, .residual = acts.residual_mid});
 }
 
@@ -309,8 +306,8 @@ void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode m
                                 .step = step,
                                 .write_gradient = mode == HeadMode::train});
         if (mode != HeadMode::train) continue;
-        matmul_backward_input(device_, {.dx = dnorm_.slice(0, begin, end), .dout = logits, .weight = weight});
         matmul_backward_weight(device_, {.dweight = head_weight(gradients_), .dout = logits, .x = x});
+        matmul_backward_input(device_, {.dx = x, .dout = logits, .weight = weight});  // takes the place of x
     }
     loss_sum(device_, {.step = step, .losses = first(losses_, n), .targets = batch.targets});
 }
@@ -361,26 +358,30 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
     // The gradient of x, from here to the end of the function: first that of what leaves the layer, then, once each
     // branch has added its own, that of what entered it.
     const Tensor dx = first(dresidual_, n);
-    const Tensor dnorm = first(dnorm_, n), dqkv = first(dqkv_, n), dattention = first(dattention_, n);
-    const Tensor dgate_up = first(dgate_up_, n), dswiglu = first(dswiglu_, n);
+    const Tensor dqkv = first(dqkv_, n), dattention = first(dattention_, n);
+    // These take the place of what they are the gradients of, which by then is not read any more.
+    const Tensor dattention_norm = acts.attention_norm, dmlp_norm = acts.mlp_norm;
+    const Tensor dgate_up = acts.gate_up, dswiglu = acts.swiglu;
     const double eps = config_.norm_eps;
 
     if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
-    if (recompute_ == Recompute::light) {
+    if (recompute_ == Recompute::light)
         rmsnorm_forward(
             device_,
             {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
-        swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
-    }
-    // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid))
-    matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu});
+    // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)). Where swiglu's output was not kept, its backward writes it again.
+    const bool keeps_swiglu = recompute_ == Recompute::none;
+    if (keeps_swiglu) matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu});
     matmul_backward_input(device_, {.dx = dswiglu, .dout = dx, .weight = w.down});
-    swiglu_backward(device_, {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up});
+    swiglu_backward(
+        device_,
+        {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up, .out = keeps_swiglu ? Tensor{} : acts.swiglu});
+    if (!keeps_swiglu) matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu});
     matmul_backward_weight(device_, {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm});
-    matmul_backward_input(device_, {.dx = dnorm, .dout = dgate_up, .weight = w.gate_up});
+    matmul_backward_input(device_, {.dx = dmlp_norm, .dout = dgate_up, .weight = w.gate_up});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.mlp_norm,
-                               .dout = dnorm,
+                               .dout = dmlp_norm,
                                .x = acts.residual_mid,
                                .rstd = acts.mlp_rstd,
                                .weight = w.mlp_norm,
@@ -440,10 +441,10 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
             device_,
             {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
     matmul_backward_weight(device_, {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm});
-    matmul_backward_input(device_, {.dx = dnorm, .dout = dqkv, .weight = w.qkv});
+    matmul_backward_input(device_, {.dx = dattention_norm, .dout = dqkv, .weight = w.qkv});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.attention_norm,
-                               .dout = dnorm,
+                               .dout = dattention_norm,
                                .x = x,
                                .rstd = acts.attention_rstd,
                                .weight = w.attention_norm,
@@ -453,10 +454,10 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
 
 void Model::backward(const MicroBatch& batch) {
     const int64_t n = batch.tokens.shape[0];
-    // dnorm_ holds the gradient of the final norm's output: head() left it there.
+    // final_norm_ holds the gradient of the final norm's output: head() left it there.
     rmsnorm_backward(device_, {.dx = first(dresidual_, n),
                                .dweight = parameter_view(gradients_, table_.find("final_norm")),
-                               .dout = first(dnorm_, n),
+                               .dout = first(final_norm_, n),
                                .x = first(residual_.back(), n),
                                .rstd = first(final_rstd_, n),
                                .weight = parameter_view(compute_weights(), table_.find("final_norm")),

@@ -83,7 +83,8 @@ class Model {
     // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient
     // is already taken here, chunk by chunk, so that logits never exist for more than a chunk.
     void forward(const MicroBatch& batch, StepBlock* step);
-    // Accumulates gradients of S * (sum of token losses). Follows forward() of the same batch.
+    // Accumulates gradients of S * (sum of token losses). Follows forward() of the same batch, once: it overwrites
+    // activations with their gradients.
     void backward(const MicroBatch& batch);
     // Losses alone: adds to step->sums, leaves per-token losses in losses().
     void evaluate(const MicroBatch& batch, StepBlock* step);
@@ -147,8 +148,8 @@ class Model {
     std::vector<LayerActivations> layers_;
     std::vector<Tensor> residual_;  // L + 1 of (N, C): what enters each layer, and what leaves the last
     Tensor final_norm_, final_rstd_, losses_, logits_;
-    // Gradients of activations, shared by all layers.
-    Tensor dresidual_, dnorm_, dqkv_, dqk_, dattention_, dgate_up_, dswiglu_;
+    // Gradients of activations, shared by all layers. Those that are not here take the place of the activation itself.
+    Tensor dresidual_, dqkv_, dqk_, dattention_;
     Tensor workspace_;
 };
 

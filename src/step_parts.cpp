@@ -188,8 +188,8 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     const double e = real(size_of(shape.dtype)), stats = 4;   // bytes of an element, and of statistics and masters
     const bool has_attention = !shape.is_attention_left_out;
     const bool is_block = shape.recompute == Recompute::block, is_light = shape.recompute == Recompute::light;
-    const double forwards = is_block ? 2 : 1;           // of what only "block" computes again
-    const double cheap = is_block || is_light ? 2 : 1;  // of norms and SwiGLU
+    const double forwards = is_block ? 2 : 1;  // of what only "block" computes again
+    const double norms = is_block || is_light ? 2 : 1;
     // Rows of the embedding table that N random tokens touch.
     const double rows = V * -std::expm1(N * std::log1p(-1 / V));
 
@@ -198,7 +198,7 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     at(StepPart::embedding_forward).bytes = N * C * e + rows * C * e + 4 * N;
     at(StepPart::embedding_backward).bytes = N * C * e + rows * C * 2 * stats + 4 * N;
     const double norm_weights = C * e + C * 2 * stats;
-    at(StepPart::rmsnorm_forward).bytes = (2 * L * cheap + 1) * (2 * N * C * e + N * stats + C * e);
+    at(StepPart::rmsnorm_forward).bytes = (2 * L * norms + 1) * (2 * N * C * e + N * stats + C * e);
     at(StepPart::rmsnorm_backward).bytes =
         2 * L * (4 * N * C * e + N * stats + norm_weights) + (3 * N * C * e + N * stats + norm_weights);
     if (m.qk_norm && has_attention) {
@@ -211,8 +211,9 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
         at(StepPart::attention_forward).bytes = forwards * L * N * (group + query) * e;
         at(StepPart::attention_backward).bytes = L * N * (2 * query + 2 * group) * e;
     }
-    at(StepPart::swiglu_forward).bytes = cheap * L * 3 * N * F * e;
-    at(StepPart::swiglu_backward).bytes = L * 5 * N * F * e;
+    at(StepPart::swiglu_forward).bytes = L * 3 * N * F * e;
+    // Where out was not kept, backward writes it again.
+    at(StepPart::swiglu_backward).bytes = L * (shape.recompute == Recompute::none ? 5 : 6) * N * F * e;
     at(StepPart::cross_entropy).bytes = N * (V + VP) * e + 8 * N;
     at(StepPart::loss_sum).bytes = 8 * N;
     at(StepPart::products).flops = 6 * real(table.num_matmul_parameters()) * N;

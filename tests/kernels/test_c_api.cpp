@@ -1,8 +1,8 @@
 // libingot.so: each op through the C ABI gives the bits that it gives through its own header, on the CPU and, where
 // there is one, on a GPU; what is wrong comes back as a status and a line.
 //
-// Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of the
-// arguments not compared, one error for all threads, CHECK reported as a fault of ours.
+// Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of
+// the arguments not compared, one error for all threads, CHECK reported as a fault of ours.
 #include "kernels/c_api.h"
 
 #include <functional>
@@ -280,7 +280,7 @@ TEST_P(CApiOn, SwigluAndRope) {
         const DType stats = accumulation_dtype(dtype);
         const Buffer gate_up(device, dtype, {N, 2 * F}, rounded(normals(N * 2 * F, 1), dtype)),
             dout(device, dtype, {N, F}, rounded(normals(N * F, 2), dtype)), out(device, dtype, {N, F}),
-            dgate_up(device, dtype, {N, 2 * F});
+            again(device, dtype, {N, F}), dgate_up(device, dtype, {N, 2 * F});
         const std::vector<double> heads = rounded(normals(N * H * HS, 3), dtype);
         const Buffer x(device, dtype, {N, H, HS}, heads), dx(device, dtype, {N, H, HS}, heads),
             positions(device, DType::i32, {N}, {0, 1, 2, 0, 1, 2, 3});
@@ -294,7 +294,7 @@ TEST_P(CApiOn, SwigluAndRope) {
         const Buffer table(device, stats, {4, HS}, host.values());
         if (!through_c) {
             swiglu_forward(device, {.out = out, .gate_up = gate_up});
-            swiglu_backward(device, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up});
+            swiglu_backward(device, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up, .out = again});
             rope_forward(device, {.x = x, .positions = positions, .table = table});
             rope_backward(device, {.x = dx, .positions = positions, .table = table});
         } else {
@@ -303,7 +303,7 @@ TEST_P(CApiOn, SwigluAndRope) {
             f.out = c(out), f.gate_up = c(gate_up);
             expect_done(ingot_swiglu_forward(&d, &f));
             auto b = sized<ingot_swiglu_backward_arguments>();
-            b.dgate_up = c(dgate_up), b.dout = c(dout), b.gate_up = c(gate_up);
+            b.dgate_up = c(dgate_up), b.dout = c(dout), b.gate_up = c(gate_up), b.out = c(again);
             expect_done(ingot_swiglu_backward(&d, &b));
             auto r = sized<ingot_rope_arguments>();
             r.x = c(x), r.positions = c(positions), r.table = c(table);
@@ -311,7 +311,7 @@ TEST_P(CApiOn, SwigluAndRope) {
             r.x = c(dx);
             expect_done(ingot_rope_backward(&d, &r));
         }
-        return {out.values(), dgate_up.values(), host.values(), x.values(), dx.values()};
+        return {out.values(), dgate_up.values(), again.values(), host.values(), x.values(), dx.values()};
     });
 }
 

@@ -1,4 +1,5 @@
-// Seen to catch: silu'(g) without the factor (1 - sigmoid); dup made from up instead of gate.
+// Seen to catch: silu'(g) without the factor (1 - sigmoid); dup made from up instead of gate; backward's out without
+// up.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -54,6 +55,20 @@ TEST(Swiglu, GradientMayOverwriteItsInput) {
         const Buffer gate_up(cpu, dtype, {N, 2 * F}, x), dout(cpu, dtype, {N, F}, d), apart(cpu, dtype, {N, 2 * F});
         swiglu_backward(cpu, {.dgate_up = apart, .dout = dout, .gate_up = gate_up});
         swiglu_backward(cpu, {.dgate_up = gate_up, .dout = dout, .gate_up = gate_up});
+        EXPECT_TRUE(same(gate_up.values(), apart.values()));
+    }
+}
+
+TEST(Swiglu, BackwardWritesTheSameOutAgain) {
+    const int64_t N = 4, F = 19;
+    for (const DType dtype : {DType::f32, DType::f64}) {
+        const Buffer gate_up(cpu, dtype, {N, 2 * F}, normals(N * 2 * F, 4)),
+            dout(cpu, dtype, {N, F}, normals(N * F, 5));
+        const Buffer out(cpu, dtype, {N, F}), apart(cpu, dtype, {N, 2 * F});
+        swiglu_forward(cpu, {.out = out, .gate_up = gate_up});
+        swiglu_backward(cpu, {.dgate_up = apart, .dout = dout, .gate_up = gate_up});
+        swiglu_backward(cpu, {.dgate_up = gate_up, .dout = dout, .gate_up = gate_up, .out = dout});
+        EXPECT_TRUE(same(dout.values(), out.values()));
         EXPECT_TRUE(same(gate_up.values(), apart.values()));
     }
 }

@@ -1,6 +1,7 @@
 // SwiGLU on CUDA against the CPU twin in double precision, by the tolerance of precision_bound()
 // (tests/support/tensors.h).
-// Seen to catch: the gate's derivative with s in place of 1 - s; the last chunk not written.
+// Seen to catch: the gate's derivative with s in place of 1 - s; the last chunk not written; backward's out
+// without up.
 #include "kernels/swiglu.h"
 #include "tests/support/tensors.h"
 
@@ -26,11 +27,16 @@ std::vector<double> forward(const Device& device, DType dtype, const Inputs& in)
     return out.values();
 }
 
+// In place: also with out, in the place of dout, where it is the forward's.
 std::vector<double> backward(const Device& device, DType dtype, const Inputs& in, bool in_place) {
     const Buffer other(device, dtype, {in.N, 2 * in.F}), gate_up(device, dtype, {in.N, 2 * in.F}, in.gate_up);
     const Buffer dout(device, dtype, {in.N, in.F}, in.dout);
     const Buffer& dgate_up = in_place ? gate_up : other;
-    swiglu_backward(device, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up});
+    swiglu_backward(
+        device, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up, .out = in_place ? dout.tensor() : Tensor{}});
+    if (in_place) {
+        EXPECT_TRUE(same(dout.values(), forward(device, dtype, in)));
+    }
     return dgate_up.values();
 }
 

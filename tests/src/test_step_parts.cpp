@@ -143,7 +143,8 @@ TEST(StepParts, BytesByHand) {
     EXPECT_EQ(bytes(StepPart::rope), 0);
     EXPECT_EQ(bytes(StepPart::attention_forward), 2 * 2 * 32 * (64 + 32) * 2);
     shape.recompute = Recompute::light;
-    EXPECT_EQ(bytes(StepPart::swiglu_forward), 2 * 2 * 2 * 3 * 32 * 128 * 2);
+    EXPECT_EQ(bytes(StepPart::swiglu_forward), 2 * 2 * 3 * 32 * 128 * 2);
+    EXPECT_EQ(bytes(StepPart::swiglu_backward), 2 * 2 * 6 * 32 * 128 * 2);
 }
 
 TEST(SyntheticRun, TrainsOnTheCpu) {
