@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(T* out, const T* gate
     C::store(out + n * F + f, gate);
 }
 
-template <typename T, bool kIsVector>
+// With kWritesOut also the forward's out, with the same bits.
+template <typename T, bool kIsVector, bool kWritesOut>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(T* dgate_up, T* out, const T* dout, const T* gate_up, Grid grid) {
     using C = Chunk<T, kIsVector>;
@@ -59,13 +60,13 @@ __global__ void __launch_bounds__(kThreads)
     for (int e = 0; e < C::kSize; ++e) {
         const float s = sigmoid<T>(gate[e]);
         const float dup = d[e] * gate[e] * s;
-        again[e] = gate[e] * (s * up[e]);  // as in forward_kernel
+        if constexpr (kWritesOut) again[e] = gate[e] * (s * up[e]);
         gate[e] = d[e] * up[e] * s * (1 + gate[e] * (1 - s));
         up[e] = dup;
     }
     C::store(dgate_up + n * 2 * F + f, gate);
     C::store(dgate_up + n * 2 * F + F + f, up);
-    if (out != nullptr) C::store(out + n * F + f, again);
+    if constexpr (kWritesOut) C::store(out + n * F + f, again);
 }
 
 // Calls launch(first_row, grid, blocks) over parts of the rows.
@@ -111,7 +112,9 @@ void swiglu_backward_cuda(const Device& device, const SwigluBackward& a) {
         const bool fits = fits_vectors<T>(F, {&a.dgate_up, &a.out, &a.dout, &a.gate_up});
         T* const out = a.out ? a.out.get<T>() : nullptr;
         for_grids<T>(a.dout, fits, [&](int64_t first, Grid grid, uint32_t blocks) {
-            const auto kernel = fits ? backward_kernel<T, true> : backward_kernel<T, false>;
+            const auto kernel = out == nullptr
+                                    ? (fits ? backward_kernel<T, true, false> : backward_kernel<T, false, false>)
+                                    : (fits ? backward_kernel<T, true, true> : backward_kernel<T, false, true>);
             kernel<<<blocks, kThreads, 0, stream>>>(
                 a.dgate_up.get<T>() + first * 2 * F, out == nullptr ? nullptr : out + first * F,
                 a.dout.get<T>() + first * F, a.gate_up.get<T>() + first * 2 * F, grid);

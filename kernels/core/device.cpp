@@ -153,7 +153,9 @@ std::shared_ptr<void> Device::allocate_host(size_t bytes) const {
 #if INGOT_HAS_CUDA
     if (!is_cpu()) return cuda_allocate_host(context(), align_up(std::max<size_t>(bytes, 1)));
 #endif
-    return Device::cpu().allocate(bytes);
+    std::shared_ptr<void> memory = Device::cpu().allocate(bytes);
+    std::memset(memory.get(), 0, bytes);
+    return memory;
 }
 
 size_t Device::free_memory() const {
@@ -253,8 +255,7 @@ std::string MemoryPlan::table() const {
     return text.str();
 }
 
-void MemoryPlan::place(const std::shared_ptr<void>& memory, const Device& device, uint8_t fill) {
-    device.fill_bytes(Tensor::contiguous(memory.get(), DType::u8, {static_cast<int64_t>(total_)}, device.kind()), fill);
+void MemoryPlan::place(const std::shared_ptr<void>& memory, const Device& device) {
     for (Entry& entry : entries_)
         for (Tensor* slot : entry.slots) {
             slot->data = static_cast<uint8_t*>(memory.get()) + entry.offset;
@@ -264,13 +265,15 @@ void MemoryPlan::place(const std::shared_ptr<void>& memory, const Device& device
 
 std::shared_ptr<void> MemoryPlan::allocate(const Device& device, bool poison) {
     std::shared_ptr<void> memory = device.allocate(total_);
-    place(memory, device, poison ? 0xff : 0);
+    device.fill_bytes(Tensor::contiguous(memory.get(), DType::u8, {static_cast<int64_t>(total_)}, device.kind()),
+                      poison ? 0xff : 0);
+    place(memory, device);
     return memory;
 }
 
 std::shared_ptr<void> MemoryPlan::allocate_host(const Device& device) {
     std::shared_ptr<void> memory = device.allocate_host(total_);
-    place(memory, Device::cpu(), 0);
+    place(memory, Device::cpu());
     return memory;
 }
 

@@ -52,7 +52,7 @@ class Device {
 
     // Memory of the device, aligned to 256 bytes, as one allocation. Throws Error with exit code 5 when there is none.
     std::shared_ptr<void> allocate(size_t bytes) const;
-    // Host memory for start_copy(): page-locked for a CUDA device.
+    // Host memory for start_copy(), zeroed: page-locked for a CUDA device.
     std::shared_ptr<void> allocate_host(size_t bytes) const;
     // CUDA only: what could be allocated now.
     size_t free_memory() const;
@@ -114,7 +114,7 @@ class MemoryPlan {
     std::shared_ptr<void> allocate_host(const Device& device);
 
   private:
-    void place(const std::shared_ptr<void>& memory, const Device& device, uint8_t fill);
+    void place(const std::shared_ptr<void>& memory, const Device& device);
     struct Entry {
         std::string name;
         size_t offset, bytes;

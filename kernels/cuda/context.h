@@ -42,7 +42,7 @@ std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name);
 std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name);
 // Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
-// Page-locked host memory. Throws Error with exit code 5 when there is not enough.
+// Page-locked host memory, zeroed. Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes);
 size_t cuda_free_memory(CudaContext&);
 // Between any two of host and device, in the order of the queue.

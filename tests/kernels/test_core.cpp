@@ -249,6 +249,37 @@ TEST(MemoryPlan, PlansAlignsSharesAndPoisons) {
     EXPECT_EQ(b.get<float>()[99], 0);
 }
 
+// Pages are made by several threads where there are many: the last part is a short one.
+void check_host_memory(const Device& device, size_t bytes) {
+    SCOPED_TRACE(bytes);
+    const auto view = [&](const std::shared_ptr<void>& memory, DeviceKind kind) {
+        return Tensor::contiguous(memory.get(), DType::u8, {static_cast<int64_t>(bytes)}, kind);
+    };
+    const std::shared_ptr<void> from = device.allocate_host(bytes), to = device.allocate_host(bytes);
+    const auto *const first = static_cast<uint8_t*>(from.get()), *const second = static_cast<uint8_t*>(to.get());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 256, 0u);
+    EXPECT_EQ(std::count(first, first + bytes, 0), static_cast<ptrdiff_t>(bytes));
+    for (size_t i = 0; i < bytes; ++i)
+        static_cast<uint8_t*>(from.get())[i] = static_cast<uint8_t>(i * 0x9e3779b1 >> 24);
+    const std::shared_ptr<void> there = device.allocate(bytes);
+    device.start_copy(view(there, device.kind()), view(from, DeviceKind::cpu));
+    device.start_copy(view(to, DeviceKind::cpu), view(there, device.kind()));
+    device.synchronize();
+    EXPECT_TRUE(std::equal(first, first + bytes, second));
+}
+
+TEST(HostMemory, IsZeroedAndCopied) {
+    for (const size_t bytes : {size_t{1}, size_t{4096}, size_t{100'000}}) {
+        std::memset(Device::cpu().allocate(bytes).get(), 0xff, bytes);  // for the allocator to give again
+        check_host_memory(Device::cpu(), bytes);
+    }
+}
+
+TEST(HostMemoryCuda, IsZeroedAndCopied) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const size_t bytes : {size_t{1}, size_t{4097}, (size_t{200} << 20) + 1000}) check_host_memory(device, bytes);
+}
+
 TEST(MemoryPlan, FormatsBytes) {
     EXPECT_EQ(format_bytes(0), "0 B");
     EXPECT_EQ(format_bytes(1023), "1023 B");
