@@ -24,18 +24,6 @@ std::vector<std::string> files_of(const std::string& pattern, const std::string&
     return paths;
 }
 
-// 1234567 as "1,234,567".
-std::string with_commas(int64_t number) {
-    std::string text = std::to_string(number);
-    for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3)
-        text.insert(static_cast<size_t>(at), 1, ',');
-    return text;
-}
-
-std::string counted(int64_t number, const char* noun) {
-    return join(with_commas(number), " ", noun, number == 1 ? "" : "s");
-}
-
 // "31.5M", "10.3B" for what is too long to read.
 std::string short_tokens(int64_t number) {
     if (number < 1'000'000) return with_commas(number);
