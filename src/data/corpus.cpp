@@ -157,6 +157,28 @@ void Corpus::append_documents(int64_t segment, std::vector<int64_t>* starts, con
     for (size_t i = old_size; i < starts->size(); ++i) (*starts)[i] += first;
 }
 
+bool Corpus::has_target(bool mask_documents) const {
+    const auto num_segments = static_cast<int64_t>(segments_.size());
+    const int64_t looked_at = std::min(num_segments, kGroupSegments);
+    std::vector<int64_t> borders;
+    for (int64_t s = 0; s < looked_at; ++s) {
+        borders.clear();
+        append_documents(s, &borders);
+        borders.push_back(segments_[static_cast<size_t>(s)].end);
+        for (size_t d = 0; d + 1 < borders.size(); ++d) {
+            const Place at = place(borders[d]);
+            // A document's first token is a target as rows.h says.
+            const bool first_counts =
+                !mask_documents || (eot_side() == EotSide::start && is_eot(at.shard->token(at.token)));
+            const int64_t begin = first_counts ? 0 : 1, length = borders[d + 1] - borders[d];
+            const uint8_t* const mask = at.shard->mask(at.token);
+            const auto is_learnt = [](uint8_t byte) { return byte != 0; };
+            if (mask == nullptr ? begin < length : std::any_of(mask + begin, mask + length, is_learnt)) return true;
+        }
+    }
+    return looked_at < num_segments;
+}
+
 void Corpus::read_shard(int64_t shard, const std::stop_token& stop,
                         const std::function<void(int64_t)>& progress) const {
     const size_t s = static_cast<size_t>(shard);
