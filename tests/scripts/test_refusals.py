@@ -104,6 +104,7 @@ VALUES = [
     ("training.recompute=all", "training.recompute", "block"),
     ("training.attention=sm90", "training.attention", "auto, plain, sm80"),
     ("training.attention=true", "training.attention", "auto, plain, sm80"),
+    ("training.attention=sm80", "a kernel of the GPU is asked for", "training.attention"),  # on the CPU
     ("training.deterministic=1", "training.deterministic", "true or false"),
     ("training.on_nonfinite=ignore", "training.on_nonfinite", "skip"),
     ("data.eot=middle", "data.eot", "start"),
