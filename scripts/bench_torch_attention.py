@@ -64,7 +64,8 @@ class Shape:
         self.heads, self.kv_heads, self.head_dim = args.heads, args.kv_heads or args.heads, head_dim
         self.seq, self.lengths, self.tokens = seq, lengths, sum(lengths)
         self.is_causal, self.alibi = args.mask == "causal", args.alibi
-        self.name = f"{len(lengths)} x {seq}" if seq else f"{self.tokens} in {len(lengths)} documents"
+        documents = f"{len(lengths)} document{'' if len(lengths) == 1 else 's'}"
+        self.name = f"{len(lengths)} x {seq}" if seq else f"{self.tokens} in {documents}"
         pairs = sum(n * (n + 1) / 2 if self.is_causal else n * n for n in lengths)
         self.flops = 4 * pairs * self.heads * head_dim
         self.scale = head_dim ** -0.5

@@ -23,7 +23,8 @@ from typing import NoReturn, Optional
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 # flake8: noqa: E402
-from prepare_common import MAX_TOKENS, MB, Interrupted, PrepareError, Progress, Stop, require_packages, tell
+from prepare_common import (MAX_TOKENS, MB, Interrupted, PrepareError, Progress, Stop, counted, require_packages,
+                            tell)
 from prepare_files import FORMATS, Filter, Listing, list_files, machine_text
 from prepare_read import Reader
 from prepare_tokenize import BytesTokenizer, JsonTokenizer
@@ -214,15 +215,16 @@ def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: 
     """read_before: bytes of text that an earlier, stopped run did."""
     lines = []
     for name, split in (("train", output.train.split), ("val", output.val.split)):
-        lines.append(f"{name + ':':9}{split.documents} documents, {split.tokens} tokens, "
-                     f"{len(split.shards)} shard{'' if len(split.shards) == 1 else 's'}")
+        lines.append(f"{name + ':':9}{counted(split.documents, 'document')}, {counted(split.tokens, 'token')}, "
+                     f"{counted(len(split.shards), 'shard')}")
     text_bytes = output.train.split.bytes + output.val.split.bytes
     if tokenizer.name != "bytes":
         tokens = output.train.split.tokens + output.val.split.tokens
         lines.append(f"tokens:  {text_bytes / tokens:.3f} bytes each, {tokenizer.eot_name} ends a document")
     lines.append(f"skipped: {describe(skipped) or 'nothing'}")
     if output.replaced:
-        lines.append(f"UTF-8:   {output.replaced} documents were not, what could not be read of them became U+FFFD")
+        were = "was" if output.replaced == 1 else "were"
+        lines.append(f"UTF-8:   {counted(output.replaced, 'document')} {were} not, what was unreadable became U+FFFD")
     read = (text_bytes - read_before) / MB
     lines.append(f"time:    {seconds:.1f} s, {read:.1f} MB of text, {read / max(seconds, 1e-9):.1f} MB/s")
     def entry(name: str) -> object:

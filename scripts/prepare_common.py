@@ -65,6 +65,11 @@ def tell(stream: TextIO, text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def counted(number: int, noun: str) -> str:
+    """1 document, 2 documents."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class Progress:
     """A bar on a terminal, a plain line every five seconds anywhere else; all of it on stderr.
 

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterator, Optional
 
-from prepare_common import MB, PrepareError, Stop, tell
+from prepare_common import MB, PrepareError, Stop, counted, tell
 
 MACHINE_TEXT_MIN_BYTES = 1_000_000
 SYSTEM_HEADERS = "/usr/include"
@@ -176,7 +176,7 @@ def machine_text(exclude: list[str], output: str, stop: Stop) -> Listing:
         listing = list_files([folder], chosen, output, stop, "text")
         needed = MACHINE_TEXT_MIN_BYTES if index == 0 else 1
         if listing.bytes >= needed:
-            size = f"{len(listing.files)} files, {listing.bytes / MB:.1f} MB"
+            size = f"{counted(len(listing.files), 'file')}, {listing.bytes / MB:.1f} MB"
             tell(sys.stdout, f"machine text: {title}, {folder}: {size}\n")
             return listing
     raise PrepareError(f"this machine has neither Python sources (looked in {stdlib or 'no folder'}) nor headers "

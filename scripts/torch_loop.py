@@ -2,7 +2,8 @@
 """Train again in PyTorch what Ingot trained, rounding where Ingot rounds: how much of a gap is 16-bit arithmetic?
 
     python3 scripts/torch_loop.py train --run RUN --dtype bf16 [--device cuda] --output DIR
-    python3 scripts/torch_loop.py gap --reference RUN --run RUN --peer DIR [--last 50]
+    python3 scripts/torch_loop.py gap --config FILE --seeds 1337,1,2,3 --dtype bf16,fp16 --device cuda --output DIR
+    python3 scripts/torch_loop.py gap --reference RUN... --run RUN... --peer DIR... [--last 50]
 
 `train` repeats the run of a run folder of Ingot's (its config.json): the same initial weights, rows, schedule, loss,
 clipping and AdamW, with --dtype in place of the run's precision. It is a plain eager loop, which computes in float32 on
@@ -12,8 +13,12 @@ them. Norms, softmax, loss, the gradients of the weights, and AdamW are float32,
 --residual fp32. fp16 scales the loss as kernels/core/step.h does. DIR/log.jsonl is like Ingot's: plot.py and
 compare_runs.py read it.
 
-`gap` prints the mean losses of three runs over the last steps, by how much --run and --peer differ from --reference (a
-run in fp32) on average, step by step, and the ratio of the two; its exit code is 1 where the ratio is above --limit.
+`gap` says how far a run of Ingot's (--run) and the loop (--peer) are from a run in fp32 (--reference): the mean over
+the last steps of |loss - the reference's|. Several of each are several seeds, in the same order: in fp16 a single one
+is chance. What is compared with --limit is the mean over the seeds of Ingot's gaps, divided by that of the loop's; a
+mean of ratios would be that of the seed where the loop's gap happens to be small. The exit code is 1 where it is
+above. With --config all of it runs: for each seed ./train in fp32 once, and for each --dtype ./train and the loop,
+into DIR/seed-SEED/.
 
 It is slow: for small models and a few hundred steps. `train --compiled` takes another loop, that of bench_torch.py:
 what people train with in PyTorch, for runs of many tokens on a GPU: torch.compile, FlexAttention, fused AdamW, with
@@ -28,10 +33,12 @@ import argparse
 import json
 import math
 import pathlib
+import shlex
 import statistics
+import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple, Tuple
 
 from torch_rows import IGNORED, Rows
 from torch_twin import alibi_slopes, fail, initial_weights, learning_rate
@@ -40,6 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # kernels/core/step.h
 LOSS_SCALE_MIN, LOSS_SCALE_MAX, GROWTH_INTERVAL = 2.0**-14, 2.0**14, 1000
@@ -332,19 +340,115 @@ def read_losses(folder: pathlib.Path) -> dict[int, float]:
     return {line["step"]: float(line["loss"]) for line in lines}
 
 
+class Gap(NamedTuple):
+    """Of one seed. Losses are means over the steps, gaps of |loss - the reference's|."""
+    name: str
+    reference_loss: float
+    run_loss: float
+    peer_loss: float
+    run: float
+    peer: float
+
+
+Triple = Tuple[pathlib.Path, pathlib.Path, pathlib.Path]  # reference, run, peer
+
+
+def gap_between(name: str, folders: Triple, last: int) -> tuple[Gap, list[int]]:
+    """The gap, and the steps that it is of."""
+    logs = [read_losses(folder) for folder in folders]
+    common = sorted(set.intersection(*(set(log) for log in logs)))[-last:]
+    if len(common) < last:
+        fail(f"the logs of {', '.join(map(str, folders))} share {len(common)} steps, --last wants {last}")
+    reference, run, peer = ([log[step] for step in common] for log in logs)
+    ours, theirs = (statistics.fmean(abs(x - y) for x, y in zip(other, reference)) for other in (run, peer))
+    return Gap(name, *map(statistics.fmean, (reference, run, peer)), ours, theirs), common
+
+
+def ratio_of(run: float, peer: float) -> float:
+    return run / peer if peer > 0 else math.inf if run > 0 else 1.0
+
+
+def print_gaps(title: str, gaps: list[Gap], steps: list[int], limit: float) -> bool:
+    """A table, a line for each seed; whether the ratio of the mean gaps is within the limit (NaN is not)."""
+    width = max(8, *(len(gap.name) for gap in gaps))
+    print(f"{title}: steps {steps[0]} to {steps[-1]}\n{'':{width}} {'loss fp32':>10} {'Ingot':>10} {'loop':>10} "
+          f"{'gap Ingot':>10} {'loop':>10} {'ratio':>7}")
+    for gap in gaps:
+        print(f"{gap.name:{width}} {gap.reference_loss:10.5f} {gap.run_loss:10.5f} {gap.peer_loss:10.5f} "
+              f"{gap.run:10.3e} {gap.peer:10.3e} {ratio_of(gap.run, gap.peer):7.3f}")
+    ours, theirs = statistics.fmean(gap.run for gap in gaps), statistics.fmean(gap.peer for gap in gaps)
+    ratio = ratio_of(ours, theirs)
+    print(f"{'mean':{width}} {'':32} {ours:10.3e} {theirs:10.3e} {ratio:7.3f}   limit {limit}", flush=True)
+    return ratio <= limit
+
+
+def run_ingot(args: argparse.Namespace, seed: int, dtype: str, folder: pathlib.Path) -> None:
+    """The run of the config in a dtype, in `folder`; its log is read, its checkpoints stay."""
+    sets = [*args.set, f"seed={seed}", f"training.precision={dtype}", f"run_dir={folder}"]
+    command = [str(args.train), "--config", str(args.config), "--device", args.device]
+    for assignment in sets:
+        command += ["--set", assignment]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if code != 0:
+        fail(f"{shlex.join(command)} ended with exit code {code}: run it alone to see why")
+
+
+def gap_of_seeds(args: argparse.Namespace) -> int:
+    for seed in args.seeds:
+        folder = args.output / f"seed-{seed}"
+        if folder.exists() and any(folder.iterdir()):
+            fail(f"{folder} holds an earlier comparison: name another --output, or remove it")
+    triples: dict[str, list[Triple]] = {dtype: [] for dtype in args.dtype}
+    for seed in args.seeds:
+        folder = (args.output / f"seed-{seed}").resolve()
+        reference = folder / "reference"
+        print(f"seed {seed}: ./train in fp32", flush=True)
+        run_ingot(args, seed, "fp32", reference)
+        for dtype in args.dtype:
+            run, peer = folder / dtype, folder / f"loop-{dtype}"
+            print(f"seed {seed}: ./train and the loop in {dtype}", flush=True)
+            run_ingot(args, seed, dtype, run)
+            train(argparse.Namespace(run=run, dtype=dtype, residual=args.residual, compiled=False, device=args.device,
+                                     steps=None, print_every=sys.maxsize, output=peer))
+            triples[dtype].append((reference, run, peer))
+    is_within = True
+    for dtype in args.dtype:
+        found = [gap_between(str(seed), triple, args.last) for seed, triple in zip(args.seeds, triples[dtype])]
+        is_within &= print_gaps(dtype, [gap for gap, _ in found], found[0][1], args.limit)
+    return 0 if is_within else 1
+
+
+def gap_of_folders(args: argparse.Namespace) -> int:
+    if not len(args.reference) == len(args.run) == len(args.peer):
+        fail(f"--reference names {len(args.reference)} runs, --run {len(args.run)} and --peer {len(args.peer)}: "
+             "give one of each for every seed, in the same order")
+    found = [gap_between(str(triple[1]), triple, args.last) for triple in zip(args.reference, args.run, args.peer)]
+    return 0 if print_gaps("gap", [gap for gap, _ in found], found[0][1], args.limit) else 1
+
+
 def gap(args: argparse.Namespace) -> int:
-    reference, run, peer = (read_losses(folder) for folder in (args.reference, args.run, args.peer))
-    common = sorted(reference.keys() & run.keys() & peer.keys())[-args.last:]
-    if len(common) < args.last:
-        fail(f"the three logs share {len(common)} steps, --last wants {args.last}")
-    means = (statistics.mean(x[step] for step in common) for x in (reference, run, peer))
-    print(f"mean loss of steps {common[0]} to {common[-1]}: " + ", ".join(
-        f"{folder} {mean:.5f}" for folder, mean in zip((args.reference, args.run, args.peer), means)))
-    ours, theirs = (statistics.mean(abs(x[step] - reference[step]) for step in common) for x in (run, peer))
-    ratio = ours / theirs if theirs > 0 else math.inf if ours > 0 else 1.0
-    print(f"steps {common[0]} to {common[-1]}: mean gap to {args.reference}: {args.run} {ours:.3e}, "
-          f"{args.peer} {theirs:.3e}; ratio {ratio:.3f}, limit {args.limit}")
-    return 0 if ratio <= args.limit else 1
+    folders, whole = (args.reference, args.run, args.peer), (args.config, args.output)
+    if args.last < 1:
+        fail(f"--last {args.last}: it must be at least 1")
+    if all(folders) and not any(whole):
+        return gap_of_folders(args)
+    if all(whole) and not any(folders):
+        return gap_of_seeds(args)
+    fail("gap takes --config and --output, to train, or --reference, --run and --peer, of runs that are there")
+
+
+def seeds(text: str) -> list[int]:
+    values = [int(word) for word in text.split(",")]
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"{text} names a seed twice")
+    return values
+
+
+def dtypes(text: str) -> list[str]:
+    values = text.split(",")
+    if len(set(values)) < len(values) or not set(values) <= set(DTYPES):
+        raise argparse.ArgumentTypeError(f"{text}: use some of {', '.join(DTYPES)}, separated by commas, each once")
+    return values
 
 
 def main() -> int:
@@ -359,9 +463,18 @@ def main() -> int:
     loop.add_argument("--steps", type=int, help="stop after so many (default: those of the run)")
     loop.add_argument("--print-every", type=int, default=10, metavar="N")
     loop.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="for log.jsonl")
-    compare = commands.add_parser("gap", help="compare the gaps of two runs to a third")
-    for name in ("reference", "run", "peer"):
-        compare.add_argument(f"--{name}", type=pathlib.Path, required=True, metavar="RUN")
+    compare = commands.add_parser("gap", help="compare the gaps of two runs to a third, over one or several seeds")
+    for name, text in (("reference", "runs in fp32"), ("run", "the same in 16 bits"), ("peer", "what `train` wrote")):
+        compare.add_argument(f"--{name}", type=pathlib.Path, nargs="+", metavar="RUN", help=text)
+    compare.add_argument("--config", type=pathlib.Path, metavar="FILE", help="train all of them, from this config")
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of it")
+    compare.add_argument("--seeds", type=seeds, default=[1337], metavar="N,N...", help="of the runs (default: 1337)")
+    compare.add_argument("--dtype", type=dtypes, default=["bf16"], metavar="D,D...",
+                         help="what is compared with fp32 (default: bf16)")
+    compare.add_argument("--residual", choices=["same", "fp32"], default="same", help="of the loop, as in train")
+    compare.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="of all runs (default: cuda)")
+    compare.add_argument("--train", type=pathlib.Path, default=ROOT / "train", metavar="FILE", help="Ingot (./train)")
+    compare.add_argument("--output", type=pathlib.Path, metavar="DIR", help="for the runs")
     compare.add_argument("--last", type=int, default=50, metavar="N", help="steps (default: 50)")
     compare.add_argument("--limit", type=float, default=1.5, metavar="X", help="of the ratio (default: 1.5)")
     args = parser.parse_args()

@@ -17,6 +17,8 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/attention/attention.h"
+#include "src/device_choice.h"
+#include "src/text.h"
 #if INGOT_HAS_CUDA
 #include "kernels/attention/naive.h"
 #include "kernels/cuda/timing.h"
@@ -68,7 +70,7 @@ std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {
                 shape.N += length;
             }
             REQUIRE(shape.N <= kMostTokens, "--docs: ", shape.N, " tokens, they must be at most ", kMostTokens);
-            shape.name = join(shape.N, " in ", o.docs.size(), " documents");
+            shape.name = join(shape.N, " in ", counted(static_cast<int64_t>(o.docs.size()), "document"));
             shapes.push_back(shape);
             continue;
         }
@@ -358,11 +360,11 @@ void bench_attention(const BenchAttentionOptions& options) {
     REQUIRE(options.against.empty() || options.against == "plain" || options.against == "naive", "--against is ",
             options.against,
             ": use naive, attention with a matrix of all pairs, or plain, the kernel without tensor cores");
-    const Device device = Device::cuda(0);
+    const Device device = gpu_to_measure("./bench attention");
 #if INGOT_HAS_CUDA
     Bench(options, device).run(shapes);
 #else
-    (void)shapes;  // Device::cuda() has refused
+    (void)shapes;  // refused
 #endif
 }
 

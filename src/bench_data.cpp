@@ -9,6 +9,7 @@
 #include "src/config.h"
 #include "src/data/host_batch.h"
 #include "src/data/shard.h"
+#include "src/text.h"
 #include "src/training_data.h"
 
 namespace ingot {
@@ -34,9 +35,10 @@ void bench_scan(const Corpus& corpus, const Config& config, double seconds) {
         if (pass > 0) scanned += static_cast<double>(first.end);
     }
     const double rate = scanned / (seconds_now() - began);
-    std::printf("looking for documents: %.2f GB/s, %.0fM tokens/s (%s, %ld documents in %ld tokens of %s)\n",
+    std::printf("looking for documents: %.2f GB/s, %.0fM tokens/s (%s, %s in %s of %s)\n",
                 rate * static_cast<double>(bytes_of(shard.type())) * 1e-9, rate * 1e-6, name_of(shard.type()),
-                static_cast<long>(starts.size()), static_cast<long>(first.end), shard.path().c_str());
+                counted(static_cast<int64_t>(starts.size()), "document").c_str(), counted(first.end, "token").c_str(),
+                shard.path().c_str());
 }
 
 }  // namespace

@@ -7,7 +7,9 @@
 
 #include "kernels/matmul.h"
 #include "src/config.h"
+#include "src/device_choice.h"
 #include "src/model.h"
+#include "src/text.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
 #include "kernels/matmul_study.h"
@@ -74,10 +76,10 @@ class Bench {
         const int64_t attention = m.n_heads * m.head_dim;
         std::printf("%s\n", describe_cuda(device_).c_str());
         std::printf(
-            "%ld tokens, %ld layers, width %ld, %ld + 2 x %ld heads of %ld, hidden %ld, vocabulary %ld, "
+            "%ld tokens, %s, width %ld, %ld + 2 x %ld heads of %ld, hidden %ld, vocabulary %ld, "
             "logits of %ld tokens at a time, %s\n\n",
-            shape_.tokens, m.n_layers, C, m.n_heads, m.n_kv_heads, m.head_dim, F, VP, shape_.chunk,
-            name_of(shape_.dtype));
+            shape_.tokens, counted(m.n_layers, "layer").c_str(), C, m.n_heads, m.n_kv_heads, m.head_dim, F, VP,
+            shape_.chunk, name_of(shape_.dtype));
         std::printf("%-23s %-20s %9s %8s %9s %8s %6s", "product", "M x N x K", "first us", "TFLOP/s", "tuned us",
                     "TFLOP/s", "gain");
         if (options_.full) std::printf(" %9s %8s %10s %8s", "best us", "TFLOP/s", "tuned/best", "searched");
@@ -170,11 +172,11 @@ class Bench {
 void bench_gemm(const BenchGemmOptions& options) {
     REQUIRE(options.seconds > 0 && options.search_seconds > 0, "a time must be above 0");
     const Shape shape = shape_of(options);
-    const Device device = Device::cuda(0);
+    const Device device = gpu_to_measure("./bench gemm");
 #if INGOT_HAS_CUDA
     Bench(options, shape, device).run();
 #else
-    (void)shape;  // Device::cuda() has refused
+    (void)shape;  // refused
 #endif
 }
 

@@ -20,6 +20,7 @@
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "src/device_choice.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
 #endif
@@ -114,7 +115,7 @@ class Bench {
   private:
     static Device open(const std::string& name) {
         REQUIRE(name == "cpu" || name == "cuda", "--device is cuda or cpu, not ", name);
-        return name == "cpu" ? Device::cpu() : Device::cuda(0);
+        return choose_device(name).device;
     }
 
     // Memory for one op's sets; given back when the op is done.

@@ -16,6 +16,7 @@
 #include "src/peak_rate.h"
 #include "src/step_parts.h"
 #include "src/synthetic_run.h"
+#include "src/text.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
 #endif
@@ -98,11 +99,12 @@ class Bench {
         const double batch_tokens = static_cast<double>(config_.training.batch_tokens);
         // As for PyTorch (scripts/bench_torch_gpu.py).
         const double flops = plan.model.flops(1, options_.no_attention ? 0 : run.visible_pairs_per_token());
-        std::printf("%s: %ld layers, width %ld, %s, %ld micro-batches of %ld x %ld tokens, %.4g GFLOP a token, %s\n",
-                    config_.name.c_str(), static_cast<long>(m.n_layers), static_cast<long>(m.d_model),
+        std::printf("%s: %s, width %ld, %s, %ld micro-batch%s of %ld x %ld tokens, %.4g GFLOP a token, %s\n",
+                    config_.name.c_str(), counted(m.n_layers, "layer").c_str(), static_cast<long>(m.d_model),
                     name_of(plan.model.dtype()), static_cast<long>(plan.num_micro_steps()),
-                    static_cast<long>(config_.training.micro_batch_size), static_cast<long>(m.context_length),
-                    flops * 1e-9, options_.no_attention ? "attention left out" : "with attention");
+                    plan.num_micro_steps() == 1 ? "" : "es", static_cast<long>(config_.training.micro_batch_size),
+                    static_cast<long>(m.context_length), flops * 1e-9,
+                    options_.no_attention ? "attention left out" : "with attention");
 
         run.run_to(kFirstSteps);
         const double settling_began = seconds_now();

@@ -20,7 +20,10 @@ ChosenDevice choose_device(const std::string& wanted);
 // that was trained in a 16-bit type can be evaluated too.
 DType compute_type(Precision precision, const Device& device);
 
-// Throws UserError with the reason unless a GPU can be used by this build on this machine.
+// Throws UserError with the reason unless a GPU can be used by this build on this machine. `option`: what asks for it,
+// where --device cpu is another choice.
 void require_cuda(const std::string& option);
+// The GPU of a program that measures nothing else. Throws UserError with the reason if there is none.
+Device gpu_to_measure(const std::string& program);
 
 }  // namespace ingot

@@ -274,11 +274,10 @@ int generate(const GenerateOptions& options) {
     const double seconds = seconds_now() - read_end;
     if (isatty(STDOUT_FILENO) == 1 && !stream.ends_line()) write_output("\n");
     if (without_text > 0)
-        std::fprintf(stderr, "note: %ld tokens that the tokenizer has no text for were left out\n",
-                     static_cast<long>(without_text));
-    std::fprintf(stderr, "%ld tokens in %.2f s, %s tokens/s; the prompt's %ld in %.2f s%s\n",
-                 static_cast<long>(written), seconds,
-                 short_count(static_cast<double>(written) / std::max(seconds, 1e-9)).c_str(),
+        std::fprintf(stderr, "note: left out %s that the tokenizer has no text for\n",
+                     counted(without_text, "token").c_str());
+    std::fprintf(stderr, "%s in %.2f s, %s tokens/s; the prompt's %ld in %.2f s%s\n", counted(written, "token").c_str(),
+                 seconds, short_count(static_cast<double>(written) / std::max(seconds, 1e-9)).c_str(),
                  static_cast<long>(std::min(num_prompt, max_tokens)), read_end - begin,
                  is_ended ? "; the model ended the document" : "");
     if (stop_signal() != 0) return exit_code_of_signal(stop_signal());

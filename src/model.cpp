@@ -65,8 +65,11 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
                   VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
-    (void)choose_attention(device, dtype, HS,
-                           attention);  // refuses what no kernel can do, before anything is allocated
+    try {  // refuses what no kernel can do, before anything is allocated
+        (void)choose_attention(device, dtype, HS, attention);
+    } catch (const UserError& error) {
+        throw UserError(join(error.what(), " (model.head_dim, training.precision, training.attention, --device)"));
+    }
     chunk_ = logits_chunk(device, config, dtype, N);
 
     plan->add("weights", stats_, {table_.flat_size()}, &weights_);

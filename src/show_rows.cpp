@@ -90,8 +90,9 @@ int show_rows(const ShowRowsOptions& options) {
             const BlendedRows::Source from = data.train->source(row);
             source = join(" (row ", from.row, " of ", data.train->datasets()[from.dataset].name, ")");
         }
-        write_output(join("row ", row, source, ": ", T, " tokens, ", shown.document_starts.size(), " documents, ",
-                          num_targets, " targets\n", describe_row(shown, tokenizer.get())));
+        write_output(join("row ", row, source, ": ", counted(config.model.context_length, "token"), ", ",
+                          counted(static_cast<int64_t>(shown.document_starts.size()), "document"), ", ",
+                          counted(num_targets, "target"), "\n", describe_row(shown, tokenizer.get())));
     }
     return kExitDone;
 }

@@ -16,6 +16,17 @@ std::string short_count(double value) {
     return text;
 }
 
+std::string with_commas(int64_t number) {
+    std::string text = std::to_string(number);
+    for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3)
+        text.insert(static_cast<size_t>(at), 1, ',');
+    return text;
+}
+
+std::string counted(int64_t number, const std::string& noun) {
+    return with_commas(number) + " " + noun + (number == 1 ? "" : "s");
+}
+
 std::string short_duration(double seconds) {
     char text[32];
     // Beyond a million hours the number says only that it will not end.

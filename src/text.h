@@ -10,6 +10,12 @@ namespace ingot {
 // "612k", "65.5k", "980": three significant digits.
 std::string short_count(double value);
 
+// 1234567 as "1,234,567"; not negative.
+std::string with_commas(int64_t number);
+
+// "1 document", "2,048 documents": what the noun is with an s.
+std::string counted(int64_t number, const std::string& noun);
+
 // "4h31m", "2m01s": whole seconds.
 std::string short_duration(double seconds);
 

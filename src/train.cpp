@@ -425,6 +425,7 @@ int dry_run(Config config) {
     try {
         training_tokenizer(config);
         const TrainingData data(config);
+        data.require_targets();
         print_data(data);
         if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     } catch (const UserError& error) {
@@ -454,6 +455,7 @@ int train(const TrainOptions& options) {
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
     TrainingData data(config, folder.path() + "/index");
+    data.require_targets();
     if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
     if (checkpoint && config.training.micro_batch_is_auto) {

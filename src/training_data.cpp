@@ -44,7 +44,8 @@ CorpusOptions corpus_options(const Config& config, const std::string& index_fold
             .index_folder = index_folder};
 }
 
-TrainingData::TrainingData(const Config& config, const std::string& index_folder) {
+TrainingData::TrainingData(const Config& config, const std::string& index_folder)
+    : mask_documents_(config.data.mask_documents) {
     const int64_t T = config.model.context_length;
     const uint64_t seed = static_cast<uint64_t>(config.seed);
     const std::vector<std::vector<DataEntry>> entries = datasets_of(config.data.train);
@@ -73,6 +74,13 @@ TrainingData::TrainingData(const Config& config, const std::string& index_folder
         for (const std::string& file : shared_files(*corpus, *val_corpus))
             std::fprintf(stderr, "WARNING: %s is in data.train and in data.val: the validation loss will be too good\n",
                          file.c_str());
+}
+
+void TrainingData::require_targets() const {
+    for (const std::unique_ptr<Corpus>& corpus : corpora)
+        REQUIRE(corpus->has_target(mask_documents_), corpus->key(),
+                " holds nothing to predict: every document in it is a single token, or its mask leaves none: add text, "
+                "or check the mask");
 }
 
 int64_t TrainingData::epoch_tokens() const {

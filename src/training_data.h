@@ -19,6 +19,9 @@ struct TrainingData {
     TrainingData(const TrainingData&) = delete;
     TrainingData& operator=(const TrainingData&) = delete;
 
+    // Throws UserError for a dataset of data.train from which nothing would be learnt, as far as Corpus::has_target()
+    // looks. (data.val is looked at when it is opened.)
+    void require_targets() const;
     // Tokens that training.epochs counts as one: those of all rows that an epoch takes.
     int64_t epoch_tokens() const;
     // "data: ..." and "validation: ...", one line for each dataset.
@@ -34,6 +37,9 @@ struct TrainingData {
     std::unique_ptr<BlendedRows> train;
     std::unique_ptr<Corpus> val_corpus;  // null without data.val
     std::unique_ptr<ValidationRows> val;
+
+  private:
+    const bool mask_documents_;
 };
 
 // What a corpus of this config is opened with.

@@ -193,9 +193,9 @@ std::string TrainingPlan::features() const {
                  o.lr, static_cast<long>(s.warmup_steps), name_of_choice(s.type),
                  s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction, o.beta1, o.beta2, o.weight_decay,
                  o.grad_clip > 0 ? join("gradients clipped at ", o.grad_clip).c_str() : "no clipping");
-    text += line("step: %ld micro-batches of %ld x %ld tokens, %s, recompute %s", static_cast<long>(num_micro_steps()),
-                 static_cast<long>(t.micro_batch_size), static_cast<long>(m.context_length), name_of(model.dtype()),
-                 name_of_choice(t.recompute));
+    text += line("step: %ld micro-batch%s of %ld x %ld tokens, %s, recompute %s", static_cast<long>(num_micro_steps()),
+                 num_micro_steps() == 1 ? "" : "es", static_cast<long>(t.micro_batch_size),
+                 static_cast<long>(m.context_length), name_of(model.dtype()), name_of_choice(t.recompute));
     text += line("checkpoints: every %ld steps, the newest %ld kept%s, %s", static_cast<long>(config_.checkpoint.every),
                  static_cast<long>(config_.checkpoint.keep),
                  config_.checkpoint.keep_every > 0

@@ -50,11 +50,11 @@ void check_views_sm80(std::initializer_list<std::pair<const char*, const Tensor*
               "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
               tensor->stride[1],
               " elements, the kernel sm80 takes multiples of 8, and data aligned to 16 bytes: ask for "
-              "AttentionRequest::plain, or copy the tensor");
+              "the kernel plain, or copy the tensor");
 }
 void check_scale_sm80(double scale) {
     CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale,
-          ", the kernel sm80 takes those above 0: ask for AttentionRequest::plain");
+          ", the kernel sm80 takes those above 0: ask for the kernel plain");
 }
 
 }  // namespace
@@ -65,7 +65,7 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
         CHECK(dtype == DType::f32 || dtype == DType::f64, "attention on the CPU runs in fp32 or fp64, not in ",
               name_of(dtype), ": convert the tensors first");
         REQUIRE(options.request == AttentionRequest::automatic,
-                "a kernel of the GPU is asked for, but the device is the CPU: set training.attention to \"auto\"");
+                "a kernel of the GPU is asked for, but the device is the CPU: ask for the automatic choice");
         REQUIRE(head_size >= 2 && head_size % 2 == 0 && head_size <= kMaxHeadSize, "head size ", head_size,
                 " has no attention kernel on the CPU: use an even one up to ", kMaxHeadSize);
         return {AttentionKernel::cpu, "the device is the CPU"};
@@ -73,14 +73,13 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
     CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
     REQUIRE(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), head_size) != std::end(kPlainHeadSizes),
-            "head size ", head_size,
-            " has no attention kernel on CUDA: use 32, 64, 96 or 128 (model.head_dim), or the "
-            "CPU (--device cpu)");
+            "head size ", head_size, " has no attention kernel on CUDA: use 32, 64, 96 or 128, or the CPU");
     if (options.request == AttentionRequest::plain) return {AttentionKernel::plain, "it is asked for"};
     if (options.request == AttentionRequest::sm80) {
-        REQUIRE(dtype != DType::f32,
-                "the attention kernel sm80 multiplies in bf16 or fp16, not in fp32: set training.attention to \"auto\" "
-                "or \"plain\", or training.precision to \"bf16\"");
+        REQUIRE(
+            dtype != DType::f32,
+            "the attention kernel sm80 multiplies in bf16 or fp16, not in fp32: ask for the automatic choice or for "
+            "plain, or use bf16");
         return {AttentionKernel::sm80, "it is asked for"};
     }
     if (dtype == DType::f32) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};

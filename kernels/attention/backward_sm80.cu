@@ -12,9 +12,24 @@ namespace {
 
 using namespace sm80;
 
+// How many key/value heads go together. Few: what they stream through stays in the L2 cache. Enough to keep all
+// multiprocessors busy some times over, as key tiles of one document and head wait for each other. And a divisor of the
+// heads: a last section that is short has short blocks at its end, but too few.
+template <typename Shape>
+int heads_per_section(const CudaContext& context, const BackwardArgs& args) {
+    constexpr int kRounds = 3;
+    const int64_t blocks_at_once = int64_t{context.properties.multiProcessorCount} * Shape::kBlocks;
+    const int64_t key_tiles = (args.N + Shape::kKeys - 1) / Shape::kKeys;
+    const int kv_heads = args.NH / args.G;
+    for (int heads = 1; heads < kv_heads; ++heads)
+        if (kv_heads % heads == 0 && heads * key_tiles >= kRounds * blocks_at_once) return heads;
+    return kv_heads;
+}
+
 template <DType kType, int HS, bool kHasAlibi>
-void launch(const CudaContext& context, const BackwardArgs& args) {
+void launch(const CudaContext& context, BackwardArgs args) {
     using Shape = BackwardShape<HS>;
+    args.heads_per_section = heads_per_section<Shape>(context, args);
     static SharedMemoryLimit limit;
     const auto kernel = backward_kernel<kType, HS, kHasAlibi>;
     constexpr size_t kBytes = sizeof(BackwardShared<HS>);
@@ -34,18 +49,6 @@ void launch(const CudaContext& context, const BackwardArgs& args) {
     CUDA_CHECK_LAUNCH("attention_backward (finish, sm80)");
 }
 
-// How many key/value heads go together. Few: what they stream through stays in the L2 cache. Enough to keep all
-// multiprocessors busy some times over, as key tiles of one document and head wait for each other. And a divisor of the
-// heads: a last section that is short has short blocks at its end, but too few.
-int heads_per_section(const CudaContext& context, const BackwardArgs& args, int64_t HS) {
-    constexpr int kRounds = 3;
-    const int blocks_at_once = context.properties.multiProcessorCount * (HS > 64 ? 1 : 2);
-    const int key_tiles = (args.N + 127) / 128, kv_heads = args.NH / args.G;
-    for (int heads = 1; heads < kv_heads; ++heads)
-        if (kv_heads % heads == 0 && int64_t{heads} * key_tiles >= int64_t{kRounds} * blocks_at_once) return heads;
-    return kv_heads;
-}
-
 }  // namespace
 
 void attention_backward_sm80_cuda(const Device& device, const AttentionBackward& a) {
@@ -56,7 +59,7 @@ void attention_backward_sm80_cuda(const Device& device, const AttentionBackward&
     const AttentionWorkspaceSm80 workspace(N, NH, HS);
     char* const memory = static_cast<char*>(a.workspace.data);
     auto* const statistics = reinterpret_cast<float*>(memory + workspace.stats);
-    BackwardArgs args = {
+    const BackwardArgs args = {
         .dq = view_of(a.dq),
         .dk = view_of(a.dk),
         .dv = view_of(a.dv),
@@ -82,12 +85,11 @@ void attention_backward_sm80_cuda(const Device& device, const AttentionBackward&
         .num_query_tiles = static_cast<int>(workspace.num_query_tiles),
         .NH = static_cast<int>(NH),
         .G = static_cast<int>(NH / a.k.shape[1]),
-        .heads_per_section = 1,
+        .heads_per_section = 1,  // launch() chooses
         .scale = static_cast<float>(a.scale),
         .scale_log2 = static_cast<float>(a.scale * kLog2E),
         .is_deterministic = a.options.is_deterministic,
     };
-    args.heads_per_section = heads_per_section(context, args, HS);
     // bf16 and fp16, each head size, with and without ALiBi: 16 kernels.
     with_head_size(HS, [&](auto size) {
         constexpr int kSize = decltype(size)::value;

@@ -43,7 +43,7 @@ namespace {
 void require_gpu(int index) {
     std::string why;
     const int count = Device::num_cuda_devices(&why);
-    REQUIRE(count > 0, "no CUDA device: ", why, ": use --device cpu");
+    REQUIRE(count > 0, "no CUDA device: ", why, ": use the CPU");
     REQUIRE(index >= 0 && index < count, "no CUDA device ", index, ": there are ", count);
 }
 
@@ -72,7 +72,7 @@ int Device::num_cuda_devices(std::string* why) {
 #else
 
 Device Device::cuda(int) {
-    throw UserError("this build has no CUDA device: configure with -DINGOT_CUDA=ON, or use --device cpu");
+    throw UserError("this build has no CUDA device: configure with -DINGOT_CUDA=ON, or use the CPU");
 }
 
 Device Device::on_cuda_stream(int index, void*) {

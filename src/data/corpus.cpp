@@ -24,18 +24,6 @@ std::vector<std::string> files_of(const std::string& pattern, const std::string&
     return paths;
 }
 
-// 1234567 as "1,234,567".
-std::string with_commas(int64_t number) {
-    std::string text = std::to_string(number);
-    for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3)
-        text.insert(static_cast<size_t>(at), 1, ',');
-    return text;
-}
-
-std::string counted(int64_t number, const char* noun) {
-    return join(with_commas(number), " ", noun, number == 1 ? "" : "s");
-}
-
 // "31.5M", "10.3B" for what is too long to read.
 std::string short_tokens(int64_t number) {
     if (number < 1'000'000) return with_commas(number);
@@ -167,6 +155,28 @@ void Corpus::append_documents(int64_t segment, std::vector<int64_t>* starts, con
         shards_[s].find_documents(piece.begin - first, piece.end - first, rules_, starts, stop);
     }
     for (size_t i = old_size; i < starts->size(); ++i) (*starts)[i] += first;
+}
+
+bool Corpus::has_target(bool mask_documents) const {
+    const auto num_segments = static_cast<int64_t>(segments_.size());
+    const int64_t looked_at = std::min(num_segments, kGroupSegments);
+    std::vector<int64_t> borders;
+    for (int64_t s = 0; s < looked_at; ++s) {
+        borders.clear();
+        append_documents(s, &borders);
+        borders.push_back(segments_[static_cast<size_t>(s)].end);
+        for (size_t d = 0; d + 1 < borders.size(); ++d) {
+            const Place at = place(borders[d]);
+            // A document's first token is a target as rows.h says.
+            const bool first_counts =
+                !mask_documents || (eot_side() == EotSide::start && is_eot(at.shard->token(at.token)));
+            const int64_t begin = first_counts ? 0 : 1, length = borders[d + 1] - borders[d];
+            const uint8_t* const mask = at.shard->mask(at.token);
+            const auto is_learnt = [](uint8_t byte) { return byte != 0; };
+            if (mask == nullptr ? begin < length : std::any_of(mask + begin, mask + length, is_learnt)) return true;
+        }
+    }
+    return looked_at < num_segments;
 }
 
 void Corpus::read_shard(int64_t shard, const std::stop_token& stop,

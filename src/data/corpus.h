@@ -55,6 +55,10 @@ class Corpus {
 
     // The starts of the segment's documents, appended in ascending order. Reads the segment where no index is known.
     void append_documents(int64_t segment, std::vector<int64_t>* starts, const std::stop_token& stop = {}) const;
+    // Whether any token is a target: one that its mask, if there is one, does not rule out and that, with masked
+    // documents, has another before it in its document. Reads no further than the first one, and at most
+    // kGroupSegments segments: of what is longer, the rest is taken to have one.
+    bool has_target(bool mask_documents) const;
     // Reads a whole shard if its index is not known: checks every id, keeps the index. `progress` is told how many
     // tokens were read.
     void read_shard(

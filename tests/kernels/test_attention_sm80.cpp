@@ -1,10 +1,15 @@
 // The tensor-core attention kernels, run on the CPU by tests/support/emulated_cuda.h, and their index arithmetic.
 //
-// Seen to catch: a barrier lost before V, before dS is read, before the next Q is; a copy of dout not waited for; the
-// next Q copied over this one; sums that do not shrink when the reference grows; lse without the reference; a mask's
-// end off by one; ALiBi's part of the query with its sign lost; delta left out; dq without the scale; a group's first
-// query head alone; a turn passed on to the wrong tile, or never; the first to add not storing; sums that nobody wrote
-// taken for dq; the last key's end left out of what a warp's keys see; rows past the end loaded or stored; no swizzle.
+// Seen to catch: a barrier lost before K, V, Q or dout is read, before V's place is dout's, before dS is read, before
+// the next Q is; a copy of K, V, Q or dout not waited for; the next Q copied over this one; sums that do not shrink
+// when the reference grows; lse without the reference; a mask's end off by one; ALiBi's part of the query with its sign
+// lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the wrong tile, or
+// never; the first to add not storing; sums that nobody wrote taken for dq; ranks or turns that a warp counts in steps
+// of 33; the last key left out of what a warp's keys see, or the highest end taken for the lowest; rows past the end
+// loaded or stored; no swizzle.
+//
+// Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
+// repeats of test_attention_sm80_cuda.cpp are for these.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -238,6 +243,37 @@ TEST(AttentionSm80, AQueryThatSeesNoKey) {
     const std::vector<double> nothing[4] = {std::vector<double>(70), std::vector<double>(70), std::vector<double>(70),
                                             std::vector<double>(70)};
     check({.N = 70, .NH = 1, .NKV = 1, .HS = 64}, DType::bf16, &nothing);
+}
+
+// More tiles of keys add to the first queries than a warp has lanes, and out of the row's order: the last tile is also
+// seen by later queries, goes first, and is the one that a lane counts on its second step. All other queries see
+// nothing, so that no more is computed.
+TEST(AttentionSm80, MoreAddersThanLanes) {
+    constexpr int64_t N = 32 * 128 + 1, kFirst = 64, kBoth = 128;
+    std::vector<double> mask[4];
+    for (int64_t i = 0; i < N; ++i) {
+        mask[0].push_back(static_cast<double>(i < kFirst ? 0 : i < kBoth ? N - 1 : N));
+        mask[1].push_back(static_cast<double>(N));
+        mask[2].push_back(0);
+        mask[3].push_back(static_cast<double>(i < N - 1 ? kFirst : kBoth));
+    }
+    check({.N = N, .NH = 1, .NKV = 1, .HS = 32}, DType::bf16, &mask);
+}
+
+// Query 64 sees all of the first warp's keys but the last, those after it see that one too, and there is nothing else:
+// indices must be compared for one pair alone, and few keys share its query's weight.
+TEST(AttentionSm80, TheLastKeyOfAWarp) {
+    constexpr int kWarpKeys64 = 16 * BackwardShape<64>::kRowBlocks, kWarpKeys128 = 16 * BackwardShape<128>::kRowBlocks;
+    for (const auto& [HS, num_keys] : {std::pair<int64_t, int64_t>{64, kWarpKeys64}, {128, kWarpKeys128}}) {
+        std::vector<double> mask[4];
+        for (int64_t i = 0; i < 128; ++i) {
+            mask[0].push_back(0);
+            mask[1].push_back(static_cast<double>(i < 64 ? 0 : i == 64 ? num_keys - 1 : num_keys));
+            mask[2].push_back(i < num_keys - 1 ? 64 : i == num_keys - 1 ? 65 : 128);
+            mask[3].push_back(128);
+        }
+        check({.N = 128, .NH = 1, .NKV = 1, .HS = HS}, DType::bf16, &mask);
+    }
 }
 
 // Whichever warp runs first, and in sections of any size.

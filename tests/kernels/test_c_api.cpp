@@ -2,7 +2,8 @@
 // there is one, on a GPU; what is wrong comes back as a status and a line.
 //
 // Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of
-// the arguments not compared, one error for all threads, CHECK reported as a fault of ours.
+// the arguments not compared, one error for all threads, CHECK reported as a fault of ours, training.attention or
+// --device in what a caller is told to do.
 #include "kernels/c_api.h"
 
 #include <functional>
@@ -503,6 +504,45 @@ TEST(CApi, RefusesNullPointersAndUnknownOptions) {
     expect_refused(ingot_attention_backward_workspace(&d, &q, &options, &size), "must be (N, NH, HS)");
     expect_refused(ingot_rmsnorm_backward_workspace(&d, &q, &size), "x must be (N, C) or (N, H, HS)");
     expect_refused(ingot_alibi_slopes(0, nullptr), "ask for at least one");
+}
+
+// Who calls the library has no config and no command line: advice must be something that can be done in a call.
+void expect_advice_for_a_caller(int status, const std::string& words) {
+    EXPECT_EQ(status, INGOT_BAD_ARGUMENT) << words;
+    const std::string error = ingot_last_error();
+    EXPECT_NE(error.find(words), std::string::npos) << error;
+    for (const char* const of_the_trainer : {"--", "training.", "model.", "data."})
+        EXPECT_EQ(error.find(of_the_trainer), std::string::npos) << error;
+}
+
+int attention_of(const Device& device, DType dtype, int64_t HS, ingot_attention_kernel kernel) {
+    const Buffer heads(device, dtype, {3, 2, HS}), lse(device, accumulation_dtype(dtype), {2, 3});
+    const Buffer places(device, DType::i32, {3}, {0, 0, 0});
+    auto f = sized<ingot_attention_forward_arguments>();
+    f.out = f.q = f.k = f.v = c(heads), f.lse = c(lse), f.scale = 1, f.options.kernel = kernel;
+    f.mask = {c(places), c(places), c(places), c(places)};
+    const ingot_device d = c(device);
+    return ingot_attention_forward(&d, &f);
+}
+
+TEST(CApi, AdviceIsForACallerOfTheLibrary) {
+    const Device cpu = Device::cpu();
+    expect_advice_for_a_caller(attention_of(cpu, DType::f32, 32, INGOT_ATTENTION_SM80), "ask for the automatic choice");
+    expect_advice_for_a_caller(attention_of(cpu, DType::f32, 33, INGOT_ATTENTION_AUTOMATIC),
+                               "use an even one up to 256");
+    std::string why;
+    if (Device::num_cuda_devices(&why) > 0) return;
+    ingot_device d = c(cpu);
+    d.kind = INGOT_CUDA;
+    uint64_t size = 0;
+    expect_advice_for_a_caller(ingot_gradient_norm_workspace(&d, &size), "CUDA device");
+}
+
+TEST(CApi, AdviceOnAGpuIsForACallerOfTheLibrary) {
+    INGOT_CUDA_OR_SKIP(gpu);
+    expect_advice_for_a_caller(attention_of(gpu, DType::bf16, 48, INGOT_ATTENTION_AUTOMATIC),
+                               "use 32, 64, 96 or 128, or the CPU");
+    expect_advice_for_a_caller(attention_of(gpu, DType::f32, 32, INGOT_ATTENTION_SM80), "or use bf16");
 }
 
 TEST(CApi, AnErrorBelongsToItsThread) {

@@ -104,6 +104,7 @@ VALUES = [
     ("training.recompute=all", "training.recompute", "block"),
     ("training.attention=sm90", "training.attention", "auto, plain, sm80"),
     ("training.attention=true", "training.attention", "auto, plain, sm80"),
+    ("training.attention=sm80", "a kernel of the GPU is asked for", "training.attention"),  # on the CPU
     ("training.deterministic=1", "training.deterministic", "true or false"),
     ("training.on_nonfinite=ignore", "training.on_nonfinite", "skip"),
     ("data.eot=middle", "data.eot", "start"),
@@ -424,7 +425,8 @@ class Refusals(unittest.TestCase):
     def test_empty_documents(self):
         """They are data that occur, and harmless: nothing is predicted from them. A split of nothing else is refused.
 
-        Seen to fail when has_target() is left out (the validation loss is NaN)."""
+        Seen to fail when has_target() is left out (the validation loss is NaN), when require_targets() is (training
+        goes through its steps and learns nothing), or looks at the first dataset of a blend alone."""
         ids = [256, 256, 5, 6, 256, 256] * 100
         (self.folder / "gaps.bin").write_bytes(shard(ids=ids))
         for eot in ("start", "end"):
@@ -442,6 +444,16 @@ class Refusals(unittest.TestCase):
         (self.folder / "none.mask").write_bytes(bytes(600))
         self.refused_with('data.val=[{"path": "gaps.bin", "mask": "none.mask"}]', says="data.val holds nothing to predict",
                           fix="its mask")
+        self.refused_with('data.train=["silent.bin"]', "data.eot=end", says="data.train holds nothing to predict",
+                          fix="add text")
+        self.refused_with('data.train=[{"path": "gaps.bin", "mask": "none.mask"}]', "data.mask_documents=false",
+                          says="data.train holds nothing to predict", fix="check the mask")
+        self.refused_with('data.train=[{"path": "train.bin", "weight": 1}, {"path": "silent.bin", "weight": 1}]',
+                          "data.eot=end", says="data.train[1] holds nothing to predict", fix="add text")
+        # As one document each EOT follows another, and where EOT opens documents it is the right answer.
+        for number, sets in enumerate(("data.eot=start", "data.mask_documents=false")):
+            self.run_train("--config", "good.json", "--set", f"name=silent-{number}", "--set",
+                           'data.train=["silent.bin"]', "--set", "data.val=[]", "--set", sets, code=0)
 
     def test_megatron(self):
         def index(code=4, version=1, lengths=(30, 34), documents=(0, 1, 2)):

@@ -308,7 +308,8 @@ class Tools(unittest.TestCase):
         command = ["data", "--config", "config.json", "--set", "data.shuffle=false", "--row"]
         shown = self.run_train(*command, "3").stdout.decode()
         num_documents = 1 + sum(token == 256 for token in tokens[:-1])
-        self.assertRegex(shown, rf"\Arow 3: 32 tokens, {num_documents} documents, \d+ targets\ndocument 1: tokens 0 to ")
+        counted = f"{num_documents} document{'' if num_documents == 1 else 's'}"
+        self.assertRegex(shown, rf"\Arow 3: 32 tokens, {counted}, \d+ targets?\ndocument 1: tokens 0 to ")
         text = "".join(line[4:] for line in shown.splitlines() if line.startswith("  | "))
         expected = "".join("<256>" if token == 256 else chr(token) for token in tokens if token != ord("\n"))
         self.assertEqual(text, expected)
@@ -392,6 +393,25 @@ class Tools(unittest.TestCase):
                 result = subprocess.run([bench, "step", *arguments], cwd=self.folder, capture_output=True, text=True)
                 self.assertEqual(result.returncode, 2, (result.stdout, result.stderr))
                 self.assertIn(text, result.stderr)
+
+    def test_benches_without_a_gpu(self):
+        """What measures a GPU alone says so, and names no option that it has not. Seen to catch: --device cpu advised
+        by ./bench attention."""
+        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
+        if not bench.exists():
+            self.skipTest("bench is not built")
+        is_built = os.environ.get("INGOT_HAS_CUDA", "0") == "1"
+        for command, text in (("attention", "./bench attention measures a GPU: "),
+                              ("gemm", "./bench gemm measures a GPU: "), ("kernels", "use --device cpu")):
+            with self.subTest(command=command):
+                result = subprocess.run([bench, command], cwd=self.folder, capture_output=True, text=True)
+                self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
+                self.assertEqual(result.stderr.count("\n"), 1)
+                self.assertIn(text, result.stderr)
+                if command != "kernels":
+                    self.assertIn("on a machine with a GPU", result.stderr)
+                    self.assertEqual("-DINGOT_CUDA=ON" in result.stderr, not is_built)
+                    self.assertNotIn("--device", result.stderr)
 
     def test_output_that_cannot_be_written(self):
         with open("/dev/full", "wb") as full:

@@ -3,20 +3,23 @@
 Needs a Python with PyTorch, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped without.
 
 Seen to catch: best fit into the row that became so full first, documents in the order of the files, nine rounds of
-Philox, ALiBi left out, a gradient of attention's scores that is 1% too large or lacks its second term.
+Philox, ALiBi left out, a gradient of attention's scores that is 1% too large or lacks its second term. Of `gap`: the
+mean of the seeds' ratios, the loop's gap over Ingot's, the first seed alone, the difference of the mean losses, steps
+before the last ones, a NaN within the limit, every seed trained with the config's.
 """
 
 import json
 import os
 import pathlib
 import random
+import re
 import struct
 import subprocess
 import sys
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import ROOT, TrainerCase
+from trainer_case import ROOT, TRAIN, TrainerCase
 
 PYTHON = os.environ.get("INGOT_TORCH_PYTHON", sys.executable)
 HAS_TORCH = subprocess.run([PYTHON, "-c", "import torch"], capture_output=True).returncode == 0
@@ -148,6 +151,47 @@ class TorchTwin(TrainerCase):
         self.python(script, *arguments, "--run", self.folder / "loop-fp16", "--peer", self.folder / "loop-bf16")
         self.python(script, *arguments, "--run", self.folder / "loop-bf16", "--peer", self.folder / "loop-fp16",
                     "--limit", 1.0, code=1)
+
+    def made_up(self, name, losses):
+        folder = self.folder / name
+        folder.mkdir()
+        (folder / "log.jsonl").write_text("".join(
+            json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(losses, 1)))
+        return folder
+
+    def test_gap_over_seeds_is_the_ratio_of_the_mean_gaps(self):
+        """Two seeds whose ratios are 1/3 and 5: 0.6 / 0.4 = 1.5. Gaps on both sides of the reference, which the mean
+        losses do not show, and others before the last four steps."""
+        references, runs, peers = [], [], []
+        for seed, (ours, theirs) in enumerate(((0.1, 0.3), (0.5, 0.1))):
+            references.append(self.made_up(f"up-{seed}", [9.0, 9.0] + [2.0 + seed] * 4))
+            runs.append(self.made_up(f"up-{seed}-run", [1.0, 1.0] + [2.0 + seed + sign * ours for sign in (1, -1) * 2]))
+            peers.append(self.made_up(f"up-{seed}-peer",
+                                      [9.0, 9.0] + [2.0 + seed + sign * theirs for sign in (-1, 1) * 2]))
+
+        def gap(limit, code, runs=runs, peers=peers):
+            return self.python(ROOT / "scripts/torch_loop.py", "gap", "--reference", *references, "--run", *runs,
+                               "--peer", *peers, "--last", 4, "--limit", limit, code=code)
+
+        self.assertRegex(gap(1.51, 0), r"(?m)^mean +3\.000e-01 +2\.000e-01 +1\.500   limit 1\.51$")
+        gap(1.49, 1)
+        gap(1.51, 2, runs=runs[:1])
+        spoilt = self.made_up("up-nan", [2.0] * 5 + ["nan"])
+        self.assertRegex(gap(1.51, 1, runs=[runs[0], spoilt]), r"(?m)^mean .* nan ")
+
+    def test_gap_trains_every_seed(self):
+        """In fp32 Ingot repeats itself, so that its gap is 0, and the loop does not."""
+        command = [ROOT / "scripts/torch_loop.py", "gap", "--config", "config.json", "--seeds", "7,8", "--last", 2,
+                   "--dtype", "fp32", "--device", "cpu", "--train", TRAIN, "--output", "gaps"]
+        for assignment in ("training.steps=3", "schedule.warmup_steps=1", "data.val=[]", "sample.every=0"):
+            command += ["--set", assignment]
+        text = self.python(*command)
+        loss, gap = r"\d\.\d{5}", r"\d\.\d{3}e-\d\d"
+        seeds = re.findall(rf"(?m)^([78]) +({loss}) +{loss} +{loss} +0\.000e\+00 +{gap} +0\.000$", text)
+        self.assertEqual([seed for seed, _ in seeds], ["7", "8"], text)
+        self.assertNotEqual(seeds[0][1], seeds[1][1])
+        self.assertRegex(text, r"(?m)^fp32: steps 2 to 3$")
+        self.python(*command, code=2)  # nothing is trained over it
 
 
 if __name__ == "__main__":

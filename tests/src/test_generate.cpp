@@ -262,6 +262,9 @@ TEST(Text, ShowsWhatIsNoText) {
     EXPECT_EQ(nearest_word("evla", {"eval", "info"}), "eval");
     EXPECT_EQ(nearest_word("something", {"eval", "info"}), "");
     EXPECT_EQ(short_count(612345), "612k");
+    EXPECT_EQ(counted(0, "document"), "0 documents");
+    EXPECT_EQ(counted(1, "document"), "1 document");
+    EXPECT_EQ(counted(1234567, "token"), "1,234,567 tokens");
     EXPECT_EQ(short_duration(3725), "1h02m");
 }
 

@@ -97,6 +97,32 @@ TEST_F(CorpusTest, EotOpensDocuments) {
     EXPECT_EQ(shards->describe(), "2 shards, 8 tokens, 5 documents, EOT opens documents");
 }
 
+// Seen to catch: the mask of a document's first token looked at, a mask that is not looked at, the EOT that opens a
+// document left out, the second shard not looked at.
+TEST_F(CorpusTest, ATargetHasATokenBeforeItAndItsMaskAllowsIt) {
+    const auto has_target = [&](const std::vector<int64_t>& ids, const std::string& mask, EotSide side,
+                                bool is_masked) {
+        DataEntry one = entry(write("a.bin", ids));
+        if (!mask.empty()) one.mask = TokenFiles::write("a.mask", mask);
+        return open({one}, side)->has_target(is_masked);
+    };
+    const std::string none(3, '\0'), first("\1\0\0", 3), last("\0\0\1", 3);
+    EXPECT_TRUE(has_target({1, 2, 3}, "", EotSide::end, true));
+    EXPECT_TRUE(has_target({1, 2, 3}, last, EotSide::end, true));
+    EXPECT_FALSE(has_target({1, 2, 3}, first, EotSide::end, true));
+    EXPECT_TRUE(has_target({1, 2, 3}, first, EotSide::end, false));  // of the next epoch
+    EXPECT_FALSE(has_target({1, 2, 3}, none, EotSide::end, true));
+    EXPECT_FALSE(has_target({1, 2, 3}, none, EotSide::end, false));
+    EXPECT_FALSE(has_target({kEot, kEot, kEot}, "", EotSide::end, true));
+    EXPECT_TRUE(has_target({kEot, kEot, kEot}, "", EotSide::end, false));
+    EXPECT_TRUE(has_target({kEot, kEot, kEot}, "", EotSide::start, true));
+    EXPECT_FALSE(has_target({kEot, kEot, kEot}, none, EotSide::start, true));
+    EXPECT_TRUE(has_target({kEot, 1, kEot}, last, EotSide::end, true));
+    write("b.bin", {kEot}), write("c.bin", {7, 8});
+    EXPECT_FALSE(open({path("b.bin")}, EotSide::end)->has_target(true));
+    EXPECT_TRUE(open({path("b.bin"), path("c.bin")}, EotSide::end)->has_target(true));
+}
+
 TEST_F(CorpusTest, AutomaticSideLooksAtTheFirstToken) {
     write("a.bin", {kEot, 1, 2});
     write("b.bin", {1, 2, kEot});
