@@ -317,7 +317,8 @@ int ingot_rmsnorm_backward(const ingot_device* device, const ingot_rmsnorm_backw
                                   .rstd = INGOT_READ(rstd),
                                   .weight = INGOT_READ(weight),
                                   .dresidual = INGOT_READ(dresidual),
-                                  .workspace = INGOT_READ(workspace)});
+                                  .workspace = INGOT_READ(workspace),
+                                  .accumulate = a->overwrite == 0});
     });
 }
 

@@ -160,6 +160,8 @@ typedef struct ingot_rmsnorm_backward_arguments {
     ingot_tensor dx, dweight;
     ingot_tensor dout, x, rstd, weight, dresidual; /* dresidual: optional */
     ingot_tensor workspace;                        /* uint8 */
+    int32_t overwrite;                             /* 0: dweight is added to; 1: it is overwritten */
+    int32_t reserved;
 } ingot_rmsnorm_backward_arguments;
 INGOT_API int ingot_rmsnorm_backward(const ingot_device*, const ingot_rmsnorm_backward_arguments*);
 INGOT_API int ingot_rmsnorm_backward_workspace(const ingot_device*, const ingot_tensor* x, uint64_t* bytes);

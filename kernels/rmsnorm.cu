@@ -337,10 +337,10 @@ __global__ void __launch_bounds__(kThreads) scalar_backward_kernel(const __grid_
     }
 }
 
-// dweight (C) += the sum of partial (num_blocks, C) over its rows, always in the same order. A block takes 32 columns,
-// and each of its warps every 32nd row; kBatch loads are on their way before the first is used.
+// dweight (C) [+]= the sum of partial (num_blocks, C) over its rows, always in the same order. A block takes 32
+// columns, and each of its warps every 32nd row; kBatch loads are on their way before the first is used.
 __global__ void __launch_bounds__(1024)
-    sum_partials_kernel(float* dweight, const float* partial, int num_blocks, int width) {
+    sum_partials_kernel(float* dweight, const float* partial, int num_blocks, int width, bool accumulate) {
     constexpr int kBatch = 9;  // 288 rows at a time: two blocks on each of 132 multiprocessors are one batch
     __shared__ float sums[kWarpSize][kWarpSize + 1];
     const int c = blockIdx.x * kWarpSize + threadIdx.x;
@@ -363,12 +363,13 @@ __global__ void __launch_bounds__(1024)
     // Now a warp per column.
     const float total = group_sum<kWarpSize>(sums[threadIdx.x][threadIdx.y]);
     const int column = blockIdx.x * kWarpSize + threadIdx.y;
-    if (threadIdx.x == 0 && column < width) dweight[column] += total;
+    if (threadIdx.x == 0 && column < width) dweight[column] = accumulate ? dweight[column] + total : total;
 }
 
 // Follows the kernel that wrote `partial`; on Hopper without the usual pause between two kernels (programmatic
 // dependent launch).
-void launch_sum_partials(const CudaContext& context, float* dweight, const float* partial, int num_blocks, int width) {
+void launch_sum_partials(const CudaContext& context, float* dweight, const float* partial, int num_blocks, int width,
+                         bool accumulate) {
     cudaLaunchAttribute overlap{};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -378,7 +379,7 @@ void launch_sum_partials(const CudaContext& context, float* dweight, const float
     config.stream = context.stream;
     config.attrs = &overlap;
     config.numAttrs = context.properties.major >= 9 ? 1 : 0;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, sum_partials_kernel, dweight, partial, num_blocks, width));
+    CUDA_CHECK(cudaLaunchKernelEx(&config, sum_partials_kernel, dweight, partial, num_blocks, width, accumulate));
 }
 
 uint32_t num_rows(const Tensor& x) {
@@ -466,7 +467,8 @@ void launch_forward(const Device& device, const ForwardArgs<T>& args, int num_ve
 }
 
 template <typename T>
-void launch_backward(const Device& device, const BackwardArgs<T>& args, float* dweight, int num_vectors) {
+void launch_backward(const Device& device, const BackwardArgs<T>& args, float* dweight, bool accumulate,
+                     int num_vectors) {
     const CudaContext& context = device.context();
     uint32_t blocks = 0;
     if (num_vectors == 0) {
@@ -493,7 +495,7 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
     CUDA_CHECK_LAUNCH("rmsnorm_backward");
     CHECK(blocks <= static_cast<uint32_t>(context.properties.multiProcessorCount * kRmsNormBackwardBlocks),
           "rmsnorm_backward starts ", blocks, " blocks, more than its workspace is planned for");
-    launch_sum_partials(context, dweight, args.partial, static_cast<int>(blocks), args.width);
+    launch_sum_partials(context, dweight, args.partial, static_cast<int>(blocks), args.width, accumulate);
     CUDA_CHECK_LAUNCH("rmsnorm_backward (dweight)");
 }
 
@@ -562,7 +564,7 @@ void rmsnorm_backward_cuda(const Device& device, const RmsNormBackward& a) {
                             .partial = reinterpret_cast<float*>(a.workspace.data),
                             .num_rows = rows,
                             .width = width(a.x)},
-                           a.dweight.get<float>(), fits ? vectors_of(a.x) : 0);
+                           a.dweight.get<float>(), a.accumulate, fits ? vectors_of(a.x) : 0);
     });
 }
 

@@ -31,14 +31,15 @@ struct ResidualRmsNormForward {
 };
 void residual_rmsnorm_forward(const Device&, const ResidualRmsNormForward&);
 
-// With g = dout * weight:  dx = dresidual + rstd * (g - x * rstd^2 * mean(g * x));  dweight += sum over rows of
+// With g = dout * weight:  dx = dresidual + rstd * (g - x * rstd^2 * mean(g * x));  dweight [+]= sum over rows of
 // dout * x * rstd, in a fixed order: the same bits every time.
 // dresidual (optional) is the gradient that reaches x past the norm. dx may be dresidual or dout.
 struct RmsNormBackward {
-    Tensor dx, dweight;  // dweight: (C), accumulated into
+    Tensor dx, dweight;  // dweight: (C)
     Tensor dout, x, rstd, weight;
     Tensor dresidual = {};
-    Tensor workspace;  // uint8, at least rmsnorm_backward_workspace(device, x)
+    Tensor workspace;        // uint8, at least rmsnorm_backward_workspace(device, x)
+    bool accumulate = true;  // false: dweight is overwritten
 };
 void rmsnorm_backward(const Device&, const RmsNormBackward&);
 // In bytes; depends on the last axis and dtype of x alone (and on the device).

@@ -93,7 +93,7 @@ void backward_cpu(const RmsNormBackward& a) {
     for (int64_t c = 0; c < C; ++c) {
         T sum = 0;
         for (int64_t block = 0; block < kBlocks; ++block) sum += partial[block * C + c];
-        dweight[c] += sum;
+        dweight[c] = a.accumulate ? dweight[c] + sum : sum;
     }
 }
 

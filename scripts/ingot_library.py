@@ -50,7 +50,8 @@ CAttentionForward = struct_of("CAttentionForward", f"out lse q k v slopes {MASK}
 CAttentionBackward = struct_of("CAttentionBackward", f"dq dk dv dout out lse q k v slopes {MASK}",
                                ("scale", ctypes.c_double), ("options", CAttentionOptions), ("workspace", CTensor))
 CRmsNormForward = struct_of("CRmsNormForward", "out rstd x weight", ("eps", ctypes.c_double))
-CRmsNormBackward = struct_of("CRmsNormBackward", "dx dweight dout x rstd weight dresidual workspace")
+CRmsNormBackward = struct_of("CRmsNormBackward", "dx dweight dout x rstd weight dresidual workspace",
+                             ("overwrite", ctypes.c_int32), ("reserved", ctypes.c_int32))
 CSwigluForward = struct_of("CSwigluForward", "out gate_up")
 CSwigluBackward = struct_of("CSwigluBackward", "dgate_up dout gate_up out")
 CCrossEntropy = struct_of("CCrossEntropy", "logits losses targets", ("vocab_size", ctypes.c_int64),

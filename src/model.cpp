@@ -294,7 +294,7 @@ void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cac
 
 // Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
 // time.
-void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode) {
+void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate) {
     const ProfileRange range("head");
     const Tensor weight = head_weight(compute_weights());
     for (int64_t begin = 0; begin < n; begin += chunk_) {
@@ -309,23 +309,25 @@ void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode m
                                 .step = step,
                                 .write_gradient = mode == HeadMode::train});
         if (mode != HeadMode::train) continue;
-        matmul_backward_weight(device_, {.dweight = head_weight(gradients_), .dout = logits, .x = x});
+        matmul_backward_weight(
+            device_,
+            {.dweight = head_weight(gradients_), .dout = logits, .x = x, .accumulate = accumulate || begin > 0});
         matmul_backward_input(device_, {.dx = x, .dout = logits, .weight = weight});  // takes the place of x
     }
     loss_sum(device_, {.step = step, .losses = first(losses_, n), .targets = batch.targets});
 }
 
-void Model::forward(const MicroBatch& batch, StepBlock* step) {
+void Model::forward(const MicroBatch& batch, StepBlock* step, bool accumulate) {
     CHECK(gradients_, "this model was planned without gradients");
     const int64_t n = batch.tokens.shape[0];
     forward_trunk(batch, n);
-    head(batch, n, step, HeadMode::train);
+    head(batch, n, step, HeadMode::train, accumulate);
 }
 
 void Model::evaluate(const MicroBatch& batch, StepBlock* step) {
     const int64_t n = batch.tokens.shape[0];
     forward_trunk(batch, n);
-    head(batch, n, step, HeadMode::evaluate);
+    head(batch, n, step, HeadMode::evaluate, false);
 }
 
 void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits) {
@@ -351,7 +353,7 @@ void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits
 
 // ---- Backward ----
 
-void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
+void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate) {
     const ProfileRange range("layer ", layer, " backward");
     const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
     const LayerTensors dw = layer_tensors(table_, gradients_, layer);
@@ -374,13 +376,16 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
             {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
     // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)). Where swiglu's output was not kept, its backward writes it again.
     const bool keeps_swiglu = recompute_ == Recompute::none;
-    if (keeps_swiglu) matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu});
+    if (keeps_swiglu)
+        matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
     matmul_backward_input(device_, {.dx = dswiglu, .dout = dx, .weight = w.down});
     swiglu_backward(
         device_,
         {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up, .out = keeps_swiglu ? Tensor{} : acts.swiglu});
-    if (!keeps_swiglu) matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu});
-    matmul_backward_weight(device_, {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm});
+    if (!keeps_swiglu)
+        matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
+    matmul_backward_weight(device_,
+                           {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm, .accumulate = accumulate});
     matmul_backward_input(device_, {.dx = dmlp_norm, .dout = dgate_up, .weight = w.gate_up});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.mlp_norm,
@@ -389,10 +394,12 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
                                .rstd = acts.mlp_rstd,
                                .weight = w.mlp_norm,
                                .dresidual = dx,
-                               .workspace = workspace_});
+                               .workspace = workspace_,
+                               .accumulate = accumulate});
 
     // x_mid = x + Wo attention(Wqkv norm(x))
-    matmul_backward_weight(device_, {.dweight = dw.attention_out, .dout = dx, .x = acts.attention});
+    matmul_backward_weight(device_,
+                           {.dweight = dw.attention_out, .dout = dx, .x = acts.attention, .accumulate = accumulate});
     matmul_backward_input(device_, {.dx = dattention, .dout = dx, .weight = w.attention_out});
     const Heads heads = attention_heads(acts, n);
     LayerActivations gradients;
@@ -430,20 +437,23 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
                                    .x = raw.slice(1, 0, NH),
                                    .rstd = rstd.slice(0, 0, NH).view({n, NH}),
                                    .weight = w.q_norm,
-                                   .workspace = workspace_});
+                                   .workspace = workspace_,
+                                   .accumulate = accumulate});
         rmsnorm_backward(device_, {.dx = draw.slice(1, NH, NH + NKV),
                                    .dweight = dw.k_norm,
                                    .dout = dheads.k,
                                    .x = raw.slice(1, NH, NH + NKV),
                                    .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
                                    .weight = w.k_norm,
-                                   .workspace = workspace_});
+                                   .workspace = workspace_,
+                                   .accumulate = accumulate});
     }
     if (recompute_ == Recompute::light)
         rmsnorm_forward(
             device_,
             {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
-    matmul_backward_weight(device_, {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm});
+    matmul_backward_weight(device_,
+                           {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm, .accumulate = accumulate});
     matmul_backward_input(device_, {.dx = dattention_norm, .dout = dqkv, .weight = w.qkv});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.attention_norm,
@@ -452,10 +462,11 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer) {
                                .rstd = acts.attention_rstd,
                                .weight = w.attention_norm,
                                .dresidual = dx,
-                               .workspace = workspace_});
+                               .workspace = workspace_,
+                               .accumulate = accumulate});
 }
 
-void Model::backward(const MicroBatch& batch) {
+void Model::backward(const MicroBatch& batch, bool accumulate) {
     const int64_t n = batch.tokens.shape[0];
     // final_norm_ holds the gradient of the final norm's output: head() left it there.
     rmsnorm_backward(device_, {.dx = first(dresidual_, n),
@@ -464,13 +475,16 @@ void Model::backward(const MicroBatch& batch) {
                                .x = first(residual_.back(), n),
                                .rstd = first(final_rstd_, n),
                                .weight = parameter_view(compute_weights(), table_.find("final_norm")),
-                               .workspace = workspace_});
-    for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer);
+                               .workspace = workspace_,
+                               .accumulate = accumulate});
+    for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer, accumulate);
     const ProfileRange range("embedding backward");
-    embedding_backward(device_, {.dweight = parameter_view(gradients_, table_.find("embedding")),
-                                 .dout = first(dresidual_, n),
-                                 .tokens = batch.tokens,
-                                 .workspace = workspace_});
+    // Adds: to the head's gradient, which is in the same place, or to nothing.
+    const Tensor dembedding = parameter_view(gradients_, table_.find("embedding"));
+    if (!accumulate && !config_.tie_embeddings) device_.zero(dembedding);
+    embedding_backward(
+        device_,
+        {.dweight = dembedding, .dout = first(dresidual_, n), .tokens = batch.tokens, .workspace = workspace_});
 }
 
 }  // namespace ingot

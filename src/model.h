@@ -81,11 +81,12 @@ class Model {
     void leave_out_attention();
 
     // Adds the micro-batch's losses and target count to step->sums, and keeps what backward needs; the head's gradient
-    // is already taken here, chunk by chunk, so that logits never exist for more than a chunk.
-    void forward(const MicroBatch& batch, StepBlock* step);
-    // Accumulates gradients of S * (sum of token losses). Follows forward() of the same batch, once: it overwrites
+    // is already taken here, chunk by chunk, so that logits never exist for more than a chunk. `accumulate`: whether
+    // the gradients are added to, or overwritten, as for a step's first micro-batch.
+    void forward(const MicroBatch& batch, StepBlock* step, bool accumulate = true);
+    // Gradients of S * (sum of token losses). Follows forward() of the same batch and `accumulate`, once: it overwrites
     // activations with their gradients.
-    void backward(const MicroBatch& batch);
+    void backward(const MicroBatch& batch, bool accumulate = true);
     // Losses alone: adds to step->sums, leaves per-token losses in losses().
     void evaluate(const MicroBatch& batch, StepBlock* step);
     // Logits of the given tokens of the batch, into `logits` (rows.size(), VP) on the device; for sampling and tests.
@@ -119,8 +120,8 @@ class Model {
     void forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache = nullptr);
     void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute,
                        const KvCache* cache = nullptr);
-    void layer_backward(const MicroBatch& batch, int64_t n, int64_t layer);
-    void head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode);
+    void layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate);
+    void head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate);
     // The query, key and value views that attention reads: slices of qkv, or of qk with QK-norm.
     struct Heads {
         Tensor q, k, v;

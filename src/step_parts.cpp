@@ -227,7 +227,8 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     const double flat = real(table.flat_size());
     const bool has_copy = shape.dtype != accumulation_dtype(shape.dtype);
     at(StepPart::gradient_norm).bytes = flat * stats;
-    at(StepPart::zero_gradients).bytes = flat * stats;
+    // The embedding's alone, to which its backward adds; where it is tied, the head's gradient is there before.
+    at(StepPart::zero_gradients).bytes = m.tie_embeddings ? 0 : VP * C * stats;
     // Weights and both moments read and written, the gradient read, the rounded copy written.
     at(StepPart::adamw).bytes = real(table.num_parameters()) * (7 * stats + (has_copy ? e : 0));
     return work;

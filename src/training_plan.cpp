@@ -57,7 +57,7 @@ std::string line(const char* format, Values... values) {
 TrainingPlan::TrainingPlan(const Config& config, const Device& device)
     : config_(config),
       device_(device),
-      micro_step_{DeviceGraph(device), DeviceGraph(device)},
+      micro_step_{{{DeviceGraph(device), DeviceGraph(device)}, {DeviceGraph(device), DeviceGraph(device)}}},
       update_(device),
       model(device, config.model, compute_type(config.training.precision, device),
             config.training.micro_batch_size * config.model.context_length, config.model.context_length,
@@ -112,8 +112,12 @@ void TrainingPlan::warm_up(const std::vector<MatmulChoice>& record) {
     blank.resize(model.max_tokens());
     Device::cpu().zero(blank.all());
     const MicroBatch micro_batch = batch.upload(blank);
-    model.forward(micro_batch, step.get());
-    model.backward(micro_batch);
+    // A step's first micro-batch and, if there are more, one that adds: their products are not the same.
+    for (const bool accumulate : {false, true}) {
+        if (accumulate && num_micro_steps() == 1) break;
+        model.forward(micro_batch, step.get(), accumulate);
+        model.backward(micro_batch, accumulate);
+    }
     optimizer.update(model, step.get());
     device_.zero(Tensor::contiguous(allocation_.get(), DType::u8, {static_cast<int64_t>(memory_.total_bytes())},
                                     device_.kind()));
@@ -133,7 +137,7 @@ void TrainingPlan::warm_up(const std::vector<MatmulChoice>& record) {
 
 void TrainingPlan::begin_step(const StepSettings& settings) {
     step_begin(device_, step.get(), settings);
-    device_.zero(model.gradients());
+    accumulates_ = false;
 }
 
 void TrainingPlan::run(DeviceGraph* graph, const std::function<void()>& work) {
@@ -145,10 +149,11 @@ void TrainingPlan::run(DeviceGraph* graph, const std::function<void()>& work) {
 
 void TrainingPlan::micro_step(const HostBatch& host) {
     const MicroBatch micro_batch = batch.upload(host);
-    run(&micro_step_[static_cast<size_t>(batch.slot())], [&] {
-        model.forward(micro_batch, step.get());
-        model.backward(micro_batch);
+    run(&micro_step_[static_cast<size_t>(batch.slot())][accumulates_ ? 1 : 0], [&] {
+        model.forward(micro_batch, step.get(), accumulates_);
+        model.backward(micro_batch, accumulates_);
     });
+    accumulates_ = true;
 }
 
 void TrainingPlan::update() {

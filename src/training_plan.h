@@ -65,9 +65,11 @@ class TrainingPlan {
     Device device_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
-    std::array<DeviceGraph, BatchBuffers::kSlots> micro_step_;
+    // By the batch's slot, and whether gradients are added to: not by a step's first micro-step.
+    std::array<std::array<DeviceGraph, 2>, BatchBuffers::kSlots> micro_step_;
     DeviceGraph update_;
     bool uses_graphs_ = true;
+    bool accumulates_ = false;  // whether the step has gradients already
 
   public:
     Model model;

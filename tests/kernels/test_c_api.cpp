@@ -234,7 +234,7 @@ TEST_P(CApiOn, RmsNorm) {
             dresidual(device, dtype, {N, C}, random(5));
         const Buffer out(device, dtype, {N, C}), rstd(device, stats, {N}), sum(device, dtype, {N, C}),
             out2(device, dtype, {N, C}), rstd2(device, stats, {N}), dx(device, dtype, {N, C}),
-            dweight(device, stats, {C}, normals(C, 6));
+            dweight(device, stats, {C}, normals(C, 6)), overwritten(device, stats, {C}, normals(C, 7));
         const Buffer workspace = bytes(device, rmsnorm_backward_workspace(device, x));
         const ingot_device d = c(device);
         if (!through_c) {
@@ -254,6 +254,15 @@ TEST_P(CApiOn, RmsNorm) {
                                       .weight = weight,
                                       .dresidual = dresidual,
                                       .workspace = workspace});
+            rmsnorm_backward(device, {.dx = dx,
+                                      .dweight = overwritten,
+                                      .dout = dout,
+                                      .x = x,
+                                      .rstd = rstd,
+                                      .weight = weight,
+                                      .dresidual = dresidual,
+                                      .workspace = workspace,
+                                      .accumulate = false});
         } else {
             auto f = sized<ingot_rmsnorm_forward_arguments>();
             f.out = c(out), f.rstd = c(rstd), f.x = c(x), f.weight = c(weight), f.eps = 0.1;
@@ -269,9 +278,11 @@ TEST_P(CApiOn, RmsNorm) {
             expect_done(ingot_rmsnorm_backward_workspace(&d, &b.x, &size));
             EXPECT_EQ(size, rmsnorm_backward_workspace(device, x));
             expect_done(ingot_rmsnorm_backward(&d, &b));
+            b.dweight = c(overwritten), b.overwrite = 1;
+            expect_done(ingot_rmsnorm_backward(&d, &b));
         }
-        return {out.values(), rstd.values(), out2.values(),   rstd2.values(),
-                sum.values(), dx.values(),   dweight.values()};
+        return {out.values(), rstd.values(), out2.values(),    rstd2.values(),
+                sum.values(), dx.values(),   dweight.values(), overwritten.values()};
     });
 }
 

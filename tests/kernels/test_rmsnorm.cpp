@@ -145,6 +145,16 @@ TEST(RmsNorm, ResidualIsAddedAndBackwardPassesItOn) {
                                 .workspace = workspace};
     rmsnorm_backward(cpu, backward);
     std::vector<double> dw = dweight.values();
+    // Overwritten: the sum alone, whatever stood there.
+    const Buffer overwritten(cpu, DType::f64, {C}, std::vector<double>(static_cast<size_t>(C), std::nan("")));
+    backward.dweight = overwritten;
+    backward.accumulate = false;
+    rmsnorm_backward(cpu, backward);
+    std::vector<double> added = overwritten.values();
+    for (size_t i = 0; i < dw.size(); ++i) added[i] = dw_before[i] + added[i];
+    EXPECT_TRUE(same(added, dw));
+    backward.dweight = dweight;
+    backward.accumulate = true;
     for (size_t i = 0; i < dw.size(); ++i) dw[i] -= dw_before[i];
     check_gradients(loss,
                     {{"residual", residual, dx.values()}, {"branch", branch, dx.values()}, {"weight", weight, dw}});

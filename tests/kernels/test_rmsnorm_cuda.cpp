@@ -196,6 +196,22 @@ Gradients backward_cuda(const Device& device, const Inputs& in, bool has_residua
                               .dresidual = residual,
                               .workspace = workspace});
     EXPECT_TRUE(same(x.values(), in.x));
+    if (dx_is == DxIs::own) {
+        const Buffer overwritten(device, DType::f32, {in.layout.width},
+                                 std::vector<double>(in.dweight.size(), std::nan("")));
+        rmsnorm_backward(device, {.dx = dx,
+                                  .dweight = overwritten,
+                                  .dout = dout,
+                                  .x = x,
+                                  .rstd = rstd,
+                                  .weight = weight,
+                                  .dresidual = residual,
+                                  .workspace = workspace,
+                                  .accumulate = false});
+        std::vector<double> added = overwritten.values();
+        for (size_t i = 0; i < added.size(); ++i) added[i] += in.dweight[i];
+        EXPECT_TRUE(same(rounded(added, DType::f32), dweight.values()));
+    }
     return {dx.values(), dweight.values()};
 }
 

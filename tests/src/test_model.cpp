@@ -1,5 +1,6 @@
 // Seen to catch: the residual's gradient not passed on, RoPE's backward left out, QK-norm's raw input replaced by the
-// normed one, attention_norm not recomputed, the tied head's gradient overwriting the embedding's.
+// normed one, attention_norm not recomputed, the tied head's gradient overwriting the embedding's, each chunk of logits
+// overwriting the head's, an untied embedding's gradient not zeroed for a step's first micro-batch.
 #include "src/model.h"
 
 #include <gtest/gtest.h>
@@ -113,6 +114,23 @@ TEST(Model, MicroBatchesAddUp) {
     }
 }
 
+// A step's first micro-batch overwrites the gradients of the step before, whatever they were.
+TEST(Model, TheFirstMicroBatchOverwritesGradients) {
+    for_all_configs([](const ModelConfig& config, const std::string& name) {
+        SCOPED_TRACE(name);
+        const Row row = random_row(12, config.vocab_size, kPacked, 21);
+        SmallModel fresh(config), used(config);
+        fresh.train(row);
+        // What no parameter owns, between them, stays 0: the plan zeroes it once.
+        for (const Parameter& parameter : used.model.table().parameters())
+            cpu.fill_bytes(parameter_view(used.model.gradients(), parameter), 0xff);
+        const RowBuffers batch(row);
+        used.model.forward(batch, &used.step, false);
+        used.model.backward(batch, false);
+        EXPECT_TRUE(same(used.gradients(), fresh.gradients()));
+    });
+}
+
 // 64 MiB hold the logits of 83 of these tokens: 100 take two chunks, 50 one.
 TEST(Model, ChunksOfLogitsAddUp) {
     ModelConfig config = tiny_config();
@@ -129,6 +147,10 @@ TEST(Model, ChunksOfLogitsAddUp) {
         losses.insert(losses.end(), own.begin(), own.end());
     }
     EXPECT_TRUE(close(together.losses(100), losses, 1e-12));
+    EXPECT_TRUE(close(together.gradients(), halves.gradients(), 1e-12));
+    const RowBuffers batch(whole);
+    together.model.forward(batch, &together.step, false);
+    together.model.backward(batch, false);
     EXPECT_TRUE(close(together.gradients(), halves.gradients(), 1e-12));
 }
 

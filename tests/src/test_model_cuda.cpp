@@ -46,6 +46,15 @@ void compare(const Device& cuda, const ModelConfig& config, double z_loss) {
     EXPECT_EQ(sums.targets, exact.step.sums.targets);
     EXPECT_NEAR(sums.loss / exact.step.sums.loss, 1, 1e-5);
     EXPECT_LE(worst_gradient_error(model, exact), 1e-4);
+
+    // And where gradients are overwritten, whatever they were.
+    for (const Parameter& parameter : model.model.table().parameters())
+        cuda.fill_bytes(parameter_view(model.model.gradients(), parameter), 0xff);
+    const RowBuffers batch(row, cuda);
+    model.model.forward(batch, model.step.get(), false);
+    model.model.backward(batch, false);
+    cuda.synchronize();
+    EXPECT_LE(worst_gradient_error(model, exact), 1e-4);
 }
 
 TEST(ModelCuda, Gradients) {
