@@ -9,6 +9,7 @@
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/plain.h"
 #include "kernels/attention/sm80.h"
+#include "kernels/attention/sm90.h"
 
 namespace ingot {
 
@@ -43,18 +44,33 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
 }
 
 // What tensor-core kernels ask beyond attention.h.
-void check_views_sm80(std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+void check_views(const char* kernel, std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
     for (const auto& [name, tensor] : tensors)
         CHECK(reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0 && tensor->stride[0] % 8 == 0 &&
                   tensor->stride[1] % 8 == 0,
               "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
-              tensor->stride[1],
-              " elements, the kernel sm80 takes multiples of 8, and data aligned to 16 bytes: ask for "
+              tensor->stride[1], " elements, the kernel ", kernel,
+              " takes multiples of 8, and data aligned to 16 bytes: ask for "
               "AttentionRequest::plain, or copy the tensor");
 }
-void check_scale_sm80(double scale) {
-    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale,
-          ", the kernel sm80 takes those above 0: ask for AttentionRequest::plain");
+void check_scale(const char* kernel, double scale) {
+    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale, ", the kernel ", kernel,
+          " takes those above 0: ask for AttentionRequest::plain");
+}
+
+template <size_t kCount>
+bool is_among(const int64_t (&values)[kCount], int64_t value) {
+    return std::find(std::begin(values), std::end(values), value) != std::end(values);
+}
+
+// A plan for no GPU in particular may be for one.
+bool may_be_hopper(const Device& device) {
+    if (device.is_planned()) return true;
+#if INGOT_HAS_CUDA
+    return is_hopper(device);
+#else
+    return false;
+#endif
 }
 
 }  // namespace
@@ -72,19 +88,29 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
     }
     CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
-    REQUIRE(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), head_size) != std::end(kPlainHeadSizes),
-            "head size ", head_size,
+    REQUIRE(is_among(kPlainHeadSizes, head_size), "head size ", head_size,
             " has no attention kernel on CUDA: use 32, 64, 96 or 128 (model.head_dim), or the "
             "CPU (--device cpu)");
     if (options.request == AttentionRequest::plain) return {AttentionKernel::plain, "it is asked for"};
-    if (options.request == AttentionRequest::sm80) {
-        REQUIRE(dtype != DType::f32,
-                "the attention kernel sm80 multiplies in bf16 or fp16, not in fp32: set training.attention to \"auto\" "
-                "or \"plain\", or training.precision to \"bf16\"");
-        return {AttentionKernel::sm80, "it is asked for"};
+    const bool is_16_bit = dtype != DType::f32, fits_sm90 = is_among(kSm90HeadSizes, head_size);
+    if (options.request != AttentionRequest::automatic) {
+        const bool asks_sm90 = options.request == AttentionRequest::sm90;
+        REQUIRE(is_16_bit, "the attention kernel ", asks_sm90 ? "sm90" : "sm80",
+                " multiplies in bf16 or fp16, not in fp32: set training.attention to \"auto\" or \"plain\", or "
+                "training.precision to \"bf16\"");
+        if (!asks_sm90) return {AttentionKernel::sm80, "it is asked for"};
+        REQUIRE(fits_sm90, "the attention kernel sm90 takes heads of 64 or 128 elements, not of ", head_size,
+                ": set training.attention to \"auto\", or use such heads (model.head_dim)");
+        REQUIRE(may_be_hopper(device), "the attention kernel sm90 runs on Hopper GPUs alone (sm_90), not on ",
+                device.name(), ": set training.attention to \"auto\"");
+        return {AttentionKernel::sm90, "it is asked for"};
     }
-    if (dtype == DType::f32) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
-    return {AttentionKernel::sm80, "the type is a 16-bit one, and every GPU that is built for has tensor cores"};
+    if (!is_16_bit) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
+    const char* const kAnyGpu = "the type is a 16-bit one, and every GPU that is built for has tensor cores";
+    if (!may_be_hopper(device)) return {AttentionKernel::sm80, kAnyGpu};
+    if (!fits_sm90) return {AttentionKernel::sm80, join(kAnyGpu, "; sm90 takes heads of 64 or 128")};
+    if (device.is_planned()) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs forward")};
+    return {AttentionKernel::sm90, "the type is a 16-bit one, and the GPU a Hopper one"};
 }
 
 const char* name_of(AttentionKernel kernel) {
@@ -95,6 +121,8 @@ const char* name_of(AttentionKernel kernel) {
             return "plain";
         case AttentionKernel::sm80:
             return "sm80";
+        case AttentionKernel::sm90:
+            return "sm90 forward, sm80 backward";
     }
     return "?";
 }
@@ -121,6 +149,7 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
         case AttentionKernel::plain:
             return static_cast<size_t>(N * NH) * sizeof(float);
         case AttentionKernel::sm80:
+        case AttentionKernel::sm90:
             return AttentionWorkspaceSm80(N, NH, HS).bytes;
     }
     return 0;
@@ -130,10 +159,14 @@ void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
     const AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
-    if (kernel == AttentionKernel::sm80) {
-        check_scale_sm80(a.scale);
-        check_views_sm80({{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
-        INGOT_DISPATCH(device, , attention_forward_sm80_cuda(device, a));
+    if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
+        const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
+        check_scale(name, a.scale);
+        check_views(name, {{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
+        if (kernel == AttentionKernel::sm90)
+            INGOT_DISPATCH(device, , attention_forward_sm90_cuda(device, a));
+        else
+            INGOT_DISPATCH(device, , attention_forward_sm80_cuda(device, a));
         return;
     }
     INGOT_DISPATCH(device, attention_forward_cpu(a), attention_forward_plain_cuda(device, a));
@@ -153,16 +186,16 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
                              a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
           "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
           " bytes: plan attention_backward_workspace()");
-    if (kernel == AttentionKernel::sm80) {
-        check_scale_sm80(a.scale);
-        check_views_sm80({{"out", &a.out},
-                          {"dout", &a.dout},
-                          {"q", &a.q},
-                          {"k", &a.k},
-                          {"v", &a.v},
-                          {"dq", &a.dq},
-                          {"dk", &a.dk},
-                          {"dv", &a.dv}});
+    if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
+        check_scale("sm80", a.scale);
+        check_views("sm80", {{"out", &a.out},
+                             {"dout", &a.dout},
+                             {"q", &a.q},
+                             {"k", &a.k},
+                             {"v", &a.v},
+                             {"dq", &a.dq},
+                             {"dk", &a.dk},
+                             {"dv", &a.dv}});
         CHECK(reinterpret_cast<uintptr_t>(a.workspace.data) % 16 == 0,
               "attention_backward: the workspace is not aligned to 16 bytes");
         INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
