@@ -91,6 +91,12 @@ class EmulatedBlock {
         }
         wait(State::at_warp_barrier);
     }
+    // Until `holds` does, which is asked again and again: what moves on by itself may do so when it is asked.
+    void wait_until(const std::function<bool()>& holds) {
+        if (holds()) return;
+        me().holds = &holds;
+        wait(State::at_condition);
+    }
     Exchange& exchange() { return warp_of(running_ / 32).exchange; }
 
     // ---- Shared memory ----
@@ -141,11 +147,12 @@ class EmulatedBlock {
 
   private:
     static constexpr size_t kStackBytes = 256 << 10;
-    enum class State { ready, at_block_barrier, at_warp_barrier, done };
+    enum class State { ready, at_block_barrier, at_warp_barrier, at_condition, done };
     struct Thread {
         ucontext_t context;
         std::unique_ptr<char[]> stack;
         State state = State::ready;
+        const std::function<bool()>* holds = nullptr;  // at_condition
         std::vector<Copy> open;
         std::vector<std::vector<Copy>> groups;
     };
@@ -186,6 +193,7 @@ class EmulatedBlock {
                     goes_on = false;
                     for (int lane = 0; lane < 32; ++lane) {
                         Thread& thread = threads_[static_cast<size_t>(warp * 32 + lane)];
+                        if (thread.state == State::at_condition && (*thread.holds)()) thread.state = State::ready;
                         if (thread.state != State::ready) continue;
                         running_ = warp * 32 + lane;
                         swapcontext(&scheduler_, &thread.context);
