@@ -1,10 +1,11 @@
 // The instructions of kernels/cuda/mma_sm90.cuh on the CPU, written down from the PTX ISA a second time. To be included
 // before the kernels, in one file; tests/support/emulated_cuda.h has the block and the language.
 //
-// What is asynchronous happens late: a copy arrives some polls after it was started, and its target is poisoned until
-// then; a product reads its operands and writes its sums when it is waited for; a store reads shared memory when it is
-// waited for. So a wait that is missing, and a buffer that is given back too early, shows. Proxy fences do nothing
-// here, and the registers that a kernel has are not counted: the compiler's report says.
+// What is asynchronous happens late: a copy arrives when no thread can go on without it, and its target is poisoned
+// until then; a product reads its operands and writes its sums when it is waited for, after other warps have run; a
+// store reads shared memory when it is waited for. So a wait that is missing, and a buffer that is given back too
+// early, shows. Proxy fences do nothing here, and the registers that a kernel has are not counted: the compiler's
+// report says.
 #pragma once
 
 #include <deque>
@@ -70,7 +71,7 @@ struct EmulatedHopper {
     std::deque<EmulatedLoad> loads;
     std::map<int, std::vector<EmulatedStore>> stores;     // by thread
     std::map<int, std::deque<EmulatedProduct>> products;  // by thread
-    int polls = 0;
+    int num_delivered = 0;
 };
 inline EmulatedHopper* hopper = nullptr;
 
@@ -116,24 +117,21 @@ inline void arrive(uint32_t barrier) {
     arrive_expecting(barrier, 0);
 }
 inline void wait(uint32_t barrier, uint32_t parity) {
-    EmulatedBarrier& b = barrier_at(barrier);
-    block().wait_until([&] {
-        // Every 50th poll a copy arrives, now the oldest, now the latest.
-        if (!hopper->loads.empty() && ++hopper->polls % 50 == 0) {
-            const bool is_oldest = hopper->polls / 50 % 3 != 0;
-            const EmulatedLoad load = is_oldest ? hopper->loads.front() : hopper->loads.back();
-            if (is_oldest)
-                hopper->loads.pop_front();
-            else
-                hopper->loads.pop_back();
-            const size_t bytes = load.values.size() * sizeof(uint16_t);
-            std::memcpy(shared_bytes(load.to, bytes), load.values.data(), bytes);
-            EmulatedBarrier& arrived = barrier_at(load.barrier);
-            arrived.bytes -= static_cast<int64_t>(bytes);
-            arrived.complete();
-        }
-        return b.phase % 2 != parity;
-    });
+    const EmulatedBarrier& b = barrier_at(barrier);
+    block().wait_until([&] { return b.phase % 2 != parity; });
+}
+// A copy arrives: now the oldest, now the latest. False if there is none.
+inline bool deliver_load() {
+    if (hopper->loads.empty()) return false;
+    const auto at = ++hopper->num_delivered % 3 != 0 ? hopper->loads.begin() : hopper->loads.end() - 1;
+    const EmulatedLoad load = *at;
+    hopper->loads.erase(at);
+    const size_t bytes = load.values.size() * sizeof(uint16_t);
+    std::memcpy(shared_bytes(load.to, bytes), load.values.data(), bytes);
+    EmulatedBarrier& arrived = barrier_at(load.barrier);
+    arrived.bytes -= static_cast<int64_t>(bytes);
+    arrived.complete();
+    return true;
 }
 
 inline void announce(int id, int threads) {
@@ -272,6 +270,8 @@ inline void end_batch() {
 template <int kLeft>
 void await_batches() {
     const int warp = block().thread() / 32;
+    int times_asked = 0;
+    block().wait_until([&] { return ++times_asked > 2; });
     block().with_warp([&] {
         const auto batches = [&] {
             const auto& mine = hopper->products[warp * 32];

@@ -91,12 +91,14 @@ class EmulatedBlock {
         }
         wait(State::at_warp_barrier);
     }
-    // Until `holds` does, which is asked again and again: what moves on by itself may do so when it is asked.
+    // Until `holds` does, which is asked again and again, and may say so late.
     void wait_until(const std::function<bool()>& holds) {
         if (holds()) return;
         me().holds = &holds;
         wait(State::at_condition);
     }
+    // What happens by itself, as late as it can: called when no thread can run, and says if it has done something.
+    std::function<bool()> when_idle = [] { return false; };
     Exchange& exchange() { return warp_of(running_ / 32).exchange; }
 
     // ---- Shared memory ----
@@ -182,6 +184,7 @@ class EmulatedBlock {
         if (failure_) throw std::runtime_error("another thread failed");
     }
     void schedule() {
+        int idle_rounds = 0;
         std::vector<int> order(threads_.size() / 32);
         for (;;) {
             for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
@@ -215,8 +218,15 @@ class EmulatedBlock {
             if (count(State::done) == total) return;
             if (count(State::at_block_barrier) == total) {
                 for (Thread& thread : threads_) thread.state = State::ready;
-            } else if (!has_run) {
-                if (!failure_) failure_ = std::make_exception_ptr(std::logic_error("threads wait for each other"));
+                continue;
+            }
+            idle_rounds = has_run ? 0 : idle_rounds + 1;
+            constexpr int kMostIdleRounds = 4;  // conditions that hold late need two
+            if (idle_rounds == kMostIdleRounds) {
+                if (when_idle())
+                    idle_rounds = 0;
+                else if (!failure_)
+                    failure_ = std::make_exception_ptr(std::logic_error("threads wait for each other"));
             }
         }
     }
