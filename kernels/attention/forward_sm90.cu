@@ -101,9 +101,6 @@ void launch_size(const CudaContext& context, const AttentionForward& a) {
     const int64_t units = (N + Shape::kUnitRows - 1) / Shape::kUnitRows * G;
     const int64_t blocks_per_head = (units + Shape::kConsumers - 1) / Shape::kConsumers;
     CHECK(blocks_per_head * NKV < int64_t{1} << 30, "attention on CUDA: q is ", a.q.describe(), ", too large");
-    // Heads whose K and V share the L2 cache, half of it: the rest is for Q and the output.
-    const int64_t head_bytes = 2 * N * HS * 2;
-    const int64_t heads = std::max<int64_t>(context.properties.l2CacheSize / 2 / head_bytes, 1);
     const ForwardArgs args = {
         .q = tensor_map("q", a.q, Shape::kUnitRows),
         .k = tensor_map("k", a.k, Shape::kKeys),
@@ -119,7 +116,6 @@ void launch_size(const CudaContext& context, const AttentionForward& a) {
         .G = static_cast<int>(G),
         .blocks_per_head = static_cast<int>(blocks_per_head),
         .total_blocks = static_cast<int>(blocks_per_head * NKV),
-        .heads_per_section = static_cast<int>(std::min(heads, NKV)),
         .scale_log2 = static_cast<float>(a.scale * kLog2E),
     };
     const bool is_bf16 = a.q.dtype == DType::bf16, has_alibi = args.slopes != nullptr;

@@ -70,19 +70,17 @@ struct ForwardArgs {
     int* tickets;  // how many were taken beyond each block's first; 0 before and after
     int N, NKV, G;
     int blocks_per_head, total_blocks;  // of work: per key/value head, of all
-    int heads_per_section;              // KeyTicket of policy.h
     float scale_log2;                   // > 0; times log2(e)
 };
 
 // Work on the key/value head `kv_head`, for the units from first_unit on. Under a causal mask the last rows see most
-// keys: they go first.
+// keys: they go first, of all heads. (Heads in turns whose K and V stay in the L2 cache gain less by that than they
+// lose at the end, where a head's longest rows meet its neighbour's shortest.)
 struct ForwardWork {
     int first_unit, kv_head;
 };
-INGOT_HD inline ForwardWork forward_work(int ticket, int blocks_per_head, int NKV, int heads_per_section,
-                                         int consumers) {
-    const KeyTicket taken = key_ticket(ticket, blocks_per_head, NKV, heads_per_section);
-    return {(blocks_per_head - 1 - taken.rank) * consumers, taken.head};
+INGOT_HD inline ForwardWork forward_work(int ticket, int blocks_per_head, int NKV, int consumers) {
+    return {(blocks_per_head - 1 - ticket / NKV) * consumers, ticket % NKV};
 }
 
 // Which of a ring of buffers is next, and the parity of its barriers' phase.
@@ -138,7 +136,7 @@ __device__ void produce(const ForwardArgs& a, const ForwardPlaces<HS>& shared) {
         ForwardWork work = {-1, 0};
         TileRange keys = {0, 0};
         if (has_work) {
-            work = forward_work(ticket, a.blocks_per_head, a.NKV, a.heads_per_section, kConsumers);
+            work = forward_work(ticket, a.blocks_per_head, a.NKV, kConsumers);
             const int begin = work.first_unit / a.G * Shape::kUnitRows;
             const int end = min(((work.first_unit + kConsumers - 1) / a.G + 1) * Shape::kUnitRows, a.N);
             keys = reached_tiles(a.first_key, a.end_key, begin, end, a.N, kKeys);

@@ -1,11 +1,11 @@
 // Hopper's attention kernel, run on the CPU by emulated_sm90.h, and its index arithmetic.
 //
-// Seen to catch: V not waited for, K given back while a product reads it, Q or V never given back, a turn not passed on,
-// weights written while a product reads them, a last output overwritten before it was read or stored before all had
-// written it, a parity that stays; sums that do not shrink when the reference grows, or of the wrong row; the first sums
-// added to what was there; lse without the reference; a mask's end off by one, in a row or in what a whole tile sees;
-// ALiBi's part of the query with its sign lost, or the diagonal left out in some rows; a group's first query head alone;
-// no key seen taken for a number; the panels of V mistaken.
+// Seen to catch: V not waited for, K given back while a product reads it, Q or V never given back, a turn not passed
+// on, weights written while a product reads them, a last output overwritten before it was read or stored before all had
+// written it, a parity that stays; sums that do not shrink when the reference grows, or of the wrong row; the first
+// sums added to what was there; lse without the reference; a mask's end off by one, in a row or in what a whole tile
+// sees; ALiBi's part of the query with its sign lost, or the diagonal left out in some rows; a group's first query head
+// alone; no key seen taken for a number; the panels of V mistaken.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -79,18 +79,17 @@ TEST(AttentionSm90Operands, Descriptors) {
     }
 }
 
-// Tickets cover every unit of every head once, the last rows of a section's heads first.
+// Tickets cover every unit of every head once, the last rows of all heads first.
 TEST(AttentionSm90Operands, TicketsCoverAllWork) {
-    for (const int sections : {1, 2, 3, 5})
+    for (const int heads : {1, 2, 5})
         for (const int blocks : {1, 4, 7}) {
-            constexpr int kHeads = 5, kConsumers = 3;
+            constexpr int kConsumers = 3;
             std::set<std::pair<int, int>> taken;
-            for (int ticket = 0; ticket < blocks * kHeads; ++ticket) {
-                const ForwardWork work = forward_work(ticket, blocks, kHeads, sections, kConsumers);
-                EXPECT_TRUE(work.first_unit >= 0 && work.first_unit <= (blocks - 1) * kConsumers &&
-                            work.first_unit % kConsumers == 0 && work.kv_head >= 0 && work.kv_head < kHeads);
+            for (int ticket = 0; ticket < blocks * heads; ++ticket) {
+                const ForwardWork work = forward_work(ticket, blocks, heads, kConsumers);
+                EXPECT_EQ(work.first_unit, (blocks - 1 - static_cast<int>(taken.size()) / heads) * kConsumers);
+                EXPECT_TRUE(work.kv_head >= 0 && work.kv_head < heads);
                 EXPECT_TRUE(taken.insert({work.first_unit, work.kv_head}).second);
-                EXPECT_TRUE(ticket > 0 || work.first_unit == (blocks - 1) * kConsumers);
             }
         }
 }
@@ -132,7 +131,6 @@ struct Emulated {
             .G = static_cast<int>(G),
             .blocks_per_head = blocks_per_head,
             .total_blocks = static_cast<int>(blocks_per_head * NKV),
-            .heads_per_section = heads_per_section,
             .scale_log2 = static_cast<float>(f.scale * kLog2E),
         };
         // Two blocks, if there is work for two: the first takes most of it.
@@ -167,7 +165,6 @@ struct Emulated {
 
     AttentionRun run;
     uint64_t seed;
-    int heads_per_section = 1;
     EmulatedCounts counts;
 };
 
@@ -220,14 +217,13 @@ TEST(AttentionSm90, AQueryThatSeesNoKey) {
     check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, &nothing);
 }
 
-// Whichever warp runs first, and in sections of any size.
+// Whichever warp runs first.
 TEST(AttentionSm90, BitsDoNotDependOnTheOrderOfWarps) {
     for (const int64_t HS : {64, 128}) {
         const AttentionCase c = {.N = 400, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
         std::vector<double> out, lse;
         for (const uint64_t seed : {1, 2, 3}) {
             Emulated emulated(c, DType::bf16, seed);
-            emulated.heads_per_section = seed == 3 ? 2 : 1;
             emulated.forward(DType::bf16);
             if (seed == 1) {
                 out = emulated.run.out.values(), lse = emulated.run.lse.values();
