@@ -63,14 +63,11 @@ bool is_among(const int64_t (&values)[kCount], int64_t value) {
     return std::find(std::begin(values), std::end(values), value) != std::end(values);
 }
 
-// A plan for no GPU in particular may be for one.
-bool may_be_hopper(const Device& device) {
-    if (device.is_planned()) return true;
+std::optional<bool> ask_is_hopper([[maybe_unused]] const Device& device) {
 #if INGOT_HAS_CUDA
-    return is_hopper(device);
-#else
-    return false;
+    if (!device.is_planned()) return is_hopper(device);
 #endif
+    return std::nullopt;
 }
 
 }  // namespace
@@ -86,6 +83,11 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
                 " has no attention kernel on the CPU: use an even one up to ", kMaxHeadSize);
         return {AttentionKernel::cpu, "the device is the CPU"};
     }
+    return choose_attention_cuda(device.name(), ask_is_hopper(device), dtype, head_size, options);
+}
+
+AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool> is_hopper, DType dtype,
+                                      int64_t head_size, const AttentionOptions& options) {
     CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
     REQUIRE(is_among(kPlainHeadSizes, head_size), "head size ", head_size,
@@ -101,15 +103,15 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
         if (!asks_sm90) return {AttentionKernel::sm80, "it is asked for"};
         REQUIRE(fits_sm90, "the attention kernel sm90 takes heads of 64 or 128 elements, not of ", head_size,
                 ": set training.attention to \"auto\", or use such heads (model.head_dim)");
-        REQUIRE(may_be_hopper(device), "the attention kernel sm90 runs on Hopper GPUs alone (sm_90), not on ",
-                device.name(), ": set training.attention to \"auto\"");
+        REQUIRE(is_hopper.value_or(true), "the attention kernel sm90 runs on Hopper GPUs alone (sm_90), not on ", gpu,
+                ": set training.attention to \"auto\"");
         return {AttentionKernel::sm90, "it is asked for"};
     }
     if (!is_16_bit) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
     const char* const kAnyGpu = "the type is a 16-bit one, and every GPU that is built for has tensor cores";
-    if (!may_be_hopper(device)) return {AttentionKernel::sm80, kAnyGpu};
+    if (!is_hopper.value_or(true)) return {AttentionKernel::sm80, kAnyGpu};
     if (!fits_sm90) return {AttentionKernel::sm80, join(kAnyGpu, "; sm90 takes heads of 64 or 128")};
-    if (device.is_planned()) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs forward")};
+    if (!is_hopper) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs forward")};
     return {AttentionKernel::sm90, "the type is a 16-bit one, and the GPU a Hopper one"};
 }
 
