@@ -2,6 +2,8 @@
 #include "kernels/attention/forward_sm90.cuh"
 
 #include <atomic>
+#include <mutex>
+#include <vector>
 
 #include "kernels/attention/launch.cuh"
 #include "kernels/attention/sm90.h"
@@ -57,15 +59,56 @@ TensorMap tensor_map(const char* name, const Tensor& tensor, int rows) {
     return map;
 }
 
-// Where a launch counts its tickets: a counter of its own among many, since launches on several streams may run at a
-// time. Counters are 0 again when a launch has ended, and come round when no queue can hold that many launches. A graph
-// keeps the counter that it was recorded with: these are given out once.
+// ---- Where a launch counts its tickets ----
+//
+// Launches on several streams may run at a time: each has a counter of its own, which is 0 again when it has ended.
+// Counters of launches that run at once come round when no queue can hold that many. A launch that is recorded in a
+// graph keeps its counter for as long as the graph lives, or an executable made of it.
+
 constexpr int kCounters = 1 << 16;
-__device__ int ticket_counters[2][kCounters];
+__device__ int ticket_counters[2][kCounters];  // of launches that run at once; of recorded ones
+
+struct RecordedCounters {
+    std::mutex mutex;
+    std::vector<int> released;
+    int num_taken = 1;  // 0 is nobody's: as a pointer it would be null
+};
+RecordedCounters& recorded_counters() {
+    static auto* const counters = new RecordedCounters;  // never destroyed: graphs may be, later than static objects
+    return *counters;
+}
+int recorded_counter(cudaGraph_t graph) {
+    RecordedCounters& counters = recorded_counters();
+    int taken = 0;
+    {
+        const std::lock_guard lock(counters.mutex);
+        if (!counters.released.empty()) {
+            taken = counters.released.back();
+            counters.released.pop_back();
+        } else {
+            REQUIRE(
+                counters.num_taken < kCounters, "attention (sm90): ", kCounters - 1,
+                " launches are recorded in CUDA graphs that live, the most that can be: destroy some of them, or ask "
+                "for the kernel sm80");
+            taken = counters.num_taken++;
+        }
+    }
+    const auto release = [](void* counter) {
+        RecordedCounters& all = recorded_counters();
+        const std::lock_guard lock(all.mutex);
+        all.released.push_back(static_cast<int>(reinterpret_cast<intptr_t>(counter)));
+    };
+    cudaUserObject_t owner = nullptr;
+    CUDA_CHECK(cudaUserObjectCreate(&owner, reinterpret_cast<void*>(static_cast<intptr_t>(taken)), release, 1,
+                                    cudaUserObjectNoDestructorSync));
+    CUDA_CHECK(cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove));
+    return taken;
+}
+
 int* ticket_counter(const CudaContext& context) {
     static int* counters[kMaxGpus];
     static std::once_flag is_found[kMaxGpus];
-    static std::atomic<uint32_t> num_launches[2];
+    static std::atomic<uint32_t> num_launches;
     CHECK(context.index < kMaxGpus, "attention on CUDA: GPU ", context.index, ", at most ", kMaxGpus);
     std::call_once(is_found[context.index], [&] {
         void* address = nullptr;
@@ -73,12 +116,14 @@ int* ticket_counter(const CudaContext& context) {
         counters[context.index] = static_cast<int*>(address);
     });
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    CUDA_CHECK(cudaStreamIsCapturing(context.stream, &capture));
-    const bool is_recorded = capture != cudaStreamCaptureStatusNone;
-    const uint32_t launch = num_launches[is_recorded]++;
-    CHECK(!is_recorded || launch < kCounters, "attention (sm90): ", kCounters,
-          " launches were recorded in graphs: ask for AttentionRequest::sm80");
-    return counters[context.index] + (is_recorded ? kCounters : 0) + launch % kCounters;
+    cudaGraph_t graph = nullptr;
+#if CUDART_VERSION >= 13000
+    CUDA_CHECK(cudaStreamGetCaptureInfo(context.stream, &capture, nullptr, &graph));
+#else
+    CUDA_CHECK(cudaStreamGetCaptureInfo_v2(context.stream, &capture, nullptr, &graph));
+#endif
+    if (capture == cudaStreamCaptureStatusActive) return counters[context.index] + kCounters + recorded_counter(graph);
+    return counters[context.index] + num_launches++ % kCounters;
 }
 
 template <DType kType, int HS, bool kHasAlibi>
