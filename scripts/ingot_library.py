@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1  # INGOT_ABI_VERSION of kernels/c_api.h
+ABI_VERSION = 2  # INGOT_ABI_VERSION of kernels/c_api.h
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # ---- The structs of kernels/c_api.h ----

@@ -1,8 +1,8 @@
 // libingot.so: each op through the C ABI gives the bits that it gives through its own header, on the CPU and, where
 // there is one, on a GPU; what is wrong comes back as a status and a line.
 //
-// Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of the
-// arguments not compared, one error for all threads, CHECK reported as a fault of ours.
+// Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of
+// the arguments not compared, one error for all threads, CHECK reported as a fault of ours.
 #include "kernels/c_api.h"
 
 #include <functional>
@@ -492,8 +492,8 @@ TEST(CApi, RefusesNullPointersAndUnknownOptions) {
     const auto adamw = sized<ingot_adamw_arguments>();
     expect_refused(ingot_adamw(&d, &adamw), "step is a null pointer");
     auto attention = sized<ingot_attention_forward_arguments>();
-    attention.options.kernel = 3;
-    expect_refused(ingot_attention_forward(&d, &attention), "options.kernel 3 is unknown");
+    attention.options.kernel = 4;
+    expect_refused(ingot_attention_forward(&d, &attention), "options.kernel 4 is unknown");
     attention.options = {0, 2};
     expect_refused(ingot_attention_forward(&d, &attention), "options.any_order is 2");
     ingot_tensor q = {};
