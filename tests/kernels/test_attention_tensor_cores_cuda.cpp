@@ -1,15 +1,33 @@
 // The tensor-core attention kernels on a GPU, beyond what test_attention_cuda.cpp asks of every kernel: more lengths,
-// rows too long for the CPU, repeats, and dq in any order.
+// rows too long for the CPU, repeats, graphs, and dq in any order. sm90 where the GPU is a Hopper one.
 #include <gtest/gtest.h>
+
+#include <memory>
 
 #include "tests/kernels/attention_compared.h"
 
 namespace ingot::test {
 namespace {
 
-constexpr AttentionOptions kDeterministic = {.request = AttentionRequest::sm80};
-constexpr AttentionOptions kAnyOrder = {.request = AttentionRequest::sm80, .is_deterministic = false};
-constexpr int64_t kHeadSizes[] = {32, 64, 96, 128};
+class AttentionTensorCoresCuda : public testing::TestWithParam<AttentionRequest> {
+  protected:
+    AttentionOptions deterministic() const { return {.request = GetParam()}; }
+    AttentionOptions any_order() const { return {.request = GetParam(), .is_deterministic = false}; }
+    bool is_sm90() const { return GetParam() == AttentionRequest::sm90; }
+    std::vector<int64_t> head_sizes() const {
+        return is_sm90() ? std::vector<int64_t>{64, 128} : std::vector<int64_t>{32, 64, 96, 128};
+    }
+};
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionTensorCoresCuda,
+                         testing::Values(AttentionRequest::sm80, AttentionRequest::sm90),
+                         [](const auto& info) { return info.param == AttentionRequest::sm90 ? "sm90" : "sm80"; });
+
+bool has_sm90(const Device& device) {
+    return choose_attention(device, DType::bf16, 64).kernel == AttentionKernel::sm90;
+}
+#define INGOT_KERNEL_OR_SKIP(device) \
+    INGOT_CUDA_OR_SKIP(device);      \
+    if (is_sm90() && !has_sm90(device)) GTEST_SKIP() << "not a Hopper GPU"
 
 void check(const Device& device, const AttentionCase& c, DType dtype) {
     SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype), c.options.is_deterministic ? "" : ", any order"));
@@ -20,25 +38,26 @@ void check(const Device& device, const AttentionCase& c, DType dtype) {
 }
 
 // Every remainder of the tiles, as one document and with one that ends within the last tiles.
-TEST(AttentionSm80Cuda, EveryLength) {
-    INGOT_CUDA_OR_SKIP(device);
+TEST_P(AttentionTensorCoresCuda, EveryLength) {
+    INGOT_KERNEL_OR_SKIP(device);
+    const std::vector<int64_t> sizes = head_sizes();
     for (int64_t rest = 0; rest < 128; ++rest) {
         const int64_t N = 128 * (1 + rest % 3) + rest;
         check(device,
               {.N = N,
                .NH = 2,
                .NKV = 1 + rest % 2,
-               .HS = kHeadSizes[rest % 4],
+               .HS = sizes[static_cast<size_t>(rest) % sizes.size()],
                .is_causal = rest % 5 != 0,
                .alibi = rest % 3 == 0,
                .starts = rest % 2 == 0 ? std::vector<int64_t>{0} : std::vector<int64_t>{0, N / 2, N - 1},
-               .options = kDeterministic},
+               .options = deterministic()},
               rest % 7 == 0 ? DType::f16 : DType::bf16);
     }
 }
 
-TEST(AttentionSm80Cuda, GroupsAndHeads) {
-    INGOT_CUDA_OR_SKIP(device);
+TEST_P(AttentionTensorCoresCuda, GroupsAndHeads) {
+    INGOT_KERNEL_OR_SKIP(device);
     for (const int64_t G : {1, 2, 3, 4, 7, 8})
         for (const int64_t HS : {64, 128})
             check(device,
@@ -48,15 +67,15 @@ TEST(AttentionSm80Cuda, GroupsAndHeads) {
                    .HS = HS,
                    .alibi = true,
                    .starts = {0, 100},
-                   .options = kDeterministic},
+                   .options = deterministic()},
                   DType::bf16);
     for (const int64_t NH : {12, 14})
-        check(device, {.N = 400, .NH = NH, .NKV = 2, .HS = 64, .alibi = true, .options = kDeterministic}, DType::bf16);
+        check(device, {.N = 400, .NH = NH, .NKV = 2, .HS = 64, .alibi = true, .options = deterministic()}, DType::bf16);
 }
 
-TEST(AttentionSm80Cuda, AnyOrderIsAsGood) {
-    INGOT_CUDA_OR_SKIP(device);
-    for (const int64_t HS : kHeadSizes)
+TEST_P(AttentionTensorCoresCuda, AnyOrderIsAsGood) {
+    INGOT_KERNEL_OR_SKIP(device);
+    for (const int64_t HS : head_sizes())
         for (const bool is_causal : {true, false})
             check(device,
                   {.N = 1000,
@@ -66,14 +85,14 @@ TEST(AttentionSm80Cuda, AnyOrderIsAsGood) {
                    .is_causal = is_causal,
                    .alibi = true,
                    .starts = {0, 100, 700},
-                   .options = kAnyOrder},
+                   .options = any_order()},
                   DType::bf16);
 }
 
 // 40,000 tokens, against the plain kernel in fp32 on the same numbers: its own error is a thousandth of what bf16
 // rounds.
-TEST(AttentionSm80Cuda, LongRows) {
-    INGOT_CUDA_OR_SKIP(device);
+TEST_P(AttentionTensorCoresCuda, LongRows) {
+    INGOT_KERNEL_OR_SKIP(device);
     for (const int64_t HS : {64, 128})
         for (const bool has_documents : {false, true}) {
             AttentionCase c = {
@@ -87,7 +106,7 @@ TEST(AttentionSm80Cuda, LongRows) {
             const AttentionRun exact(c, DType::f32, DType::bf16, device);
             exact.forward();
             exact.backward();
-            c.options = kDeterministic;
+            c.options = deterministic();
             const AttentionRun run(c, DType::bf16, DType::bf16, device);
             run.forward();
             run.backward();
@@ -120,8 +139,8 @@ std::vector<unsigned char> bytes_of(const Device& device, std::initializer_list<
 }
 
 // More tiles of keys than run at a time, so that blocks wait for each other in many ways.
-TEST(AttentionSm80Cuda, AHundredRepeatsGiveTheSameBits) {
-    INGOT_CUDA_OR_SKIP(device);
+TEST_P(AttentionTensorCoresCuda, AHundredRepeatsGiveTheSameBits) {
+    INGOT_KERNEL_OR_SKIP(device);
     for (const int64_t HS : {64, 128})
         for (const int64_t NKV : {12, 4}) {
             const AttentionCase c = {.N = 4000,
@@ -130,7 +149,7 @@ TEST(AttentionSm80Cuda, AHundredRepeatsGiveTheSameBits) {
                                      .HS = HS,
                                      .alibi = true,
                                      .starts = {0, 20, 90, 91, 400, 2500},
-                                     .options = kDeterministic};
+                                     .options = deterministic()};
             const AttentionRun run(c, DType::bf16, DType::bf16, device);
             std::vector<unsigned char> first;
             for (int repeat = 0; repeat < 100; ++repeat) {
@@ -145,12 +164,98 @@ TEST(AttentionSm80Cuda, AHundredRepeatsGiveTheSameBits) {
         }
 }
 
-TEST(AttentionSm80Cuda, PackedEqualsEachDocumentAlone) {
-    INGOT_CUDA_OR_SKIP(device);
+// What is recorded once runs on whatever the buffers hold then, documents included, and every time anew.
+TEST_P(AttentionTensorCoresCuda, AGraphGivesTheSameBits) {
+    INGOT_KERNEL_OR_SKIP(device);
+    for (const int64_t HS : {64, 128}) {
+        AttentionCase c = {.N = 1500, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .options = deterministic()};
+        const AttentionRun recorded(c, DType::bf16, DType::bf16, device);
+        DeviceGraph graph(device);
+        double seed = 0;
+        for (const std::vector<int64_t>& starts : std::vector<std::vector<int64_t>>{{0}, {0, 700}, {0, 1, 2, 1400}}) {
+            c.starts = starts;
+            AttentionRun direct(c, DType::bf16, DType::bf16, device);
+            perturb(direct.qkv, 0, c.N, seed += 0.5);
+            perturb(direct.dout, 0, c.N, seed);
+            direct.forward();
+            direct.backward();
+            const std::vector<unsigned char> expected = bytes_of(device, {&direct.out, &direct.lse, &direct.dqkv});
+            device.copy(recorded.qkv, direct.qkv);
+            device.copy(recorded.dout, direct.dout);
+            device.copy(recorded.first_key, direct.first_key);
+            device.copy(recorded.end_key, direct.end_key);
+            device.copy(recorded.first_query, direct.first_query);
+            device.copy(recorded.end_query, direct.end_query);
+            for (int replay = 0; replay < 50; ++replay) {
+                for (const Buffer* buffer : {&recorded.out, &recorded.lse, &recorded.dqkv, &recorded.workspace})
+                    device.fill_bytes(*buffer, 0xff);
+                graph.run([&] {
+                    recorded.forward();
+                    recorded.backward();
+                });
+                ASSERT_TRUE(bytes_of(device, {&recorded.out, &recorded.lse, &recorded.dqkv}) == expected)
+                    << "replay " << replay << " with " << starts.size() << " documents";
+            }
+        }
+    }
+}
+
+// Two queues of one GPU, each with launches of its own and replays of a graph, at the same time: no launch counts its
+// tickets where another does.
+TEST_P(AttentionTensorCoresCuda, QueuesSideBySide) {
+    INGOT_KERNEL_OR_SKIP(device);
+    const Device other = Device::cuda(0);
+    const AttentionCase c = {.N = 3000, .NH = 4, .NKV = 2, .HS = 64, .starts = {0, 100}, .options = deterministic()};
+    const Device* const queues[] = {&device, &other};
+    std::vector<std::unique_ptr<AttentionRun>> runs;  // for each queue: at once, and by a graph
+    for (int i = 0; i < 4; ++i) {
+        runs.push_back(std::make_unique<AttentionRun>(c, DType::bf16, DType::bf16, *queues[i / 2]));
+        perturb(runs.back()->qkv, 0, c.N, i);
+    }
+    std::vector<std::vector<unsigned char>> expected;
+    for (const auto& run : runs) {
+        run->forward();
+        expected.push_back(bytes_of(run->device, {&run->out, &run->lse}));
+        run->device.synchronize();
+    }
+    DeviceGraph graphs[] = {DeviceGraph(device), DeviceGraph(other)};
+    for (int round = 0; round < 20; ++round) {
+        for (const auto& run : runs)
+            for (const Buffer* buffer : {&run->out, &run->lse}) run->device.fill_bytes(*buffer, 0xff);
+        for (int launch = 0; launch < 10; ++launch)
+            for (size_t queue = 0; queue < 2; ++queue) {
+                runs[2 * queue]->forward();
+                graphs[queue].run([&] { runs[2 * queue + 1]->forward(); });
+            }
+        for (size_t i = 0; i < runs.size(); ++i)
+            ASSERT_TRUE(bytes_of(runs[i]->device, {&runs[i]->out, &runs[i]->lse}) == expected[i])
+                << "round " << round << ", run " << i;
+    }
+}
+
+// More launches than counters of tickets, in graphs that do not live long.
+TEST_P(AttentionTensorCoresCuda, ManyGraphs) {
+    INGOT_KERNEL_OR_SKIP(device);
+    const AttentionRun run({.N = 100, .NH = 2, .NKV = 1, .HS = 64, .options = deterministic()}, DType::bf16,
+                           DType::bf16, device);
+    run.forward();
+    const std::vector<unsigned char> expected = bytes_of(device, {&run.out, &run.lse});
+    for (int round = 0; round < 70; ++round) {
+        for (const Buffer* buffer : {&run.out, &run.lse}) device.fill_bytes(*buffer, 0xff);
+        DeviceGraph graph(device);
+        graph.run([&] {
+            for (int launch = 0; launch < 1000; ++launch) run.forward();
+        });
+        ASSERT_TRUE(bytes_of(device, {&run.out, &run.lse}) == expected) << "round " << round;
+    }
+}
+
+TEST_P(AttentionTensorCoresCuda, PackedEqualsEachDocumentAlone) {
+    INGOT_KERNEL_OR_SKIP(device);
     const std::vector<int64_t> starts = {0, 30, 31, 300, 365, 700};
     for (const int64_t HS : {64, 128}) {
         const AttentionCase c = {
-            .N = 700, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .starts = starts, .options = kDeterministic};
+            .N = 700, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .starts = starts, .options = deterministic()};
         const AttentionRun packed(c, DType::bf16, DType::bf16, device);
         packed.forward();
         packed.backward();
@@ -158,7 +263,7 @@ TEST(AttentionSm80Cuda, PackedEqualsEachDocumentAlone) {
         for (size_t document = 0; document + 1 < starts.size(); ++document) {
             const int64_t begin = starts[document], end = starts[document + 1];
             const AttentionCase alone_case = {
-                .N = end - begin, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .options = kDeterministic};
+                .N = end - begin, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .options = deterministic()};
             AttentionRun alone(alone_case, DType::bf16, DType::bf16, device);
             alone.qkv.set(rows(packed.qkv.values(), c.N, begin, end));
             alone.dout.set(rows(packed.dout.values(), c.N, begin, end));
@@ -176,17 +281,23 @@ TEST(AttentionSm80Cuda, PackedEqualsEachDocumentAlone) {
     }
 }
 
-TEST(AttentionSm80Cuda, Refuses) {
-    INGOT_CUDA_OR_SKIP(device);
-    const auto run = [&](DType dtype, AttentionPadding padding) {
-        AttentionRun({.N = 4, .NH = 2, .NKV = 1, .HS = 32, .options = kDeterministic}, dtype, dtype, device, padding)
+TEST_P(AttentionTensorCoresCuda, Refuses) {
+    INGOT_KERNEL_OR_SKIP(device);
+    const auto run = [&](DType dtype, AttentionPadding padding, int64_t HS = 64) {
+        AttentionRun({.N = 4, .NH = 2, .NKV = 1, .HS = HS, .options = deterministic()}, dtype, dtype, device, padding)
             .forward();
     };
     EXPECT_NO_THROW(run(DType::bf16, {.before = 8, .after = 8}));
     EXPECT_THROW(run(DType::f32, {}), UserError);
     EXPECT_THROW(run(DType::bf16, {.before = 1, .after = 7}), Error);
     EXPECT_THROW(run(DType::f16, {.before = 0, .after = 4}), Error);
-    const AttentionRun good({.N = 4, .NH = 2, .NKV = 1, .HS = 32, .options = kDeterministic}, DType::bf16, DType::bf16,
+    for (const int64_t HS : {32, 96}) {
+        if (is_sm90())
+            EXPECT_THROW(run(DType::bf16, {}, HS), UserError);
+        else
+            EXPECT_NO_THROW(run(DType::bf16, {}, HS));
+    }
+    const AttentionRun good({.N = 4, .NH = 2, .NKV = 1, .HS = 64, .options = deterministic()}, DType::bf16, DType::bf16,
                             device);
     good.forward();
     AttentionForward f = good.forward_arguments();
@@ -195,6 +306,12 @@ TEST(AttentionSm80Cuda, Refuses) {
     AttentionBackward b = good.backward_arguments();
     b.workspace = good.workspace.tensor().slice(0, 0, good.workspace.tensor().bytes() - 1);
     EXPECT_THROW(attention_backward(device, b), Error);
+}
+
+TEST(AttentionCuda, Sm90IsRefusedWhereTheGpuIsNoHopper) {
+    INGOT_CUDA_OR_SKIP(device);
+    if (has_sm90(device)) GTEST_SKIP() << "a Hopper GPU";
+    EXPECT_THROW(choose_attention(device, DType::bf16, 64, {.request = AttentionRequest::sm90}), UserError);
 }
 
 }  // namespace
