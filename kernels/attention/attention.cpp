@@ -53,6 +53,10 @@ void check_views(const char* kernel, std::initializer_list<std::pair<const char*
               " takes multiples of 8, and data aligned to 16 bytes: ask for "
               "AttentionRequest::plain, or copy the tensor");
 }
+// Heads or tokens that share their memory.
+bool repeats(const Tensor& tensor) {
+    return (tensor.shape[0] > 1 && tensor.stride[0] == 0) || (tensor.shape[1] > 1 && tensor.stride[1] == 0);
+}
 void check_scale(const char* kernel, double scale) {
     CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale, ", the kernel ", kernel,
           " takes those above 0: ask for AttentionRequest::plain");
@@ -160,7 +164,10 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
 void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
-    const AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
+    AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
+    const bool is_free = a.options.request == AttentionRequest::automatic;
+    if (kernel == AttentionKernel::sm90 && is_free && (repeats(a.q) || repeats(a.k) || repeats(a.v)))
+        kernel = AttentionKernel::sm80;  // the copy engine's strides are above 0
     if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
         const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
         check_scale(name, a.scale);

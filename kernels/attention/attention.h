@@ -64,7 +64,9 @@ void attention_backward(const Device&, const AttentionBackward&);
 // four bytes for each query and head, sm80 as many times four as a head has elements, and a little more.
 size_t attention_backward_workspace(const Device&, const Tensor& q, const AttentionOptions& options = {});
 
-// Which kernel the two functions above take, and why: for the log. Throws Error with what would run if none does.
+// Which kernel the two functions above take, and why: for the log. (Views with a stride of 0, such as a head that
+// PyTorch expands to many, take sm80 where it says sm90 and none is asked for.) Throws Error with what would run if
+// none does.
 enum class AttentionKernel : uint8_t { cpu, plain, sm80, sm90 };  // sm90: forward; its backward is sm80's
 struct AttentionChoice {
     AttentionKernel kernel;

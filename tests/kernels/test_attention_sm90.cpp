@@ -222,7 +222,7 @@ TEST(AttentionSm90, BitsDoNotDependOnTheOrderOfWarps) {
     for (const int64_t HS : {64, 128}) {
         const AttentionCase c = {.N = 400, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
         std::vector<double> out, lse;
-        for (const uint64_t seed : {1, 2, 3}) {
+        for (const uint64_t seed : {1, 2}) {
             Emulated emulated(c, DType::bf16, seed);
             emulated.forward(DType::bf16);
             if (seed == 1) {

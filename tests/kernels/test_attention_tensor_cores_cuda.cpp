@@ -308,6 +308,20 @@ TEST_P(AttentionTensorCoresCuda, Refuses) {
     EXPECT_THROW(attention_backward(device, b), Error);
 }
 
+// A head of keys and values that stands for two, as PyTorch expands it.
+TEST(AttentionCuda, ViewsThatRepeat) {
+    INGOT_CUDA_OR_SKIP(device);
+    const AttentionCase c = {.N = 300, .NH = 4, .NKV = 1, .HS = 64, .starts = {0, 100}};
+    const AttentionRun expanded(c, DType::bf16, DType::bf16, device), once(c, DType::bf16, DType::bf16, device);
+    AttentionForward f = expanded.forward_arguments();
+    for (Tensor* tensor : {&f.k, &f.v}) tensor->shape[1] = 2, tensor->stride[1] = 0;
+    attention_forward(device, f);
+    AttentionForward expected = once.forward_arguments();
+    expected.options.request = AttentionRequest::sm80;
+    attention_forward(device, expected);
+    EXPECT_TRUE(bytes_of(device, {&expanded.out, &expanded.lse}) == bytes_of(device, {&once.out, &once.lse}));
+}
+
 TEST(AttentionCuda, Sm90IsRefusedWhereTheGpuIsNoHopper) {
     INGOT_CUDA_OR_SKIP(device);
     if (has_sm90(device)) GTEST_SKIP() << "a Hopper GPU";
