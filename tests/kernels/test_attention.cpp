@@ -331,7 +331,8 @@ TEST(AttentionChoice, IsKnownWithoutAGpu) {
     EXPECT_THROW(choose_attention(cpu, DType::f32, 64, plain), UserError);
 }
 
-// sm90 is taken and given on Hopper alone, in 16 bits and with its head sizes; what it is refused for is said.
+// sm90 is taken and given on Hopper alone, in 16 bits and with its head sizes; what it is refused for is said. Seen to
+// catch: another GPU or a plan for none in particular taken for Hopper, other head sizes taken.
 TEST(AttentionChoice, OfAGpu) {
     const auto choose = [](std::optional<bool> is_hopper, DType dtype, int64_t HS, AttentionRequest request) {
         return choose_attention_cuda("GPU X (sm_123)", is_hopper, dtype, HS, {.request = request});

@@ -3,7 +3,8 @@
 Each row of a table is a case: its input, a fragment of the line that names the key, file or option, and, where it
 matters, the fix that must stand in it. Without a fix of its own, a row wants one of FIXES after that fragment.
 
-Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size.
+Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size; a kernel
+of attention not compared with the precision.
 """
 
 import fcntl
