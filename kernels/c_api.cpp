@@ -28,7 +28,8 @@ static_assert(INGOT_FP64 == int(DType::f64) && INGOT_FP32 == int(DType::f32) && 
               INGOT_FP16 == int(DType::f16) && INGOT_INT32 == int(DType::i32) && INGOT_UINT8 == int(DType::u8));
 static_assert(INGOT_ATTENTION_AUTOMATIC == int(AttentionRequest::automatic) &&
               INGOT_ATTENTION_PLAIN == int(AttentionRequest::plain) &&
-              INGOT_ATTENTION_SM80 == int(AttentionRequest::sm80));
+              INGOT_ATTENTION_SM80 == int(AttentionRequest::sm80) &&
+              INGOT_ATTENTION_SM90 == int(AttentionRequest::sm90));
 static_assert(sizeof(ingot_tensor::shape) == sizeof(Tensor::shape));
 
 // A block is handed on as it is: the same fields at the same places.
@@ -160,7 +161,7 @@ AttentionMask mask_of(const Reader& read, const ingot_attention_mask& mask) {
 }
 
 AttentionOptions options_of(const char* op, const ingot_attention_options& options) {
-    REQUIRE(options.kernel >= INGOT_ATTENTION_AUTOMATIC && options.kernel <= INGOT_ATTENTION_SM80, op,
+    REQUIRE(options.kernel >= INGOT_ATTENTION_AUTOMATIC && options.kernel <= INGOT_ATTENTION_SM90, op,
             ": options.kernel ", options.kernel, " is unknown: use an ingot_attention_kernel");
     REQUIRE(options.any_order == 0 || options.any_order == 1, op, ": options.any_order is ", options.any_order,
             ": use 0 or 1");

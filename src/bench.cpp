@@ -86,7 +86,7 @@ int main(int argc, char** argv) {
     attention_command->add_flag("--alibi", attention.alibi, "With ALiBi");
     attention_command->add_option("--mask", attention.mask, "causal or full")->capture_default_str();
     attention_command->add_option("--dtype", attention.dtype, "fp32, bf16 or fp16")->capture_default_str();
-    attention_command->add_option("--kernel", attention.kernel, "auto, plain or sm80")->capture_default_str();
+    attention_command->add_option("--kernel", attention.kernel, "auto, plain, sm80 or sm90")->capture_default_str();
     attention_command->add_option("--against", attention.against,
                                   "Beside naive (a matrix of all pairs) or plain (the kernel without tensor cores)");
     attention_command->add_flag("--any-order", attention.any_order, "As training.deterministic = false");

@@ -48,8 +48,9 @@ struct AttentionShape {
 AttentionRequest request_of(const std::string& option, const std::string& name) {
     if (name == "auto") return AttentionRequest::automatic;
     if (name == "plain") return AttentionRequest::plain;
-    REQUIRE(name == "sm80", option, " is ", name, ": use auto, plain or sm80");
-    return AttentionRequest::sm80;
+    if (name == "sm80") return AttentionRequest::sm80;
+    REQUIRE(name == "sm90", option, " is ", name, ": use auto, plain, sm80 or sm90");
+    return AttentionRequest::sm90;
 }
 
 std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {

@@ -40,7 +40,7 @@ ordered_json manifest_head(const Config& config, const TrainingState& training, 
                               {"consecutive_skips", training.state.consecutive_skips}};
     manifest["report"] = report_to_json(training.report);
     manifest["world_size"] = 1;
-    manifest["environment"] = environment(device);
+    manifest["environment"] = environment(device, config);
     if (!device.is_cpu()) manifest["matmul_choices"] = matmul_choices_to_json(matmul_choices(device));
     manifest["config"] = config_to_json(config);
     return manifest;

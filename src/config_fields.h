@@ -79,9 +79,19 @@ struct EnumNames<Precision> {
 
 template <>
 struct EnumNames<AttentionRequest> {
-    static constexpr std::pair<const char*, AttentionRequest> values[] = {
-        {"auto", AttentionRequest::automatic}, {"plain", AttentionRequest::plain}, {"sm80", AttentionRequest::sm80}};
+    static constexpr std::pair<const char*, AttentionRequest> values[] = {{"auto", AttentionRequest::automatic},
+                                                                          {"plain", AttentionRequest::plain},
+                                                                          {"sm80", AttentionRequest::sm80},
+                                                                          {"sm90", AttentionRequest::sm90}};
 };
+
+// As the config writes it.
+template <typename E>
+const char* name_of_choice(E choice) {
+    for (const auto& [name, value] : EnumNames<E>::values)
+        if (value == choice) return name;
+    return "?";
+}
 
 // ---- The lists ----
 
@@ -182,7 +192,9 @@ void visit_fields(Visitor& v, TrainingConfig& c) {
         "tune", c.tune,
         {kFromNow, "CUDA: whether products take the fastest algorithm that was timed, or the library's first choice"});
     v.field("attention", c.attention,
-            {kFromNow, "CUDA: kernel of attention; auto: sm80 (tensor cores) for bf16 and fp16, plain for fp32"});
+            {kFromNow,
+             "CUDA: kernel of attention; auto: sm90 for bf16 and fp16 on Hopper with heads of 64 or 128, else sm80 "
+             "(tensor cores of any GPU), plain for fp32"});
     v.field("deterministic", c.deterministic,
             {kFromNow, "Whether all sums have one order, so that the same run gives the same bits"});
     v.field("z_loss", c.z_loss, {kFromNow, "Weight of the squared log-normaliser in the loss", 0, 1});

@@ -156,13 +156,15 @@ void check_rules(const Config& c) {
                 c.training.precision == Precision::fp32,
             "training.precision is a 16-bit type, but training.device is \"cpu\", which computes in fp32: set "
             "training.precision to \"auto\"");
-    const char* const name = c.training.attention == AttentionRequest::plain ? "plain" : "sm80";
-    REQUIRE(c.training.device != DeviceChoice::cpu || c.training.attention == AttentionRequest::automatic,
-            "training.attention is \"", name,
+    const AttentionRequest attention = c.training.attention;
+    REQUIRE(c.training.device != DeviceChoice::cpu || attention == AttentionRequest::automatic,
+            "training.attention is \"", name_of_choice(attention),
             "\", a kernel of the GPU, but training.device is \"cpu\": set "
             "training.attention to \"auto\"");
-    REQUIRE(c.training.precision != Precision::fp32 || c.training.attention != AttentionRequest::sm80,
-            "training.attention is \"sm80\", which multiplies in bf16 or fp16, but training.precision is \"fp32\": set "
+    REQUIRE(c.training.precision != Precision::fp32 || attention == AttentionRequest::automatic ||
+                attention == AttentionRequest::plain,
+            "training.attention is \"", name_of_choice(attention),
+            "\", which multiplies in bf16 or fp16, but training.precision is \"fp32\": set "
             "training.attention to \"auto\" or \"plain\", or training.precision to \"bf16\"");
     const bool is_bytes = c.data.tokenizer == kBytesTokenizer;
     REQUIRE(is_bytes || c.data.tokenizer.empty() || std::filesystem::path(c.data.tokenizer).extension() == ".json",

@@ -3,10 +3,12 @@
 #include <fstream>
 #include <set>
 
+#include "kernels/attention/attention.h"
 #include "kernels/core/blas.h"
 #include "kernels/core/check.h"
 #include "kernels/matmul_choices.h"
 #include "src/checksum.h"
+#include "src/device_choice.h"
 
 namespace ingot {
 
@@ -39,7 +41,7 @@ uint64_t available_memory() {
     return value.empty() ? 0 : std::strtoull(value.c_str(), nullptr, 10) * 1024;
 }
 
-ordered_json environment(const Device& device) {
+ordered_json environment(const Device& device, const Config& config) {
     ordered_json result;
     result["ingot"] = INGOT_VERSION;
     result["device"] = device.is_cpu() ? cpu_model() : device.name();
@@ -48,6 +50,12 @@ ordered_json environment(const Device& device) {
 #endif
     result["compiler"] = __VERSION__;
     result["blas"] = blas_description();
+    if (!device.is_cpu()) {
+        const TrainingConfig& t = config.training;
+        result["attention"] = name_of(
+            choose_attention(device, compute_type(t.precision, device), config.model.head_dim, t.attention_options())
+                .kernel);
+    }
     if (!device.is_cpu() && !device.is_planned()) result["products"] = matmul_machine(device);
     result["world_size"] = 1;
     return result;

@@ -1,10 +1,12 @@
-// What the bits of a run depend on besides its config: device, libraries, how many processes share the work.
+// What the bits of a run depend on besides its config: device, libraries, what "auto" means here, how many processes
+// share the work.
 #pragma once
 
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "kernels/core/device.h"
+#include "src/config.h"
 
 namespace ingot {
 
@@ -13,8 +15,8 @@ std::string cpu_model();
 // Bytes that the system could give to programs now, and 0 if it does not say.
 uint64_t available_memory();
 
-// {"ingot": version, "device": ..., "blas": ..., "world_size": 1, ...}
-nlohmann::ordered_json environment(const Device& device);
+// {"ingot": version, "device": ..., "attention": kernel on CUDA, "blas": ..., "world_size": 1, ...}
+nlohmann::ordered_json environment(const Device& device, const Config& config);
 // Eight digits that stand for it.
 std::string environment_hash(const nlohmann::ordered_json& environment);
 // "blas was A, is B; device was ...", or an empty text.

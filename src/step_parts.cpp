@@ -44,6 +44,7 @@ constexpr KernelPart kKernelParts[] = {
     {"sm80", "prepare_kernel", StepPart::attention_backward},
     {"sm80", "backward_kernel", StepPart::attention_backward},
     {"sm80", "finish_kernel", StepPart::attention_backward},
+    {"sm90", "forward_kernel", StepPart::attention_forward},
     {"step.cu", "step_begin_kernel", StepPart::step_scalars},
     {"step.cu", "step_decide_kernel", StepPart::step_scalars},
     {"swiglu.cu", "forward_kernel", StepPart::swiglu_forward},

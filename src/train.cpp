@@ -142,8 +142,9 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
     for (const std::string& line : data_.resume(training_.data, training_.rows_consumed))
         std::printf("data: %s\n", line.c_str());
     std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
-    std::string differences = environment_changes(
-        checkpoint.manifest.value("environment", nlohmann::ordered_json::object()), environment(plan_.device()));
+    std::string differences =
+        environment_changes(checkpoint.manifest.value("environment", nlohmann::ordered_json::object()),
+                            environment(plan_.device(), config_));
     if (const int64_t count = num_new_choices(recorded_choices(checkpoint), matmul_choices(plan_.device())); count > 0)
         differences +=
             join(differences.empty() ? "" : "; ", count, " products have another algorithm than in the checkpoint");
@@ -471,7 +472,7 @@ int train(const TrainOptions& options) {
     print_data(data);
     if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
     print_plan(plan);
-    std::printf("environment: %s\n", environment_hash(environment(device)).c_str());
+    std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
     Trainer trainer(config, folder, &data, tokenizer.get(), options.profile, &plan);

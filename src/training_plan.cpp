@@ -38,13 +38,6 @@ int64_t largest_micro_batch(Config config, const Device& device, int64_t most, s
     return 0;
 }
 
-template <typename E>
-const char* name_of_choice(E choice) {
-    for (const auto& [name, value] : EnumNames<E>::values)
-        if (value == choice) return name;
-    return "?";
-}
-
 template <typename... Values>
 std::string line(const char* format, Values... values) {
     char text[512];
@@ -191,9 +184,9 @@ std::string TrainingPlan::features() const {
                  config_.data.mask_documents ? "masked" : "not masked");
     const AttentionChoice attention = choose_attention(device_, model.dtype(), m.head_dim, t.attention_options());
     text += line("attention kernel: %s, since %s%s", name_of(attention.kernel), attention.reason.c_str(),
-                 attention.kernel != AttentionKernel::sm80 ? ""
-                 : t.deterministic                         ? "; gradients of queries in one order"
-                                                           : "; gradients of queries in any order");
+                 attention.kernel != AttentionKernel::sm80 && attention.kernel != AttentionKernel::sm90 ? ""
+                 : t.deterministic ? "; gradients of queries in one order"
+                                   : "; gradients of queries in any order");
     text += line("optimizer: AdamW, lr %.3g (warm-up %ld steps, then %s to %.3g), betas %g and %g, weight decay %g, %s",
                  o.lr, static_cast<long>(s.warmup_steps), name_of_choice(s.type),
                  s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction, o.beta1, o.beta2, o.weight_decay,

@@ -9,6 +9,7 @@
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/plain.h"
 #include "kernels/attention/sm80.h"
+#include "kernels/attention/sm90.h"
 
 namespace ingot {
 
@@ -43,18 +44,33 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
 }
 
 // What tensor-core kernels ask beyond attention.h.
-void check_views_sm80(std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+void check_views(const char* kernel, std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
     for (const auto& [name, tensor] : tensors)
         CHECK(reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0 && tensor->stride[0] % 8 == 0 &&
                   tensor->stride[1] % 8 == 0,
               "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
-              tensor->stride[1],
-              " elements, the kernel sm80 takes multiples of 8, and data aligned to 16 bytes: ask for "
-              "the kernel plain, or copy the tensor");
+              tensor->stride[1], " elements, the kernel ", kernel,
+              " takes multiples of 8, and data aligned to 16 bytes: ask for the kernel plain, or copy the tensor");
 }
-void check_scale_sm80(double scale) {
-    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale,
-          ", the kernel sm80 takes those above 0: ask for the kernel plain");
+// Heads or tokens that share their memory.
+bool repeats(const Tensor& tensor) {
+    return (tensor.shape[0] > 1 && tensor.stride[0] == 0) || (tensor.shape[1] > 1 && tensor.stride[1] == 0);
+}
+void check_scale(const char* kernel, double scale) {
+    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale, ", the kernel ", kernel,
+          " takes those above 0: ask for the kernel plain");
+}
+
+template <size_t kCount>
+bool is_among(const int64_t (&values)[kCount], int64_t value) {
+    return std::find(std::begin(values), std::end(values), value) != std::end(values);
+}
+
+std::optional<bool> ask_is_hopper([[maybe_unused]] const Device& device) {
+#if INGOT_HAS_CUDA
+    if (!device.is_planned()) return is_hopper(device);
+#endif
+    return std::nullopt;
 }
 
 }  // namespace
@@ -70,20 +86,34 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
                 " has no attention kernel on the CPU: use an even one up to ", kMaxHeadSize);
         return {AttentionKernel::cpu, "the device is the CPU"};
     }
+    return choose_attention_cuda(device.name(), ask_is_hopper(device), dtype, head_size, options);
+}
+
+AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool> is_hopper, DType dtype,
+                                      int64_t head_size, const AttentionOptions& options) {
     CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
-    REQUIRE(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), head_size) != std::end(kPlainHeadSizes),
-            "head size ", head_size, " has no attention kernel on CUDA: use 32, 64, 96 or 128, or the CPU");
+    REQUIRE(is_among(kPlainHeadSizes, head_size), "head size ", head_size,
+            " has no attention kernel on CUDA: use 32, 64, 96 or 128, or the CPU");
     if (options.request == AttentionRequest::plain) return {AttentionKernel::plain, "it is asked for"};
-    if (options.request == AttentionRequest::sm80) {
-        REQUIRE(
-            dtype != DType::f32,
-            "the attention kernel sm80 multiplies in bf16 or fp16, not in fp32: ask for the automatic choice or for "
-            "plain, or use bf16");
-        return {AttentionKernel::sm80, "it is asked for"};
+    const bool is_16_bit = dtype != DType::f32, fits_sm90 = is_among(kSm90HeadSizes, head_size);
+    if (options.request != AttentionRequest::automatic) {
+        const bool asks_sm90 = options.request == AttentionRequest::sm90;
+        REQUIRE(is_16_bit, "the attention kernel ", asks_sm90 ? "sm90" : "sm80",
+                " multiplies in bf16 or fp16, not in fp32: ask for the automatic choice or for plain, or use bf16");
+        if (!asks_sm90) return {AttentionKernel::sm80, "it is asked for"};
+        REQUIRE(fits_sm90, "the attention kernel sm90 takes heads of 64 or 128 elements, not of ", head_size,
+                ": ask for the automatic choice, or use such heads");
+        REQUIRE(is_hopper.value_or(true), "the attention kernel sm90 runs on Hopper GPUs alone (sm_90), not on ", gpu,
+                ": ask for the automatic choice");
+        return {AttentionKernel::sm90, "it is asked for"};
     }
-    if (dtype == DType::f32) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
-    return {AttentionKernel::sm80, "the type is a 16-bit one, and every GPU that is built for has tensor cores"};
+    if (!is_16_bit) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
+    const char* const kAnyGpu = "the type is a 16-bit one, and every GPU that is built for has tensor cores";
+    if (!is_hopper.value_or(true)) return {AttentionKernel::sm80, kAnyGpu};
+    if (!fits_sm90) return {AttentionKernel::sm80, join(kAnyGpu, "; sm90 takes heads of 64 or 128")};
+    if (!is_hopper) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs forward")};
+    return {AttentionKernel::sm90, "the type is a 16-bit one, and the GPU a Hopper one"};
 }
 
 const char* name_of(AttentionKernel kernel) {
@@ -94,6 +124,8 @@ const char* name_of(AttentionKernel kernel) {
             return "plain";
         case AttentionKernel::sm80:
             return "sm80";
+        case AttentionKernel::sm90:
+            return "sm90 forward, sm80 backward";
     }
     return "?";
 }
@@ -120,6 +152,7 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
         case AttentionKernel::plain:
             return static_cast<size_t>(N * NH) * sizeof(float);
         case AttentionKernel::sm80:
+        case AttentionKernel::sm90:
             return AttentionWorkspaceSm80(N, NH, HS).bytes;
     }
     return 0;
@@ -128,11 +161,18 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
 void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
-    const AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
-    if (kernel == AttentionKernel::sm80) {
-        check_scale_sm80(a.scale);
-        check_views_sm80({{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
-        INGOT_DISPATCH(device, , attention_forward_sm80_cuda(device, a));
+    AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
+    const bool is_free = a.options.request == AttentionRequest::automatic;
+    if (kernel == AttentionKernel::sm90 && is_free && (repeats(a.q) || repeats(a.k) || repeats(a.v)))
+        kernel = AttentionKernel::sm80;  // the copy engine's strides are above 0
+    if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
+        const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
+        check_scale(name, a.scale);
+        check_views(name, {{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
+        if (kernel == AttentionKernel::sm90)
+            INGOT_DISPATCH(device, , attention_forward_sm90_cuda(device, a));
+        else
+            INGOT_DISPATCH(device, , attention_forward_sm80_cuda(device, a));
         return;
     }
     INGOT_DISPATCH(device, attention_forward_cpu(a), attention_forward_plain_cuda(device, a));
@@ -152,16 +192,16 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
                              a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
           "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
           " bytes: plan attention_backward_workspace()");
-    if (kernel == AttentionKernel::sm80) {
-        check_scale_sm80(a.scale);
-        check_views_sm80({{"out", &a.out},
-                          {"dout", &a.dout},
-                          {"q", &a.q},
-                          {"k", &a.k},
-                          {"v", &a.v},
-                          {"dq", &a.dq},
-                          {"dk", &a.dk},
-                          {"dv", &a.dv}});
+    if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
+        check_scale("sm80", a.scale);
+        check_views("sm80", {{"out", &a.out},
+                             {"dout", &a.dout},
+                             {"q", &a.q},
+                             {"k", &a.k},
+                             {"v", &a.v},
+                             {"dq", &a.dq},
+                             {"dk", &a.dk},
+                             {"dv", &a.dv}});
         CHECK(reinterpret_cast<uintptr_t>(a.workspace.data) % 16 == 0,
               "attention_backward: the workspace is not aligned to 16 bytes");
         INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));

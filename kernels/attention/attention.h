@@ -8,12 +8,11 @@
 // sliding windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
 //
 // The CPU runs every even head size up to 256 in fp32 and fp64, CUDA runs 32, 64, 96 and 128: fp32 on plain kernels,
-// bf16 and fp16 on tensor cores (sm80.h: probabilities and their gradients rounded for the products that sum them, fp32
-// sums, one rounding at the store). All sums run in an order that shapes and mask fix: the same bits every time, unless
-// the order of dq's is given free.
-// The CPU refuses a mask that leaves the row or decreases; on CUDA no host sees it, and the result is then undefined.
-// What a query does not see has no part in its result as long as it is finite: NaN and infinity may spread within a
-// tile.
+// bf16 and fp16 on tensor cores (sm80.h, and sm90.h for the forward pass on Hopper: probabilities and their gradients
+// rounded for the products that sum them, fp32 sums, one rounding at the store). All sums run in an order that shapes
+// and mask fix: the same bits every time, unless the order of dq's is given free. The CPU refuses a mask that leaves
+// the row or decreases; on CUDA no host sees it, and the result is then undefined. What a query does not see has no
+// part in its result as long as it is finite: NaN and infinity may spread within a tile.
 //
 // Flash attention (Dao et al. 2022; Dao 2023), GQA (Ainslie et al. 2023), ALiBi (Press et al. 2022).
 #pragma once
@@ -33,7 +32,7 @@ struct AttentionMask {
 };
 
 // Which kernel runs, and how.
-enum class AttentionRequest : uint8_t { automatic, plain, sm80 };
+enum class AttentionRequest : uint8_t { automatic, plain, sm80, sm90 };
 struct AttentionOptions {
     AttentionRequest request = AttentionRequest::automatic;  // the others: on CUDA that kernel or an error
     bool is_deterministic = true;  // false: backward may add to dq in any order, if that is faster
@@ -65,8 +64,10 @@ void attention_backward(const Device&, const AttentionBackward&);
 // four bytes for each query and head, sm80 as many times four as a head has elements, and a little more.
 size_t attention_backward_workspace(const Device&, const Tensor& q, const AttentionOptions& options = {});
 
-// Which kernel the two functions above take, and why: for the log. Throws Error with what would run if none does.
-enum class AttentionKernel : uint8_t { cpu, plain, sm80 };
+// Which kernel the two functions above take, and why: for the log. (Views with a stride of 0, such as a head that
+// PyTorch expands to many, take sm80 where it says sm90 and none is asked for.) Throws Error with what would run if
+// none does.
+enum class AttentionKernel : uint8_t { cpu, plain, sm80, sm90 };  // sm90: forward; its backward is sm80's
 struct AttentionChoice {
     AttentionKernel kernel;
     std::string reason;

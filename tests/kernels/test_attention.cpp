@@ -8,6 +8,7 @@
 #include <set>
 
 #include "kernels/attention/policy.h"
+#include "kernels/attention/sm90.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/support/finite_difference.h"
 
@@ -328,6 +329,45 @@ TEST(AttentionChoice, IsKnownWithoutAGpu) {
     EXPECT_THROW(choose_attention(cpu, DType::bf16, 64), Error);
     EXPECT_THROW(choose_attention(cpu, DType::f32, 258), Error);
     EXPECT_THROW(choose_attention(cpu, DType::f32, 64, plain), UserError);
+}
+
+// sm90 is taken and given on Hopper alone, in 16 bits and with its head sizes; what it is refused for is said. Seen to
+// catch: another GPU or a plan for none in particular taken for Hopper, other head sizes taken.
+TEST(AttentionChoice, OfAGpu) {
+    const auto choose = [](std::optional<bool> is_hopper, DType dtype, int64_t HS, AttentionRequest request) {
+        return choose_attention_cuda("GPU X (sm_123)", is_hopper, dtype, HS, {.request = request});
+    };
+    const auto expect_refused = [&](std::optional<bool> is_hopper, DType dtype, int64_t HS, const char* says) {
+        try {
+            choose(is_hopper, dtype, HS, AttentionRequest::sm90);
+            ADD_FAILURE() << "taken: " << says;
+        } catch (const UserError& error) {
+            EXPECT_NE(std::string(error.what()).find(says), std::string::npos) << error.what();
+            EXPECT_NE(std::string(error.what()).find("ask for the automatic choice"), std::string::npos);
+        }
+    };
+    const std::optional<bool> no_gpu_in_particular;
+    for (const DType dtype : {DType::bf16, DType::f16})
+        for (const int64_t HS : {32, 64, 96, 128}) {
+            const bool fits = HS == 64 || HS == 128;
+            const auto automatic = [&](std::optional<bool> is_hopper) {
+                return choose(is_hopper, dtype, HS, AttentionRequest::automatic).kernel;
+            };
+            EXPECT_EQ(automatic(true), fits ? AttentionKernel::sm90 : AttentionKernel::sm80);
+            EXPECT_EQ(automatic(false), AttentionKernel::sm80);
+            EXPECT_EQ(automatic(no_gpu_in_particular), AttentionKernel::sm80);
+            EXPECT_EQ(choose(true, dtype, HS, AttentionRequest::sm80).kernel, AttentionKernel::sm80);
+            if (!fits) {
+                expect_refused(true, dtype, HS, "takes heads of 64 or 128 elements");
+                continue;
+            }
+            EXPECT_EQ(choose(true, dtype, HS, AttentionRequest::sm90).kernel, AttentionKernel::sm90);
+            EXPECT_EQ(choose(no_gpu_in_particular, dtype, HS, AttentionRequest::sm90).kernel, AttentionKernel::sm90);
+            expect_refused(false, dtype, HS, "runs on Hopper GPUs alone (sm_90), not on GPU X (sm_123)");
+        }
+    EXPECT_EQ(choose(true, DType::f32, 64, AttentionRequest::automatic).kernel, AttentionKernel::plain);
+    expect_refused(true, DType::f32, 64, "sm90 multiplies in bf16 or fp16, not in fp32");
+    EXPECT_THROW(choose_attention(cpu, DType::f32, 64, {.request = AttentionRequest::sm90}), UserError);
 }
 
 TEST(AlibiSlopes, AreThePapers) {

@@ -17,42 +17,52 @@
 namespace ingot::test {
 namespace {
 
-// Every case runs on every kernel.
+// Every case runs on every kernel; on sm90 with its head sizes, and if the GPU is one that it runs on.
 struct Variant {
     DType dtype;
     AttentionRequest request;
+    std::string describe() const {
+        const char* const kernels[] = {"automatic", "plain", "sm80", "sm90"};
+        return join(name_of(dtype), ", ", kernels[static_cast<int>(request)]);
+    }
 };
-constexpr AttentionRequest kPlain = AttentionRequest::plain, kSm80 = AttentionRequest::sm80;
-constexpr Variant kVariants[] = {
-    {DType::f32, kPlain}, {DType::bf16, kPlain}, {DType::f16, kPlain}, {DType::bf16, kSm80}, {DType::f16, kSm80}};
+constexpr AttentionRequest kPlain = AttentionRequest::plain, kSm80 = AttentionRequest::sm80,
+                           kSm90 = AttentionRequest::sm90;
+std::vector<Variant> variants(const Device& device) {
+    std::vector<Variant> result = {
+        {DType::f32, kPlain}, {DType::bf16, kPlain}, {DType::f16, kPlain}, {DType::bf16, kSm80}, {DType::f16, kSm80}};
+    if (choose_attention(device, DType::bf16, 64).kernel == AttentionKernel::sm90)
+        result.insert(result.end(), {{DType::bf16, kSm90}, {DType::f16, kSm90}});
+    return result;
+}
 constexpr int64_t kHeadSizes[] = {32, 64, 96, 128};
 // Rows that start at 2 bytes past a multiple of 16, and rows at odd distances.
 constexpr AttentionPadding kPaddings[] = {{}, {.before = 1, .after = 7}, {.before = 0, .after = 5}};
 constexpr AttentionPadding kAlignedPaddings[] = {{}, {.before = 8, .after = 16}, {.before = 0, .after = 24}};
 
 AttentionPadding padding_of(const Variant& variant, size_t index) {
-    return variant.request == kSm80 ? kAlignedPaddings[index] : kPaddings[index];
+    return variant.request == kPlain ? kPaddings[index] : kAlignedPaddings[index];
 }
 
 AttentionCase with(AttentionCase c, const Variant& variant) {
     c.options.request = variant.request;
+    if (variant.request == kSm90) c.HS = c.HS <= 64 ? 64 : 128;
     return c;
 }
 
 void check(const Device& device, const AttentionCase& c, const Variant& variant, size_t padding = 0) {
-    SCOPED_TRACE(join(c.describe(), ", ", name_of(variant.dtype), variant.request == kSm80 ? ", sm80" : ", plain",
-                      ", padding ", padding));
     const AttentionRun run(with(c, variant), variant.dtype, variant.dtype, device, padding_of(variant, padding));
+    SCOPED_TRACE(join(run.c.describe(), ", ", variant.describe(), ", padding ", padding));
     run.forward();
     run.backward();
-    Compared(c, variant.dtype).expect(run);
+    Compared(run.c, variant.dtype).expect(run);
 }
 
 // ---- Every instantiation, in little time: for tools that are slow ----
 
 TEST(AttentionCuda, Small) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const Variant& variant : kVariants)
+    for (const Variant& variant : variants(device))
         for (const int64_t HS : kHeadSizes)
             for (const bool alibi : {true, false})
                 for (const size_t padding : {0, 1, 2})
@@ -65,11 +75,11 @@ TEST(AttentionCuda, AQueryThatSeesNoKeySmall) {
     INGOT_CUDA_OR_SKIP(device);
     const std::vector<double> mask[4] = {
         {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
-    for (const Variant& variant : kVariants) {
+    for (const Variant& variant : variants(device)) {
         const DType dtype = variant.dtype;
-        SCOPED_TRACE(join(name_of(dtype), variant.request == kSm80 ? ", sm80" : ", plain"));
-        const AttentionCase c = {.N = 6, .NH = 2, .NKV = 1, .HS = 32, .alibi = true};
-        AttentionRun run(with(c, variant), dtype, dtype, device);
+        SCOPED_TRACE(variant.describe());
+        const AttentionCase c = with({.N = 6, .NH = 2, .NKV = 1, .HS = 32, .alibi = true}, variant);
+        AttentionRun run(c, dtype, dtype, device);
         run.set_mask(mask[0], mask[1], mask[2], mask[3]);
         run.forward();
         run.backward();
@@ -78,8 +88,9 @@ TEST(AttentionCuda, AQueryThatSeesNoKeySmall) {
         compared.expect(run);
         const AttentionResult result = run.result();
         for (const int64_t i : {0, 1, 5}) {
-            EXPECT_TRUE(same(rows(result.out, 6, i, i + 1), std::vector<double>(64)));
-            EXPECT_TRUE(same(rows(result.dq, 6, i, i + 1), std::vector<double>(64)));
+            const std::vector<double> zeros(static_cast<size_t>(c.NH * c.HS));
+            EXPECT_TRUE(same(rows(result.out, 6, i, i + 1), zeros));
+            EXPECT_TRUE(same(rows(result.dq, 6, i, i + 1), zeros));
             for (int64_t h = 0; h < 2; ++h)
                 EXPECT_EQ(result.lse[static_cast<size_t>(h * 6 + i)], -std::numeric_limits<double>::infinity());
         }
@@ -90,7 +101,7 @@ TEST(AttentionCuda, AQueryThatSeesNoKeySmall) {
 
 TEST(AttentionCuda, NoQuerySeesAnyKeySmall) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const Variant& variant : kVariants) {
+    for (const Variant& variant : variants(device)) {
         AttentionRun run(with({.N = 70, .NH = 1, .NKV = 1, .HS = 32}, variant), variant.dtype, variant.dtype, device);
         const std::vector<double> zeros(70);
         run.set_mask(zeros, zeros, zeros, zeros);
@@ -105,10 +116,10 @@ TEST(AttentionCuda, NoQuerySeesAnyKeySmall) {
 // All tensors as (heads, N, HS) in memory: the same bits as from the fused buffer.
 TEST(AttentionCuda, AnyStridesSmall) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const Variant& variant : kVariants) {
+    for (const Variant& variant : variants(device)) {
         const DType dtype = variant.dtype;
-        const AttentionCase c = {.N = 45, .NH = 6, .NKV = 2, .HS = 32, .alibi = true};
-        AttentionRun run(with(c, variant), dtype, dtype, device);
+        const AttentionCase c = with({.N = 45, .NH = 6, .NKV = 2, .HS = 32, .alibi = true}, variant);
+        AttentionRun run(c, dtype, dtype, device);
         run.forward();
         run.backward();
         const AttentionResult expected = run.result();
@@ -154,7 +165,7 @@ TEST(AttentionCuda, Lengths) {
     INGOT_CUDA_OR_SKIP(device);
     size_t turn = 0;
     for (const int64_t N : {1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 1000})
-        for (const Variant& variant : kVariants)
+        for (const Variant& variant : variants(device))
             for (const bool is_causal : {true, false}) {
                 ++turn;
                 check(device,
@@ -172,7 +183,7 @@ TEST(AttentionCuda, Groups) {
     INGOT_CUDA_OR_SKIP(device);
     for (const auto& [NH, NKV] :
          {std::pair<int64_t, int64_t>{12, 12}, {12, 6}, {12, 4}, {12, 3}, {14, 2}, {14, 1}, {3, 3}, {8, 1}})
-        for (const Variant& variant : kVariants)
+        for (const Variant& variant : variants(device))
             check(device, {.N = 200, .NH = NH, .NKV = NKV, .HS = 64, .alibi = true, .starts = {0, 37}}, variant);
 }
 
@@ -194,14 +205,14 @@ TEST(AttentionCuda, Documents) {
         {.N = 170, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .window = {100, -50}},  // not even the query itself
     };
     for (const AttentionCase& c : cases)
-        for (const Variant& variant : kVariants) check(device, c, variant);
+        for (const Variant& variant : variants(device)) check(device, c, variant);
 }
 
 // ---- Bits ----
 
 TEST(AttentionCuda, SameBitsEveryTime) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const auto& [dtype, request] : kVariants)
+    for (const auto& [dtype, request] : variants(device))
         for (const int64_t HS : {64, 128}) {
             const AttentionCase c = {
                 .N = 700, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 90, 91, 400}};
@@ -221,7 +232,7 @@ TEST(AttentionCuda, SameBitsEveryTime) {
 
 TEST(AttentionCuda, AnotherDocumentChangesNotOneBit) {
     INGOT_CUDA_OR_SKIP(device);
-    for (const auto& [dtype, request] : kVariants)
+    for (const auto& [dtype, request] : variants(device))
         for (const bool is_causal : {true, false}) {
             const AttentionCase c = {.N = 170,
                                      .NH = 2,
@@ -255,7 +266,7 @@ TEST(AttentionCuda, AnotherDocumentChangesNotOneBit) {
 TEST(AttentionCuda, TheFutureChangesNotOneBit) {
     INGOT_CUDA_OR_SKIP(device);
     const AttentionCase c = {.N = 140, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .starts = {0, 10}};
-    for (const Variant& variant : kVariants) {
+    for (const Variant& variant : variants(device)) {
         const DType dtype = variant.dtype;
         const AttentionRun unchanged(with(c, variant), dtype, dtype, device);
         unchanged.forward();

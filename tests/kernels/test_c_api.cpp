@@ -504,8 +504,8 @@ TEST(CApi, RefusesNullPointersAndUnknownOptions) {
     const auto adamw = sized<ingot_adamw_arguments>();
     expect_refused(ingot_adamw(&d, &adamw), "step is a null pointer");
     auto attention = sized<ingot_attention_forward_arguments>();
-    attention.options.kernel = 3;
-    expect_refused(ingot_attention_forward(&d, &attention), "options.kernel 3 is unknown");
+    attention.options.kernel = 4;
+    expect_refused(ingot_attention_forward(&d, &attention), "options.kernel 4 is unknown");
     attention.options = {0, 2};
     expect_refused(ingot_attention_forward(&d, &attention), "options.any_order is 2");
     ingot_tensor q = {};

@@ -3,7 +3,8 @@
 Each row of a table is a case: its input, a fragment of the line that names the key, file or option, and, where it
 matters, the fix that must stand in it. Without a fix of its own, a row wants one of FIXES after that fragment.
 
-Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size.
+Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size; a kernel
+of attention not compared with the precision.
 """
 
 import fcntl
@@ -102,9 +103,8 @@ VALUES = [
     ("model.position=3", "model.position", "alibi, rope, none"),
     ("schedule.type=cosin", "schedule.type", "cosine"),
     ("training.recompute=all", "training.recompute", "block"),
-    ("training.attention=sm90", "training.attention", "auto, plain, sm80"),
-    ("training.attention=true", "training.attention", "auto, plain, sm80"),
-    ("training.attention=sm80", "a kernel of the GPU is asked for", "training.attention"),  # on the CPU
+    ("training.attention=sm100", "training.attention", "auto, plain, sm80, sm90"),
+    ("training.attention=true", "training.attention", "auto, plain, sm80, sm90"),
     ("training.deterministic=1", "training.deterministic", "true or false"),
     ("training.on_nonfinite=ignore", "training.on_nonfinite", "skip"),
     ("data.eot=middle", "data.eot", "start"),
@@ -403,6 +403,19 @@ class Refusals(unittest.TestCase):
             self.skipTest("this machine has a GPU")
         self.refused_with(arguments=["--device", "cuda"], says="cuda", fix="cpu")
         self.refused_with("training.device=cuda", says="cuda", fix="cpu")
+
+    def test_attention_kernels(self):
+        for kernel in ("plain", "sm80", "sm90"):
+            asked = f"training.attention={kernel}"
+            self.refused_with(asked, "training.device=cpu", says=f'training.attention is "{kernel}"', fix='to "auto"')
+            self.refused_with(asked, arguments=["--device", "cpu"], says="training.attention", fix='to "auto"')
+        cuda = ("training.device=cuda",)
+        for kernel in ("sm80", "sm90"):
+            self.refused_with(f"training.attention={kernel}", *cuda, "training.precision=fp32",
+                              says=f'training.attention is "{kernel}"', fix='training.precision to "bf16"')
+        for head_dim in (32, 96):
+            self.refused_with("training.attention=sm90", *cuda, f"model.head_dim={head_dim}", arguments=["--dry-run"],
+                              says=f"sm90 takes heads of 64 or 128 elements, not of {head_dim}", fix='to "auto"')
 
     def test_shards(self):
         for name, content, says, fix in SHARDS:

@@ -91,6 +91,14 @@ class EmulatedBlock {
         }
         wait(State::at_warp_barrier);
     }
+    // Until `holds` does, which is asked again and again, and may say so late.
+    void wait_until(const std::function<bool()>& holds) {
+        if (holds()) return;
+        me().holds = &holds;
+        wait(State::at_condition);
+    }
+    // What happens by itself, as late as it can: called when no thread can run, and says if it has done something.
+    std::function<bool()> when_idle = [] { return false; };
     Exchange& exchange() { return warp_of(running_ / 32).exchange; }
 
     // ---- Shared memory ----
@@ -141,11 +149,12 @@ class EmulatedBlock {
 
   private:
     static constexpr size_t kStackBytes = 256 << 10;
-    enum class State { ready, at_block_barrier, at_warp_barrier, done };
+    enum class State { ready, at_block_barrier, at_warp_barrier, at_condition, done };
     struct Thread {
         ucontext_t context;
         std::unique_ptr<char[]> stack;
         State state = State::ready;
+        const std::function<bool()>* holds = nullptr;  // at_condition
         std::vector<Copy> open;
         std::vector<std::vector<Copy>> groups;
     };
@@ -175,6 +184,7 @@ class EmulatedBlock {
         if (failure_) throw std::runtime_error("another thread failed");
     }
     void schedule() {
+        int idle_rounds = 0;
         std::vector<int> order(threads_.size() / 32);
         for (;;) {
             for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
@@ -186,6 +196,7 @@ class EmulatedBlock {
                     goes_on = false;
                     for (int lane = 0; lane < 32; ++lane) {
                         Thread& thread = threads_[static_cast<size_t>(warp * 32 + lane)];
+                        if (thread.state == State::at_condition && (*thread.holds)()) thread.state = State::ready;
                         if (thread.state != State::ready) continue;
                         running_ = warp * 32 + lane;
                         swapcontext(&scheduler_, &thread.context);
@@ -207,8 +218,15 @@ class EmulatedBlock {
             if (count(State::done) == total) return;
             if (count(State::at_block_barrier) == total) {
                 for (Thread& thread : threads_) thread.state = State::ready;
-            } else if (!has_run) {
-                if (!failure_) failure_ = std::make_exception_ptr(std::logic_error("threads wait for each other"));
+                continue;
+            }
+            idle_rounds = has_run ? 0 : idle_rounds + 1;
+            constexpr int kMostIdleRounds = 4;  // conditions that hold late need two
+            if (idle_rounds == kMostIdleRounds) {
+                if (when_idle())
+                    idle_rounds = 0;
+                else if (!failure_)
+                    failure_ = std::make_exception_ptr(std::logic_error("threads wait for each other"));
             }
         }
     }

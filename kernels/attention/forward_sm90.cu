@@ -1,0 +1,194 @@
+// Launches of Hopper's forward kernel: forward_sm90.cuh.
+#include "kernels/attention/forward_sm90.cuh"
+
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+#include "kernels/attention/launch.cuh"
+#include "kernels/attention/sm90.h"
+
+namespace ingot {
+
+namespace {
+
+using namespace sm90;
+
+constexpr size_t kMostSharedBytesSm90 = 227 * 1024;  // of a block
+
+// The driver's function, found at run time: programs start without libcuda.so too.
+using EncodeTiled = CUresult(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+EncodeTiled* encode_tiled() {
+    static EncodeTiled* const found = [] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+        CUDA_CHECK(
+            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &status));
+#else
+        CUDA_CHECK(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &status));
+#endif
+        CHECK(status == cudaDriverEntryPointSuccess && function != nullptr,
+              "attention (sm90): the driver has no cuTensorMapEncodeTiled, which came with CUDA 12.0");
+        return reinterpret_cast<EncodeTiled*>(function);
+    }();
+    return found;
+}
+
+// (N, heads, HS) as panels of 64 columns; a box is `rows` tokens of one head.
+TensorMap tensor_map(const char* name, const Tensor& tensor, int rows) {
+    const auto size = [](int64_t value) { return static_cast<cuuint64_t>(value); };
+    const int64_t N = tensor.shape[0], heads = tensor.shape[1], HS = tensor.shape[2];
+    const int64_t token_bytes = tensor.stride[0] * 2;
+    const int64_t head_bytes = heads > 1 ? tensor.stride[1] * 2 : HS * 2;  // of one head nobody reads it
+    const cuuint64_t sizes[] = {kPanelColumns, size(N), size(HS / kPanelColumns), size(heads)};
+    const cuuint64_t strides[] = {size(token_bytes), kPanelRowBytes, size(head_bytes)};
+    const cuuint32_t box[] = {kPanelColumns, static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(HS / kPanelColumns),
+                              1};
+    const cuuint32_t steps[] = {1, 1, 1, 1};
+    TensorMap map{};
+    const CUresult status = encode_tiled()(
+        &map, tensor.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+        tensor.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CHECK(status == CUDA_SUCCESS, "attention: ", name, " is ", tensor.describe(), " with strides of ", tensor.stride[0],
+          " and ", tensor.stride[1], " elements, which the kernel sm90 cannot take (cuTensorMapEncode",
+          "Tiled: ", static_cast<int>(status), "): ask for AttentionRequest::sm80, or copy the tensor");
+    return map;
+}
+
+// ---- Where a launch counts its tickets ----
+//
+// Launches on several streams may run at a time: each has a counter of its own, which is 0 again when it has ended.
+// Counters of launches that run at once come round when no queue can hold that many. A launch that is recorded in a
+// graph keeps its counter for as long as the graph lives, or an executable made of it.
+
+constexpr int kCounters = 1 << 16;
+__device__ int ticket_counters[2][kCounters];  // of launches that run at once; of recorded ones
+
+struct RecordedCounters {
+    std::mutex mutex;
+    std::vector<int> released;
+    int num_taken = 1;  // 0 is nobody's: as a pointer it would be null
+};
+RecordedCounters& recorded_counters() {
+    static auto* const counters = new RecordedCounters;  // never destroyed: graphs may be, later than static objects
+    return *counters;
+}
+int recorded_counter(cudaGraph_t graph) {
+    RecordedCounters& counters = recorded_counters();
+    int taken = 0;
+    {
+        const std::lock_guard lock(counters.mutex);
+        if (!counters.released.empty()) {
+            taken = counters.released.back();
+            counters.released.pop_back();
+        } else {
+            REQUIRE(
+                counters.num_taken < kCounters, "attention (sm90): ", kCounters - 1,
+                " launches are recorded in CUDA graphs that live, the most that can be: destroy some of them, or ask "
+                "for the kernel sm80");
+            taken = counters.num_taken++;
+        }
+    }
+    const auto release = [](void* counter) {
+        RecordedCounters& all = recorded_counters();
+        const std::lock_guard lock(all.mutex);
+        all.released.push_back(static_cast<int>(reinterpret_cast<intptr_t>(counter)));
+    };
+    cudaUserObject_t owner = nullptr;
+    CUDA_CHECK(cudaUserObjectCreate(&owner, reinterpret_cast<void*>(static_cast<intptr_t>(taken)), release, 1,
+                                    cudaUserObjectNoDestructorSync));
+    CUDA_CHECK(cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove));
+    return taken;
+}
+
+int* ticket_counter(const CudaContext& context) {
+    static int* counters[kMaxGpus];
+    static std::once_flag is_found[kMaxGpus];
+    static std::atomic<uint32_t> num_launches;
+    CHECK(context.index < kMaxGpus, "attention on CUDA: GPU ", context.index, ", at most ", kMaxGpus);
+    std::call_once(is_found[context.index], [&] {
+        void* address = nullptr;
+        CUDA_CHECK(cudaGetSymbolAddress(&address, ticket_counters));
+        counters[context.index] = static_cast<int*>(address);
+    });
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    cudaGraph_t graph = nullptr;
+#if CUDART_VERSION >= 13000
+    CUDA_CHECK(cudaStreamGetCaptureInfo(context.stream, &capture, nullptr, &graph));
+#else
+    CUDA_CHECK(cudaStreamGetCaptureInfo_v2(context.stream, &capture, nullptr, &graph));
+#endif
+    if (capture == cudaStreamCaptureStatusActive) return counters[context.index] + kCounters + recorded_counter(graph);
+    return counters[context.index] + num_launches++ % kCounters;
+}
+
+template <DType kType, int HS, bool kHasAlibi>
+void launch(const CudaContext& context, ForwardArgs args) {
+    static SharedMemoryLimit limit;
+    const auto kernel = forward_kernel<kType, HS, kHasAlibi>;
+    constexpr size_t kBytes = sizeof(ForwardShared<HS>);
+    static_assert(kBytes <= kMostSharedBytesSm90);
+    limit.raise(context, kernel, kBytes);
+    const int grid = std::min(args.total_blocks, context.properties.multiProcessorCount);
+    args.tickets = ticket_counter(context);
+    kernel<<<static_cast<unsigned>(grid), ForwardShape<HS>::kThreads, kBytes, context.stream>>>(args);
+    CUDA_CHECK_LAUNCH("attention_forward (sm90)");
+}
+
+template <int HS>
+void launch_size(const CudaContext& context, const AttentionForward& a) {
+    using Shape = ForwardShape<HS>;
+    const int64_t N = a.q.shape[0], NKV = a.k.shape[1], G = a.q.shape[1] / NKV;
+    const int64_t units = (N + Shape::kUnitRows - 1) / Shape::kUnitRows * G;
+    const int64_t blocks_per_head = (units + Shape::kConsumers - 1) / Shape::kConsumers;
+    CHECK(blocks_per_head * NKV < int64_t{1} << 30, "attention on CUDA: q is ", a.q.describe(), ", too large");
+    const ForwardArgs args = {
+        .q = tensor_map("q", a.q, Shape::kUnitRows),
+        .k = tensor_map("k", a.k, Shape::kKeys),
+        .v = tensor_map("v", a.v, Shape::kKeys),
+        .out = tensor_map("out", a.out, Shape::kUnitRows),
+        .lse = a.lse.get<float>(),
+        .slopes = slopes_of(a.slopes),
+        .first_key = a.mask.first_key.get<int32_t>(),
+        .end_key = a.mask.end_key.get<int32_t>(),
+        .tickets = nullptr,
+        .N = static_cast<int>(N),
+        .NKV = static_cast<int>(NKV),
+        .G = static_cast<int>(G),
+        .blocks_per_head = static_cast<int>(blocks_per_head),
+        .total_blocks = static_cast<int>(blocks_per_head * NKV),
+        .scale_log2 = static_cast<float>(a.scale * kLog2E),
+    };
+    const bool is_bf16 = a.q.dtype == DType::bf16, has_alibi = args.slopes != nullptr;
+    if (is_bf16 && has_alibi)
+        launch<DType::bf16, HS, true>(context, args);
+    else if (is_bf16)
+        launch<DType::bf16, HS, false>(context, args);
+    else if (has_alibi)
+        launch<DType::f16, HS, true>(context, args);
+    else
+        launch<DType::f16, HS, false>(context, args);
+}
+
+}  // namespace
+
+bool is_hopper(const Device& device) {
+    const cudaDeviceProp& properties = device.context().properties;
+    return properties.major == 9 && properties.minor == 0;
+}
+
+// bf16 and fp16, both head sizes, with and without ALiBi: 8 kernels.
+void attention_forward_sm90_cuda(const Device& device, const AttentionForward& a) {
+    check_size(a.q);
+    if (a.q.shape[0] == 0 || a.q.shape[1] == 0) return;
+    if (a.q.shape[2] == 64)
+        launch_size<64>(device.context(), a);
+    else
+        launch_size<128>(device.context(), a);
+}
+
+}  // namespace ingot

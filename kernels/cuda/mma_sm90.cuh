@@ -1,0 +1,246 @@
+// The instructions of sm_90a that C++ has no name for: warp-group products, the copy engine (TMA), barriers in shared
+// memory, and registers that pass between warp groups. Headings name the entries of the PTX ISA.
+//
+// Which element lies where stands in attention/operands_sm90.h. Shared memory is named by its 32-bit address. Tests run
+// kernels on the CPU with their own versions of these functions (tests/kernels/emulated_sm90.h), so that this header is
+// empty there.
+//
+// With INGOT_SM90_TRAP defined (-DCMAKE_CUDA_FLAGS=-DINGOT_SM90_TRAP), a wait that never ends says which one it is and
+// fails the launch.
+#pragma once
+
+#ifdef __CUDACC__
+
+#include <cuda.h>
+
+#include <cstdint>
+#ifdef INGOT_SM90_TRAP
+#include <cstdio>
+#endif
+
+#include "kernels/core/dtype.h"
+
+namespace ingot::sm90 {
+
+using TensorMap = CUtensorMap;
+
+// Of the block's dynamic shared memory, aligned to the swizzle's 1024 bytes.
+__device__ inline uint32_t shared_memory() {
+    extern __shared__ __align__(1024) unsigned char hopper_shared_memory[];
+    return static_cast<uint32_t>(__cvta_generic_to_shared(hopper_shared_memory));
+}
+__device__ inline void store_shared(uint32_t address, int4 value) {
+    asm volatile("st.shared.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+}
+__device__ inline int4 load_shared(uint32_t address) {
+    int4 value;
+    asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(address)
+                 : "memory");
+    return value;
+}
+
+// ---- Barriers in shared memory: mbarrier ----
+//
+// Each phase waits for a count of arrivals, and for the bytes that were announced. parity is that of the phase waited
+// for: 0 for the first; 1 returns at once on a barrier that is new.
+
+__device__ inline void init_barrier(uint32_t barrier, uint32_t count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+// Makes new barriers known to the copy engine; a barrier of the block must follow.
+__device__ inline void publish_barriers() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ inline void arrive_expecting(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ inline bool has_passed(uint32_t barrier, uint32_t parity) {
+    uint32_t passed;
+    asm volatile("{\n.reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(passed)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return passed != 0;
+}
+__device__ inline void wait(uint32_t barrier, uint32_t parity) {
+#ifdef INGOT_SM90_TRAP
+    for (uint32_t polls = 0; !has_passed(barrier, parity); ++polls)
+        if (polls == 1u << 24) {
+            printf("block %d, thread %d waits in vain: barrier at %u of shared memory, parity %u\n",
+                   static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x), barrier - shared_memory(), parity);
+            __trap();
+        }
+#else
+    while (!has_passed(barrier, parity)) {}
+#endif
+}
+
+// ---- Barriers of some warps: barrier.cta ----
+
+// Waits until `threads` have come, those included that only say so.
+__device__ inline void meet(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ inline void announce(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- Registers: setmaxnreg ----
+
+template <int kRegisters>
+__device__ void give_back_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// ---- The copy engine: cp.async.bulk.tensor ----
+
+// How long lines should stay in the L2 cache: what createpolicy.fractional.L2::evict_first and evict_last give for all
+// of an access.
+constexpr uint64_t kUsedOnce = 0x12F0000000000000u, kUsedAgain = 0x14F0000000000000u;
+
+__device__ inline void prefetch_map(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+// Starts the copy of a box of the tensor to shared memory; zeros outside the tensor. Its bytes count as arrived at
+// `barrier`, those outside included. By one thread.
+__device__ inline void start_load(uint32_t to, const TensorMap* map, int c0, int c1, int c2, int c3, uint32_t barrier,
+                                  uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
+        "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier), "l"(policy)
+        : "memory");
+}
+// The other way; what lies outside the tensor is not written. The group of one store: await_stores_read().
+__device__ inline void start_store(const TensorMap* map, int c0, int c1, int c2, int c3, uint32_t from) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];\n"
+        "cp.async.bulk.commit_group;" ::"l"(map),
+        "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(from)
+        : "memory");
+}
+// Waits until the stores that this thread has started have read shared memory.
+__device__ inline void await_stores_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// Makes this thread's own writes to shared memory visible to the copy engine and to wgmma: fence.proxy.async.
+__device__ inline void publish_shared() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- stmatrix ----
+
+// Four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
+__device__ inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m0), "r"(m1),
+                 "r"(m2), "r"(m3)
+                 : "memory");
+}
+
+// ---- Products of a warp group: wgmma ----
+//
+// They run by themselves. Until a wait has passed that covers them, no register that they read or write may be touched:
+// begin_products() before the first of a batch, end_batch() after the last, await_batches<n>() until at most the n
+// latest batches are under way, then settle() on the sums, so that the compiler moves no use of them before the wait.
+
+__device__ inline void begin_products() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ inline void end_batch() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kLeft>
+__device__ void await_batches() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+template <int kCount>
+__device__ void settle(float (&sums)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+// Operand lists of 32 and 64 sums.
+#define INGOT_SUMS_8(d, i)                                                                                      \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
+#define INGOT_SUMS_32(d, i) INGOT_SUMS_8(d, i), INGOT_SUMS_8(d, i + 8), INGOT_SUMS_8(d, i + 16), INGOT_SUMS_8(d, i + 24)
+#define INGOT_SUMS_64(d) INGOT_SUMS_32(d, 0), INGOT_SUMS_32(d, 32)
+#define INGOT_NAMES_32                                                                                           \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define INGOT_NAMES_64                                                                                           \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
+    "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+
+// sums (64 x 128) = a (64 x 16) b^T (128 x 16) [+ sums if kAdds]: both tiles sum over their columns.
+template <DType kType, bool kAdds>
+__device__ void multiply_over_columns(float (&sums)[64], uint64_t a, uint64_t b) {
+    static_assert(kType == DType::bf16 || kType == DType::f16);
+#define INGOT_PRODUCT(type)                                                             \
+    asm volatile(                                                                       \
+        "{\n.reg .pred p;\n setp.ne.b32 p, %66, 0;\n"                                   \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " INGOT_NAMES_64 \
+        ", %64, %65, p, 1, 1, 0, 0;\n}"                                                 \
+        : INGOT_SUMS_64(sums)                                                           \
+        : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)))
+    if constexpr (kType == DType::bf16)
+        INGOT_PRODUCT("bf16");
+    else
+        INGOT_PRODUCT("f16");
+#undef INGOT_PRODUCT
+}
+
+// sums (64 x 64 or 128) = a (64 x 16, in registers) b (16 x 64 or 128) [+ sums if `adds`]: b sums over its rows.
+template <DType kType>
+__device__ void multiply_over_rows(float (&sums)[32], const uint32_t (&a)[4], uint64_t b, int adds) {
+    static_assert(kType == DType::bf16 || kType == DType::f16);
+#define INGOT_PRODUCT(type)                                                            \
+    asm volatile(                                                                      \
+        "{\n.reg .pred p;\n setp.ne.b32 p, %37, 0;\n"                                  \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " INGOT_NAMES_32 \
+        ", {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"                                  \
+        : INGOT_SUMS_32(sums, 0)                                                       \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds))
+    if constexpr (kType == DType::bf16)
+        INGOT_PRODUCT("bf16");
+    else
+        INGOT_PRODUCT("f16");
+#undef INGOT_PRODUCT
+}
+template <DType kType>
+__device__ void multiply_over_rows(float (&sums)[64], const uint32_t (&a)[4], uint64_t b, int adds) {
+    static_assert(kType == DType::bf16 || kType == DType::f16);
+#define INGOT_PRODUCT(type)                                                             \
+    asm volatile(                                                                       \
+        "{\n.reg .pred p;\n setp.ne.b32 p, %69, 0;\n"                                   \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " INGOT_NAMES_64 \
+        ", {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"                                   \
+        : INGOT_SUMS_64(sums)                                                           \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds))
+    if constexpr (kType == DType::bf16)
+        INGOT_PRODUCT("bf16");
+    else
+        INGOT_PRODUCT("f16");
+#undef INGOT_PRODUCT
+}
+#undef INGOT_NAMES_64
+#undef INGOT_NAMES_32
+#undef INGOT_SUMS_64
+#undef INGOT_SUMS_32
+#undef INGOT_SUMS_8
+
+}  // namespace ingot::sm90
+
+#endif

@@ -1,0 +1,239 @@
+// Hopper's attention kernel, run on the CPU by emulated_sm90.h, and its index arithmetic.
+//
+// Seen to catch: V not waited for, K given back while a product reads it, Q or V never given back, a turn not passed
+// on, weights written while a product reads them, a last output overwritten before it was read or stored before all had
+// written it, a parity that stays; sums that do not shrink when the reference grows, or of the wrong row; the first
+// sums added to what was there; lse without the reference; a mask's end off by one, in a row or in what a whole tile
+// sees; ALiBi's part of the query with its sign lost, or the diagonal left out in some rows; a group's first query head
+// alone; no key seen taken for a number; the panels of V mistaken.
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "tests/kernels/attention_compared.h"
+#include "tests/kernels/emulated_sm90.h"
+// After what they are made of.
+#include "kernels/attention/forward_sm90.cuh"
+
+namespace ingot::test {
+namespace {
+
+using namespace sm90;
+
+// ---- Index arithmetic ----
+
+// A tile's chunks have places of their own, those where the copy engine puts them; eight rows of a chunk, which is what
+// stmatrix writes at a time, fill all banks.
+TEST(AttentionSm90Operands, PlacesAndBanks) {
+    for (const int rows : {64, 128}) {
+        std::set<uint32_t> places;
+        for (int row = 0; row < rows; ++row)
+            for (int chunk = 0; chunk < 16; ++chunk) {
+                const uint32_t place = panel_offset(row, chunk, rows);
+                const auto unswizzled = static_cast<uint32_t>((chunk / 8 * rows + row) * 128 + chunk % 8 * 16);
+                EXPECT_EQ(place, swizzled(unswizzled));
+                EXPECT_TRUE(place < static_cast<uint32_t>(rows) * 256 && places.insert(place).second);
+            }
+        for (int row = 0; row < rows; row += 8)
+            for (int chunk = 0; chunk < 16; ++chunk) {
+                std::set<uint32_t> banks;
+                for (int r = 0; r < 8; ++r) banks.insert(panel_offset(row + r, chunk, rows) / 16 % 8);
+                EXPECT_EQ(banks.size(), 8u) << row << " " << chunk;
+            }
+    }
+}
+
+// The element that a product reads, by the strides of the descriptor as the PTX ISA has them, is where the tile keeps
+// it.
+TEST(AttentionSm90Operands, Descriptors) {
+    constexpr uint32_t kTile = 0x34000;  // above what fits into 16 bits
+    const auto fields = [](uint64_t descriptor) {
+        struct {
+            uint32_t address, leading, stride;
+        } result = {static_cast<uint32_t>(descriptor & 0x3fff) * 16,
+                    static_cast<uint32_t>(descriptor >> 16 & 0x3fff) * 16,
+                    static_cast<uint32_t>(descriptor >> 32 & 0x3fff) * 16};
+        EXPECT_EQ(descriptor >> 62, 1u);
+        EXPECT_EQ(descriptor >> 46 & 0xffff, 0u);  // no base offset
+        return result;
+    };
+    const auto place = [](int row, int column, int rows) {
+        return kTile + panel_offset(row, column / 8, rows) + static_cast<uint32_t>(column % 8 * 2);
+    };
+    for (const int rows : {64, 128}) {
+        for (int step = 0; step < 8; ++step) {
+            const auto d = fields(descriptor_over_columns(kTile) + step_over_columns(step, rows));
+            for (uint32_t row = 0; row < static_cast<uint32_t>(rows); ++row)
+                for (uint32_t k = 0; k < 16; ++k)
+                    ASSERT_EQ(swizzled(d.address + row / 8 * d.stride + row % 8 * 128 + k * 2),
+                              place(static_cast<int>(row), 16 * step + static_cast<int>(k), rows));
+        }
+        for (int step = 0; step < rows / 16; ++step) {
+            const auto d = fields(descriptor_over_rows(kTile, rows) + step_over_rows(step));
+            for (uint32_t column = 0; column < 128; ++column)
+                for (uint32_t k = 0; k < 16; ++k)
+                    ASSERT_EQ(swizzled(d.address + column / 64 * d.leading + k / 8 * d.stride + k % 8 * 128 +
+                                       column % 64 * 2),
+                              place(16 * step + static_cast<int>(k), static_cast<int>(column), rows));
+        }
+    }
+}
+
+// Tickets cover every unit of every head once, the last rows of all heads first.
+TEST(AttentionSm90Operands, TicketsCoverAllWork) {
+    for (const int heads : {1, 2, 5})
+        for (const int blocks : {1, 4, 7}) {
+            constexpr int kConsumers = 3;
+            std::set<std::pair<int, int>> taken;
+            for (int ticket = 0; ticket < blocks * heads; ++ticket) {
+                const ForwardWork work = forward_work(ticket, blocks, heads, kConsumers);
+                EXPECT_EQ(work.first_unit, (blocks - 1 - static_cast<int>(taken.size()) / heads) * kConsumers);
+                EXPECT_TRUE(work.kv_head >= 0 && work.kv_head < heads);
+                EXPECT_TRUE(taken.insert({work.first_unit, work.kv_head}).second);
+            }
+        }
+}
+
+// ---- The kernel ----
+
+struct Emulated {
+    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
+        : run(c, dtype, dtype, Device::cpu(), padding), seed(seed) {}
+
+    static TensorMap map_of(const Tensor& tensor, int rows) {
+        const int64_t HS = tensor.shape[2];
+        return {static_cast<uint16_t*>(tensor.data),
+                {64, tensor.shape[0], HS / 64, tensor.shape[1]},
+                {1, tensor.stride[0], 64, tensor.stride[1]},
+                {64, rows, static_cast<int>(HS / 64), 1}};
+    }
+
+    template <DType kType, int HS, bool kHasAlibi>
+    void forward() {
+        using Shape = ForwardShape<HS>;
+        const AttentionForward f = run.forward_arguments();
+        const int64_t N = run.c.N, NKV = run.c.NKV, G = run.c.NH / NKV;
+        const int64_t units = (N + Shape::kUnitRows - 1) / Shape::kUnitRows * G;
+        const auto blocks_per_head = static_cast<int>((units + Shape::kConsumers - 1) / Shape::kConsumers);
+        int tickets = 0;
+        const ForwardArgs args = {
+            .q = map_of(f.q, Shape::kUnitRows),
+            .k = map_of(f.k, Shape::kKeys),
+            .v = map_of(f.v, Shape::kKeys),
+            .out = map_of(f.out, Shape::kUnitRows),
+            .lse = f.lse.get<float>(),
+            .slopes = kHasAlibi ? f.slopes.get<float>() : nullptr,
+            .first_key = f.mask.first_key.get<int32_t>(),
+            .end_key = f.mask.end_key.get<int32_t>(),
+            .tickets = &tickets,
+            .N = static_cast<int>(N),
+            .NKV = static_cast<int>(NKV),
+            .G = static_cast<int>(G),
+            .blocks_per_head = blocks_per_head,
+            .total_blocks = static_cast<int>(blocks_per_head * NKV),
+            .scale_log2 = static_cast<float>(f.scale * kLog2E),
+        };
+        // Two blocks, if there is work for two: the first takes most of it.
+        gridDim = {static_cast<unsigned>(std::min(args.total_blocks, 2)), 1, 1};
+        for (unsigned x = 0; x < gridDim.x; ++x) {
+            blockIdx = {x, 0, 0};
+            EmulatedHopper state;
+            hopper = &state;
+            EmulatedBlock block(Shape::kThreads, sizeof(ForwardShared<HS>), seed + x, &counts);
+            block.when_idle = deliver_load;
+            block.run([&] { forward_kernel<kType, HS, kHasAlibi>(args); });
+            hopper = nullptr;
+            EXPECT_TRUE(state.loads.empty());
+            for (const auto& [thread, stores] : state.stores) EXPECT_TRUE(stores.empty()) << thread;
+            for (const auto& [thread, products] : state.products) EXPECT_TRUE(products.empty()) << thread;
+        }
+        EXPECT_EQ(tickets, 0);
+    }
+    template <DType kType, int HS>
+    void forward() {
+        if (run.c.alibi)
+            forward<kType, HS, true>();
+        else
+            forward<kType, HS, false>();
+    }
+    void forward(DType dtype) {
+        if (dtype == DType::bf16)
+            run.c.HS == 64 ? forward<DType::bf16, 64>() : forward<DType::bf16, 128>();
+        else
+            run.c.HS == 64 ? forward<DType::f16, 64>() : forward<DType::f16, 128>();
+    }
+
+    AttentionRun run;
+    uint64_t seed;
+    EmulatedCounts counts;
+};
+
+void check(const AttentionCase& c, DType dtype, const std::vector<double> (*mask)[4] = nullptr) {
+    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype)));
+    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
+    Compared compared(c, dtype);
+    if (mask != nullptr) {
+        emulated.run.set_mask((*mask)[0], (*mask)[1], (*mask)[2], (*mask)[3]);
+        compared.set_mask(*mask);
+    }
+    emulated.forward(dtype);
+    compared.expect_forward(emulated.run);
+    EXPECT_EQ(emulated.counts.bank_conflicts, 0);
+}
+
+TEST(AttentionSm90, EveryHeadSize) {
+    const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
+    for (const int64_t HS : {64, 128})
+        for (const bool alibi : {false, true})
+            for (const DType dtype : {DType::bf16, DType::f16})
+                check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts}, dtype);
+}
+
+TEST(AttentionSm90, MasksAndGroups) {
+    const AttentionCase cases[] = {
+        {.N = 1, .NH = 1, .NKV = 1, .HS = 64},
+        {.N = 700, .NH = 1, .NKV = 1, .HS = 64, .alibi = true},
+        {.N = 700, .NH = 1, .NKV = 1, .HS = 128, .is_causal = false, .alibi = true},
+        {.N = 257, .NH = 3, .NKV = 1, .HS = 64, .is_causal = false},
+        {.N = 300, .NH = 4, .NKV = 1, .HS = 64, .alibi = true, .starts = {0, 3, 67, 68, 130, 249}},
+        {.N = 260, .NH = 8, .NKV = 2, .HS = 128, .is_causal = false, .alibi = true, .starts = {0, 3, 67, 68, 130, 249}},
+        {.N = 300, .NH = 1, .NKV = 1, .HS = 64, .is_causal = false, .starts = {0, 255}},  // ends one before a tile does
+        {.N = 140, .NH = 2, .NKV = 2, .HS = 64, .value_scale = 3},
+        {.N = 640, .NH = 2, .NKV = 1, .HS = 128, .value_scale = 3},
+        {.N = 270, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .window = {4, 0}},
+        {.N = 600, .NH = 1, .NKV = 1, .HS = 64, .window = {139, 0}},
+        {.N = 600, .NH = 1, .NKV = 1, .HS = 128, .alibi = true, .window = {40, 40}},
+        {.N = 800, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {500, -250}},
+    };
+    for (const AttentionCase& c : cases) check(c, DType::bf16);
+}
+
+TEST(AttentionSm90, AQueryThatSeesNoKey) {
+    const std::vector<double> mask[4] = {
+        {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
+    check({.N = 6, .NH = 2, .NKV = 1, .HS = 64, .alibi = true}, DType::f16, &mask);
+    const std::vector<double> nothing[4] = {std::vector<double>(300), std::vector<double>(300),
+                                            std::vector<double>(300), std::vector<double>(300)};
+    check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, &nothing);
+}
+
+// Whichever warp runs first.
+TEST(AttentionSm90, BitsDoNotDependOnTheOrderOfWarps) {
+    for (const int64_t HS : {64, 128}) {
+        const AttentionCase c = {.N = 400, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
+        std::vector<double> out, lse;
+        for (const uint64_t seed : {1, 2}) {
+            Emulated emulated(c, DType::bf16, seed);
+            emulated.forward(DType::bf16);
+            if (seed == 1) {
+                out = emulated.run.out.values(), lse = emulated.run.lse.values();
+                continue;
+            }
+            EXPECT_TRUE(same(emulated.run.out.values(), out));
+            EXPECT_TRUE(same(emulated.run.lse.values(), lse));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace ingot::test
