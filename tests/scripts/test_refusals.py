@@ -408,14 +408,15 @@ class Refusals(unittest.TestCase):
         for kernel in ("plain", "sm80", "sm90"):
             asked = f"training.attention={kernel}"
             self.refused_with(asked, "training.device=cpu", says=f'training.attention is "{kernel}"', fix='to "auto"')
-            self.refused_with(asked, arguments=["--device", "cpu"], says="training.attention", fix='to "auto"')
+            self.refused_with(asked, arguments=["--device", "cpu"], says="ask for the automatic choice",
+                              fix="training.attention")
         cuda = ("training.device=cuda",)
         for kernel in ("sm80", "sm90"):
             self.refused_with(f"training.attention={kernel}", *cuda, "training.precision=fp32",
                               says=f'training.attention is "{kernel}"', fix='training.precision to "bf16"')
         for head_dim in (32, 96):
             self.refused_with("training.attention=sm90", *cuda, f"model.head_dim={head_dim}", arguments=["--dry-run"],
-                              says=f"sm90 takes heads of 64 or 128 elements, not of {head_dim}", fix='to "auto"')
+                              says=f"sm90 takes heads of 64 or 128 elements, not of {head_dim}", fix="training.attention")
 
     def test_shards(self):
         for name, content, says, fix in SHARDS:
