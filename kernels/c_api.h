@@ -9,8 +9,9 @@
  * Memory is the caller's: no op allocates or frees memory of the device, or keeps a pointer. Ops that need scratch
  * memory have a function that says how much. On CUDA an op only queues its work on the caller's stream (it can be
  * captured in a CUDA graph; all graphs of a process that live may hold 65535 attention launches on Hopper) and never
- * looks at the device's memory: arrays that it reads as indices (masks, tokens, targets, positions) must hold what their
- * header says, else the result is undefined or the stream stops with a CUDA error. Functions may be called from any thread; one GPU's memory stays on that GPU.
+ * looks at the device's memory: arrays that it reads as indices (masks, tokens, targets, positions) must hold what
+ * their header says, else the result is undefined or the stream stops with a CUDA error. Functions may be called from
+ * any thread; one GPU's memory stays on that GPU.
  *
  * Products (kernels/matmul.h) are not here: who calls this has cuBLAS already.
  */

@@ -1,7 +1,8 @@
 // The parts of a step: every kernel has one, times and gaps of made-up traces, bytes counted by hand, and the synthetic
 // run on the CPU.
 //
-// Seen to catch: a kernel that is missing from the table, also one whose name another file has too; two files' forward_kernel taken for one.
+// Seen to catch: a kernel that is missing from the table, also one whose name another file has too; two files'
+// forward_kernel taken for one.
 #include <gtest/gtest.h>
 
 #include <cmath>
