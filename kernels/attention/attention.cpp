@@ -111,7 +111,7 @@ AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool
     const char* const kAnyGpu = "the type is a 16-bit one, and every GPU that is built for has tensor cores";
     if (!is_hopper.value_or(true)) return {AttentionKernel::sm80, kAnyGpu};
     if (!fits_sm90) return {AttentionKernel::sm80, join(kAnyGpu, "; sm90 takes heads of 64 or 128")};
-    if (!is_hopper) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs forward")};
+    if (!is_hopper) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs")};
     return {AttentionKernel::sm90, "the type is a 16-bit one, and the GPU a Hopper one"};
 }
 
@@ -124,13 +124,13 @@ const char* name_of(AttentionKernel kernel) {
         case AttentionKernel::sm80:
             return "sm80";
         case AttentionKernel::sm90:
-            return "sm90 forward, sm80 backward";
+            return "sm90";
     }
     return "?";
 }
 
 AttentionWorkspaceSm80::AttentionWorkspaceSm80(int64_t N, int64_t NH, int64_t HS)
-    : padded_tokens((N + kRows - 1) / kRows * kRows), num_query_tiles(padded_tokens / kRows) {
+    : padded_tokens((N + kPaddedRows - 1) / kPaddedRows * kPaddedRows), num_query_tiles(padded_tokens / kRows) {
     dq = 0;
     stats = dq + static_cast<size_t>(NH * padded_tokens * HS) * sizeof(float);
     adders = stats + static_cast<size_t>(2 * NH * padded_tokens) * sizeof(float);
@@ -189,18 +189,22 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
           "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
           " bytes: plan attention_backward_workspace()");
     if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
-        check_scale("sm80", a.scale);
-        check_views("sm80", {{"out", &a.out},
-                             {"dout", &a.dout},
-                             {"q", &a.q},
-                             {"k", &a.k},
-                             {"v", &a.v},
-                             {"dq", &a.dq},
-                             {"dk", &a.dk},
-                             {"dv", &a.dv}});
+        const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
+        check_scale(name, a.scale);
+        check_views(name, {{"out", &a.out},
+                           {"dout", &a.dout},
+                           {"q", &a.q},
+                           {"k", &a.k},
+                           {"v", &a.v},
+                           {"dq", &a.dq},
+                           {"dk", &a.dk},
+                           {"dv", &a.dv}});
         CHECK(reinterpret_cast<uintptr_t>(a.workspace.data) % 16 == 0,
               "attention_backward: the workspace is not aligned to 16 bytes");
-        INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
+        if (kernel == AttentionKernel::sm90)
+            INGOT_DISPATCH(device, , attention_backward_sm90_cuda(device, a));
+        else
+            INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
         return;
     }
     INGOT_DISPATCH(device, attention_backward_cpu(a), attention_backward_plain_cuda(device, a));
