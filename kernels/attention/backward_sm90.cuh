@@ -21,7 +21,8 @@
 
 namespace ingot::sm90 {
 
-using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::load_shared_floats, sm80::pack, sm80::uniform;
+using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::load_shared_floats, sm80::opaque, sm80::pack,
+    sm80::uniform;
 using sm80::kAllLanes, sm80::kLog2E, sm80::kPrepareThreads, sm80::kFinishWarps;
 
 template <int HS>
@@ -33,13 +34,13 @@ struct BackwardShape {
     static constexpr int kThreads = 128 * 3;
     // Does dQ's half of a warp group have all columns, and half of the queries?
     static constexpr bool kSplitsQueries = kQueries == 128;
-    // S of the next step is started while dQ and dK of this one are under way.
-    static constexpr bool kScoresAhead = false;
-    // dV is started before dS is computed: its operand is in registers beside P.
-    static constexpr bool kValuesFirst = false;
+    // S of the next step is started while dQ of this one is under way, and runs while dQ is handed on.
+    static constexpr bool kScoresAhead = true;
+    // dV is started before dS is computed, which takes registers for its operand beside those for P.
+    static constexpr bool kValuesFirst = HS == 128;
     // A block starts with equal shares of 65,536 registers, multiples of 8, and passes them on. Sums take 192 of a
     // consumer's thread, operands 32 more (HS 128), or up to 64.
-    static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+    static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
     static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * (65536 / kThreads / 8 * 8));
 };
 
@@ -141,45 +142,51 @@ __device__ BackwardWork receive_work(const BackwardPlaces<HS>& shared, uint32_t 
     return {uniform(what.x), uniform(what.y), {uniform(walk.x), uniform(walk.y), uniform(walk.z)}};
 }
 
-// ---- The producer: one thread ----
+// ---- The producer: one warp, of which one thread starts the copies, so that counts lie in uniform registers ----
 
 template <int HS>
 __device__ void produce(const BackwardArgs& args, const BackwardPlaces<HS>& shared) {
     using Shape = BackwardShape<HS>;
     constexpr int kKeys = Shape::kKeys, kQueries = Shape::kQueries;
     const sm80::BackwardArgs& a = args.common;
+    const bool is_first_lane = static_cast<int>(threadIdx.x) % 32 == 0;
     uint32_t count = 0;
     for (uint32_t work_parity = 0;; work_parity ^= 1) {
-        const int ticket = atomicAdd(a.counter, 1);
+        const int ticket = uniform(is_first_lane ? atomicAdd(a.counter, 1) : 0);
         const bool has_work = ticket < args.total_tiles;
         BackwardWork work = {-1, 0, {0, 0, 0}};
         if (has_work) {
             const KeyTicket taken = key_ticket(ticket, (a.N + kKeys - 1) / kKeys, a.NH / a.G, a.heads_per_section);
             work.kv_head = taken.head;
-            work.tile = a.order[taken.rank];
-            work.walk = query_walk(a.first_query, a.end_query, work.tile, a.N, kQueries, kKeys);
+            work.tile = uniform(a.order[taken.rank]);
+            const QueryWalk walk = query_walk(a.first_query, a.end_query, work.tile, a.N, kQueries, kKeys);
+            work.walk = {uniform(walk.begin), uniform(walk.split), uniform(walk.end)};
         }
         wait(shared.work_empty(), work_parity ^ 1);
-        store_shared(shared.work(), make_int4(work.kv_head, work.tile, 0, 0));
-        store_shared(shared.work() + 16, make_int4(work.walk.begin, work.walk.split, work.walk.end, 0));
-        arrive(shared.work_full());
+        if (is_first_lane) {
+            store_shared(shared.work(), make_int4(work.kv_head, work.tile, 0, 0));
+            store_shared(shared.work() + 16, make_int4(work.walk.begin, work.walk.split, work.walk.end, 0));
+            arrive(shared.work_full());
+        }
         if (!has_work) return;
 
         const auto load_keys = [&](uint32_t to, const TensorMap& map, uint32_t full, uint32_t empty) {
             wait(empty, work_parity ^ 1);
+            if (!is_first_lane) return;
             arrive_expecting(full, shared.kKeyTileBytes);
             start_load(to, &map, 0, work.tile * kKeys, 0, work.kv_head, full, kUsedOnce);
         };
         load_keys(shared.k(), args.k, shared.k_full(), shared.k_empty());
-        BackwardStep step = first_step<kQueries>(work.walk);
-        if (step.q0 < 0) load_keys(shared.v(), args.v, shared.v_full(), shared.v_empty());
-        for (bool is_first = true; step.q0 >= 0; is_first = false) {
+        load_keys(shared.v(), args.v, shared.v_full(), shared.v_empty());
+        for (BackwardStep step = first_step<kQueries>(work.walk); step.q0 >= 0;
+             step = step_after<kQueries>(step, work.walk, a.G)) {
             const BackwardStage stage(count++);
             const int head = work.kv_head * a.G + step.head;
             const int64_t at = static_cast<int64_t>(head) * a.padded_N + step.q0;
             const auto load_queries = [&](uint32_t to, const TensorMap& map, uint32_t to_row, const float* statistics,
                                           uint32_t full, uint32_t empty) {
                 wait(stage.barrier(empty), stage.parity ^ 1);
+                if (!is_first_lane) return;
                 arrive_expecting(stage.barrier(full), shared.kQueryTileBytes + shared.kStatisticsBytes);
                 start_load(stage.of(to, shared.kQueryTileBytes), &map, 0, step.q0, 0, head, stage.barrier(full),
                            kUsedAgain);
@@ -187,9 +194,8 @@ __device__ void produce(const BackwardArgs& args, const BackwardPlaces<HS>& shar
                                  stage.barrier(full));
             };
             load_queries(shared.q(), args.q, shared.lse(), a.lse_log2, shared.q_full(), shared.q_empty());
-            if (is_first) load_keys(shared.v(), args.v, shared.v_full(), shared.v_empty());
             load_queries(shared.dout(), args.dout, shared.delta(), a.delta, shared.dout_full(), shared.dout_empty());
-            step = step_after<kQueries>(step, work.walk, a.G);
+            __syncwarp();  // a lane that lags behind would not know of which phase a barrier's parity is
         }
     }
 }
@@ -210,11 +216,13 @@ __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& share
             const int head = work.kv_head * a.G + step.head, query_tile = step.q0 / kQueries;
             int turn = 0;
             if (a.is_deterministic) {
-                const int* const adders_at = a.adders + static_cast<int64_t>(query_tile) * 4;
-                const Adders adders = {adders_at[0], adders_at[1], adders_at[2] != 0};
-                turn = work.tile - adders.first;
-                if (!adders.is_in_row_order) {
-                    turn = adders_before(adders, a.ranks, work.tile, lane, 32);
+                const int4 at = *reinterpret_cast<const int4*>(a.adders + query_tile * 4);
+                turn = work.tile - at.x;
+                if (at.z == 0) {  // not in the row's order: adders_before(), of few registers
+                    turn = 0;
+                    const int mine = a.ranks[work.tile];
+#pragma unroll 1
+                    for (int t = at.x + lane; t <= at.y; t += 32) turn += a.ranks[t] < mine;
 #pragma unroll
                     for (int distance = 16; distance > 0; distance /= 2)
                         turn += __shfl_xor_sync(kAllLanes, turn, distance);
@@ -249,9 +257,13 @@ __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& share
 
 // ---- A consumer ----
 
-// A thread's two keys, and what it knows of its warp's sixteen.
+// This thread's, made anew where it is asked for: addresses that depend on it do not take registers in between.
+__device__ inline int lane_now() {
+    return static_cast<int>(static_cast<unsigned>(opaque(static_cast<int>(threadIdx.x))) % 32);
+}
+
+// What a warp knows of its sixteen keys.
 struct KeyRows {
-    int row;  // the other is 8 further
     SeenByRows seen;
     bool sees_past;  // some of them are seen by earlier queries: |i - j| has two sides
 };
@@ -259,7 +271,8 @@ struct KeyRows {
 // From S^T to P^T, in place. `k0` is the tile's first key, `key0` the warp's; slope_log2 is 0 without ALiBi.
 template <bool kHasAlibi, int kQueries>
 __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::BackwardArgs& a, const KeyRows& rows,
-                                      int q0, int k0, int key0, uint32_t lse_row, int lane, float slope_log2) {
+                                      int q0, int k0, int key0, uint32_t lse_row, float slope_log2) {
+    const int lane = lane_now(), row = key0 + fragment_row(lane, 0);  // a thread has this key, and that 8 further
     const float scale_log2 = a.scale_log2;
     const int column0 = fragment_column(lane, 0);
     const AlibiSide side = kHasAlibi ? alibi_side(q0, q0 + kQueries, key0, key0 + 16) : AlibiSide{1, false};
@@ -269,7 +282,7 @@ __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::Back
             const float twice = 2 * slope_log2 / scale_log2;  // in the products' domain
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int above = rows.row + 8 * half - q0 - column0;
+                const int above = row + 8 * half - q0 - column0;
 #pragma unroll
                 for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll
@@ -278,7 +291,7 @@ __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::Back
             }
         }
     }
-    const float bias[2] = {step * static_cast<float>(rows.row - k0), step * static_cast<float>(rows.row + 8 - k0)};
+    const float bias[2] = {step * static_cast<float>(row - k0), step * static_cast<float>(row + 8 - k0)};
     const int distance = q0 + column0 - k0;
 #pragma unroll
     for (int n = 0; n < kQueries / 8; ++n) {
@@ -299,7 +312,7 @@ __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::Back
     if (!rows.seen.is_all_of(q0, q0 + kQueries)) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int j = rows.row + 8 * half, offset = q0 + column0;
+            const int j = row + 8 * half, offset = q0 + column0;
             const int first = (j < a.N ? a.first_query[j] : 0) - offset, end = (j < a.N ? a.end_query[j] : 0) - offset;
 #pragma unroll
             for (int n = 0; n < kQueries / 8; ++n)
@@ -363,7 +376,8 @@ __device__ __forceinline__ void start_dq(float (&dq)[32], uint32_t ds_tile, uint
 // Rounds a warp's 16 rows of `kSums` / 2 fragments, times `factor`, into a tile of `tile_rows` rows.
 template <DType kType, int kSums>
 __device__ __forceinline__ void store_fragments(uint32_t tile, int row, int tile_rows, const float (&sums)[kSums],
-                                                float factor, int lane) {
+                                                float factor) {
+    const int lane = lane_now();
 #pragma unroll
     for (int n = 0; n < kSums / 8; ++n) {
         const auto pair = [&](int i) { return pack<kType>(sums[8 * n + i] * factor, sums[8 * n + i + 1] * factor); };
@@ -377,8 +391,8 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
     using Shape = BackwardShape<HS>;
     constexpr int kKeys = Shape::kKeys, kQueries = Shape::kQueries;
     const sm80::BackwardArgs& a = args.common;
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32 % 4);
-    const bool is_first_thread = static_cast<int>(threadIdx.x) % 128 == 0;
+    const int warp = uniform(static_cast<int>(threadIdx.x) / 32 % 4);
+    const auto is_first_thread = [] { return opaque(static_cast<int>(threadIdx.x)) % 128 == 0; };
     const int group_row = Shape::kGroupKeys * consumer, warp_row = group_row + 16 * warp;
     const uint32_t k_rows = shared.k() + static_cast<uint32_t>(group_row) * kPanelRowBytes;
     const uint32_t v_rows = shared.v() + static_cast<uint32_t>(group_row) * kPanelRowBytes;
@@ -387,18 +401,17 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
     // This warp's fragments among those of dQ's tile.
     const int row_block = Shape::kSplitsQueries ? 4 * consumer + warp : warp;
     const int fragment = row_block * (HS / 8) + (Shape::kSplitsQueries ? 0 : 8 * consumer);
-    const uint32_t dq_fragments = shared.dq() + static_cast<uint32_t>(fragment * 512 + lane * 16);
+    const uint32_t dq_fragments = shared.dq() + static_cast<uint32_t>(fragment * 512);
     const auto leave = [&](uint32_t barrier) {  // this warp has done with what the barrier guards
-        if (lane == 0) arrive(barrier);
+        if (lane_now() == 0) arrive(barrier);
     };
 
     uint32_t count = 0;
     for (uint32_t work_parity = 0;; work_parity ^= 1) {
-        const BackwardWork work = receive_work<HS>(shared, work_parity, lane);
+        const BackwardWork work = receive_work<HS>(shared, work_parity, lane_now());
         if (work.kv_head < 0) break;
         const int k0 = work.tile * kKeys, key0 = k0 + warp_row;
         KeyRows rows;
-        rows.row = key0 + fragment_row(lane, 0);
         // Keys past the end are seen by nobody, which comparisons say.
         rows.seen = {0, a.N, 0, 0};
         rows.sees_past = false;
@@ -408,7 +421,8 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         }
         if constexpr (kHasAlibi) {
             const auto is_seen_early = [&](int j) { return j < a.N && a.first_query[j] < j; };
-            rows.sees_past = __any_sync(kAllLanes, is_seen_early(rows.row) || is_seen_early(rows.row + 8));
+            const int row = key0 + fragment_row(lane_now(), 0);
+            rows.sees_past = __any_sync(kAllLanes, is_seen_early(row) || is_seen_early(row + 8));
         }
 
         float dk[HS / 2], dv[HS / 2], p[kQueries / 2];
@@ -444,7 +458,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             const float slope_log2 =
                 kHasAlibi ? a.slopes[work.kv_head * a.G + step.head] * static_cast<float>(kLog2E) : 0.0f;
             weigh<kHasAlibi, kQueries>(p, a, rows, step.q0, k0, key0, stage.of(shared.lse(), shared.kStatisticsBytes),
-                                       lane, slope_log2);
+                                       slope_log2);
             uint32_t weights[kQueries / 16][4], ds[kQueries / 16][4];
             const auto round_weights = [&] {
 #pragma unroll
@@ -459,8 +473,8 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             }
             settle(dp);
             if constexpr (!decltype(has_next)::value) leave(shared.v_empty());
-            const uint32_t delta_row =
-                stage.of(shared.delta(), shared.kStatisticsBytes) + static_cast<uint32_t>(fragment_column(lane, 0) * 4);
+            const uint32_t delta_row = stage.of(shared.delta(), shared.kStatisticsBytes) +
+                                       static_cast<uint32_t>(fragment_column(lane_now(), 0) * 4);
 #pragma unroll
             for (int n = 0; n < kQueries / 8; ++n) {
                 const float2 delta = load_shared_floats(delta_row + static_cast<uint32_t>(8 * n * 4));
@@ -471,42 +485,48 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
                         pack<kType>(p[i] * (dp[i] - delta.x), p[i + 1] * (dp[i + 1] - delta.y));
                 }
             }
+            if (is_first) {  // dV of the last tile has left dS's place
+                if (is_first_thread()) await_stores_read();
+                meet(kPair, 256);
+            }
+            {
+                const int lane = lane_now();
+#pragma unroll
+                for (int n = 0; n < kQueries / 16; ++n)
+                    store_matrices(ds_tile + panel_offset(warp_row + store_row(lane), store_chunk(lane, n), kKeys),
+                                   ds[n][0], ds[n][1], ds[n][2], ds[n][3]);
+            }
+            publish_shared();
             if constexpr (!Shape::kValuesFirst) {
                 round_weights();
                 start_sums<kType, HS>(dv, weights, dout_tile, is_first);
             }
-            if (is_first) {  // dV of the last tile has left dS's place
-                if (is_first_thread) await_stores_read();
-                meet(kPair, 256);
-            }
-#pragma unroll
-            for (int n = 0; n < kQueries / 16; ++n)
-                store_matrices(ds_tile + panel_offset(warp_row + store_row(lane), store_chunk(lane, n), kKeys),
-                               ds[n][0], ds[n][1], ds[n][2], ds[n][3]);
-            publish_shared();
+            start_sums<kType, HS>(dk, ds, q_tile, is_first);
             meet(kPair, 256);  // all of dS is there, and nobody reads the other stage's any more
 
             float dq[32];
             start_dq<kType, HS>(dq, ds_tile, shared.k(), consumer);
-            await_batches<1>();  // dV
+            await_batches<1>();  // dV and dK
             leave(stage.barrier(shared.dout_empty()));
-            start_sums<kType, HS>(dk, ds, q_tile, is_first);
-            await_batches<1>();
+            leave(stage.barrier(shared.q_empty()));
+            constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
+            if constexpr (kIsAhead) start_s(BackwardStage(count + 1));
+            await_batches<kIsAhead ? 1 : 0>();
             settle(dq);
             if constexpr (!decltype(has_next)::value) leave(shared.k_empty());
             wait(shared.dq_empty(), count % 2 ^ 1);
+            const uint32_t dq_at = dq_fragments + static_cast<uint32_t>(lane_now() * 16);
 #pragma unroll
             for (int n = 0; n < 8; ++n)
-                store_shared(dq_fragments + static_cast<uint32_t>(512 * n),
+                store_shared(dq_at + static_cast<uint32_t>(512 * n),
                              make_float4(dq[4 * n], dq[4 * n + 1], dq[4 * n + 2], dq[4 * n + 3]));
             publish_shared();
             __syncwarp();
             leave(shared.dq_full());
-            constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
-            if constexpr (kIsAhead) start_s(BackwardStage(count + 1));
-            await_batches<0>();
-            if constexpr (kIsAhead) settle(p);
-            leave(stage.barrier(shared.q_empty()));
+            if constexpr (kIsAhead) {
+                await_batches<0>();
+                settle(p);
+            }
             ++count;
         };
         if (step.q0 >= 0) {
@@ -529,19 +549,19 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         settle(dv);
 
         // Through shared memory, where the last tile's dK must have left; rows past the end are not written.
-        if (is_first_thread) await_stores_read();
+        if (is_first_thread()) await_stores_read();
         meet(kPair, 256);  // all have done with dS, where dV goes
-        store_fragments<kType>(dv_tile, 16 * warp, Shape::kGroupKeys, dv, 1.0f, lane);
-        store_fragments<kType>(dk_tile, 16 * warp, Shape::kGroupKeys, dk, a.scale, lane);
+        store_fragments<kType>(dv_tile, 16 * warp, Shape::kGroupKeys, dv, 1.0f);
+        store_fragments<kType>(dk_tile, 16 * warp, Shape::kGroupKeys, dk, a.scale);
         publish_shared();
         meet(kOutput + consumer, 128);
-        if (is_first_thread && k0 + group_row < a.N) {
+        if (is_first_thread() && k0 + group_row < a.N) {
             start_store(&args.dv, 0, k0 + group_row, 0, work.kv_head, dv_tile);
             start_store(&args.dk, 0, k0 + group_row, 0, work.kv_head, dk_tile);
         }
     }
     // Shared memory may go only when it has been read.
-    if (is_first_thread) await_stores_read();
+    if (is_first_thread()) await_stores_read();
 }
 
 // ---- The kernels ----
@@ -579,7 +599,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, 1)
     if (group == 0) {
         give_back_registers<Shape::kProducerRegisters>();
         const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
-        if (threadIdx.x == 0) produce<HS>(a, shared);
+        if (warp == 0) produce<HS>(a, shared);
         if (warp == 1) add_dq<HS>(a, shared);
     } else {
         take_registers<Shape::kConsumerRegisters>();
