@@ -1,4 +1,11 @@
 // Hopper's backward kernels, run on the CPU by emulated_sm90.h.
+//
+// Seen to catch: dout not waited for; Q never given back, V given back while a later step reads it; operands
+// overwritten while a product reads them; dS read before both groups have written it; dV written where dS is still
+// read, or dS where dV has not left; dQ handed over before the last one was taken, or at the other group's place; a
+// turn that is not this tile's, or passed on before its sums have arrived; the first to add not storing; keys past the
+// end seen; a mask's end off by one; the diagonal left out where keys see later and earlier queries, or the query's
+// part of ALiBi one off; dK without the scale.
 #include <gtest/gtest.h>
 
 #include "tests/kernels/attention_compared.h"
@@ -97,6 +104,9 @@ struct Emulated {
             hopper = &state;
             EmulatedBlock block(Shape::kThreads, sizeof(BackwardShared<HS>), seed + x, &counts);
             block.when_idle = deliver_load;
+            block.when_releasing = [&] {
+                if (!state.sums[block.thread()].empty()) throw std::logic_error("a turn is passed on before its sums");
+            };
             block.run([&] { backward_kernel<kType, HS, kHasAlibi>(args); });
             hopper = nullptr;
             EXPECT_TRUE(state.loads.empty());
