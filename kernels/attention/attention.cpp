@@ -112,7 +112,7 @@ AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool
     const char* const kAnyGpu = "the type is a 16-bit one, and every GPU that is built for has tensor cores";
     if (!is_hopper.value_or(true)) return {AttentionKernel::sm80, kAnyGpu};
     if (!fits_sm90) return {AttentionKernel::sm80, join(kAnyGpu, "; sm90 takes heads of 64 or 128")};
-    if (!is_hopper) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs forward")};
+    if (!is_hopper) return {AttentionKernel::sm80, join(kAnyGpu, "; on a Hopper one sm90 runs")};
     return {AttentionKernel::sm90, "the type is a 16-bit one, and the GPU a Hopper one"};
 }
 
@@ -125,13 +125,13 @@ const char* name_of(AttentionKernel kernel) {
         case AttentionKernel::sm80:
             return "sm80";
         case AttentionKernel::sm90:
-            return "sm90 forward, sm80 backward";
+            return "sm90";
     }
     return "?";
 }
 
 AttentionWorkspaceSm80::AttentionWorkspaceSm80(int64_t N, int64_t NH, int64_t HS)
-    : padded_tokens((N + kRows - 1) / kRows * kRows), num_query_tiles(padded_tokens / kRows) {
+    : padded_tokens((N + kPaddedRows - 1) / kPaddedRows * kPaddedRows), num_query_tiles(padded_tokens / kRows) {
     dq = 0;
     stats = dq + static_cast<size_t>(NH * padded_tokens * HS) * sizeof(float);
     adders = stats + static_cast<size_t>(2 * NH * padded_tokens) * sizeof(float);
@@ -158,13 +158,25 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
     return 0;
 }
 
+namespace {
+
+// `reads`: q first.
+AttentionKernel kernel_for(const Device& device, const AttentionOptions& options,
+                           std::initializer_list<const Tensor*> reads) {
+    const Tensor& q = **reads.begin();
+    const AttentionKernel kernel = choose_attention(device, q.dtype, q.shape[2], options).kernel;
+    const bool is_free = options.request == AttentionRequest::automatic;
+    // The copy engine's strides are above 0.
+    const bool repeats_any = std::any_of(reads.begin(), reads.end(), [](const Tensor* read) { return repeats(*read); });
+    return kernel == AttentionKernel::sm90 && is_free && repeats_any ? AttentionKernel::sm80 : kernel;
+}
+
+}  // namespace
+
 void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
-    AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
-    const bool is_free = a.options.request == AttentionRequest::automatic;
-    if (kernel == AttentionKernel::sm90 && is_free && (repeats(a.q) || repeats(a.k) || repeats(a.v)))
-        kernel = AttentionKernel::sm80;  // the copy engine's strides are above 0
+    const AttentionKernel kernel = kernel_for(device, a.options, {&a.q, &a.k, &a.v});
     if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
         const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
         check_scale(name, a.scale);
@@ -186,25 +198,29 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
     check_heads(device, "dq", a.dq, N, NH, a.q);
     check_heads(device, "dk", a.dk, N, NKV, a.q);
     check_heads(device, "dv", a.dv, N, NKV, a.q);
-    const AttentionKernel kernel = choose_attention(device, a.q.dtype, a.q.shape[2], a.options).kernel;
+    const AttentionKernel kernel = kernel_for(device, a.options, {&a.q, &a.k, &a.v, &a.out, &a.dout});
     const auto workspace = static_cast<int64_t>(attention_backward_workspace(device, a.q, a.options));
     CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
                              a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
           "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
           " bytes: plan attention_backward_workspace()");
     if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
-        check_scale("sm80", a.scale);
-        check_views("sm80", {{"out", &a.out},
-                             {"dout", &a.dout},
-                             {"q", &a.q},
-                             {"k", &a.k},
-                             {"v", &a.v},
-                             {"dq", &a.dq},
-                             {"dk", &a.dk},
-                             {"dv", &a.dv}});
+        const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
+        check_scale(name, a.scale);
+        check_views(name, {{"out", &a.out},
+                           {"dout", &a.dout},
+                           {"q", &a.q},
+                           {"k", &a.k},
+                           {"v", &a.v},
+                           {"dq", &a.dq},
+                           {"dk", &a.dk},
+                           {"dv", &a.dv}});
         CHECK(reinterpret_cast<uintptr_t>(a.workspace.data) % 16 == 0,
               "attention_backward: the workspace is not aligned to 16 bytes");
-        INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
+        if (kernel == AttentionKernel::sm90)
+            INGOT_DISPATCH(device, , attention_backward_sm90_cuda(device, a));
+        else
+            INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
         return;
     }
     INGOT_DISPATCH(device, attention_backward_cpu(a), attention_backward_plain_cuda(device, a));

@@ -8,7 +8,7 @@
 // sliding windows are only different ways to fill the four arrays. No T x T buffer exists anywhere.
 //
 // The CPU runs every even head size up to 256 in fp32 and fp64, CUDA runs 32, 64, 96 and 128: fp32 on plain kernels,
-// bf16 and fp16 on tensor cores (sm80.h, and sm90.h for the forward pass on Hopper: probabilities and their gradients
+// bf16 and fp16 on tensor cores (sm80.h, and sm90.h on Hopper: probabilities and their gradients
 // rounded for the products that sum them, fp32 sums, one rounding at the store). All sums run in an order that shapes
 // and mask fix: the same bits every time, unless the order of dq's is given free. The CPU refuses a mask that leaves
 // the row or decreases; on CUDA no host sees it, and the result is then undefined. What a query does not see has no
@@ -61,13 +61,13 @@ struct AttentionBackward {
 };
 void attention_backward(const Device&, const AttentionBackward&);
 // In bytes; depends on the kernel, and on the shape and type of q, and is known without a GPU. The plain kernel takes
-// four bytes for each query and head, sm80 as many times four as a head has elements, and a little more.
+// four bytes for each query and head, sm80 and sm90 as many times four as a head has elements, and a little more.
 size_t attention_backward_workspace(const Device&, const Tensor& q, const AttentionOptions& options = {});
 
 // Which kernel the two functions above take, and why: for the log. (Views with a stride of 0, such as a head that
 // PyTorch expands to many, take sm80 where it says sm90 and none is asked for.) Throws Error with what would run if
 // none does.
-enum class AttentionKernel : uint8_t { cpu, plain, sm80, sm90 };  // sm90: forward; its backward is sm80's
+enum class AttentionKernel : uint8_t { cpu, plain, sm80, sm90 };
 struct AttentionChoice {
     AttentionKernel kernel;
     std::string reason;

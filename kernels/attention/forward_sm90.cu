@@ -5,7 +5,7 @@
 #include <mutex>
 #include <vector>
 
-#include "kernels/attention/launch.cuh"
+#include "kernels/attention/launch_sm90.cuh"
 #include "kernels/attention/sm90.h"
 
 namespace ingot {
@@ -13,51 +13,6 @@ namespace ingot {
 namespace {
 
 using namespace sm90;
-
-constexpr size_t kMostSharedBytesSm90 = 227 * 1024;  // of a block
-
-// The driver's function, found at run time: programs start without libcuda.so too.
-using EncodeTiled = CUresult(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-EncodeTiled* encode_tiled() {
-    static EncodeTiled* const found = [] {
-        void* function = nullptr;
-        cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-        CUDA_CHECK(
-            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &status));
-#else
-        CUDA_CHECK(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &status));
-#endif
-        CHECK(status == cudaDriverEntryPointSuccess && function != nullptr,
-              "attention (sm90): the driver has no cuTensorMapEncodeTiled, which came with CUDA 12.0");
-        return reinterpret_cast<EncodeTiled*>(function);
-    }();
-    return found;
-}
-
-// (N, heads, HS) as panels of 64 columns; a box is `rows` tokens of one head.
-TensorMap tensor_map(const char* name, const Tensor& tensor, int rows) {
-    const auto size = [](int64_t value) { return static_cast<cuuint64_t>(value); };
-    const int64_t N = tensor.shape[0], heads = tensor.shape[1], HS = tensor.shape[2];
-    const int64_t token_bytes = tensor.stride[0] * 2;
-    const int64_t head_bytes = heads > 1 ? tensor.stride[1] * 2 : HS * 2;  // of one head nobody reads it
-    const cuuint64_t sizes[] = {kPanelColumns, size(N), size(HS / kPanelColumns), size(heads)};
-    const cuuint64_t strides[] = {size(token_bytes), kPanelRowBytes, size(head_bytes)};
-    const cuuint32_t box[] = {kPanelColumns, static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(HS / kPanelColumns),
-                              1};
-    const cuuint32_t steps[] = {1, 1, 1, 1};
-    TensorMap map{};
-    const CUresult status = encode_tiled()(
-        &map, tensor.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
-        tensor.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    CHECK(status == CUDA_SUCCESS, "attention: ", name, " is ", tensor.describe(), " with strides of ", tensor.stride[0],
-          " and ", tensor.stride[1], " elements, which the kernel sm90 cannot take (cuTensorMapEncode",
-          "Tiled: ", static_cast<int>(status), "): ask for AttentionRequest::sm80, or copy the tensor");
-    return map;
-}
 
 // ---- Where a launch counts its tickets ----
 //

@@ -21,7 +21,8 @@ namespace ingot {
 // The backward pass's scratch memory, one part after the other.
 struct AttentionWorkspaceSm80 {
     AttentionWorkspaceSm80(int64_t N, int64_t NH, int64_t HS);
-    static constexpr int64_t kRows = 64;  // tokens are rounded up to whole tiles of queries
+    static constexpr int64_t kRows = 64;         // of a tile of queries; sm90 has tiles of 128 too
+    static constexpr int64_t kPaddedRows = 128;  // tokens are rounded up to a multiple of these
     int64_t padded_tokens, num_query_tiles;
     size_t dq;       // fp32, 16 x 8 fragments: padded_tokens HS of each head
     size_t stats;    // fp32: (NH, padded_tokens) log2 of the softmax's sum, and as many rowsum(dout * out)

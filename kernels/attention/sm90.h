@@ -1,6 +1,6 @@
-// Attention forward on Hopper (sm_90a: wgmma, TMA); called by attention_forward() once shapes are checked.
+// Attention on Hopper (sm_90a: wgmma, TMA); called by the functions of attention.h once shapes are checked.
 //
-// bf16 and fp16; head sizes 64 and 128; otherwise as sm80.h says. Backward is sm80's.
+// bf16 and fp16; head sizes 64 and 128; otherwise as sm80.h says, scratch memory included.
 #pragma once
 
 #include <optional>
@@ -21,5 +21,6 @@ AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool
                                       int64_t head_size, const AttentionOptions& options);
 
 void attention_forward_sm90_cuda(const Device&, const AttentionForward&);
+void attention_backward_sm90_cuda(const Device&, const AttentionBackward&);
 
 }  // namespace ingot

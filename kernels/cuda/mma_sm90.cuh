@@ -34,6 +34,11 @@ __device__ inline void store_shared(uint32_t address, int4 value) {
                  "r"(value.w)
                  : "memory");
 }
+__device__ inline void store_shared(uint32_t address, float4 value) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(value.x), "f"(value.y), "f"(value.z),
+                 "f"(value.w)
+                 : "memory");
+}
 __device__ inline int4 load_shared(uint32_t address) {
     int4 value;
     asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
@@ -134,6 +139,36 @@ __device__ inline void start_store(const TensorMap* map, int c0, int c1, int c2,
 __device__ inline void await_stores_read() {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
+// Waits until they are written, and seen by this thread.
+__device__ inline void await_stores() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+// Contiguous bytes, multiples of 16 at multiples of 16: cp.async.bulk, and cp.reduce.async.bulk, which adds.
+__device__ inline void start_load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+__device__ inline void start_store_floats(float* to, uint32_t from, uint32_t bytes) {
+    asm volatile(
+        "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
+        "cp.async.bulk.commit_group;" ::"l"(__cvta_generic_to_global(to)),
+        "r"(from), "r"(bytes)
+        : "memory");
+}
+__device__ inline void start_add_floats(float* to, uint32_t from, uint32_t bytes) {
+    asm volatile(
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+        "cp.async.bulk.commit_group;" ::"l"(__cvta_generic_to_global(to)),
+        "r"(from), "r"(bytes)
+        : "memory");
+}
+// What this thread has waited for comes before the copies that it starts: fence.proxy.async for all memory.
+__device__ inline void order_copies() {
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+
 // Makes this thread's own writes to shared memory visible to the copy engine and to wgmma: fence.proxy.async.
 __device__ inline void publish_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -194,6 +229,40 @@ __device__ void multiply_over_columns(float (&sums)[64], uint64_t a, uint64_t b)
         "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " INGOT_NAMES_64 \
         ", %64, %65, p, 1, 1, 0, 0;\n}"                                                 \
         : INGOT_SUMS_64(sums)                                                           \
+        : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)))
+    if constexpr (kType == DType::bf16)
+        INGOT_PRODUCT("bf16");
+    else
+        INGOT_PRODUCT("f16");
+#undef INGOT_PRODUCT
+}
+
+// The same with b (64 x 16): sums (64 x 64).
+template <DType kType, bool kAdds>
+__device__ void multiply_over_columns(float (&sums)[32], uint64_t a, uint64_t b) {
+    static_assert(kType == DType::bf16 || kType == DType::f16);
+#define INGOT_PRODUCT(type)                                                                                            \
+    asm volatile(                                                                                                      \
+        "{\n.reg .pred p;\n setp.ne.b32 p, %34, 0;\n"                                                                  \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " INGOT_NAMES_32 ", %32, %33, p, 1, 1, 0, 0;\n}" \
+        : INGOT_SUMS_32(sums, 0)                                                                                       \
+        : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)))
+    if constexpr (kType == DType::bf16)
+        INGOT_PRODUCT("bf16");
+    else
+        INGOT_PRODUCT("f16");
+#undef INGOT_PRODUCT
+}
+
+// sums (64 x 64) = a^T (16 x 64) b (16 x 64) [+ sums if kAdds]: both tiles sum over their rows.
+template <DType kType, bool kAdds>
+__device__ void multiply_rows_over_rows(float (&sums)[32], uint64_t a, uint64_t b) {
+    static_assert(kType == DType::bf16 || kType == DType::f16);
+#define INGOT_PRODUCT(type)                                                                                            \
+    asm volatile(                                                                                                      \
+        "{\n.reg .pred p;\n setp.ne.b32 p, %34, 0;\n"                                                                  \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " INGOT_NAMES_32 ", %32, %33, p, 1, 1, 1, 1;\n}" \
+        : INGOT_SUMS_32(sums, 0)                                                                                       \
         : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)))
     if constexpr (kType == DType::bf16)
         INGOT_PRODUCT("bf16");

@@ -55,6 +55,13 @@ struct EmulatedStore {
     std::array<int, 4> at;
     uint32_t from;
 };
+// Contiguous floats on their way to memory.
+struct EmulatedSums {
+    float* to;
+    uint32_t from, bytes;
+    bool adds;
+    std::vector<float> values = {};  // once they are read
+};
 struct EmulatedProduct {
     float* sums;
     int columns;
@@ -62,6 +69,7 @@ struct EmulatedProduct {
     const uint32_t* a_registers;  // or none
     uint64_t a, b;
     bool b_over_rows;
+    bool a_over_rows = false;
     bool ends_batch = false;
 };
 // Of the block that runs; a new one for each.
@@ -70,6 +78,7 @@ struct EmulatedHopper {
     std::map<int, std::pair<int, int>> named;  // arrived, times that all have
     std::deque<EmulatedLoad> loads;
     std::map<int, std::vector<EmulatedStore>> stores;     // by thread
+    std::map<int, std::vector<EmulatedSums>> sums;        // by thread
     std::map<int, std::deque<EmulatedProduct>> products;  // by thread
     int num_delivered = 0;
 };
@@ -86,6 +95,9 @@ inline uint32_t shared_memory() {
     return 0;
 }
 inline void store_shared(uint32_t address, int4 value) {
+    std::memcpy(shared_bytes(address, 16), &value, 16);
+}
+inline void store_shared(uint32_t address, float4 value) {
     std::memcpy(shared_bytes(address, 16), &value, 16);
 }
 inline int4 load_shared(uint32_t address) {
@@ -197,7 +209,41 @@ inline void await_stores_read() {
             if (element != nullptr) std::memcpy(element, shared_bytes(from, 2), 2);
         });
     hopper->stores[block().thread()].clear();
+    for (EmulatedSums& sums : hopper->sums[block().thread()])
+        if (sums.values.empty()) {
+            sums.values.resize(sums.bytes / 4);
+            std::memcpy(sums.values.data(), shared_bytes(sums.from, sums.bytes), sums.bytes);
+        }
 }
+inline void await_stores() {
+    await_stores_read();
+    for (const EmulatedSums& sums : hopper->sums[block().thread()])
+        for (size_t i = 0; i < sums.values.size(); ++i)
+            sums.to[i] = sums.adds ? sums.to[i] + sums.values[i] : sums.values[i];
+    hopper->sums[block().thread()].clear();
+}
+inline void check_flat_copy(uint32_t shared, const void* data, uint32_t bytes) {
+    if (shared % 16 != 0 || reinterpret_cast<uintptr_t>(data) % 16 != 0 || bytes % 16 != 0)
+        throw std::logic_error(join("a copy of ", bytes, " bytes at ", shared, ", not at multiples of 16"));
+}
+inline void start_load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    check_flat_copy(to, from, bytes);
+    EmulatedLoad load = {to, barrier, std::vector<uint16_t>(bytes / 2)};
+    std::memcpy(load.values.data(), from, bytes);
+    std::memset(shared_bytes(to, bytes), 0xff, bytes);
+    hopper->loads.push_back(std::move(load));
+}
+inline void start_floats(float* to, uint32_t from, uint32_t bytes, bool adds) {
+    check_flat_copy(from, to, bytes);
+    hopper->sums[block().thread()].push_back({to, from, bytes, adds});
+}
+inline void start_store_floats(float* to, uint32_t from, uint32_t bytes) {
+    start_floats(to, from, bytes, false);
+}
+inline void start_add_floats(float* to, uint32_t from, uint32_t bytes) {
+    start_floats(to, from, bytes, true);
+}
+inline void order_copies() {}
 inline void publish_shared() {}
 inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
     test::Exchange& e = block().exchange();
@@ -246,9 +292,10 @@ void run_product(const std::array<EmulatedProduct, 32>& lanes, int warp) {
     for (uint32_t lane = 0; lane < 32; ++lane)
         for (uint32_t i = 0; i < 8; ++i) {
             const uint32_t row = lane / 4 + i / 2 % 2 * 8, k = lane % 4 * 2 + i % 2 + i / 4 * 8;
-            a[row * 16 + k] = first.a_registers == nullptr
-                                  ? operand_element<kType>(first.a, false, static_cast<uint32_t>(16 * warp) + row, k)
-                                  : sm80::widened<kType>(lanes[lane].a_registers[i / 2] >> (i % 2 * 16));
+            a[row * 16 + k] =
+                first.a_registers == nullptr
+                    ? operand_element<kType>(first.a, first.a_over_rows, static_cast<uint32_t>(16 * warp) + row, k)
+                    : sm80::widened<kType>(lanes[lane].a_registers[i / 2] >> (i % 2 * 16));
         }
     const auto columns = static_cast<uint32_t>(first.columns);
     for (uint32_t n = 0; n < columns; ++n)
@@ -296,10 +343,15 @@ inline void start_product(const EmulatedProduct& product) {
     if (!product.adds) std::fill_n(product.sums, product.columns / 2, NAN);
     hopper->products[block().thread()].push_back(product);
 }
-template <DType kType, bool kAdds>
-void multiply_over_columns(float (&sums)[64], uint64_t a, uint64_t b) {
+template <DType kType, bool kAdds, int kSums>
+void multiply_over_columns(float (&sums)[kSums], uint64_t a, uint64_t b) {
     run_product_of_type = run_product<kType>;
-    start_product({sums, 128, kAdds, nullptr, a, b, false});
+    start_product({sums, 2 * kSums, kAdds, nullptr, a, b, false});
+}
+template <DType kType, bool kAdds, int kSums>
+void multiply_rows_over_rows(float (&sums)[kSums], uint64_t a, uint64_t b) {
+    run_product_of_type = run_product<kType>;
+    start_product({sums, 2 * kSums, kAdds, nullptr, a, b, true, true});
 }
 template <DType kType, int kSums>
 void multiply_over_rows(float (&sums)[kSums], const uint32_t (&a)[4], uint64_t b, int adds) {

@@ -99,6 +99,8 @@ class EmulatedBlock {
     }
     // What happens by itself, as late as it can: called when no thread can run, and says if it has done something.
     std::function<bool()> when_idle = [] { return false; };
+    // Before other blocks are told that something is there.
+    std::function<void()> when_releasing = [] {};
     Exchange& exchange() { return warp_of(running_ / 32).exchange; }
 
     // ---- Shared memory ----
@@ -469,6 +471,7 @@ inline int load_relaxed(const int* data) {
     return *data;
 }
 inline void store_release(int* data, int value) {
+    block().when_releasing();
     *data = value;
 }
 [[noreturn]] inline void give_up() {

@@ -1,0 +1,111 @@
+// What comes before and after the main kernel of attention's backward pass, on sm80 and on Hopper: delta, the softmax's
+// sums in log 2, the order of the key tiles and of their turns; and dQ, summed in fp32, scaled and rounded.
+#pragma once
+
+#include "kernels/attention/policy.h"
+#include "kernels/attention/sm80_tiles.cuh"
+
+namespace ingot::sm80 {
+
+struct BackwardArgs {
+    View dq, dk, dv, dout, out, q, k, v;
+    const float *lse, *slopes;  // (NH, N); (NH) with ALiBi
+    // Scratch memory, sm80.h. Rows of the statistics and of dQ's sums are rounded up to whole tiles of queries.
+    float *dq_sums, *lse_log2, *delta;
+    int *turns, *counter;
+    int *order, *ranks;  // the key tile of a rank, the rank of a key tile
+    int* adders;         // four for each tile of queries: first, last, are in the row's order, nothing
+    const int32_t *first_query, *end_query;
+    int N, padded_N, num_query_tiles, NH, G, heads_per_section;
+    float scale, scale_log2;  // > 0; times log2(e)
+    bool is_deterministic;
+};
+
+// ---- Before: a block per kQueries queries of a head, kPrepareThreads ----
+
+constexpr int kPrepareThreads = 256;
+
+template <DType kType, int HS, int kQueries, int kKeys>
+__device__ void prepare(const BackwardArgs& a) {
+    constexpr int kLanes = HS <= 32 ? 4 : HS <= 64 ? 8 : 16;  // of a row; of 96 elements 12 of them have some
+    const int head = static_cast<int>(blockIdx.y), q0 = static_cast<int>(blockIdx.x) * kQueries;
+    const int thread = static_cast<int>(threadIdx.x), part = thread % kLanes;
+    for (int row = thread / kLanes; row < kQueries; row += kPrepareThreads / kLanes) {
+        const int i = q0 + row;
+        float sum = 0;
+        if (i < a.N && part * 8 < HS) {
+            const uint4 x = *reinterpret_cast<const uint4*>(a.out.head(head) + i * a.out.token_stride + part * 8);
+            const uint4 y = *reinterpret_cast<const uint4*>(a.dout.head(head) + i * a.dout.token_stride + part * 8);
+            const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const float2 left = unpack<kType>(xs[e]), right = unpack<kType>(ys[e]);
+                sum = fmaf(left.x, right.x, fmaf(left.y, right.y, sum));
+            }
+        }
+#pragma unroll
+        for (int distance = kLanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+        if (part == 0) {
+            const int64_t at = static_cast<int64_t>(head) * a.padded_N + i;
+            const float lse = i < a.N ? a.lse[static_cast<int64_t>(head) * a.N + i] : -INFINITY;
+            // A query that sees no key, or does not exist: every 2^(s - inf) is 0.
+            a.lse_log2[at] = lse == -INFINITY ? INFINITY : lse * static_cast<float>(kLog2E);
+            a.delta[at] = sum;
+        }
+    }
+    if (!a.is_deterministic) {
+        float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
+        for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
+    }
+    if (thread == 0) a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] = 0;
+    if (head > 0 || thread >= 32) return;
+    // What is the same for all heads.
+    if (thread == 0) {
+        const Adders adders = adders_of(a.first_query, a.end_query, q0, a.N, kQueries, kKeys);
+        int* const to = a.adders + static_cast<int64_t>(blockIdx.x) * 4;
+        to[0] = adders.first, to[1] = adders.last, to[2] = adders.is_in_row_order, to[3] = 0;
+        if (blockIdx.x == 0) *a.counter = 0;
+    }
+    const int tile = static_cast<int>(blockIdx.x);
+    if (tile * kKeys >= a.N) return;
+    int rank = tiles_before(a.first_query, a.end_query, tile, a.N, kQueries, kKeys, thread, 32);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) rank += __shfl_xor_sync(kAllLanes, rank, distance);
+    if (thread == 0) a.ranks[tile] = rank, a.order[rank] = tile;
+}
+
+// ---- Between ----
+
+// Spins until it is this block's turn; far beyond any wait that ends, the mask is no mask. Nothing that others wrote is
+// read afterwards, but added to, in the L2 cache and behind a barrier: the look need not be an acquire.
+__device__ inline void wait_for_turn(const int* turn, int mine) {
+    constexpr int kMostLooks = 1 << 24;
+    for (int look = 0; load_relaxed(turn) != mine; ++look)
+        if (look >= kMostLooks) give_up();
+}
+
+// ---- After: a block per 64 queries of a head, a warp for 16 of them ----
+
+constexpr int kFinishWarps = 4, kFinishRows = 16 * kFinishWarps;
+
+template <DType kType, int HS, int kQueries>
+__device__ void finish(const BackwardArgs& a) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int head = static_cast<int>(blockIdx.y);
+    const int q0 = (static_cast<int>(blockIdx.x) * kFinishWarps + warp) * 16;
+    const float* const sums = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS;
+    // What no key tile adds to was never written.
+    static_assert(kQueries % kFinishRows == 0);
+    const int* const adders = a.adders + static_cast<int64_t>(blockIdx.x / (kQueries / kFinishRows)) * 4;
+    const bool is_written = !a.is_deterministic || adders[0] <= adders[1];
+    Sums<1, HS / 8> dq;
+#pragma unroll
+    for (int n = 0; n < HS / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dq[0][n][e] = is_written ? sums[n * 128 + fragment_float(lane, e)] : 0;
+    const float scales[1][2] = {{a.scale, a.scale}};
+    store_rows<kType, HS, 1>(shared_memory() + static_cast<uint32_t>(warp * 16 * HS * 2), a.dq.head(head),
+                             a.dq.token_stride, q0, a.N, lane, dq, scales);
+}
+
+}  // namespace ingot::sm80

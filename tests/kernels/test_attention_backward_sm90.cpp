@@ -1,0 +1,213 @@
+// Hopper's backward kernels, run on the CPU by emulated_sm90.h.
+//
+// Seen to catch: dout not waited for; Q never given back, V given back while a later step reads it; operands
+// overwritten while a product reads them; dS read before both groups have written it; dV written where dS is still
+// read, or dS where dV has not left; dQ handed over before the last one was taken, or at the other group's place; a
+// turn that is not this tile's, or passed on before its sums have arrived; the first to add not storing; keys past the
+// end seen; a mask's end off by one; the diagonal left out where keys see later and earlier queries, or the query's
+// part of ALiBi one off; dK without the scale.
+#include <gtest/gtest.h>
+
+#include "tests/kernels/attention_compared.h"
+#include "tests/kernels/emulated_sm90.h"
+// After what they are made of.
+#include "kernels/attention/backward_sm90.cuh"
+#include "kernels/attention/sm80.h"
+
+namespace ingot::test {
+namespace {
+
+using namespace sm90;
+
+TensorMap map_of(const Tensor& tensor, int rows) {
+    const int64_t HS = tensor.shape[2];
+    return {static_cast<uint16_t*>(tensor.data),
+            {64, tensor.shape[0], HS / 64, tensor.shape[1]},
+            {1, tensor.stride[0], 64, tensor.stride[1]},
+            {64, rows, static_cast<int>(HS / 64), 1}};
+}
+
+struct Emulated {
+    // Forward is the CPU's, rounded as a kernel's is.
+    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
+        : run(c, dtype, dtype, Device::cpu(), padding), dtype(dtype), seed(seed) {}
+
+    void forward() {
+        AttentionRun plain(run.c, DType::f32, dtype);
+        plain.set_mask(run.first_key.values(), run.end_key.values(), run.first_query.values(), run.end_query.values());
+        plain.forward();
+        run.out.set(run.pad(plain.out.values()));
+        run.lse.set(plain.lse.values());
+    }
+
+    template <DType kType, int HS, bool kHasAlibi>
+    void backward() {
+        using Shape = BackwardShape<HS>;
+        const AttentionBackward b = run.backward_arguments();
+        const int64_t N = run.c.N, NH = run.c.NH, key_tiles = (N + Shape::kKeys - 1) / Shape::kKeys;
+        const AttentionWorkspaceSm80 parts(N, NH, HS);
+        // Aligned, as memory of a GPU is.
+        const Buffer workspace(Device::cpu(), DType::u8, {static_cast<int64_t>(parts.bytes)});
+        char* const memory = static_cast<char*>(workspace.tensor().data);
+        float* const statistics = reinterpret_cast<float*>(memory + parts.stats);
+        const BackwardArgs args = {
+            .q = map_of(b.q, Shape::kQueries),
+            .k = map_of(b.k, Shape::kKeys),
+            .v = map_of(b.v, Shape::kKeys),
+            .dout = map_of(b.dout, Shape::kQueries),
+            .dk = map_of(b.dk, Shape::kGroupKeys),
+            .dv = map_of(b.dv, Shape::kGroupKeys),
+            .common =
+                {
+                    .dq = sm80::view_of(b.dq),
+                    .dk = {},
+                    .dv = {},
+                    .dout = sm80::view_of(b.dout),
+                    .out = sm80::view_of(b.out),
+                    .q = {},
+                    .k = {},
+                    .v = {},
+                    .lse = b.lse.get<float>(),
+                    .slopes = kHasAlibi ? b.slopes.get<float>() : nullptr,
+                    .dq_sums = reinterpret_cast<float*>(memory + parts.dq),
+                    .lse_log2 = statistics,
+                    .delta = statistics + NH * parts.padded_tokens,
+                    .turns = reinterpret_cast<int*>(memory + parts.turns),
+                    .counter = reinterpret_cast<int*>(memory + parts.counter),
+                    .order = reinterpret_cast<int*>(memory + parts.order),
+                    .ranks = reinterpret_cast<int*>(memory + parts.ranks),
+                    .adders = reinterpret_cast<int*>(memory + parts.adders),
+                    .first_query = b.mask.first_query.get<int32_t>(),
+                    .end_query = b.mask.end_query.get<int32_t>(),
+                    .N = static_cast<int>(N),
+                    .padded_N = static_cast<int>(parts.padded_tokens),
+                    .num_query_tiles = static_cast<int>(parts.num_query_tiles),
+                    .NH = static_cast<int>(NH),
+                    .G = static_cast<int>(NH / run.c.NKV),
+                    .heads_per_section = heads_per_section,
+                    .scale = static_cast<float>(b.scale),
+                    .scale_log2 = static_cast<float>(b.scale * kLog2E),
+                    .is_deterministic = is_deterministic,
+                },
+            .total_tiles = static_cast<int>(key_tiles * run.c.NKV),
+        };
+        const auto blocks = [&](int64_t rows) {
+            return Dim3{static_cast<unsigned>(parts.padded_tokens / rows), static_cast<unsigned>(NH), 1};
+        };
+        emulate(blocks(Shape::kQueries), kPrepareThreads, 0, seed, &counts,
+                [&] { prepare_kernel<kType, HS>(args.common); });
+        // Two blocks: the first takes all tickets.
+        gridDim = {2, 1, 1};
+        for (unsigned x = 0; x < gridDim.x; ++x) {
+            blockIdx = {x, 0, 0};
+            EmulatedHopper state;
+            hopper = &state;
+            EmulatedBlock block(Shape::kThreads, sizeof(BackwardShared<HS>), seed + x, &counts);
+            block.when_idle = deliver_load;
+            block.when_releasing = [&] {
+                if (!state.sums[block.thread()].empty()) throw std::logic_error("a turn is passed on before its sums");
+            };
+            block.run([&] { backward_kernel<kType, HS, kHasAlibi>(args); });
+            hopper = nullptr;
+            EXPECT_TRUE(state.loads.empty());
+            for (const auto& [thread, stores] : state.stores) EXPECT_TRUE(stores.empty()) << thread;
+            for (const auto& [thread, sums] : state.sums) EXPECT_TRUE(sums.empty()) << thread;
+            for (const auto& [thread, products] : state.products) EXPECT_TRUE(products.empty()) << thread;
+        }
+        emulate(blocks(sm80::kFinishRows), 32 * kFinishWarps, static_cast<size_t>(sm80::kFinishRows * HS * 2), seed,
+                &counts, [&] { finish_kernel<kType, HS>(args.common); });
+    }
+    template <DType kType, int HS>
+    void backward() {
+        if (run.c.alibi)
+            backward<kType, HS, true>();
+        else
+            backward<kType, HS, false>();
+    }
+    void all() {
+        forward();
+        if (dtype == DType::bf16)
+            run.c.HS == 64 ? backward<DType::bf16, 64>() : backward<DType::bf16, 128>();
+        else
+            run.c.HS == 64 ? backward<DType::f16, 64>() : backward<DType::f16, 128>();
+    }
+
+    AttentionRun run;
+    DType dtype;
+    uint64_t seed;
+    bool is_deterministic = true;
+    int heads_per_section = 1;
+    EmulatedCounts counts;
+};
+
+void check(const AttentionCase& c, DType dtype, bool is_deterministic = true,
+           const std::vector<double> (*mask)[4] = nullptr) {
+    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype), is_deterministic ? "" : ", any order"));
+    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
+    emulated.is_deterministic = is_deterministic;
+    Compared compared(c, dtype);
+    if (mask != nullptr) {
+        emulated.run.set_mask((*mask)[0], (*mask)[1], (*mask)[2], (*mask)[3]);
+        compared.set_mask(*mask);
+    }
+    emulated.all();
+    compared.expect(emulated.run);
+    EXPECT_EQ(emulated.counts.bank_conflicts, 0);
+}
+
+TEST(AttentionBackwardSm90, EveryHeadSize) {
+    const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
+    for (const int64_t HS : {64, 128})
+        for (const bool alibi : {false, true})
+            for (const DType dtype : {DType::bf16, DType::f16})
+                check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts}, dtype);
+}
+
+TEST(AttentionBackwardSm90, MasksAndGroups) {
+    const AttentionCase cases[] = {
+        {.N = 1, .NH = 1, .NKV = 1, .HS = 64},
+        {.N = 1, .NH = 1, .NKV = 1, .HS = 128},
+        {.N = 400, .NH = 1, .NKV = 1, .HS = 64, .alibi = true},
+        {.N = 300, .NH = 1, .NKV = 1, .HS = 128, .is_causal = false, .alibi = true},
+        {.N = 257, .NH = 3, .NKV = 1, .HS = 64, .is_causal = false},
+        {.N = 260, .NH = 4, .NKV = 2, .HS = 128, .is_causal = false, .alibi = true, .starts = {0, 3, 67, 68, 130, 249}},
+        {.N = 140, .NH = 2, .NKV = 2, .HS = 64, .value_scale = 3},
+        {.N = 140, .NH = 2, .NKV = 2, .HS = 128, .value_scale = 3},
+        {.N = 270, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .window = {4, 0}},
+        {.N = 270, .NH = 1, .NKV = 1, .HS = 128, .window = {139, 0}},
+        {.N = 270, .NH = 1, .NKV = 1, .HS = 128, .alibi = true, .window = {40, 40}},
+        {.N = 500, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {300, -150}},
+    };
+    for (const AttentionCase& c : cases) check(c, DType::bf16);
+    check(cases[3], DType::bf16, false);
+    check(cases[4], DType::bf16, false);
+}
+
+TEST(AttentionBackwardSm90, AQueryThatSeesNoKey) {
+    const std::vector<double> mask[4] = {
+        {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
+    check({.N = 6, .NH = 2, .NKV = 1, .HS = 64, .alibi = true}, DType::f16, true, &mask);
+    const std::vector<double> nothing[4] = {std::vector<double>(300), std::vector<double>(300),
+                                            std::vector<double>(300), std::vector<double>(300)};
+    check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, true, &nothing);
+}
+
+// Whichever warp runs first, and in sections of any size.
+TEST(AttentionBackwardSm90, BitsDoNotDependOnTheOrderOfWarps) {
+    for (const int64_t HS : {64, 128}) {
+        const AttentionCase c = {.N = 300, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
+        AttentionResult first;
+        for (const uint64_t seed : {1, 2, 3}) {
+            Emulated emulated(c, DType::bf16, seed);
+            emulated.heads_per_section = seed == 3 ? 2 : 1;
+            emulated.all();
+            if (seed == 1)
+                first = emulated.run.result();
+            else
+                EXPECT_TRUE(same_bits(emulated.run.result(), first));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace ingot::test
