@@ -132,13 +132,15 @@ struct BackwardWork {
     int kv_head, tile;
     QueryWalk walk;
 };
-// By whole warps. The record may be overwritten afterwards.
+// By whole warps, of which one lane reads, and then says that the record may be overwritten.
 template <int HS>
 __device__ BackwardWork receive_work(const BackwardPlaces<HS>& shared, uint32_t parity, int lane) {
     wait(shared.work_full(), parity);
-    const int4 what = load_shared(shared.work()), walk = load_shared(shared.work() + 16);
-    __syncwarp();
-    if (lane == 0) arrive(shared.work_empty());
+    int4 what = make_int4(0, 0, 0, 0), walk = what;
+    if (lane == 0) {
+        what = load_shared(shared.work()), walk = load_shared(shared.work() + 16);
+        arrive(shared.work_empty());
+    }
     return {uniform(what.x), uniform(what.y), {uniform(walk.x), uniform(walk.y), uniform(walk.z)}};
 }
 

@@ -330,9 +330,11 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
     uint32_t work_parity = 0, q_parity = 0;
     for (;;) {
         wait(shared.work_full(), work_parity);
-        const int4 work = load_shared(shared.work());
-        __syncwarp();
+        // By one lane, which then says that it may be overwritten.
+        int4 work = make_int4(0, 0, 0, 0);
+        if (lane == 0) work = load_shared(shared.work());
         leave(shared.work_empty());
+        work = make_int4(uniform(work.x), uniform(work.y), uniform(work.z), uniform(work.w));
         work_parity ^= 1;
         if (work.x < 0) break;
         const int unit = work.x + consumer, head = work.y * a.G + unit % a.G, begin = work.z, num_tiles = work.w;
