@@ -509,8 +509,8 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             float dq[32];
             start_dq<kType, HS>(dq, ds_tile, shared.k(), consumer);
             await_batches<1>();  // dV and dK
-            leave(stage.barrier(shared.dout_empty()));
-            leave(stage.barrier(shared.q_empty()));
+            arrive_for_warp(stage.barrier(shared.dout_empty()), lane_now());
+            arrive_for_warp(stage.barrier(shared.q_empty()), lane_now());
             constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
             if constexpr (kIsAhead) start_s(BackwardStage(count + 1));
             await_batches<kIsAhead ? 1 : 0>();
@@ -591,9 +591,9 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, 1)
         init_barrier(shared.dq_empty(), 1);
         for (uint32_t stage = 0; stage < Shape::kStages; ++stage) {
             init_barrier(shared.q_full() + 8 * stage, 1);
-            init_barrier(shared.q_empty() + 8 * stage, kConsumerWarps);
+            init_barrier(shared.q_empty() + 8 * stage, kConsumerWarps * kArrivalsOfWarp);
             init_barrier(shared.dout_full() + 8 * stage, 1);
-            init_barrier(shared.dout_empty() + 8 * stage, kConsumerWarps);
+            init_barrier(shared.dout_empty() + 8 * stage, kConsumerWarps * kArrivalsOfWarp);
         }
         publish_barriers();
     }

@@ -5,8 +5,8 @@
 // kernels on the CPU with their own versions of these functions (tests/kernels/emulated_sm90.h), so that this header is
 // empty there.
 //
-// With INGOT_SM90_TRAP defined (-DCMAKE_CUDA_FLAGS=-DINGOT_SM90_TRAP), a wait that never ends says which one it is and
-// fails the launch.
+// With INGOT_SM90_CHECKED defined (-DCMAKE_CUDA_FLAGS=-DINGOT_SM90_CHECKED), a wait that never ends says which one it
+// is and fails the launch, and compute-sanitizer's racecheck can follow who is done with what (arrive_for_warp).
 #pragma once
 
 #ifdef __CUDACC__
@@ -14,7 +14,7 @@
 #include <cuda.h>
 
 #include <cstdint>
-#ifdef INGOT_SM90_TRAP
+#ifdef INGOT_SM90_CHECKED
 #include <cstdio>
 #endif
 
@@ -63,6 +63,16 @@ __device__ inline void publish_barriers() {
 __device__ inline void arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// One lane speaks for its warp, once the others have come to a barrier. racecheck takes no notice of that barrier: for
+// it every lane speaks for itself.
+#ifdef INGOT_SM90_CHECKED
+constexpr uint32_t kArrivalsOfWarp = 32;
+#else
+constexpr uint32_t kArrivalsOfWarp = 1;
+#endif
+__device__ inline void arrive_for_warp(uint32_t barrier, int lane) {
+    if (kArrivalsOfWarp > 1 || lane == 0) arrive(barrier);
+}
 __device__ inline void arrive_expecting(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -75,7 +85,7 @@ __device__ inline bool has_passed(uint32_t barrier, uint32_t parity) {
     return passed != 0;
 }
 __device__ inline void wait(uint32_t barrier, uint32_t parity) {
-#ifdef INGOT_SM90_TRAP
+#ifdef INGOT_SM90_CHECKED
     for (uint32_t polls = 0; !has_passed(barrier, parity); ++polls)
         if (polls == 1u << 24) {
             printf("block %d, thread %d waits in vain: barrier at %u of shared memory, parity %u\n",

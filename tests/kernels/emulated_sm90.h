@@ -128,6 +128,10 @@ inline void arrive_expecting(uint32_t barrier, uint32_t bytes) {
 inline void arrive(uint32_t barrier) {
     arrive_expecting(barrier, 0);
 }
+constexpr uint32_t kArrivalsOfWarp = 1;
+inline void arrive_for_warp(uint32_t barrier, int lane) {
+    if (lane == 0) arrive(barrier);
+}
 inline void wait(uint32_t barrier, uint32_t parity) {
     const EmulatedBarrier& b = barrier_at(barrier);
     block().wait_until([&] { return b.phase % 2 != parity; });
