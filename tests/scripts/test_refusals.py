@@ -408,8 +408,7 @@ class Refusals(unittest.TestCase):
         for kernel in ("plain", "sm80", "sm90"):
             asked = f"training.attention={kernel}"
             self.refused_with(asked, "training.device=cpu", says=f'training.attention is "{kernel}"', fix='to "auto"')
-            self.refused_with(asked, arguments=["--device", "cpu"], says="ask for the automatic choice",
-                              fix="training.attention")
+            self.refused_with(asked, arguments=["--device", "cpu"], says="training.attention", fix='to "auto"')
         cuda = ("training.device=cuda",)
         for kernel in ("sm80", "sm90"):
             self.refused_with(f"training.attention={kernel}", *cuda, "training.precision=fp32",
