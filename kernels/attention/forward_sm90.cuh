@@ -11,9 +11,12 @@
 // started before P V of this one, and its softmax runs under that. Between consumers, a turn goes round: one starts its
 // products while another is in its softmax.
 //
-// Scores are kept in the domain of log 2, and the reference moves rarely: forward_sm80.cuh. ALiBi's part that depends
-// on the key is added to each score, counted from the tile's first key so that it stays small; the part that depends on
-// the query joins the reference.
+// Scores are kept in the domain of log 2, and the reference moves rarely: forward_sm80.cuh. Exponents are taken against
+// the reference as it is, and compared afterwards, so that only a row that moves needs to know its largest score.
+//
+// ALiBi's part that depends on the key is a product too, of the slope and the key's place in its tile: 16 more columns
+// of Q and K, of which three are not 0, as a float is the sum of three bf16 numbers. The part that depends on the query
+// joins the reference.
 #pragma once
 
 #include "kernels/attention/fragments.h"
@@ -24,7 +27,7 @@
 
 namespace ingot::sm90 {
 
-using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::pack, sm80::uniform;
+using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::pack, sm80::uniform, sm80::unpack;
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr float kLn2 = 0.6931471805599453f;
@@ -46,6 +49,8 @@ struct ForwardShape {
                   (1 + kConsumers) * (65536 / kThreads / 8 * 8));
 };
 
+constexpr int kAlibiColumns = 16, kAlibiPieces = 3;
+
 template <int HS>
 struct alignas(1024) ForwardShared {
     using Shape = ForwardShape<HS>;
@@ -53,6 +58,7 @@ struct alignas(1024) ForwardShared {
     uint16_t k[Shape::kStages][Shape::kKeys * HS];
     uint16_t v[Shape::kStages][Shape::kKeys * HS];
     uint16_t out[Shape::kConsumers][Shape::kUnitRows * HS];
+    uint16_t places[kAlibiColumns * Shape::kKeys];  // with ALiBi: write_places()
     // What the block works on: first_unit (-1: no more), kv_head, first key, tiles.
     alignas(16) int32_t work[4];
     uint64_t work_full, work_empty, q_full, q_empty;
@@ -70,7 +76,7 @@ struct ForwardArgs {
     int* tickets;  // how many were taken beyond each block's first; 0 before and after
     int N, NKV, G;
     int blocks_per_head, total_blocks;  // of work: per key/value head, of all
-    float scale_log2;                   // > 0; times log2(e)
+    float scale, scale_log2;            // > 0; times log2(e)
 };
 
 // Work on the key/value head `kv_head`, for the units from first_unit on. Under a causal mask the last rows see most
@@ -111,6 +117,7 @@ struct ForwardPlaces {
     INGOT_PLACE(k)
     INGOT_PLACE(v)
     INGOT_PLACE(out)
+    INGOT_PLACE(places)
     INGOT_PLACE(work)
     INGOT_PLACE(work_full)
     INGOT_PLACE(work_empty)
@@ -195,41 +202,90 @@ struct QueryRows {
     SeenByRows seen;
     bool is_inside;    // some of the warp's rows are
     bool sees_future;  // some of them see later keys: |i - j| has two sides
-    float slope;       // in the domain of log 2
+    float slope;       // in the domain of the products
 };
 
-// From S to weights, in place: the mask, the bias, the reference and the row sums. What was summed before must be
-// multiplied by `shrink`.
+// ---- ALiBi: slope j, as a product ----
+
+// The 16 x 128 tile that rows of slope_pieces() are multiplied with: rows 0 to 2 hold the places 0 to 127 of a tile's
+// keys, which bf16 has all; the others are 0.
+__device__ inline void write_places(uint32_t tile, int thread, int num_threads) {
+    constexpr int kKeys = 128, kChunks = kKeys / 8;
+    for (int n = thread; n < kAlibiColumns * kChunks; n += num_threads) {
+        const int row = n / kChunks, chunk = n % kChunks;
+        const auto pair = [&](int e) {
+            const auto key = static_cast<float>(8 * chunk + e);
+            return row < kAlibiPieces ? static_cast<int>(pack<DType::bf16>(key, key + 1)) : 0;
+        };
+        store_shared(tile + panel_offset(row, chunk, kAlibiColumns), make_int4(pair(0), pair(2), pair(4), pair(6)));
+    }
+    publish_shared();
+}
+
+// The other operand's rows are all (high, middle, low, 0, ...), three bf16 numbers that add up to `slope`: what a lane
+// has of the first eight columns. The other eight are 0.
+__device__ inline uint32_t slope_pieces(float slope, int lane) {
+    const auto rounded = [](float value) { return unpack<DType::bf16>(pack<DType::bf16>(value, 0.0f)).x; };
+    const float high = rounded(slope), middle = rounded(slope - high), low = slope - high - middle;
+    return lane % 4 == 0 ? pack<DType::bf16>(high, middle) : lane % 4 == 1 ? pack<DType::bf16>(low, 0.0f) : 0;
+}
+constexpr uint32_t kBothSigns = 0x80008000u;
+
+// S of a tile, begun with ALiBi's part: `slope` is an operand of slope_pieces(), with the sign of alibi_side().
+template <DType kType, int HS, bool kHasAlibi>
+__device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile, uint64_t places,
+                                             const uint32_t (&slope)[4]) {
+    const uint64_t k = descriptor_over_columns(k_tile);
+    begin_products();
+    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, slope, places, false);
+#pragma unroll
+    for (int d = 0; d < HS / 16; ++d) {
+        const uint64_t a = q + step_over_columns(d, ForwardShape<HS>::kUnitRows);
+        const uint64_t b = k + step_over_columns(d, ForwardShape<HS>::kKeys);
+        if (d == 0 && !kHasAlibi)
+            multiply_over_columns<kType, false>(scores, a, b);
+        else
+            multiply_over_columns<kType, true>(scores, a, b);
+    }
+    end_batch();
+}
+
+// ---- Softmax ----
+
+// What a row's scores of a tile have in common besides their reference, in log 2: -+ slope (i - k0).
 template <bool kHasAlibi>
+__device__ float row_bias(const QueryRows& rows, int half, const AlibiSide& side, int k0, float scale_log2) {
+    const float step = static_cast<float>(-side.sign) * rows.slope * scale_log2;
+    return kHasAlibi ? step * static_cast<float>(rows.row + 8 * half - k0) : 0.0f;
+}
+
+// The largest score of a row; all lanes of the warp.
+__device__ __forceinline__ float largest_of_row(const float (&scores)[64], int half) {
+    float largest = scores[2 * half];
+#pragma unroll
+    for (int n = 0; n < 16; ++n)
+        largest = fmaxf(largest, fmaxf(scores[4 * n + 2 * half], scores[4 * n + 2 * half + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    return fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+}
+
+// From S to weights, in place: the mask, the reference and the row sums. What was summed before must be multiplied by
+// `shrink`. The first tile sets the reference.
+template <bool kHasAlibi, bool kIsFirst>
 __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2], float (&total)[2], float (&shrink)[2],
                                       const QueryRows& rows, int k0, int lane, float scale_log2) {
     constexpr int kKeys = 128;
-    const int column0 = fragment_column(lane, 0);
-    const AlibiSide side =
-        kHasAlibi ? alibi_side(rows.row - fragment_row(lane, 0), rows.row - fragment_row(lane, 0) + 16, k0, k0 + kKeys)
-                  : AlibiSide{1, false};
-    const float step = kHasAlibi ? static_cast<float>(side.sign) * rows.slope : 0.0f;
-    if constexpr (kHasAlibi) {
-        const float base = step * static_cast<float>(column0);
+    const int column0 = fragment_column(lane, 0), warp_row0 = rows.row - fragment_row(lane, 0);
+    const AlibiSide side = alibi_side(warp_row0, warp_row0 + 16, k0, k0 + kKeys);
+    if (kHasAlibi && side.crosses_diagonal && rows.sees_future) {
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
+        for (int half = 0; half < 2; ++half) {
+            const int offset = k0 + column0 - rows.row - 8 * half;
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const float bias = fmaf(step, static_cast<float>(8 * n + e), base);
+            for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    scores[4 * n + 2 * half + e] = fmaf(scores[4 * n + 2 * half + e], scale_log2, bias);
-            }
-        if (side.crosses_diagonal && rows.sees_future) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int offset = k0 + column0 - rows.row - 8 * half;
-#pragma unroll
-                for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e)
-                        scores[4 * n + 2 * half + e] -= 2 * rows.slope * static_cast<float>(max(8 * n + e + offset, 0));
-            }
+                for (int e = 0; e < 2; ++e)
+                    scores[4 * n + 2 * half + e] -= 2 * rows.slope * static_cast<float>(max(8 * n + e + offset, 0));
         }
     }
     if (rows.is_inside && !rows.seen.is_all_of(k0, k0 + kKeys)) {
@@ -243,52 +299,52 @@ __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2]
                     if (8 * n + e < first || 8 * n + e >= end) scores[4 * n + 2 * half + e] = -INFINITY;
         }
     }
-    // Scores become exponents by one more factor, where ALiBi has not applied it.
-    const float factor = kHasAlibi ? 1.0f : scale_log2;
+
+    // A row that has seen no key so far counts from its bias: its exponents stay finite or -inf.
+    const auto base = [&](int half, float bias) { return reference[half] == -INFINITY ? bias : reference[half]; };
+    bool may_move = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        // The bias that depends on the query: -+ slope (i - k0).
-        const float row_bias = kHasAlibi ? -step * static_cast<float>(rows.row + 8 * half - k0) : 0.0f;
-        float most = scores[2 * half];
+        const float bias = row_bias<kHasAlibi>(rows, half, side, k0, scale_log2);
+        if constexpr (kIsFirst) reference[half] = fmaf(largest_of_row(scores, half), scale_log2, bias);
+        const float shift = bias - base(half, bias);
+        float largest = -INFINITY;
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
-            most = fmaxf(most, fmaxf(scores[4 * n + 2 * half], scores[4 * n + 2 * half + 1]));
-        most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-        const float largest = fmaf(most, factor, row_bias);
-        shrink[half] = 1;
-        if (largest > reference[half] + kMostAboveReference) {
-            shrink[half] = exp2_fast(reference[half] - largest);
-            reference[half] = largest;
-            total[half] *= shrink[half];
+        for (int n = 0; n < kKeys / 8; ++n) {
+            float &left = scores[4 * n + 2 * half], &right = scores[4 * n + 2 * half + 1];
+            left = fmaf(left, scale_log2, shift);
+            right = fmaf(right, scale_log2, shift);
+            largest = largest_if_positive(largest, left, right);
         }
-        // No key seen so far: the exponents stay finite or -inf, and every weight is 0.
-        const float shift = row_bias - (reference[half] == -INFINITY ? 0.0f : reference[half]);
+        may_move = may_move || largest > kMostAboveReference || reference[half] == -INFINITY;
+        shrink[half] = 1;
+    }
+    if (!kIsFirst && __any_sync(kAllLanes, may_move)) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            // Row by row: what other rows of the warp see must not show in this one's bits.
+            const float above = largest_of_row(scores, half);
+            if (!(above > (reference[half] == -INFINITY ? -INFINITY : kMostAboveReference))) continue;
+            const float moved = base(half, row_bias<kHasAlibi>(rows, half, side, k0, scale_log2)) + above;
+            shrink[half] = exp2_fast(reference[half] - moved);
+            reference[half] = moved;
+            total[half] *= shrink[half];
+#pragma unroll
+            for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) scores[4 * n + 2 * half + e] -= above;
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 float& score = scores[4 * n + 2 * half + e];
-                score = exp2_fast(kHasAlibi ? score + shift : fmaf(score, factor, shift));
+                score = exp2_fast(score);
                 total[half] += score;
             }
-    }
-}
-
-template <DType kType, int HS>
-__device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile) {
-    const uint64_t k = descriptor_over_columns(k_tile);
-    begin_products();
-#pragma unroll
-    for (int d = 0; d < HS / 16; ++d) {
-        const uint64_t a = q + step_over_columns(d, ForwardShape<HS>::kUnitRows);
-        const uint64_t b = k + step_over_columns(d, ForwardShape<HS>::kKeys);
-        if (d == 0)
-            multiply_over_columns<kType, false>(scores, a, b);
-        else
-            multiply_over_columns<kType, true>(scores, a, b);
-    }
-    end_batch();
 }
 
 template <DType kType, int HS>
@@ -319,6 +375,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
     const uint32_t q_tile = shared.q() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint32_t out_tile = shared.out() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint64_t q = descriptor_over_columns(q_tile);
+    const uint64_t places = descriptor_over_rows(shared.places(), kAlibiColumns);
     const auto leave = [&](uint32_t barrier) {  // this warp has done with what the barrier guards
         if (lane == 0) arrive(barrier);
     };
@@ -342,7 +399,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
 
         QueryRows rows;
         rows.row = warp_row0 + fragment_row(lane, 0);
-        rows.slope = kHasAlibi && warp_row0 < a.N ? a.slopes[head] * static_cast<float>(kLog2E) : 0.0f;
+        rows.slope = kHasAlibi && warp_row0 < a.N ? a.slopes[head] / a.scale : 0.0f;
         rows.is_inside = warp_row0 < a.N;
         rows.seen = {0, 0, 0, 0};
         if (rows.is_inside) rows.seen = seen_by_rows(a.first_key, a.end_key, warp_row0, min(warp_row0 + 16, a.N));
@@ -354,6 +411,16 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
         }
         rows.sees_future = kHasAlibi && __any_sync(kAllLanes, rows.end[0] > rows.row + 1 || rows.end[1] > rows.row + 9);
 
+        const uint32_t pieces = kHasAlibi ? slope_pieces(rows.slope, lane) : 0;
+        uint32_t slope[4] = {};
+        const auto start = [&](float(&scores)[64], int k0) {
+            if constexpr (kHasAlibi) {
+                const AlibiSide side = alibi_side(warp_row0, warp_row0 + 16, k0, k0 + kKeys);
+                slope[0] = slope[1] = side.sign > 0 ? pieces : pieces ^ kBothSigns;
+            }
+            start_scores<kType, HS, kHasAlibi>(scores, q, k_stage.of(shared.k(), shared.kTileBytes), places, slope);
+        };
+
         float out[HS / 2], scores[64];
         uint32_t weights[8][4];
         float reference[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, shrink[2];
@@ -362,19 +429,19 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
             wait(shared.q_full(), q_parity);
             q_parity ^= 1;
             wait(k_stage.barrier(shared.k_full()), k_stage.parity);
-            start_scores<kType, HS>(scores, q, k_stage.of(shared.k(), shared.kTileBytes));
+            start(scores, k0);
             await_batches<0>();
             settle(scores);
             leave(k_stage.barrier(shared.k_empty()));
             k_stage.advance();
-            weigh<kHasAlibi>(scores, reference, total, shrink, rows, k0, lane, a.scale_log2);
+            weigh<kHasAlibi, true>(scores, reference, total, shrink, rows, k0, lane, a.scale_log2);
             round_weights<kType>(weights, scores);
 
             for (int tile = num_tiles - 2; tile >= 0; --tile) {
                 k0 -= kKeys;
                 wait(k_stage.barrier(shared.k_full()), k_stage.parity);
                 await_turn();
-                start_scores<kType, HS>(scores, q, k_stage.of(shared.k(), shared.kTileBytes));
+                start(scores, k0);
                 wait(v_stage.barrier(shared.v_full()), v_stage.parity);
                 start_sums<kType, HS>(out, weights, v_stage.of(shared.v(), shared.kTileBytes), tile == num_tiles - 2);
                 pass_turn();
@@ -382,7 +449,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
                 settle(scores);
                 leave(k_stage.barrier(shared.k_empty()));
                 k_stage.advance();
-                weigh<kHasAlibi>(scores, reference, total, shrink, rows, k0, lane, a.scale_log2);
+                weigh<kHasAlibi, false>(scores, reference, total, shrink, rows, k0, lane, a.scale_log2);
                 await_batches<0>();
                 settle(out);
                 settle(scores);
@@ -460,6 +527,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 1) forward_kernel(
         }
         publish_barriers();
     }
+    if constexpr (kHasAlibi) write_places(shared.places(), static_cast<int>(threadIdx.x), Shape::kThreads);
     __syncthreads();
     if (group == 0) {
         give_back_registers<Shape::kProducerRegisters>();

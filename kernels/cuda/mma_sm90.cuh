@@ -184,6 +184,14 @@ __device__ inline void publish_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// ---- Three at a time ----
+
+// The largest of three floats if that is positive, and otherwise any of them: their bits compared as integers, which
+// Hopper does for three in one instruction. A NaN without a sign is the largest.
+__device__ inline float largest_if_positive(float a, float b, float c) {
+    return __int_as_float(__vimax3_s32(__float_as_int(a), __float_as_int(b), __float_as_int(c)));
+}
+
 // ---- stmatrix ----
 
 // Four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.

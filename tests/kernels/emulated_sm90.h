@@ -8,6 +8,8 @@
 // report says.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <deque>
 #include <map>
 
@@ -71,6 +73,7 @@ struct EmulatedProduct {
     bool b_over_rows;
     bool a_over_rows = false;
     bool ends_batch = false;
+    void (*run)(const std::array<EmulatedProduct, 32>& lanes, int warp) = nullptr;
 };
 // Of the block that runs; a new one for each.
 struct EmulatedHopper {
@@ -248,6 +251,10 @@ inline void start_add_floats(float* to, uint32_t from, uint32_t bytes) {
     start_floats(to, from, bytes, true);
 }
 inline void order_copies() {}
+inline float largest_if_positive(float a, float b, float c) {
+    const auto bits = [](float value) { return std::bit_cast<int32_t>(value); };
+    return std::bit_cast<float>(std::max({bits(a), bits(b), bits(c)}));
+}
 inline void publish_shared() {}
 inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
     test::Exchange& e = block().exchange();
@@ -312,8 +319,6 @@ void run_product(const std::array<EmulatedProduct, 32>& lanes, int warp) {
             lanes[lane].sums[i] = sum;
         }
 }
-inline void (*run_product_of_type)(const std::array<EmulatedProduct, 32>&, int) = nullptr;
-
 inline void begin_products() {}
 inline void end_batch() {
     hopper->products[block().thread()].back().ends_batch = true;
@@ -336,31 +341,30 @@ void await_batches() {
                 lanes[static_cast<size_t>(lane)] = queue.front();
                 queue.pop_front();
             }
-            run_product_of_type(lanes, warp % 4);
+            lanes[0].run(lanes, warp % 4);
         }
     });
 }
 template <int kCount>
 void settle(float (&)[kCount]) {}
 
-inline void start_product(const EmulatedProduct& product) {
+template <DType kType>
+void start_product(EmulatedProduct product) {
+    product.run = run_product<kType>;
     if (!product.adds) std::fill_n(product.sums, product.columns / 2, NAN);
     hopper->products[block().thread()].push_back(product);
 }
 template <DType kType, bool kAdds, int kSums>
 void multiply_over_columns(float (&sums)[kSums], uint64_t a, uint64_t b) {
-    run_product_of_type = run_product<kType>;
-    start_product({sums, 2 * kSums, kAdds, nullptr, a, b, false});
+    start_product<kType>({sums, 2 * kSums, kAdds, nullptr, a, b, false});
 }
 template <DType kType, bool kAdds, int kSums>
 void multiply_rows_over_rows(float (&sums)[kSums], uint64_t a, uint64_t b) {
-    run_product_of_type = run_product<kType>;
-    start_product({sums, 2 * kSums, kAdds, nullptr, a, b, true, true});
+    start_product<kType>({sums, 2 * kSums, kAdds, nullptr, a, b, true, true});
 }
 template <DType kType, int kSums>
 void multiply_over_rows(float (&sums)[kSums], const uint32_t (&a)[4], uint64_t b, int adds) {
-    run_product_of_type = run_product<kType>;
-    start_product({sums, 2 * kSums, adds != 0, a, 0, b, true});
+    start_product<kType>({sums, 2 * kSums, adds != 0, a, 0, b, true});
 }
 
 }  // namespace ingot::sm90

@@ -3,9 +3,10 @@
 // Seen to catch: V not waited for, K given back while a product reads it, Q or V never given back, a turn not passed
 // on, weights written while a product reads them, a last output overwritten before it was read or stored before all had
 // written it, a parity that stays; sums that do not shrink when the reference grows, or of the wrong row; the first
-// sums added to what was there; lse without the reference; a mask's end off by one, in a row or in what a whole tile
-// sees; ALiBi's part of the query with its sign lost, or the diagonal left out in some rows; a group's first query head
-// alone; no key seen taken for a number; the panels of V mistaken.
+// sums added to what was there; a reference that never moves, or with its neighbours'; lse without the
+// reference; a mask's end off by one, in a row or in what a whole tile sees; ALiBi's part of the query with its sign
+// lost, or the diagonal left out in some rows; a group's first query head alone; no key seen taken for a number; the
+// panels of V mistaken.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -94,6 +95,20 @@ TEST(AttentionSm90Operands, TicketsCoverAllWork) {
         }
 }
 
+// The three pieces of a slope make up all of its bits, and turn their signs together.
+TEST(AttentionSm90Operands, SlopesInPieces) {
+    for (const float slope : {0.0f, 1.0f, 8.0f * 0.00390625f, 1.0f / 3, 11.313708f * 0.84089642f, -0.7f, 3e-20f, 3e30f})
+        for (const uint32_t signs : {0u, kBothSigns}) {
+            double sum = 0;
+            for (int lane = 0; lane < 4; ++lane) {
+                const float2 pair = unpack<DType::bf16>(slope_pieces(slope, lane) ^ signs);
+                sum += static_cast<double>(pair.x) + static_cast<double>(pair.y);
+                EXPECT_TRUE(lane < 2 || (pair.x == 0 && pair.y == 0));
+            }
+            EXPECT_EQ(sum, signs == 0 ? slope : -slope);
+        }
+}
+
 // ---- The kernel ----
 
 struct Emulated {
@@ -131,6 +146,7 @@ struct Emulated {
             .G = static_cast<int>(G),
             .blocks_per_head = blocks_per_head,
             .total_blocks = static_cast<int>(blocks_per_head * NKV),
+            .scale = static_cast<float>(f.scale),
             .scale_log2 = static_cast<float>(f.scale * kLog2E),
         };
         // Two blocks, if there is work for two: the first takes most of it.
@@ -208,6 +224,13 @@ TEST(AttentionSm90, MasksAndGroups) {
     for (const AttentionCase& c : cases) check(c, DType::bf16);
 }
 
+// Scores grow by far more than 2^16 from one tile to the next: weights against the reference of before would not fit
+// into fp16.
+TEST(AttentionSm90, ReferencesMove) {
+    for (const int64_t HS : {64, 128})
+        check({.N = 640, .NH = 1, .NKV = 1, .HS = HS, .alibi = HS == 64, .value_scale = 3}, DType::f16);
+}
+
 TEST(AttentionSm90, AQueryThatSeesNoKey) {
     const std::vector<double> mask[4] = {
         {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
@@ -215,6 +238,30 @@ TEST(AttentionSm90, AQueryThatSeesNoKey) {
     const std::vector<double> nothing[4] = {std::vector<double>(300), std::vector<double>(300),
                                             std::vector<double>(300), std::vector<double>(300)};
     check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, &nothing);
+}
+
+// Rows whose largest scores make their references move leave those beside them alone.
+TEST(AttentionSm90, BitsDoNotDependOnOtherRows) {
+    const AttentionCase c = {.N = 520, .NH = 1, .NKV = 1, .HS = 64, .is_causal = false, .value_scale = 2};
+    const auto is_changed = [](int64_t row) { return row % 16 == 3 || row % 16 == 10; };
+    std::vector<double> out[2], lse[2];
+    for (const bool changes : {false, true}) {
+        Emulated emulated(c, DType::bf16);
+        std::vector<double> qkv = emulated.run.qkv.values();
+        for (int64_t row = 0; row < c.N; ++row)
+            for (int64_t d = 0; changes && is_changed(row) && d < c.HS; ++d)
+                qkv[static_cast<size_t>(row * 3 * c.HS + d)] *= 8;
+        emulated.run.qkv.set(qkv);
+        emulated.forward(DType::bf16);
+        out[changes ? 1 : 0] = emulated.run.out.values(), lse[changes ? 1 : 0] = emulated.run.lse.values();
+    }
+    for (int64_t row = 0; row < c.N; ++row) {
+        const auto of_row = [&](int run) {
+            return std::vector(out[run].begin() + row * c.HS, out[run].begin() + (row + 1) * c.HS);
+        };
+        EXPECT_EQ(same(of_row(0), of_row(1)), !is_changed(row)) << row;
+        EXPECT_EQ(lse[0][static_cast<size_t>(row)] == lse[1][static_cast<size_t>(row)], !is_changed(row)) << row;
+    }
 }
 
 // Whichever warp runs first.
