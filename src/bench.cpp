@@ -87,8 +87,10 @@ int main(int argc, char** argv) {
     attention_command->add_option("--mask", attention.mask, "causal or full")->capture_default_str();
     attention_command->add_option("--dtype", attention.dtype, "fp32, bf16 or fp16")->capture_default_str();
     attention_command->add_option("--kernel", attention.kernel, "auto, plain, sm80 or sm90")->capture_default_str();
-    attention_command->add_option("--against", attention.against,
-                                  "Beside naive (a matrix of all pairs) or plain (the kernel without tensor cores)");
+    attention_command->add_option(
+        "--against", attention.against,
+        "Beside naive (a matrix of all pairs), plain (the kernel without tensor cores), or no-alibi (the "
+        "same without ALiBi), in turns");
     attention_command->add_flag("--any-order", attention.any_order, "As training.deterministic = false");
     attention_command->add_flag("--check", attention.check, "Errors against the plain kernel in fp32");
     attention_command->add_option("--seconds", attention.seconds, "Time for each measurement")->capture_default_str();

@@ -229,8 +229,8 @@ class Bench {
         for (const Tensor* input : operands.inputs())
             fill_normal(device_, {.out = *input, .seed = seed++, .stream = 0, .std = 1});
         load(operands);
-        const double forward = median_seconds([&] { operands.run_forward(); });
-        const double backward = median_seconds([&] { operands.run_backward(); });
+        const double forward = median_seconds({[&] { operands.run_forward(); }})[0];
+        const double backward = median_seconds({[&] { operands.run_backward(); }})[0];
         const double flops = 4 * s.visible_pairs() * static_cast<double>(s.NH * s.HS);
         std::printf("%-24s %3ld %3ld %3ld %10.1f %8.1f %10.1f %8.1f %10s", s.name.c_str(), static_cast<long>(s.NH),
                     static_cast<long>(s.NKV), static_cast<long>(s.HS), forward * 1e6, flops / forward * 1e-12,
@@ -246,16 +246,19 @@ class Bench {
                                       {"backward_tflops", 2.5 * flops / backward * 1e-12},
                                       {"extra_bytes", operands.extra_bytes()}};
         if (options_.check) check(s, operands, &row["errors"]);
-        if (!options_.against.empty()) compare(s, operands, forward, backward, &row["against"]);
+        if (!options_.against.empty()) compare(s, operands, &row["against"]);
         std::printf("\n");
         std::fflush(stdout);
         report_["rows"].push_back(row);
     }
 
-    void compare(const AttentionShape& s, const Operands& operands, double forward, double backward,
-                 nlohmann::ordered_json* row) {
+    // Both are measured in turns here: a card that slows down does so for both.
+    void compare(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* row) {
         std::printf(" | %*s ", static_cast<int>(options_.against.size()), "");
-        Against other = {{device_, s, dtype_, options_.alibi, {.request = AttentionRequest::plain}}, nullptr};
+        const bool is_without_alibi = options_.against == "no-alibi";
+        Against other = {{device_, s, dtype_, options_.alibi && !is_without_alibi,
+                          is_without_alibi ? attention_ : AttentionOptions{.request = AttentionRequest::plain}},
+                         nullptr};
         copy_inputs(other.operands, operands);
         if (options_.against == "naive") {
             const size_t num_documents = s.starts.size();
@@ -270,12 +273,16 @@ class Bench {
             }
         }
         other.run_forward();
-        const double other_forward = median_seconds([&] { other.run_forward(); });
-        const double other_backward = median_seconds([&] { other.run_backward(); });
-        std::printf("%9.2f %9.2f %10s", other_forward / forward, other_backward / backward,
+        const auto forward = median_seconds({[&] { operands.run_forward(); }, [&] { other.run_forward(); }});
+        const auto backward = median_seconds({[&] { operands.run_backward(); }, [&] { other.run_backward(); }});
+        const double forward_ratio = forward[1] / forward[0], backward_ratio = backward[1] / backward[0];
+        const int decimals = is_without_alibi ? 3 : 2;
+        std::printf("%9.*f %9.*f %10s", decimals, forward_ratio, decimals, backward_ratio,
                     format_bytes(other.extra_bytes()).c_str());
-        *row = {{"forward_seconds", other_forward},
-                {"backward_seconds", other_backward},
+        *row = {{"forward_ratio", forward_ratio},
+                {"backward_ratio", backward_ratio},
+                {"forward_seconds", forward[1]},
+                {"backward_seconds", backward[1]},
                 {"extra_bytes", other.extra_bytes()}};
         if (options_.check) check(s, other.operands, &(*row)["errors"]);
     }
@@ -297,8 +304,8 @@ class Bench {
 
     // Errors against the plain kernel in fp32 on the same, rounded numbers.
     void check(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* errors) {
-        const Operands exact(device_, s, DType::f32, options_.alibi,
-                             AttentionOptions{.request = AttentionRequest::plain});
+        const bool has_alibi = operands.forward.slopes.data != nullptr;
+        const Operands exact(device_, s, DType::f32, has_alibi, AttentionOptions{.request = AttentionRequest::plain});
         copy_inputs(exact, operands);
         exact.run_forward();
         exact.run_backward();
@@ -323,22 +330,33 @@ class Bench {
                  options_.load_seconds);
     }
 
-    double median_seconds(const std::function<void()>& launch) const {
+    // Of one launch of each, batches of them in turns.
+    std::vector<double> median_seconds(const std::vector<std::function<void()>>& launches) const {
         constexpr double kBatchSeconds = 5e-3;
         CudaTimer timer(device_);
-        const auto batch = [&](int launches) {
+        const auto batch = [&](const std::function<void()>& launch, int count) {
             timer.start();
-            for (int i = 0; i < launches; ++i) launch();
-            return timer.stop() / launches;
+            for (int i = 0; i < count; ++i) launch();
+            return timer.stop() / count;
         };
-        batch(1);
-        const double estimate = std::max(batch(3), 1e-7);
-        const int launches = std::max(1, static_cast<int>(std::ceil(kBatchSeconds / estimate)));
-        const int num_samples = std::clamp(static_cast<int>(options_.seconds / (estimate * launches)), 5, 501);
-        std::vector<double> samples;
-        for (int i = 0; i < num_samples; ++i) samples.push_back(batch(launches));
-        std::nth_element(samples.begin(), samples.begin() + num_samples / 2, samples.end());
-        return samples[static_cast<size_t>(num_samples / 2)];
+        std::vector<int> counts;
+        int num_samples = 5;
+        for (const auto& launch : launches) {
+            batch(launch, 1);
+            const double estimate = std::max(batch(launch, 3), 1e-7);
+            counts.push_back(std::max(1, static_cast<int>(std::ceil(kBatchSeconds / estimate))));
+            num_samples = std::max(num_samples, static_cast<int>(options_.seconds / (estimate * counts.back())));
+        }
+        num_samples = std::min(num_samples, 501);
+        std::vector<std::vector<double>> samples(launches.size());
+        for (int sample = 0; sample < num_samples; ++sample)
+            for (size_t i = 0; i < launches.size(); ++i) samples[i].push_back(batch(launches[i], counts[i]));
+        std::vector<double> medians;
+        for (std::vector<double>& of_one : samples) {
+            std::nth_element(of_one.begin(), of_one.begin() + num_samples / 2, of_one.end());
+            medians.push_back(of_one[static_cast<size_t>(num_samples / 2)]);
+        }
+        return medians;
     }
 
     BenchAttentionOptions options_;
@@ -358,9 +376,12 @@ void bench_attention(const BenchAttentionOptions& options) {
     (void)request_of("--kernel", options.kernel);
     REQUIRE(options.dtype == "bf16" || options.dtype == "fp16" || options.dtype == "fp32",
             "--dtype is fp32, bf16 or fp16, not ", options.dtype);
-    REQUIRE(options.against.empty() || options.against == "plain" || options.against == "naive", "--against is ",
-            options.against,
-            ": use naive, attention with a matrix of all pairs, or plain, the kernel without tensor cores");
+    const std::string& against = options.against;
+    REQUIRE(
+        against.empty() || against == "plain" || against == "naive" || against == "no-alibi", "--against is ", against,
+        ": use naive, attention with a matrix of all pairs, plain, the kernel without tensor cores, or no-alibi, the "
+        "same kernel without ALiBi");
+    REQUIRE(against != "no-alibi" || options.alibi, "--against no-alibi needs --alibi");
     const Device device = gpu_to_measure("./bench attention");
 #if INGOT_HAS_CUDA
     Bench(options, device).run(shapes);
