@@ -99,6 +99,12 @@ TEST(AttentionCuda, AQueryThatSeesNoKeySmall) {
     }
 }
 
+TEST(AttentionCuda, ScoresFarBelowZeroSmall) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const AttentionCase& c : low_score_cases())
+        for (const Variant& variant : variants(device)) check(device, c, variant);
+}
+
 TEST(AttentionCuda, NoQuerySeesAnyKeySmall) {
     INGOT_CUDA_OR_SKIP(device);
     for (const Variant& variant : variants(device)) {

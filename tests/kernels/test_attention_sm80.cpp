@@ -6,7 +6,7 @@
 // lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the wrong tile, or
 // never; the first to add not storing; sums that nobody wrote taken for dq; ranks or turns that a warp counts in steps
 // of 33; the last key left out of what a warp's keys see, or the highest end taken for the lowest; rows past the end
-// loaded or stored; no swizzle.
+// loaded or stored; keys past the end seen; no swizzle.
 //
 // Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
 // repeats of test_attention_sm80_cuda.cpp are for these.
@@ -234,6 +234,11 @@ TEST(AttentionSm80, MasksAndGroups) {
         {.N = 400, .NH = 1, .NKV = 1, .HS = 32, .alibi = true, .window = {300, -150}},
     };
     for (const AttentionCase& c : cases) check(c, DType::bf16);
+}
+
+TEST(AttentionSm80, ScoresFarBelowZero) {
+    const std::vector<AttentionCase> cases = low_score_cases();
+    for (size_t i = 0; i < cases.size(); ++i) check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16);
 }
 
 TEST(AttentionSm80, AQueryThatSeesNoKey) {
