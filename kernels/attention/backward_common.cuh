@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention/policy.h"
+#include "kernels/attention/sm80.h"
 #include "kernels/attention/sm80_tiles.cuh"
 
 namespace ingot::sm80 {
@@ -20,6 +21,58 @@ struct BackwardArgs {
     float scale, scale_log2;  // > 0; times log2(e)
     bool is_deterministic;
 };
+
+// ---- On the host ----
+
+// How many key/value heads go together. Few: what they stream through stays in the L2 cache. Enough to keep all
+// multiprocessors busy some times over, as key tiles of one document and head wait for each other. And a divisor of the
+// heads: a last section that is short has short blocks at its end, but too few.
+inline int heads_per_section(int64_t blocks_at_once, int64_t key_tiles, int kv_heads) {
+    constexpr int kRounds = 3;
+    for (int heads = 1; heads < kv_heads; ++heads)
+        if (kv_heads % heads == 0 && heads * key_tiles >= kRounds * blocks_at_once) return heads;
+    return kv_heads;
+}
+
+// For tiles of `key_tile` keys, and a GPU that runs `blocks_at_once` blocks. The workspace is aligned to 16 bytes.
+inline BackwardArgs backward_args(const AttentionBackward& a, int key_tile, int64_t blocks_at_once) {
+    const int64_t N = a.q.shape[0], NH = a.q.shape[1], NKV = a.k.shape[1];
+    const AttentionWorkspaceSm80 parts(N, NH, a.q.shape[2]);
+    char* const memory = static_cast<char*>(a.workspace.data);
+    const auto floats = [&](size_t at) { return reinterpret_cast<float*>(memory + at); };
+    const auto ints = [&](size_t at) { return reinterpret_cast<int*>(memory + at); };
+    return {
+        .dq = view_of(a.dq),
+        .dk = view_of(a.dk),
+        .dv = view_of(a.dv),
+        .dout = view_of(a.dout),
+        .out = view_of(a.out),
+        .q = view_of(a.q),
+        .k = view_of(a.k),
+        .v = view_of(a.v),
+        .lse = a.lse.get<float>(),
+        .slopes = a.slopes ? a.slopes.get<float>() : nullptr,
+        .dq_sums = floats(parts.dq),
+        .lse_log2 = floats(parts.stats),
+        .delta = floats(parts.stats) + NH * parts.padded_tokens,
+        .turns = ints(parts.turns),
+        .counter = ints(parts.counter),
+        .order = ints(parts.order),
+        .ranks = ints(parts.ranks),
+        .adders = ints(parts.adders),
+        .first_query = a.mask.first_query.get<int32_t>(),
+        .end_query = a.mask.end_query.get<int32_t>(),
+        .N = static_cast<int>(N),
+        .padded_N = static_cast<int>(parts.padded_tokens),
+        .num_query_tiles = static_cast<int>(parts.num_query_tiles),
+        .NH = static_cast<int>(NH),
+        .G = static_cast<int>(NH / NKV),
+        .heads_per_section = heads_per_section(blocks_at_once, (N + key_tile - 1) / key_tile, static_cast<int>(NKV)),
+        .scale = static_cast<float>(a.scale),
+        .scale_log2 = static_cast<float>(a.scale * kLog2E),
+        .is_deterministic = a.options.is_deterministic,
+    };
+}
 
 // ---- Before: a block per kQueries queries of a head, kPrepareThreads ----
 

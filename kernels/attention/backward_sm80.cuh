@@ -119,9 +119,10 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     __syncthreads();
     if (threadIdx.x < Shape::kWarps) {
         const int key0 = known_alone(offsetof(Shared, tile)) * kKeys + static_cast<int>(threadIdx.x) * kWarpKeys;
-        const int key1 = min(key0 + kWarpKeys, a.N);
+        // Keys past the end are seen by nobody, which comparisons say: with a score of 0 they would weigh e^-lse, which
+        // may be infinity, and its product with the zeros of K NaN.
         SeenByRows seen = {0, 0, 0, 0};
-        if (key0 < key1) seen = seen_by_rows(a.first_query, a.end_query, key0, key1);
+        if (key0 + kWarpKeys <= a.N) seen = seen_by_rows(a.first_query, a.end_query, key0, key0 + kWarpKeys);
         const size_t to = offsetof(Shared, seen) + threadIdx.x * 16;
         tell(to, seen.lowest_first), tell(to + 4, seen.highest_first);
         tell(to + 8, seen.lowest_end), tell(to + 12, seen.highest_end);

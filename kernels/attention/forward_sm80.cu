@@ -45,17 +45,10 @@ void attention_forward_sm80_cuda(const Device& device, const AttentionForward& a
     };
     // bf16 and fp16, each head size, with and without ALiBi: 16 kernels.
     with_head_size(HS, [&](auto size) {
-        constexpr int kSize = decltype(size)::value;
-        const bool is_bf16 = a.q.dtype == DType::bf16, has_alibi = args.slopes != nullptr;
-        const CudaContext& context = device.context();
-        if (is_bf16 && has_alibi)
-            launch<DType::bf16, kSize, true>(context, args, NH);
-        else if (is_bf16)
-            launch<DType::bf16, kSize, false>(context, args, NH);
-        else if (has_alibi)
-            launch<DType::f16, kSize, true>(context, args, NH);
-        else
-            launch<DType::f16, kSize, false>(context, args, NH);
+        with_type_and_alibi(a.q.dtype, args.slopes != nullptr, [&](auto type, auto has_alibi) {
+            launch<decltype(type)::value, decltype(size)::value, decltype(has_alibi)::value>(device.context(), args,
+                                                                                             NH);
+        });
     });
 }
 

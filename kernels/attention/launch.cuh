@@ -46,6 +46,22 @@ void with_head_size(int64_t HS, Function&& function) {
     }
 }
 
+// A 16-bit element type and whether there is ALiBi, as constants: four instantiations.
+template <typename Function>
+void with_type_and_alibi(DType dtype, bool has_alibi, Function&& function) {
+    const auto with_type = [&](auto type) {
+        if (has_alibi)
+            function(type, std::true_type{});
+        else
+            function(type, std::false_type{});
+    };
+    CHECK(dtype == DType::bf16 || dtype == DType::f16, "attention on tensor cores: ", name_of(dtype));
+    if (dtype == DType::bf16)
+        with_type(std::integral_constant<DType, DType::bf16>{});
+    else
+        with_type(std::integral_constant<DType, DType::f16>{});
+}
+
 inline void check_size(const Tensor& q) {
     CHECK(q.shape[0] <= kMaxTokens && q.shape[1] <= kMaxHeads, "attention on CUDA: q is ", q.describe(), ": at most ",
           kMaxTokens, " tokens and ", kMaxHeads, " heads");

@@ -48,7 +48,7 @@ inline TensorMap tensor_map(const char* name, const Tensor& tensor, int rows) {
         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     CHECK(status == CUDA_SUCCESS, "attention: ", name, " is ", tensor.describe(), " with strides of ", tensor.stride[0],
           " and ", tensor.stride[1], " elements, which the kernel sm90 cannot take (cuTensorMapEncode",
-          "Tiled: ", static_cast<int>(status), "): ask for AttentionRequest::sm80, or copy the tensor");
+          "Tiled: ", static_cast<int>(status), "): ask for the kernel sm80, or copy the tensor");
     return map;
 }
 

@@ -43,6 +43,8 @@ TEST(Attention, AgreesWithTheDefinitionInDouble) {
         {.N = 130, .NH = 3, .NKV = 1, .HS = 32, .starts = {0, 64, 128}},
         // Scores far apart, so that the running maximum moves.
         {.N = 140, .NH = 2, .NKV = 2, .HS = 16, .value_scale = 6},
+        // ... and far below 0.
+        {.N = 70, .NH = 2, .NKV = 1, .HS = 16, .is_causal = false, .alibi = true, .score_shift = -150},
         // Sliding windows: causal over 5 and over 70 keys, and looking 40 both ways.
         {.N = 100, .NH = 2, .NKV = 1, .HS = 16, .alibi = true, .window = {4, 0}},
         {.N = 170, .NH = 2, .NKV = 1, .HS = 16, .window = {69, 0}},

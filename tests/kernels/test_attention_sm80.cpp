@@ -6,7 +6,7 @@
 // lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the wrong tile, or
 // never; the first to add not storing; sums that nobody wrote taken for dq; ranks or turns that a warp counts in steps
 // of 33; the last key left out of what a warp's keys see, or the highest end taken for the lowest; rows past the end
-// loaded or stored; no swizzle.
+// loaded or stored; keys past the end seen; no swizzle.
 //
 // Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
 // repeats of test_attention_sm80_cuda.cpp are for these.
@@ -80,6 +80,16 @@ TEST(AttentionSm80Tiles, PlacesAndBanks) {
     check_tile<128>();
 }
 
+// On 132 multiprocessors, three rounds are 396 tiles.
+TEST(AttentionSm80, HeadsOfASection) {
+    EXPECT_EQ(heads_per_section(132, 396, 8), 1);
+    EXPECT_EQ(heads_per_section(132, 395, 8), 2);
+    EXPECT_EQ(heads_per_section(2 * 132, 396, 8), 2);  // two blocks on each
+    EXPECT_EQ(heads_per_section(132, 100, 10), 5);     // four do not divide ten
+    EXPECT_EQ(heads_per_section(132, 1, 12), 12);
+    EXPECT_EQ(heads_per_section(132, 1, 1), 1);
+}
+
 // ---- The kernels ----
 
 struct Emulated {
@@ -111,48 +121,18 @@ struct Emulated {
 
     template <DType kType, int HS, bool kHasAlibi>
     void backward() {
-        const AttentionBackward b = run.backward_arguments();
-        const int64_t N = run.c.N, NH = run.c.NH;
-        const AttentionWorkspaceSm80 parts(N, NH, HS);
+        AttentionBackward b = run.backward_arguments();
+        const AttentionWorkspaceSm80 parts(run.c.N, run.c.NH, HS);
         const Buffer workspace(Device::cpu(), DType::u8, {static_cast<int64_t>(parts.bytes)});
-        char* const memory = static_cast<char*>(workspace.tensor().data);
-        float* const statistics = reinterpret_cast<float*>(memory + parts.stats);
-        const BackwardArgs args = {
-            .dq = view_of(b.dq),
-            .dk = view_of(b.dk),
-            .dv = view_of(b.dv),
-            .dout = view_of(b.dout),
-            .out = view_of(b.out),
-            .q = view_of(b.q),
-            .k = view_of(b.k),
-            .v = view_of(b.v),
-            .lse = b.lse.get<float>(),
-            .slopes = kHasAlibi ? b.slopes.get<float>() : nullptr,
-            .dq_sums = reinterpret_cast<float*>(memory + parts.dq),
-            .lse_log2 = statistics,
-            .delta = statistics + NH * parts.padded_tokens,
-            .turns = reinterpret_cast<int*>(memory + parts.turns),
-            .counter = reinterpret_cast<int*>(memory + parts.counter),
-            .order = reinterpret_cast<int*>(memory + parts.order),
-            .ranks = reinterpret_cast<int*>(memory + parts.ranks),
-            .adders = reinterpret_cast<int*>(memory + parts.adders),
-            .first_query = b.mask.first_query.get<int32_t>(),
-            .end_query = b.mask.end_query.get<int32_t>(),
-            .N = static_cast<int>(N),
-            .padded_N = static_cast<int>(parts.padded_tokens),
-            .num_query_tiles = static_cast<int>(parts.num_query_tiles),
-            .NH = static_cast<int>(NH),
-            .G = static_cast<int>(NH / run.c.NKV),
-            .heads_per_section = heads_per_section,
-            .scale = static_cast<float>(b.scale),
-            .scale_log2 = static_cast<float>(b.scale * kLog2E),
-            .is_deterministic = is_deterministic,
-        };
+        b.workspace = workspace;
+        b.options.is_deterministic = is_deterministic;
         using Shape = BackwardShape<HS>;
-        const auto heads = static_cast<unsigned>(NH);
+        BackwardArgs args = backward_args(b, Shape::kKeys, 1);
+        args.heads_per_section = heads_per_section;
+        const auto heads = static_cast<unsigned>(run.c.NH);
         const auto query_tiles = static_cast<unsigned>(parts.num_query_tiles);
         emulate({query_tiles, heads, 1}, kPrepareThreads, 0, seed, &counts, [&] { prepare_kernel<kType, HS>(args); });
-        const auto key_tiles = static_cast<unsigned>((N + Shape::kKeys - 1) / Shape::kKeys);
+        const auto key_tiles = static_cast<unsigned>((args.N + Shape::kKeys - 1) / Shape::kKeys);
         emulate({key_tiles * static_cast<unsigned>(run.c.NKV), 1, 1}, Shape::kThreads, sizeof(BackwardShared<HS>), seed,
                 &counts, [&] { backward_kernel<kType, HS, kHasAlibi>(args); });
         emulate({query_tiles, heads, 1}, 32 * kFinishWarps, 16 * kFinishWarps * HS * 2, seed, &counts,
@@ -234,6 +214,11 @@ TEST(AttentionSm80, MasksAndGroups) {
         {.N = 400, .NH = 1, .NKV = 1, .HS = 32, .alibi = true, .window = {300, -150}},
     };
     for (const AttentionCase& c : cases) check(c, DType::bf16);
+}
+
+TEST(AttentionSm80, ScoresFarBelowZero) {
+    const std::vector<AttentionCase> cases = low_score_cases();
+    for (size_t i = 0; i < cases.size(); ++i) check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16);
 }
 
 TEST(AttentionSm80, AQueryThatSeesNoKey) {

@@ -250,37 +250,6 @@ TEST_P(AttentionTensorCoresCuda, ManyGraphs) {
     }
 }
 
-TEST_P(AttentionTensorCoresCuda, PackedEqualsEachDocumentAlone) {
-    INGOT_KERNEL_OR_SKIP(device);
-    const std::vector<int64_t> starts = {0, 30, 31, 300, 365, 700};
-    for (const int64_t HS : {64, 128}) {
-        const AttentionCase c = {
-            .N = 700, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .starts = starts, .options = deterministic()};
-        const AttentionRun packed(c, DType::bf16, DType::bf16, device);
-        packed.forward();
-        packed.backward();
-        const AttentionResult together = packed.result();
-        for (size_t document = 0; document + 1 < starts.size(); ++document) {
-            const int64_t begin = starts[document], end = starts[document + 1];
-            const AttentionCase alone_case = {
-                .N = end - begin, .NH = 6, .NKV = 2, .HS = HS, .alibi = true, .options = deterministic()};
-            AttentionRun alone(alone_case, DType::bf16, DType::bf16, device);
-            alone.qkv.set(rows(packed.qkv.values(), c.N, begin, end));
-            alone.dout.set(rows(packed.dout.values(), c.N, begin, end));
-            alone.forward();
-            alone.backward();
-            const AttentionResult apart = alone.result();
-            const double scale = norm(alone.dout.values());
-            // Two runs that each round probabilities and results to bf16, at other places: each errs by less than an
-            // ulp, 2^-8, of the whole.
-            for (const auto& member :
-                 {&AttentionResult::out, &AttentionResult::dq, &AttentionResult::dk, &AttentionResult::dv})
-                EXPECT_LE(distance(rows(together.*member, c.N, begin, end), apart.*member),
-                          0x1p-7 * std::max(scale, norm(apart.*member)));
-        }
-    }
-}
-
 TEST_P(AttentionTensorCoresCuda, Refuses) {
     INGOT_KERNEL_OR_SKIP(device);
     const auto run = [&](DType dtype, AttentionPadding padding, int64_t HS = 64) {
