@@ -47,6 +47,7 @@ void launch_size(const CudaContext& context, const AttentionBackward& a) {
         .dv = tensor_map("dv", a.dv, Shape::kGroupKeys),
         .common = sm80::backward_args(a, Shape::kKeys, context.properties.multiProcessorCount),
         .total_tiles = static_cast<int>(total_tiles),
+        .inverse_scale = static_cast<float>(1 / a.scale),
     };
     with_type_and_alibi(a.q.dtype, args.common.slopes != nullptr, [&](auto type, auto has_alibi) {
         launch<decltype(type)::value, HS, decltype(has_alibi)::value>(context, args);

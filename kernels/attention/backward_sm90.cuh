@@ -6,7 +6,8 @@
 // heads; blocks stay, and take key tiles by ticket. Two warp groups multiply, each with 64 keys. S and dP are computed
 // transposed, a row for each key, so that P^T and dS^T lie in registers as the products for dV and dK take them, and
 // dK and dV stay in registers over all queries and heads. dS alone passes through shared memory, for dQ = dS K, of
-// which each group computes half: of the queries, or (HS 128) of the columns.
+// which each group computes half: of the queries, or (HS 128) of the columns. ALiBi's bias is a product, by which S
+// begins (alibi_sm90.cuh).
 //
 // Of the third group, one thread loads, and one warp sees to dQ: the sums of a step lie in shared memory in the order
 // of dQ's fragments, and the copy engine adds them to memory. Deterministic, it waits for the step's turn (policy.h)
@@ -15,6 +16,7 @@
 
 #include <type_traits>
 
+#include "kernels/attention/alibi_sm90.cuh"
 #include "kernels/attention/backward_common.cuh"
 #include "kernels/attention/operands_sm90.h"
 #include "kernels/cuda/mma_sm90.cuh"
@@ -52,6 +54,7 @@ struct alignas(1024) BackwardShared {
     uint16_t ds[Shape::kStages][Shape::kKeys * Shape::kQueries];  // (keys, queries); in the end dV
     uint16_t dk[2][Shape::kGroupKeys * HS];
     float dq[Shape::kQueries * HS];  // in the order of memory
+    uint16_t alibi[alibi_elements(Shape::kQueries)];
     float lse[Shape::kStages][Shape::kQueries], delta[Shape::kStages][Shape::kQueries];
     // What the block works on: kv_head (-1: no more), key tile, 0, 0, and the walk through the queries.
     alignas(16) int32_t work[8];
@@ -66,7 +69,8 @@ enum BackwardBarrier : int { kPair = 1, kOutput = 2 };
 struct BackwardArgs {
     TensorMap q, k, v, dout, dk, dv;  // (heads, HS / 64, N, 64); boxes of a tile, of 64 keys for dk and dv
     sm80::BackwardArgs common;
-    int total_tiles;  // of keys, of all key/value heads
+    int total_tiles;      // of keys, of all key/value heads
+    float inverse_scale;  // 1 / scale
 };
 
 // The tensors' places in shared memory.
@@ -88,6 +92,7 @@ struct BackwardPlaces {
     INGOT_PLACE(ds)
     INGOT_PLACE(dk)
     INGOT_PLACE(dq)
+    INGOT_PLACE(alibi)
     INGOT_PLACE(lse)
     INGOT_PLACE(delta)
     INGOT_PLACE(work)
@@ -270,18 +275,15 @@ struct KeyRows {
     bool sees_past;  // some of them are seen by earlier queries: |i - j| has two sides
 };
 
-// From S^T to P^T, in place. `k0` is the tile's first key, `key0` the warp's; slope_log2 is 0 without ALiBi.
+// From S^T to P^T, in place. `key0` is the warp's first key; `slope` is in the domain of the products.
 template <bool kHasAlibi, int kQueries>
 __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::BackwardArgs& a, const KeyRows& rows,
-                                      int q0, int k0, int key0, uint32_t lse_row, float slope_log2) {
+                                      int q0, int key0, uint32_t lse_row, float slope) {
     const int lane = lane_now(), row = key0 + fragment_row(lane, 0);  // a thread has this key, and that 8 further
     const float scale_log2 = a.scale_log2;
     const int column0 = fragment_column(lane, 0);
-    const AlibiSide side = kHasAlibi ? alibi_side(q0, q0 + kQueries, key0, key0 + 16) : AlibiSide{1, false};
-    const float step = static_cast<float>(side.sign) * slope_log2;
     if constexpr (kHasAlibi) {
-        if (side.crosses_diagonal && rows.sees_past) {
-            const float twice = 2 * slope_log2 / scale_log2;  // in the products' domain
+        if (alibi_side(q0, q0 + kQueries, key0, key0 + 16).crosses_diagonal && rows.sees_past) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int above = row + 8 * half - q0 - column0;
@@ -289,27 +291,19 @@ __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::Back
                 for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll
                     for (int e = 0; e < 2; ++e)
-                        p[4 * n + 2 * half + e] -= twice * static_cast<float>(max(above - 8 * n - e, 0));
+                        p[4 * n + 2 * half + e] -= 2 * slope * static_cast<float>(max(above - 8 * n - e, 0));
             }
         }
     }
-    const float bias[2] = {step * static_cast<float>(row - k0), step * static_cast<float>(row + 8 - k0)};
-    const int distance = q0 + column0 - k0;
 #pragma unroll
     for (int n = 0; n < kQueries / 8; ++n) {
-        float2 lse = load_shared_floats(lse_row + static_cast<uint32_t>((8 * n + column0) * 4));
-        if constexpr (kHasAlibi) {
-            // The query's part of the bias: -+ slope (i - k0).
-            lse.x = fmaf(step, static_cast<float>(distance + 8 * n), lse.x);
-            lse.y = fmaf(step, static_cast<float>(distance + 8 * n + 1), lse.y);
-        }
+        const float2 lse = load_shared_floats(lse_row + static_cast<uint32_t>((8 * n + column0) * 4));
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const float shift = (kHasAlibi ? bias[half] : 0.0f) - (e == 0 ? lse.x : lse.y);
-                p[4 * n + 2 * half + e] = exp2_fast(fmaf(p[4 * n + 2 * half + e], scale_log2, shift));
-            }
+            for (int e = 0; e < 2; ++e)
+                p[4 * n + 2 * half + e] =
+                    exp2_fast(fmaf(p[4 * n + 2 * half + e], scale_log2, e == 0 ? -lse.x : -lse.y));
     }
     if (!rows.seen.is_all_of(q0, q0 + kQueries)) {
 #pragma unroll
@@ -325,17 +319,19 @@ __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::Back
     }
 }
 
-// rows (64) of a tile of keys times a tile of queries, transposed: S^T, or dP^T.
-template <DType kType, int HS>
+// rows (64) of a tile of keys times a tile of queries, transposed: S^T, or dP^T. S^T begins with `bias` times the tile
+// of ALiBi, if there is one.
+template <DType kType, int HS, bool kHasAlibi>
 __device__ __forceinline__ void start_scores(float (&scores)[BackwardShape<HS>::kQueries / 2], uint32_t rows,
-                                             uint32_t queries) {
+                                             uint32_t queries, const uint32_t (&bias)[4], uint32_t alibi_tile) {
     const uint64_t a = descriptor_over_columns(rows), b = descriptor_over_columns(queries);
     begin_products();
+    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, bias, alibi_descriptor(alibi_tile), false);
 #pragma unroll
     for (int d = 0; d < HS / 16; ++d) {
         const uint64_t a_step = a + step_over_columns(d, BackwardShape<HS>::kKeys);
         const uint64_t b_step = b + step_over_columns(d, BackwardShape<HS>::kQueries);
-        if (d == 0)
+        if (d == 0 && !kHasAlibi)
             multiply_over_columns<kType, false>(scores, a_step, b_step);
         else
             multiply_over_columns<kType, true>(scores, a_step, b_step);
@@ -437,30 +433,41 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             wait(shared.v_full(), work_parity);
             leave(shared.v_empty());
         }
-        const auto start_s = [&](const BackwardStage& stage) {
+        const auto slope_of = [&](const BackwardStep& at) {
+            return a.slopes[work.kv_head * a.G + at.head] * args.inverse_scale;
+        };
+        constexpr uint32_t kNoBias[4] = {};
+        uint32_t bias[4];
+        const auto start_s = [&](const BackwardStage& stage, const BackwardStep& at) {
+            if constexpr (kHasAlibi) {  // +- slope ((j - q0) - (i - q0))
+                const AlibiSide side = alibi_side(at.q0, at.q0 + kQueries, key0, key0 + 16);
+                const float slope = static_cast<float>(side.sign) * slope_of(at);
+                const int lane = lane_now(), distance = key0 + fragment_row(lane, 0) - at.q0;
+                alibi_operand(bias, {slope * static_cast<float>(distance), slope * static_cast<float>(distance + 8)},
+                              -slope, lane);
+            }
             wait(stage.barrier(shared.q_full()), stage.parity);
-            start_scores<kType, HS>(p, k_rows, stage.of(shared.q(), shared.kQueryTileBytes));
+            start_scores<kType, HS, kHasAlibi>(p, k_rows, stage.of(shared.q(), shared.kQueryTileBytes), bias,
+                                               shared.alibi());
         };
         // One step, and S of the next one, if there is one.
-        const auto multiply = [&](bool is_first, auto has_next) {
+        const auto multiply = [&](bool is_first, auto has_next, const BackwardStep& next) {
             const BackwardStage stage(count);
             const uint32_t q_tile = stage.of(shared.q(), shared.kQueryTileBytes);
             const uint32_t dout_tile = stage.of(shared.dout(), shared.kQueryTileBytes);
             const uint32_t ds_tile = stage.of(shared.ds(), shared.kDsBytes);
 
-            if constexpr (!Shape::kScoresAhead) start_s(stage);
+            if constexpr (!Shape::kScoresAhead) start_s(stage, step);
             if (is_first) wait(shared.v_full(), work_parity);
             wait(stage.barrier(shared.dout_full()), stage.parity);
             float dp[kQueries / 2];
-            start_scores<kType, HS>(dp, v_rows, dout_tile);
+            start_scores<kType, HS, false>(dp, v_rows, dout_tile, kNoBias, 0);
             if constexpr (!Shape::kScoresAhead) {
                 await_batches<1>();
                 settle(p);
             }
-            const float slope_log2 =
-                kHasAlibi ? a.slopes[work.kv_head * a.G + step.head] * static_cast<float>(kLog2E) : 0.0f;
-            weigh<kHasAlibi, kQueries>(p, a, rows, step.q0, k0, key0, stage.of(shared.lse(), shared.kStatisticsBytes),
-                                       slope_log2);
+            weigh<kHasAlibi, kQueries>(p, a, rows, step.q0, key0, stage.of(shared.lse(), shared.kStatisticsBytes),
+                                       kHasAlibi ? slope_of(step) : 0.0f);
             uint32_t weights[kQueries / 16][4], ds[kQueries / 16][4];
             const auto round_weights = [&] {
 #pragma unroll
@@ -512,7 +519,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             arrive_for_warp(stage.barrier(shared.dout_empty()), lane_now());
             arrive_for_warp(stage.barrier(shared.q_empty()), lane_now());
             constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
-            if constexpr (kIsAhead) start_s(BackwardStage(count + 1));
+            if constexpr (kIsAhead) start_s(BackwardStage(count + 1), next);
             await_batches<kIsAhead ? 1 : 0>();
             settle(dq);
             if constexpr (!decltype(has_next)::value) leave(shared.k_empty());
@@ -533,7 +540,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         };
         if (step.q0 >= 0) {
             if constexpr (Shape::kScoresAhead) {
-                start_s(BackwardStage(count));
+                start_s(BackwardStage(count), step);
                 await_batches<0>();
                 settle(p);
             }
@@ -541,11 +548,11 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             for (;;) {
                 const BackwardStep next = step_after<kQueries>(step, work.walk, a.G);
                 if (next.q0 < 0) break;
-                multiply(is_first, std::true_type{});
+                multiply(is_first, std::true_type{}, next);
                 is_first = false;
                 step = next;
             }
-            multiply(is_first, std::false_type{});
+            multiply(is_first, std::false_type{}, step);
         }
         settle(dk);
         settle(dv);
@@ -597,6 +604,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, 1)
         }
         publish_barriers();
     }
+    if constexpr (kHasAlibi)
+        write_alibi_tile(shared.alibi(), Shape::kQueries, static_cast<int>(threadIdx.x), Shape::kThreads);
     __syncthreads();
     if (group == 0) {
         give_back_registers<Shape::kProducerRegisters>();

@@ -116,7 +116,7 @@ void launch_size(const CudaContext& context, const AttentionForward& a) {
         .G = static_cast<int>(G),
         .blocks_per_head = static_cast<int>(blocks_per_head),
         .total_blocks = static_cast<int>(blocks_per_head * NKV),
-        .scale = static_cast<float>(a.scale),
+        .inverse_scale = static_cast<float>(1 / a.scale),
         .scale_log2 = static_cast<float>(a.scale * kLog2E),
     };
     const bool is_bf16 = a.q.dtype == DType::bf16, has_alibi = args.slopes != nullptr;

@@ -14,11 +14,11 @@
 // Scores are kept in the domain of log 2, and the reference moves rarely: forward_sm80.cuh. Exponents are taken against
 // the reference as it is, and compared afterwards, so that only a row that moves needs to know its largest score.
 //
-// ALiBi's part that depends on the key is a product too, of the slope and the key's place in its tile: 16 more columns
-// of Q and K, of which three are not 0, as a float is the sum of three bf16 numbers. The part that depends on the query
-// joins the reference.
+// Of ALiBi's bias, what depends on the key is a product too (alibi_sm90.cuh), counted from the tile's first key; what
+// depends on the query joins the reference.
 #pragma once
 
+#include "kernels/attention/alibi_sm90.cuh"
 #include "kernels/attention/fragments.h"
 #include "kernels/attention/operands_sm90.h"
 #include "kernels/attention/policy.h"
@@ -27,7 +27,7 @@
 
 namespace ingot::sm90 {
 
-using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::pack, sm80::uniform, sm80::unpack;
+using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::pack, sm80::uniform;
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr float kLn2 = 0.6931471805599453f;
@@ -49,8 +49,6 @@ struct ForwardShape {
                   (1 + kConsumers) * (65536 / kThreads / 8 * 8));
 };
 
-constexpr int kAlibiColumns = 16, kAlibiPieces = 3;
-
 template <int HS>
 struct alignas(1024) ForwardShared {
     using Shape = ForwardShape<HS>;
@@ -58,7 +56,7 @@ struct alignas(1024) ForwardShared {
     uint16_t k[Shape::kStages][Shape::kKeys * HS];
     uint16_t v[Shape::kStages][Shape::kKeys * HS];
     uint16_t out[Shape::kConsumers][Shape::kUnitRows * HS];
-    uint16_t places[kAlibiColumns * Shape::kKeys];  // with ALiBi: write_places()
+    uint16_t alibi[alibi_elements(Shape::kKeys)];
     // What the block works on: first_unit (-1: no more), kv_head, first key, tiles.
     alignas(16) int32_t work[4];
     uint64_t work_full, work_empty, q_full, q_empty;
@@ -76,7 +74,7 @@ struct ForwardArgs {
     int* tickets;  // how many were taken beyond each block's first; 0 before and after
     int N, NKV, G;
     int blocks_per_head, total_blocks;  // of work: per key/value head, of all
-    float scale, scale_log2;            // > 0; times log2(e)
+    float inverse_scale, scale_log2;    // 1 / scale, which is > 0; scale log2(e)
 };
 
 // Work on the key/value head `kv_head`, for the units from first_unit on. Under a causal mask the last rows see most
@@ -117,7 +115,7 @@ struct ForwardPlaces {
     INGOT_PLACE(k)
     INGOT_PLACE(v)
     INGOT_PLACE(out)
-    INGOT_PLACE(places)
+    INGOT_PLACE(alibi)
     INGOT_PLACE(work)
     INGOT_PLACE(work_full)
     INGOT_PLACE(work_empty)
@@ -205,39 +203,15 @@ struct QueryRows {
     float slope;       // in the domain of the products
 };
 
-// ---- ALiBi: slope j, as a product ----
+// ---- S ----
 
-// The 16 x 128 tile that rows of slope_pieces() are multiplied with: rows 0 to 2 hold the places 0 to 127 of a tile's
-// keys, which bf16 has all; the others are 0.
-__device__ inline void write_places(uint32_t tile, int thread, int num_threads) {
-    constexpr int kKeys = 128, kChunks = kKeys / 8;
-    for (int n = thread; n < kAlibiColumns * kChunks; n += num_threads) {
-        const int row = n / kChunks, chunk = n % kChunks;
-        const auto pair = [&](int e) {
-            const auto key = static_cast<float>(8 * chunk + e);
-            return row < kAlibiPieces ? static_cast<int>(pack<DType::bf16>(key, key + 1)) : 0;
-        };
-        store_shared(tile + panel_offset(row, chunk, kAlibiColumns), make_int4(pair(0), pair(2), pair(4), pair(6)));
-    }
-    publish_shared();
-}
-
-// The other operand's rows are all (high, middle, low, 0, ...), three bf16 numbers that add up to `slope`: what a lane
-// has of the first eight columns. The other eight are 0.
-__device__ inline uint32_t slope_pieces(float slope, int lane) {
-    const auto rounded = [](float value) { return unpack<DType::bf16>(pack<DType::bf16>(value, 0.0f)).x; };
-    const float high = rounded(slope), middle = rounded(slope - high), low = slope - high - middle;
-    return lane % 4 == 0 ? pack<DType::bf16>(high, middle) : lane % 4 == 1 ? pack<DType::bf16>(low, 0.0f) : 0;
-}
-constexpr uint32_t kBothSigns = 0x80008000u;
-
-// S of a tile, begun with ALiBi's part: `slope` is an operand of slope_pieces(), with the sign of alibi_side().
+// S of a tile, begun with ALiBi's part: +- slope (j - k0), as `slope` says.
 template <DType kType, int HS, bool kHasAlibi>
-__device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile, uint64_t places,
+__device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile, uint32_t alibi_tile,
                                              const uint32_t (&slope)[4]) {
     const uint64_t k = descriptor_over_columns(k_tile);
     begin_products();
-    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, slope, places, false);
+    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, slope, alibi_descriptor(alibi_tile), false);
 #pragma unroll
     for (int d = 0; d < HS / 16; ++d) {
         const uint64_t a = q + step_over_columns(d, ForwardShape<HS>::kUnitRows);
@@ -375,7 +349,6 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
     const uint32_t q_tile = shared.q() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint32_t out_tile = shared.out() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint64_t q = descriptor_over_columns(q_tile);
-    const uint64_t places = descriptor_over_rows(shared.places(), kAlibiColumns);
     const auto leave = [&](uint32_t barrier) {  // this warp has done with what the barrier guards
         if (lane == 0) arrive(barrier);
     };
@@ -399,7 +372,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
 
         QueryRows rows;
         rows.row = warp_row0 + fragment_row(lane, 0);
-        rows.slope = kHasAlibi && warp_row0 < a.N ? a.slopes[head] / a.scale : 0.0f;
+        rows.slope = kHasAlibi && warp_row0 < a.N ? a.slopes[head] * a.inverse_scale : 0.0f;
         rows.is_inside = warp_row0 < a.N;
         rows.seen = {0, 0, 0, 0};
         if (rows.is_inside) rows.seen = seen_by_rows(a.first_key, a.end_key, warp_row0, min(warp_row0 + 16, a.N));
@@ -411,14 +384,16 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
         }
         rows.sees_future = kHasAlibi && __any_sync(kAllLanes, rows.end[0] > rows.row + 1 || rows.end[1] > rows.row + 9);
 
-        const uint32_t pieces = kHasAlibi ? slope_pieces(rows.slope, lane) : 0;
-        uint32_t slope[4] = {};
+        uint32_t slope[4], signed_slope[4];
+        alibi_operand(slope, {0, 0}, rows.slope, lane);
         const auto start = [&](float(&scores)[64], int k0) {
             if constexpr (kHasAlibi) {
                 const AlibiSide side = alibi_side(warp_row0, warp_row0 + 16, k0, k0 + kKeys);
-                slope[0] = slope[1] = side.sign > 0 ? pieces : pieces ^ kBothSigns;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) signed_slope[i] = side.sign > 0 ? slope[i] : slope[i] ^ kBothSigns;
             }
-            start_scores<kType, HS, kHasAlibi>(scores, q, k_stage.of(shared.k(), shared.kTileBytes), places, slope);
+            start_scores<kType, HS, kHasAlibi>(scores, q, k_stage.of(shared.k(), shared.kTileBytes), shared.alibi(),
+                                               signed_slope);
         };
 
         float out[HS / 2], scores[64];
@@ -527,7 +502,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 1) forward_kernel(
         }
         publish_barriers();
     }
-    if constexpr (kHasAlibi) write_places(shared.places(), static_cast<int>(threadIdx.x), Shape::kThreads);
+    if constexpr (kHasAlibi)
+        write_alibi_tile(shared.alibi(), Shape::kKeys, static_cast<int>(threadIdx.x), Shape::kThreads);
     __syncthreads();
     if (group == 0) {
         give_back_registers<Shape::kProducerRegisters>();

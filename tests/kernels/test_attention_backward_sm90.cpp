@@ -59,6 +59,7 @@ struct Emulated {
             .dv = map_of(b.dv, Shape::kGroupKeys),
             .common = sm80::backward_args(b, Shape::kKeys, 1),
             .total_tiles = static_cast<int>(key_tiles * run.c.NKV),
+            .inverse_scale = static_cast<float>(1 / b.scale),
         };
         args.common.heads_per_section = heads_per_section;
         const auto blocks = [&](int64_t rows) {

@@ -95,18 +95,30 @@ TEST(AttentionSm90Operands, TicketsCoverAllWork) {
         }
 }
 
-// The three pieces of a slope make up all of its bits, and turn their signs together.
-TEST(AttentionSm90Operands, SlopesInPieces) {
-    for (const float slope : {0.0f, 1.0f, 8.0f * 0.00390625f, 1.0f / 3, 11.313708f * 0.84089642f, -0.7f, 3e-20f, 3e30f})
-        for (const uint32_t signs : {0u, kBothSigns}) {
-            double sum = 0;
-            for (int lane = 0; lane < 4; ++lane) {
-                const float2 pair = unpack<DType::bf16>(slope_pieces(slope, lane) ^ signs);
-                sum += static_cast<double>(pair.x) + static_cast<double>(pair.y);
-                EXPECT_TRUE(lane < 2 || (pair.x == 0 && pair.y == 0));
+// The pieces of a row's start, and of its step, make up all bits of theirs, and turn their signs together.
+TEST(AttentionSm90Operands, AlibiInPieces) {
+    const float values[] = {0, 1, 8 * 0.00390625f, 1.0f / 3, -11.313708f * 0.84089642f, 16383.7f, 3e-20f, 3e30f};
+    for (const float start : values)
+        for (const float step : values)
+            for (const uint32_t signs : {0u, kBothSigns}) {
+                std::vector<double> columns[2];
+                for (int lane = 0; lane < 4; ++lane) {
+                    uint32_t operand[4];
+                    alibi_operand(operand, {start, 2 * start}, step, lane);
+                    for (int half = 0; half < 2; ++half) {
+                        const float2 pair = sm80::unpack<DType::bf16>(operand[half] ^ signs);
+                        columns[half].insert(columns[half].end(), {pair.x, pair.y});
+                    }
+                    EXPECT_TRUE(operand[2] == 0 && operand[3] == 0);
+                }
+                const double sign = signs == 0 ? 1 : -1;
+                for (int half = 0; half < 2; ++half) {
+                    const std::vector<double>& c = columns[half];
+                    EXPECT_EQ(c[0] + c[1] + c[2], sign * start * (1 + half));
+                    EXPECT_EQ(c[3] + c[4] + c[5], sign * step);
+                    EXPECT_TRUE(c[6] == 0 && c[7] == 0);
+                }
             }
-            EXPECT_EQ(sum, signs == 0 ? slope : -slope);
-        }
 }
 
 // ---- The kernel ----
@@ -146,7 +158,7 @@ struct Emulated {
             .G = static_cast<int>(G),
             .blocks_per_head = blocks_per_head,
             .total_blocks = static_cast<int>(blocks_per_head * NKV),
-            .scale = static_cast<float>(f.scale),
+            .inverse_scale = static_cast<float>(1 / f.scale),
             .scale_log2 = static_cast<float>(f.scale * kLog2E),
         };
         // Two blocks, if there is work for two: the first takes most of it.
