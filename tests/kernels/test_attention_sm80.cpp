@@ -10,7 +10,7 @@
 // divide them; no swizzle.
 //
 // Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
-// repeats of test_attention_sm80_cuda.cpp are for these.
+// repeats of test_attention_tensor_cores_cuda.cpp are for these.
 #include <gtest/gtest.h>
 
 #include <set>
