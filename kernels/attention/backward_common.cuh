@@ -1,5 +1,6 @@
-// What comes before and after the main kernel of attention's backward pass, on sm80 and on Hopper: delta, the softmax's
-// sums in log 2, the order of the key tiles and of their turns; and dQ, summed in fp32, scaled and rounded.
+// What attention's backward pass has in common on sm80 and on Hopper: the kernels' arguments, and what comes before and
+// after the main kernel. Before: delta, the softmax's sums in log 2, the order of the key tiles and of their turns;
+// after: dQ, summed in fp32, scaled and rounded.
 #pragma once
 
 #include "kernels/attention/policy.h"

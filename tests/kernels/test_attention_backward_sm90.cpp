@@ -62,6 +62,7 @@ struct Emulated {
             .inverse_scale = static_cast<float>(1 / b.scale),
         };
         args.common.heads_per_section = heads_per_section;
+        EXPECT_EQ(args.common.is_deterministic, is_deterministic);  // of which results say nothing
         const auto blocks = [&](int64_t rows) {
             return Dim3{static_cast<unsigned>(parts.padded_tokens / rows), static_cast<unsigned>(run.c.NH), 1};
         };

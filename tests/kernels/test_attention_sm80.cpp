@@ -6,10 +6,11 @@
 // lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the wrong tile, or
 // never; the first to add not storing; sums that nobody wrote taken for dq; ranks or turns that a warp counts in steps
 // of 33; the last key left out of what a warp's keys see, or the highest end taken for the lowest; rows past the end
-// loaded or stored; keys past the end seen; no swizzle.
+// loaded or stored; keys past the end seen; sums in any order that do not start at 0; a section of heads that does not
+// divide them; no swizzle.
 //
 // Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
-// repeats of test_attention_sm80_cuda.cpp are for these.
+// repeats of test_attention_tensor_cores_cuda.cpp are for these.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -258,6 +259,16 @@ TEST(AttentionSm80, TheLastKeyOfAWarp) {
             mask[3].push_back(128);
         }
         check({.N = 128, .NH = 1, .NKV = 1, .HS = HS}, DType::bf16, &mask);
+    }
+}
+
+TEST(AttentionSm80, AnyOrderIsAsGood) {
+    for (const int64_t HS : {64, 128}) {
+        const AttentionCase c = {.N = 200, .NH = 2, .NKV = 1, .HS = HS, .alibi = true, .starts = {0, 150}};
+        Emulated emulated(c, DType::bf16);
+        emulated.is_deterministic = false;
+        emulated.all(DType::bf16);
+        Compared(c, DType::bf16).expect(emulated.run);
     }
 }
 
