@@ -119,15 +119,9 @@ void launch_size(const CudaContext& context, const AttentionForward& a) {
         .inverse_scale = static_cast<float>(1 / a.scale),
         .scale_log2 = static_cast<float>(a.scale * kLog2E),
     };
-    const bool is_bf16 = a.q.dtype == DType::bf16, has_alibi = args.slopes != nullptr;
-    if (is_bf16 && has_alibi)
-        launch<DType::bf16, HS, true>(context, args);
-    else if (is_bf16)
-        launch<DType::bf16, HS, false>(context, args);
-    else if (has_alibi)
-        launch<DType::f16, HS, true>(context, args);
-    else
-        launch<DType::f16, HS, false>(context, args);
+    with_type_and_alibi(a.q.dtype, args.slopes != nullptr, [&](auto type, auto has_alibi) {
+        launch<decltype(type)::value, HS, decltype(has_alibi)::value>(context, args);
+    });
 }
 
 }  // namespace

@@ -243,6 +243,12 @@ TEST(AttentionSm90, ReferencesMove) {
         check({.N = 640, .NH = 1, .NKV = 1, .HS = HS, .alibi = HS == 64, .value_scale = 3}, DType::f16);
 }
 
+TEST(AttentionSm90, ScoresFarBelowZero) {
+    const std::vector<AttentionCase> cases = low_score_cases();
+    for (size_t i = 0; i < cases.size(); ++i)
+        if (cases[i].HS == 64 || cases[i].HS == 128) check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16);
+}
+
 TEST(AttentionSm90, AQueryThatSeesNoKey) {
     const std::vector<double> mask[4] = {
         {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
