@@ -319,20 +319,20 @@ __device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::Back
     }
 }
 
-// rows (64) of a tile of keys times a tile of queries, transposed: S^T, or dP^T. S^T begins with `bias` times the tile
-// of ALiBi, if there is one.
-template <DType kType, int HS, bool kHasAlibi>
+// rows (64) of a tile of keys times a tile of queries, transposed: S^T, or dP^T. `begin` starts a product before, to
+// which they are added, if kAdds.
+template <DType kType, int HS, bool kAdds = false, typename Begin>
 __device__ __forceinline__ void start_scores(float (&scores)[BackwardShape<HS>::kQueries / 2], uint32_t rows,
-                                             uint32_t queries, const uint32_t (&bias)[4], uint32_t alibi_tile) {
+                                             uint32_t queries, const Begin& begin) {
     const uint64_t a = descriptor_over_columns(rows), b = descriptor_over_columns(queries);
     begin_products();
-    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, bias, alibi_descriptor(alibi_tile), false);
+    begin();
 #pragma unroll
     for (int d = 0; d < HS / 16; ++d) {
         const uint64_t a_step = a + step_over_columns(d, BackwardShape<HS>::kKeys);
         const uint64_t b_step = b + step_over_columns(d, BackwardShape<HS>::kQueries);
-        if (d == 0 && !kHasAlibi)
-            multiply_over_columns<kType, false>(scores, a_step, b_step);
+        if (d == 0)
+            multiply_over_columns<kType, kAdds>(scores, a_step, b_step);
         else
             multiply_over_columns<kType, true>(scores, a_step, b_step);
     }
@@ -436,19 +436,23 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         const auto slope_of = [&](const BackwardStep& at) {
             return a.slopes[work.kv_head * a.G + at.head] * args.inverse_scale;
         };
-        constexpr uint32_t kNoBias[4] = {};
+        // S begins with +- slope ((j - q0) - (i - q0)).
         uint32_t bias[4];
-        const auto start_s = [&](const BackwardStage& stage, const BackwardStep& at) {
-            if constexpr (kHasAlibi) {  // +- slope ((j - q0) - (i - q0))
+        const auto prepare_bias = [&](const BackwardStep& at) {
+            if constexpr (kHasAlibi) {
                 const AlibiSide side = alibi_side(at.q0, at.q0 + kQueries, key0, key0 + 16);
                 const float slope = static_cast<float>(side.sign) * slope_of(at);
                 const int lane = lane_now(), distance = key0 + fragment_row(lane, 0) - at.q0;
                 alibi_operand(bias, {slope * static_cast<float>(distance), slope * static_cast<float>(distance + 8)},
                               -slope, lane);
             }
+        };
+        const auto start_s = [&](const BackwardStage& stage) {
             wait(stage.barrier(shared.q_full()), stage.parity);
-            start_scores<kType, HS, kHasAlibi>(p, k_rows, stage.of(shared.q(), shared.kQueryTileBytes), bias,
-                                               shared.alibi());
+            start_scores<kType, HS, kHasAlibi>(p, k_rows, stage.of(shared.q(), shared.kQueryTileBytes), [&] {
+                if constexpr (kHasAlibi)
+                    multiply_over_rows<DType::bf16>(p, bias, alibi_descriptor(shared.alibi()), false);
+            });
         };
         // One step, and S of the next one, if there is one.
         const auto multiply = [&](bool is_first, auto has_next, const BackwardStep& next) {
@@ -457,11 +461,14 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             const uint32_t dout_tile = stage.of(shared.dout(), shared.kQueryTileBytes);
             const uint32_t ds_tile = stage.of(shared.ds(), shared.kDsBytes);
 
-            if constexpr (!Shape::kScoresAhead) start_s(stage, step);
+            if constexpr (!Shape::kScoresAhead) {
+                prepare_bias(step);
+                start_s(stage);
+            }
             if (is_first) wait(shared.v_full(), work_parity);
             wait(stage.barrier(shared.dout_full()), stage.parity);
             float dp[kQueries / 2];
-            start_scores<kType, HS, false>(dp, v_rows, dout_tile, kNoBias, 0);
+            start_scores<kType, HS>(dp, v_rows, dout_tile, [] {});
             if constexpr (!Shape::kScoresAhead) {
                 await_batches<1>();
                 settle(p);
@@ -511,6 +518,8 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
                 start_sums<kType, HS>(dv, weights, dout_tile, is_first);
             }
             start_sums<kType, HS>(dk, ds, q_tile, is_first);
+            constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
+            if constexpr (kIsAhead) prepare_bias(next);
             meet(kPair, 256);  // all of dS is there, and nobody reads the other stage's any more
 
             float dq[32];
@@ -518,8 +527,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             await_batches<1>();  // dV and dK
             arrive_for_warp(stage.barrier(shared.dout_empty()), lane_now());
             arrive_for_warp(stage.barrier(shared.q_empty()), lane_now());
-            constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
-            if constexpr (kIsAhead) start_s(BackwardStage(count + 1), next);
+            if constexpr (kIsAhead) start_s(BackwardStage(count + 1));
             await_batches<kIsAhead ? 1 : 0>();
             settle(dq);
             if constexpr (!decltype(has_next)::value) leave(shared.k_empty());
@@ -540,7 +548,8 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         };
         if (step.q0 >= 0) {
             if constexpr (Shape::kScoresAhead) {
-                start_s(BackwardStage(count), step);
+                prepare_bias(step);
+                start_s(BackwardStage(count));
                 await_batches<0>();
                 settle(p);
             }

@@ -207,11 +207,11 @@ struct QueryRows {
 
 // S of a tile, begun with ALiBi's part: +- slope (j - k0), as `slope` says.
 template <DType kType, int HS, bool kHasAlibi>
-__device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile, uint32_t alibi_tile,
+__device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile, uint64_t alibi,
                                              const uint32_t (&slope)[4]) {
     const uint64_t k = descriptor_over_columns(k_tile);
     begin_products();
-    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, slope, alibi_descriptor(alibi_tile), false);
+    if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, slope, alibi, false);
 #pragma unroll
     for (int d = 0; d < HS / 16; ++d) {
         const uint64_t a = q + step_over_columns(d, ForwardShape<HS>::kUnitRows);
@@ -348,7 +348,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = uniform(static_cast<int>(threadIdx.x) / 32 % 4);
     const uint32_t q_tile = shared.q() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint32_t out_tile = shared.out() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
-    const uint64_t q = descriptor_over_columns(q_tile);
+    const uint64_t q = descriptor_over_columns(q_tile), alibi = alibi_descriptor(shared.alibi());
     const auto leave = [&](uint32_t barrier) {  // this warp has done with what the barrier guards
         if (lane == 0) arrive(barrier);
     };
@@ -384,15 +384,14 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
         }
         rows.sees_future = kHasAlibi && __any_sync(kAllLanes, rows.end[0] > rows.row + 1 || rows.end[1] > rows.row + 9);
 
-        uint32_t slope[4], signed_slope[4];
+        uint32_t slope[4], signed_slope[4] = {};  // the same for all rows
         alibi_operand(slope, {0, 0}, rows.slope, lane);
         const auto start = [&](float(&scores)[64], int k0) {
             if constexpr (kHasAlibi) {
                 const AlibiSide side = alibi_side(warp_row0, warp_row0 + 16, k0, k0 + kKeys);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) signed_slope[i] = side.sign > 0 ? slope[i] : slope[i] ^ kBothSigns;
+                signed_slope[0] = signed_slope[1] = side.sign > 0 ? slope[0] : slope[0] ^ kBothSigns;
             }
-            start_scores<kType, HS, kHasAlibi>(scores, q, k_stage.of(shared.k(), shared.kTileBytes), shared.alibi(),
+            start_scores<kType, HS, kHasAlibi>(scores, q, k_stage.of(shared.k(), shared.kTileBytes), alibi,
                                                signed_slope);
         };
 
