@@ -121,6 +121,26 @@ TEST(AttentionSm90Operands, AlibiInPieces) {
             }
 }
 
+// What a product reads of the tile that they are multiplied with.
+TEST(AttentionSm90Operands, AlibiTile) {
+    constexpr int kThreads = 96;
+    for (const int columns : {64, 128}) {
+        EmulatedCounts counts;
+        EmulatedBlock block(kThreads, static_cast<size_t>(alibi_elements(columns)) * 2, 1, &counts);
+        block.run([&] {
+            write_alibi_tile(0, columns, static_cast<int>(threadIdx.x), kThreads);
+            __syncthreads();
+            if (threadIdx.x > 0) return;
+            for (uint32_t row = 0; row < 16; ++row)
+                for (uint32_t column = 0; column < static_cast<uint32_t>(columns); ++column)
+                    ASSERT_EQ(operand_element<DType::bf16>(alibi_descriptor(0), true, column, row),
+                              row % 8 < 3   ? 1.0f
+                              : row % 8 < 6 ? static_cast<float>(column)
+                                            : 0.0f);
+        });
+    }
+}
+
 // ---- The kernel ----
 
 struct Emulated {
