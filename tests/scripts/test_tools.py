@@ -395,7 +395,7 @@ class Tools(unittest.TestCase):
                 self.assertIn(text, result.stderr)
 
     def test_bench_attention_head_sizes(self):
-        """Seen to catch: the library's own advice, which is to use the CPU; the first of several sizes checked alone."""
+        """Refused before a GPU is looked for, without the advice to use the CPU. Seen to catch: the check left out."""
         bench = pathlib.Path(TRAIN).resolve().parent / "bench"
         if not bench.exists():
             self.skipTest("bench is not built")
