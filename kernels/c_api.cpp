@@ -160,12 +160,21 @@ AttentionMask mask_of(const Reader& read, const ingot_attention_mask& mask) {
             .end_query = read("mask.end_query", mask.end_query)};
 }
 
+// Anything but 0 and 1 is memory that nobody set, or a caller of another version.
+bool flag(const char* op, const char* name, int32_t value) {
+    REQUIRE(value == 0 || value == 1, op, ": ", name, " is ", value, ": use 0 or 1");
+    return value == 1;
+}
+// So that a later version can give it a meaning.
+void require_zero(const char* op, const char* name, int32_t value) {
+    REQUIRE(value == 0, op, ": ", name, " is ", value, ": set it to 0");
+}
+
 AttentionOptions options_of(const char* op, const ingot_attention_options& options) {
     REQUIRE(options.kernel >= INGOT_ATTENTION_AUTOMATIC && options.kernel <= INGOT_ATTENTION_SM90, op,
             ": options.kernel ", options.kernel, " is unknown: use an ingot_attention_kernel");
-    REQUIRE(options.any_order == 0 || options.any_order == 1, op, ": options.any_order is ", options.any_order,
-            ": use 0 or 1");
-    return {.request = static_cast<AttentionRequest>(options.kernel), .is_deterministic = options.any_order == 0};
+    return {.request = static_cast<AttentionRequest>(options.kernel),
+            .is_deterministic = !flag(op, "options.any_order", options.any_order)};
 }
 
 // What every op has in common: its structs are checked, its device is opened and its errors are caught.
@@ -310,7 +319,9 @@ int ingot_residual_rmsnorm_forward(const ingot_device* device, const ingot_resid
 }
 
 int ingot_rmsnorm_backward(const ingot_device* device, const ingot_rmsnorm_backward_arguments* a) {
-    return run("rmsnorm_backward", device, a, [&](const Device& opened, const Reader& read) {
+    constexpr const char* op = "rmsnorm_backward";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        require_zero(op, "reserved", a->reserved);
         rmsnorm_backward(opened, {.dx = INGOT_READ(dx),
                                   .dweight = INGOT_READ(dweight),
                                   .dout = INGOT_READ(dout),
@@ -319,7 +330,7 @@ int ingot_rmsnorm_backward(const ingot_device* device, const ingot_rmsnorm_backw
                                   .weight = INGOT_READ(weight),
                                   .dresidual = INGOT_READ(dresidual),
                                   .workspace = INGOT_READ(workspace),
-                                  .accumulate = a->overwrite == 0});
+                                  .accumulate = !flag(op, "overwrite", a->overwrite)});
     });
 }
 
@@ -373,6 +384,8 @@ int ingot_step_begin(const ingot_device* device, ingot_step_block* block, const 
     return guarded([&] {
         require_step(op, block);
         REQUIRE(settings != nullptr, op, ": settings is a null pointer");
+        (void)flag(op, "settings.dynamic_loss_scale", settings->dynamic_loss_scale);
+        require_zero(op, "settings.reserved", settings->reserved);
         step_begin(open(op, device), block_of(block), *reinterpret_cast<const StepSettings*>(settings));
     });
 }
@@ -386,14 +399,16 @@ int ingot_step_decide(const ingot_device* device, ingot_step_block* block) {
 }
 
 int ingot_cross_entropy(const ingot_device* device, const ingot_cross_entropy_arguments* a) {
-    return run("cross_entropy", device, a, [&](const Device& opened, const Reader& read) {
+    constexpr const char* op = "cross_entropy";
+    return run(op, device, a, [&](const Device& opened, const Reader& read) {
+        require_zero(op, "reserved", a->reserved);
         cross_entropy(opened, {.logits = INGOT_READ(logits),
                                .losses = INGOT_READ(losses),
                                .targets = INGOT_READ(targets),
                                .vocab_size = a->vocab_size,
                                .z_loss = a->z_loss,
                                .step = block_of(a->step),
-                               .write_gradient = a->write_gradient != 0});
+                               .write_gradient = flag(op, "write_gradient", a->write_gradient)});
     });
 }
 
@@ -409,6 +424,7 @@ int ingot_adamw(const ingot_device* device, const ingot_adamw_arguments* a) {
     constexpr const char* op = "adamw";
     return run(op, device, a, [&](const Device& opened, const Reader& read) {
         require_step(op, a->step);
+        require_zero(op, "reserved", a->reserved);
         adamw(opened, {.weights = INGOT_READ(weights),
                        .m = INGOT_READ(m),
                        .v = INGOT_READ(v),
@@ -416,7 +432,7 @@ int ingot_adamw(const ingot_device* device, const ingot_adamw_arguments* a) {
                        .compute = INGOT_READ(compute),
                        .step = block_of(a->step),
                        .decay_blocks = INGOT_READ(decay_blocks),
-                       .decays = a->decays != 0});
+                       .decays = flag(op, "decays", a->decays)});
     });
 }
 

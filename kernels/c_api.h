@@ -4,7 +4,7 @@
  * Each function that returns int returns an ingot_status. Nothing is thrown across this boundary; after a call that did
  * not return INGOT_DONE, ingot_last_error() has one line that says what was wrong and what to do. What an op computes,
  * its shapes, dtypes and aliasing, is said where it is declared: kernels/rmsnorm.h for ingot_rmsnorm_forward(), and so
- * on; the fields here have the same names.
+ * on; the fields here have the same names. Flags are 0 or 1, reserved fields 0; anything else is refused.
  *
  * Memory is the caller's: no op allocates or frees memory of the device, or keeps a pointer. Ops that need scratch
  * memory have a function that says how much. On CUDA an op only queues its work on the caller's stream (it can be
@@ -83,10 +83,10 @@ typedef struct ingot_attention_mask {
 } ingot_attention_mask;
 
 typedef enum ingot_attention_kernel {
-    INGOT_ATTENTION_AUTOMATIC = 0,
-    INGOT_ATTENTION_PLAIN = 1, /* without tensor cores: for debugging */
-    INGOT_ATTENTION_SM80 = 2,  /* tensor cores of any GPU since sm_80; bf16 and fp16 */
-    INGOT_ATTENTION_SM90 = 3   /* Hopper alone (sm_90), forward; bf16 and fp16, heads of 64 or 128 */
+    INGOT_ATTENTION_AUTOMATIC = 0, /* views with a stride of 0 (one head seen as many) take sm80, never sm90 */
+    INGOT_ATTENTION_PLAIN = 1,     /* without tensor cores: for debugging */
+    INGOT_ATTENTION_SM80 = 2,      /* tensor cores of any GPU since sm_80; bf16 and fp16 */
+    INGOT_ATTENTION_SM90 = 3       /* Hopper alone (sm_90); bf16 and fp16, heads of 64 or 128 */
 } ingot_attention_kernel;
 
 /* All zeros: the automatic choice, and the same bits every time. */
@@ -156,14 +156,14 @@ typedef struct ingot_residual_rmsnorm_forward_arguments {
 } ingot_residual_rmsnorm_forward_arguments;
 INGOT_API int ingot_residual_rmsnorm_forward(const ingot_device*, const ingot_residual_rmsnorm_forward_arguments*);
 
-/* dweight is added to: zero it first. */
+/* dweight is added to, unless overwrite is 1: zero it first. */
 typedef struct ingot_rmsnorm_backward_arguments {
     uint64_t struct_size;
     ingot_tensor dx, dweight;
     ingot_tensor dout, x, rstd, weight, dresidual; /* dresidual: optional */
     ingot_tensor workspace;                        /* uint8 */
     int32_t overwrite;                             /* 0: dweight is added to; 1: it is overwritten */
-    int32_t reserved;
+    int32_t reserved;                              /* 0 */
 } ingot_rmsnorm_backward_arguments;
 INGOT_API int ingot_rmsnorm_backward(const ingot_device*, const ingot_rmsnorm_backward_arguments*);
 INGOT_API int ingot_rmsnorm_backward_workspace(const ingot_device*, const ingot_tensor* x, uint64_t* bytes);
@@ -200,7 +200,7 @@ INGOT_API int ingot_fill_rope_table(const ingot_tensor* table, double theta);
 typedef struct ingot_step_settings {
     double lr, beta1, beta2, eps, weight_decay;
     double grad_clip;           /* 0: no clipping */
-    int32_t dynamic_loss_scale; /* 1 for fp16 */
+    int32_t dynamic_loss_scale; /* 1 for fp16, else 0 */
     int32_t reserved;           /* 0 */
 } ingot_step_settings;
 
@@ -245,8 +245,8 @@ typedef struct ingot_cross_entropy_arguments {
     int64_t vocab_size;
     double z_loss;
     const ingot_step_block* step; /* on the device; for state.loss_scale; null: 1 */
-    int32_t write_gradient;
-    int32_t reserved; /* 0 */
+    int32_t write_gradient;       /* 0 or 1 */
+    int32_t reserved;             /* 0 */
 } ingot_cross_entropy_arguments;
 INGOT_API int ingot_cross_entropy(const ingot_device*, const ingot_cross_entropy_arguments*);
 
@@ -266,7 +266,7 @@ typedef struct ingot_adamw_arguments {
     ingot_tensor compute; /* optional: bf16 or fp16 */
     const ingot_step_block* step;
     ingot_tensor decay_blocks; /* optional: uint8, one for each 64 elements */
-    int32_t decays;            /* without decay_blocks: whether weight_decay applies */
+    int32_t decays;            /* without decay_blocks: 1 if weight_decay applies */
     int32_t reserved;          /* 0 */
 } ingot_adamw_arguments;
 INGOT_API int ingot_adamw(const ingot_device*, const ingot_adamw_arguments*);

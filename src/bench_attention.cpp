@@ -13,10 +13,12 @@
 #include <cstdio>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/plain.h"
 #include "src/device_choice.h"
 #include "src/text.h"
 #if INGOT_HAS_CUDA
@@ -62,6 +64,8 @@ std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {
     constexpr int64_t kMostTokens = int64_t{1} << 24;
     std::vector<AttentionShape> shapes;
     for (const int64_t HS : o.head_dim) {
+        REQUIRE(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), HS) != std::end(kPlainHeadSizes),
+                "--head-dim is ", HS, ": use 32, 64, 96 or 128");
         if (!o.docs.empty()) {
             AttentionShape shape = {0, o.heads, kv_heads, HS, {}, o.mask == "causal", ""};
             for (const int64_t length : o.docs) {

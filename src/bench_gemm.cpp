@@ -80,24 +80,22 @@ class Bench {
             "logits of %ld tokens at a time, %s\n\n",
             shape_.tokens, counted(m.n_layers, "layer").c_str(), C, m.n_heads, m.n_kv_heads, m.head_dim, F, VP,
             shape_.chunk, name_of(shape_.dtype));
-        std::printf("%-23s %-20s %9s %8s %9s %8s %6s", "product", "M x N x K", "first us", "TFLOP/s", "tuned us",
+        std::printf("%-29s %-20s %9s %8s %9s %8s %6s", "product", "M x N x K", "first us", "TFLOP/s", "tuned us",
                     "TFLOP/s", "gain");
         if (options_.full) std::printf(" %9s %8s %10s %8s", "best us", "TFLOP/s", "tuned/best", "searched");
         std::printf("\n");
         const double layers = static_cast<double>(m.n_layers);
-        linear("qkv", shape_.tokens, attention + 2 * m.n_kv_heads * m.head_dim, C, false, layers);
-        linear("attention_out", shape_.tokens, C, attention, true, layers);
-        linear("gate_up", shape_.tokens, 2 * F, C, false, layers);
-        linear("down", shape_.tokens, C, F, true, layers);
+        linear("qkv", shape_.tokens, attention + 2 * m.n_kv_heads * m.head_dim, C, false, layers, layers);
+        linear("attention_out", shape_.tokens, C, attention, true, layers, layers);
+        linear("gate_up", shape_.tokens, 2 * F, C, false, layers, layers);
+        linear("down", shape_.tokens, C, F, true, layers, layers);
+        // The logits are made in chunks; only the first of them overwrites.
         linear("head", shape_.chunk, VP, C, false,
-               static_cast<double>(shape_.tokens) / static_cast<double>(shape_.chunk));
-        std::printf("\nproducts of a micro-step: first %.2f ms (%.0f TFLOP/s), tuned %.2f ms (%.0f), gain %.3f",
-                    total_.first * 1e3, total_.flops / total_.first * 1e-12, total_.tuned * 1e3,
-                    total_.flops / total_.tuned * 1e-12, total_.first / total_.tuned);
-        if (options_.full)
-            std::printf(", best %.2f ms (%.0f), tuned/best %.3f", total_.best * 1e3, total_.flops / total_.best * 1e-12,
-                        total_.tuned / total_.best);
-        std::printf("\ntuning took %.2f s\n", total_.tuning);
+               static_cast<double>(shape_.tokens) / static_cast<double>(shape_.chunk), 1);
+        std::printf("\n");
+        print("a step's first micro-step, which overwrites the gradients", first_micro_step_);
+        print("a micro-step that adds to them", later_micro_step_);
+        std::printf("tuning took %.2f s\n", tuning_seconds_);
         if (is_cut_off_) std::printf("* the search was cut off after %g s\n", options_.search_seconds);
         std::printf("\n%s", algorithms_.c_str());
     }
@@ -111,23 +109,55 @@ class Bench {
         return result;
     }
 
-    // The three products of a layer with O outputs and I inputs, as model.cpp has them.
-    void linear(const std::string& name, int64_t N, int64_t O, int64_t I, bool has_residual, double times_per_step) {
+    // How often a product is computed in a step's first micro-step, and in each later one.
+    struct Times {
+        double first, later;
+    };
+    struct Total {
+        double first = 0, tuned = 0, best = 0, flops = 0;  // seconds by choice of the algorithm
+
+        void add(double times, const MatmulStudy& study, double product_flops) {
+            first += times * study.first.seconds;
+            tuned += times * study.tuned.seconds;
+            best += times * study.best.seconds;
+            flops += times * product_flops;
+        }
+    };
+
+    void print(const char* what, const Total& total) {
+        std::printf("products of %s: first %.2f ms (%.0f TFLOP/s), tuned %.2f ms (%.0f), gain %.3f", what,
+                    total.first * 1e3, total.flops / total.first * 1e-12, total.tuned * 1e3,
+                    total.flops / total.tuned * 1e-12, total.first / total.tuned);
+        if (options_.full)
+            std::printf(", best %.2f ms (%.0f), tuned/best %.3f", total.best * 1e3, total.flops / total.best * 1e-12,
+                        total.tuned / total.best);
+        std::printf("\n");
+    }
+
+    // The products of a layer with O outputs and I inputs, as model.cpp has them, each `times` a micro-step;
+    // `overwrites` of a step's first gradients of the weight have nothing to add to, which is another product to the
+    // library.
+    void linear(const std::string& name, int64_t N, int64_t O, int64_t I, bool has_residual, double times,
+                double overwrites) {
         const DType dtype = shape_.dtype;
-        study(name + " forward", times_per_step,
+        study(name + " forward", {times, times},
               product_of(MatmulForward{.out = tensor(dtype, N, O),
                                        .x = tensor(dtype, N, I),
                                        .weight = tensor(dtype, O, I),
                                        .residual = has_residual ? tensor(dtype, N, O) : Tensor{}}));
-        study(name + " dx", times_per_step,
+        study(name + " dx", {times, times},
               product_of(MatmulBackwardInput{
                   .dx = tensor(dtype, N, I), .dout = tensor(dtype, N, O), .weight = tensor(dtype, O, I)}));
-        study(name + " dweight", times_per_step,
-              product_of(MatmulBackwardWeight{
-                  .dweight = tensor(DType::f32, O, I), .dout = tensor(dtype, N, O), .x = tensor(dtype, N, I)}));
+        for (const bool accumulate : {true, false})
+            study(name + (accumulate ? " dweight" : " dweight, first"),
+                  accumulate ? Times{times - overwrites, times} : Times{overwrites, 0},
+                  product_of(MatmulBackwardWeight{.dweight = tensor(DType::f32, O, I),
+                                                  .dout = tensor(dtype, N, O),
+                                                  .x = tensor(dtype, N, I),
+                                                  .accumulate = accumulate}));
     }
 
-    void study(const std::string& name, double times_per_step, const Product& product) {
+    void study(const std::string& name, const Times& times, const Product& product) {
         const MatmulStudy study =
             study_matmul(device_, product, options_.seconds, options_.full ? options_.search_seconds : 0);
         memory_.clear();
@@ -135,7 +165,7 @@ class Bench {
                       K = product.a.shape[product.a_transposed ? 0 : 1];
         const double flops = 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K);
         const auto rate = [&](const MatmulStudy::Entry& entry) { return flops / entry.seconds * 1e-12; };
-        std::printf("%-23s %-20s %9.1f %8.0f %9.1f %8.0f %6.3f", name.c_str(), join(M, " x ", N, " x ", K).c_str(),
+        std::printf("%-29s %-20s %9.1f %8.0f %9.1f %8.0f %6.3f", name.c_str(), join(M, " x ", N, " x ", K).c_str(),
                     study.first.seconds * 1e6, rate(study.first), study.tuned.seconds * 1e6, rate(study.tuned),
                     study.first.seconds / study.tuned.seconds);
         if (options_.full)
@@ -147,20 +177,17 @@ class Bench {
         is_cut_off_ = is_cut_off_ || !study.is_search_complete;
         algorithms_ += join(name, "\n  first: ", study.first.algorithm, "\n  tuned: ", study.tuned.algorithm, "\n");
         if (options_.full) algorithms_ += join("  best:  ", study.best.algorithm, "\n");
-        total_.first += times_per_step * study.first.seconds;
-        total_.tuned += times_per_step * study.tuned.seconds;
-        total_.best += times_per_step * study.best.seconds;
-        total_.flops += times_per_step * flops;
-        total_.tuning += study.tuning_seconds;
+        first_micro_step_.add(times.first, study, flops);
+        later_micro_step_.add(times.later, study, flops);
+        tuning_seconds_ += study.tuning_seconds;
     }
 
     BenchGemmOptions options_;
     Shape shape_;
     Device device_;
     std::vector<std::shared_ptr<void>> memory_;
-    struct {
-        double first = 0, tuned = 0, best = 0, flops = 0, tuning = 0;
-    } total_;
+    Total first_micro_step_, later_micro_step_;
+    double tuning_seconds_ = 0;
     bool is_cut_off_ = false;
     std::string algorithms_;
 };

@@ -1,5 +1,6 @@
-// ./bench gemm: the products of one micro-step of a model, each by the library's first choice of an algorithm and by
-// the one that timing chooses; on demand also by the best that a full search finds.
+// ./bench gemm: the products of a model's micro-steps, a step's first and those that add to its gradients, each by the
+// library's first choice of an algorithm and by the one that timing chooses; on demand also by the best that a full
+// search finds.
 #pragma once
 
 #include <cstdint>

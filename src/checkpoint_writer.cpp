@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "src/available_memory.h"
 #include "src/environment.h"
 #include "src/files.h"
 #include "src/manifest.h"
@@ -75,8 +76,11 @@ CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, con
     if (!is_async_) return;
     const DType dtype = model.weights().dtype;
     const int64_t count = model.table().flat_size(), bytes = count * size_of(dtype);
-    const int64_t budget = config.checkpoint.host_memory >= 0 ? config.checkpoint.host_memory
-                                                              : static_cast<int64_t>(available_memory() / 4);
+    int64_t budget = config.checkpoint.host_memory;
+    if (budget < 0) {  // auto; where the system does not say what is free, nothing is taken
+        const AvailableMemory available = available_memory();
+        budget = available.is_known() ? static_cast<int64_t>(available.bytes / 4) : 0;
+    }
     snapshots_weights_ = budget >= 3 * bytes;
     snapshots_moments_ = budget >= 2 * bytes;
     if (snapshots_weights_) host_plan->add("checkpoint_snapshot.weights", dtype, {count}, &weights_);

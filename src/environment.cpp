@@ -16,29 +16,25 @@ using nlohmann::ordered_json;
 
 namespace {
 
-// The value after "KEY<blanks>:" in a /proc file of such lines; the first one.
-std::string proc_value(const char* file, const std::string& key) {
-    std::ifstream stream(file);
-    for (std::string line; std::getline(stream, line);) {
-        if (line.rfind(key, 0) != 0) continue;
-        const size_t colon = line.find(':');
-        if (colon == std::string::npos) continue;
-        const size_t begin = line.find_first_not_of(" \t", colon + 1);
-        return begin == std::string::npos ? "" : line.substr(begin);
-    }
-    return "";
+// "attention was "sm80", is "sm90"", and what there is to say where one side has no such key.
+std::string change(const std::string& key, const ordered_json* before, const ordered_json* after) {
+    if (before == nullptr) return join("the checkpoint does not say what ", key, " was, here it is ", after->dump());
+    if (after == nullptr) return join(key, " was ", before->dump(), ", here is none");
+    return join(key, " was ", before->dump(), ", is ", after->dump());
 }
 
 }  // namespace
 
 std::string cpu_model() {
-    const std::string model = proc_value("/proc/cpuinfo", "model name");
-    return model.empty() ? "unknown CPU" : model;
-}
-
-uint64_t available_memory() {
-    const std::string value = proc_value("/proc/meminfo", "MemAvailable");  // "24048264 kB"
-    return value.empty() ? 0 : std::strtoull(value.c_str(), nullptr, 10) * 1024;
+    std::ifstream stream("/proc/cpuinfo");
+    for (std::string line; std::getline(stream, line);) {  // "model name\t: AMD EPYC"
+        if (line.rfind("model name", 0) != 0) continue;
+        const size_t colon = line.find(':');
+        if (colon == std::string::npos) continue;
+        const size_t begin = line.find_first_not_of(" \t", colon + 1);
+        if (begin != std::string::npos) return line.substr(begin);
+    }
+    return "unknown CPU";
 }
 
 ordered_json environment(const Device& device, const Config& config) {
@@ -72,8 +68,10 @@ std::string environment_changes(const ordered_json& then, const ordered_json& no
         for (const auto& [key, value] : side.items()) keys.insert(key);
     std::string text;
     for (const std::string& key : keys) {
-        const ordered_json before = then.value(key, ordered_json()), after = now.value(key, ordered_json());
-        if (before != after) text += join(text.empty() ? "" : "; ", key, " was ", before.dump(), ", is ", after.dump());
+        const auto before = then.find(key), after = now.find(key);
+        if (before != then.end() && after != now.end() && *before == *after) continue;
+        text += join(text.empty() ? "" : "; ",
+                     change(key, before == then.end() ? nullptr : &*before, after == now.end() ? nullptr : &*after));
     }
     return text;
 }

@@ -12,14 +12,12 @@ namespace ingot {
 
 // "AMD EPYC", as the system names the processor; "unknown CPU" where it does not.
 std::string cpu_model();
-// Bytes that the system could give to programs now, and 0 if it does not say.
-uint64_t available_memory();
 
 // {"ingot": version, "device": ..., "attention": kernel on CUDA, "blas": ..., "world_size": 1, ...}
 nlohmann::ordered_json environment(const Device& device, const Config& config);
 // Eight digits that stand for it.
 std::string environment_hash(const nlohmann::ordered_json& environment);
-// "blas was A, is B; device was ...", or an empty text.
+// "blas was A, is B; device was ...", or an empty text. `then` is a checkpoint's: an older one may lack what `now` has.
 std::string environment_changes(const nlohmann::ordered_json& then, const nlohmann::ordered_json& now);
 
 }  // namespace ingot

@@ -9,7 +9,6 @@
 #include "kernels/step.h"
 #include "src/config_fields.h"
 #include "src/device_choice.h"
-#include "src/environment.h"
 #include "src/matmul_cache.h"
 
 namespace ingot {
@@ -69,12 +68,17 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device)
         generator = std::make_unique<Generator>(model, batch, config.model.context_length, &memory_);
 }
 
+void TrainingPlan::check_host_memory(const AvailableMemory& available) const {
+    const size_t bytes = device_.is_cpu() ? memory_.total_bytes() : host_memory_.total_bytes();
+    REQUIRE(bytes <= available.bytes, "the plan needs ", format_bytes(bytes),
+            device_.is_cpu() ? " of memory, " : " of page-locked host memory, ", available.describe(),
+            device_.is_cpu()
+                ? ": use a smaller training.micro_batch_size, training.recompute = \"block\", or a smaller model"
+                : ": set a lower checkpoint.host_memory (0: none)");
+}
+
 void TrainingPlan::check_memory() const {
-    const uint64_t available = available_memory();
-    const uint64_t host_bytes = device_.is_cpu() ? memory_.total_bytes() : host_memory_.total_bytes();
-    REQUIRE(available == 0 || host_bytes <= available, "the plan needs ", format_bytes(host_bytes), " of memory, ",
-            format_bytes(available),
-            " are free: use a smaller training.micro_batch_size, training.recompute = \"block\", or a smaller model");
+    check_host_memory(available_memory());
     if (device_.is_cpu()) return;
     const size_t budget = memory_budget(device_);
     if (total_bytes() <= budget) return;

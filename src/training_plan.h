@@ -10,6 +10,7 @@
 
 #include "kernels/core/device.h"
 #include "kernels/matmul_choices.h"
+#include "src/available_memory.h"
 #include "src/batch.h"
 #include "src/checkpoint_writer.h"
 #include "src/config.h"
@@ -30,6 +31,8 @@ class TrainingPlan {
 
     // Throws UserError if it is more than the device or the host has free.
     void check_memory() const;
+    // The host's part of it: all of a run on the CPU; beside a GPU what is page-locked, of which each page is touched.
+    void check_host_memory(const AvailableMemory& available) const;
     // Checks that first.
     void allocate();
     // CUDA: one step on blank memory, before there are weights, so that kernels are loaded and products have their

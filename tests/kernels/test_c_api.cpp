@@ -3,7 +3,7 @@
 //
 // Seen to catch: dv's tensor read for dk, dresidual or z_loss not handed on, strides taken for contiguous, the size of
 // the arguments not compared, one error for all threads, CHECK reported as a fault of ours, training.attention or
-// --device in what a caller is told to do.
+// --device in what a caller is told to do, any other number than 0 taken for 1 by one of the flags.
 #include "kernels/c_api.h"
 
 #include <functional>
@@ -515,6 +515,47 @@ TEST(CApi, RefusesNullPointersAndUnknownOptions) {
     expect_refused(ingot_attention_backward_workspace(&d, &q, &options, &size), "must be (N, NH, HS)");
     expect_refused(ingot_rmsnorm_backward_workspace(&d, &q, &size), "x must be (N, C) or (N, H, HS)");
     expect_refused(ingot_alibi_slopes(0, nullptr), "ask for at least one");
+}
+
+// A flag that was never set, or one that a later version took for something else, is not guessed at.
+TEST(CApi, FlagsAreZeroOrOneAndReservedFieldsZero) {
+    const ingot_device d = c(Device::cpu());
+    ingot_step_block block = {};
+    // What the op says if `field` of its arguments, all else unset, has this value.
+    const auto error_of = [&](auto function, auto arguments, auto field, int32_t value) -> std::string {
+        if constexpr (requires { arguments.step; }) arguments.step = &block;
+        arguments.*field = value;
+        EXPECT_EQ(function(&d, &arguments), INGOT_BAD_ARGUMENT);
+        return ingot_last_error();
+    };
+    const auto expect_flag = [&](const std::string& name, auto function, auto arguments, auto field) {
+        for (const int32_t value : {2, -1, 256})
+            EXPECT_EQ(error_of(function, arguments, field, value), join(name, " is ", value, ": use 0 or 1"));
+        for (const int32_t value : {0, 1})
+            EXPECT_EQ(error_of(function, arguments, field, value).find("use 0 or 1"), std::string::npos);
+    };
+    using RmsNorm = ingot_rmsnorm_backward_arguments;
+    using CrossEntropy = ingot_cross_entropy_arguments;
+    using AdamW = ingot_adamw_arguments;
+    expect_flag("rmsnorm_backward: overwrite", ingot_rmsnorm_backward, sized<RmsNorm>(), &RmsNorm::overwrite);
+    expect_flag("cross_entropy: write_gradient", ingot_cross_entropy, sized<CrossEntropy>(),
+                &CrossEntropy::write_gradient);
+    expect_flag("adamw: decays", ingot_adamw, sized<AdamW>(), &AdamW::decays);
+    EXPECT_EQ(error_of(ingot_rmsnorm_backward, sized<RmsNorm>(), &RmsNorm::reserved, 1),
+              "rmsnorm_backward: reserved is 1: set it to 0");
+    EXPECT_EQ(error_of(ingot_cross_entropy, sized<CrossEntropy>(), &CrossEntropy::reserved, 2),
+              "cross_entropy: reserved is 2: set it to 0");
+    EXPECT_EQ(error_of(ingot_adamw, sized<AdamW>(), &AdamW::reserved, -1), "adamw: reserved is -1: set it to 0");
+
+    ingot_step_settings settings = {};
+    for (const int32_t value : {0, 1, 2}) {
+        settings.dynamic_loss_scale = value;
+        EXPECT_EQ(ingot_step_begin(&d, &block, &settings), value < 2 ? INGOT_DONE : INGOT_BAD_ARGUMENT);
+    }
+    EXPECT_STREQ(ingot_last_error(), "step_begin: settings.dynamic_loss_scale is 2: use 0 or 1");
+    settings.dynamic_loss_scale = 0, settings.reserved = 1;
+    EXPECT_EQ(ingot_step_begin(&d, &block, &settings), INGOT_BAD_ARGUMENT);
+    EXPECT_STREQ(ingot_last_error(), "step_begin: settings.reserved is 1: set it to 0");
 }
 
 // Who calls the library has no config and no command line: advice must be something that can be done in a call.

@@ -66,10 +66,4 @@ TEST(AttentionLeftOutCuda, CopiesAndSums) {
         for (const Case& c : kCases) check(device, dtype, c);
 }
 
-TEST(AttentionLeftOut, RefusesTheCpu) {
-    const Device cpu = Device::cpu();
-    const Buffer out(cpu, DType::f32, {2, 2, 4}), v(cpu, DType::f32, {2, 1, 4});
-    EXPECT_THROW(attention_left_out_forward(cpu, {.out = out, .v = v}), Error);
-}
-
 }  // namespace ingot::test

@@ -394,6 +394,18 @@ class Tools(unittest.TestCase):
                 self.assertEqual(result.returncode, 2, (result.stdout, result.stderr))
                 self.assertIn(text, result.stderr)
 
+    def test_bench_attention_head_sizes(self):
+        """Refused before a GPU is looked for, without the advice to use the CPU. Seen to catch: the check left out."""
+        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
+        if not bench.exists():
+            self.skipTest("bench is not built")
+        for sizes in ("48", "64,48", "-32"):
+            with self.subTest(sizes=sizes):
+                result = subprocess.run([bench, "attention", f"--head-dim={sizes}"], capture_output=True, text=True)
+                self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
+                size = sizes.split(",")[-1]
+                self.assertEqual(result.stderr, f"bench: --head-dim is {size}: use 32, 64, 96 or 128\n")
+
     def test_benches_without_a_gpu(self):
         """What measures a GPU alone says so, and names no option that it has not. Seen to catch: --device cpu advised
         by ./bench attention."""

@@ -1,6 +1,6 @@
 // What the bits of a run depend on besides its config.
 //
-// Seen to catch: the kernel of attention not recorded, or that of other heads.
+// Seen to catch: the kernel of attention not recorded, or that of other heads; what a checkpoint lacks told as null.
 #include "src/environment.h"
 
 #include <gtest/gtest.h>
@@ -35,6 +35,13 @@ TEST(Environment, TellsTheKernelOfAttention) {
     EXPECT_EQ(environment_changes(then, then), "");
     EXPECT_NE(environment_changes(then, now).find("attention was \"sm80\", is \"sm90"), std::string::npos);
     EXPECT_NE(environment_hash(then), environment_hash(now));
+
+    // Checkpoints of before the kernel was recorded, and those of a GPU that a CPU goes on from.
+    auto silent = now;
+    silent.erase("attention");
+    EXPECT_EQ(environment_changes(silent, now), "the checkpoint does not say what attention was, here it is \"sm90\"");
+    EXPECT_EQ(environment_changes(now, silent), "attention was \"sm90\", here is none");
+    EXPECT_EQ(environment_changes(silent, silent), "");
 }
 
 }  // namespace
