@@ -78,8 +78,8 @@ AvailableMemory available_memory(const std::string& root) {
     for (std::string line; std::getline(groups, line);) {
         const size_t first = line.find(':'), second = line.find(':', first + 1);
         if (first == std::string::npos || second == std::string::npos) continue;
-        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",",
-                          group = line.substr(second + 1);
+        const std::string controllers = join(",", line.substr(first + 1, second - first - 1), ",");
+        const std::string group = line.substr(second + 1);
         if (controllers == ",,")
             visit(root, "/sys/fs/cgroup", group, kVersion2, &least);
         else if (controllers.find(",memory,") != std::string::npos)

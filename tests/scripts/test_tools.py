@@ -406,6 +406,18 @@ class Tools(unittest.TestCase):
                 size = sizes.split(",")[-1]
                 self.assertEqual(result.stderr, f"bench: --head-dim is {size}: use 32, 64, 96 or 128\n")
 
+    def test_bench_attention_against(self):
+        """Refused before a GPU is looked for. Seen to catch: either check left out."""
+        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
+        if not bench.exists():
+            self.skipTest("bench is not built")
+        for against, text in (("no-alibi", "bench: --against no-alibi needs --alibi\n"),
+                              ("flash", "bench: --against is flash: use naive, attention with a matrix of all pairs, plain, "
+                                        "the kernel without tensor cores, or no-alibi, the same kernel without ALiBi\n")):
+            with self.subTest(against=against):
+                result = subprocess.run([bench, "attention", f"--against={against}"], capture_output=True, text=True)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", text))
+
     def test_benches_without_a_gpu(self):
         """What measures a GPU alone says so, and names no option that it has not. Seen to catch: --device cpu advised
         by ./bench attention."""
