@@ -55,8 +55,8 @@ struct alignas(1024) ForwardShared {
     uint16_t q[Shape::kConsumers][Shape::kUnitRows * HS];
     uint16_t k[Shape::kStages][Shape::kKeys * HS];
     uint16_t v[Shape::kStages][Shape::kKeys * HS];
-    uint16_t out[Shape::kConsumers][Shape::kUnitRows * HS];
     uint16_t alibi[alibi_elements(Shape::kKeys)];
+    uint16_t out[Shape::kConsumers][Shape::kUnitRows * HS];
     // What the block works on: first_unit (-1: no more), kv_head, first key, tiles.
     alignas(16) int32_t work[4];
     uint64_t work_full, work_empty, q_full, q_empty;
@@ -244,7 +244,7 @@ __device__ __forceinline__ float largest_of_row(const float (&scores)[64], int h
 }
 
 // From S to weights, in place: the mask, the reference and the row sums. What was summed before must be multiplied by
-// `shrink`. The first tile sets the reference.
+// `shrink`. The first tile in which a row sees a key sets its reference, whether or not it is the warp's first.
 template <bool kHasAlibi, bool kIsFirst>
 __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2], float (&total)[2], float (&shrink)[2],
                                       const QueryRows& rows, int k0, int lane, float scale_log2) {
@@ -274,14 +274,21 @@ __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2]
         }
     }
 
-    // A row that has seen no key so far counts from its bias: its exponents stay finite or -inf.
-    const auto base = [&](int half, float bias) { return reference[half] == -INFINITY ? bias : reference[half]; };
+    // Row by row: what other rows of the warp see must not show in this one's bits.
+    const float bias[2] = {row_bias<kHasAlibi>(rows, 0, side, k0, scale_log2),
+                           row_bias<kHasAlibi>(rows, 1, side, k0, scale_log2)};
+    if (kIsFirst || __any_sync(kAllLanes, reference[0] == -INFINITY || reference[1] == -INFINITY)) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float largest = fmaf(largest_of_row(scores, half), scale_log2, bias[half]);
+            if (reference[half] == -INFINITY) reference[half] = largest;
+        }
+    }
     bool may_move = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const float bias = row_bias<kHasAlibi>(rows, half, side, k0, scale_log2);
-        if constexpr (kIsFirst) reference[half] = fmaf(largest_of_row(scores, half), scale_log2, bias);
-        const float shift = bias - base(half, bias);
+        // No key seen so far: the exponents are -inf, and every weight is 0.
+        const float shift = reference[half] == -INFINITY ? 0.0f : bias[half] - reference[half];
         float largest = -INFINITY;
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n) {
@@ -290,18 +297,16 @@ __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2]
             right = fmaf(right, scale_log2, shift);
             largest = largest_if_positive(largest, left, right);
         }
-        may_move = may_move || largest > kMostAboveReference || reference[half] == -INFINITY;
+        may_move = may_move || largest > kMostAboveReference;
         shrink[half] = 1;
     }
     if (!kIsFirst && __any_sync(kAllLanes, may_move)) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            // Row by row: what other rows of the warp see must not show in this one's bits.
             const float above = largest_of_row(scores, half);
-            if (!(above > (reference[half] == -INFINITY ? -INFINITY : kMostAboveReference))) continue;
-            const float moved = base(half, row_bias<kHasAlibi>(rows, half, side, k0, scale_log2)) + above;
-            shrink[half] = exp2_fast(reference[half] - moved);
-            reference[half] = moved;
+            if (!(above > kMostAboveReference)) continue;
+            shrink[half] = exp2_fast(-above);
+            reference[half] += above;
             total[half] *= shrink[half];
 #pragma unroll
             for (int n = 0; n < kKeys / 8; ++n)

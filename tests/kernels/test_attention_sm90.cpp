@@ -252,6 +252,7 @@ TEST(AttentionSm90, MasksAndGroups) {
         {.N = 600, .NH = 1, .NKV = 1, .HS = 64, .window = {139, 0}},
         {.N = 600, .NH = 1, .NKV = 1, .HS = 128, .alibi = true, .window = {40, 40}},
         {.N = 800, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {500, -250}},
+        {.N = 360, .NH = 8, .NKV = 2, .HS = 64, .alibi = true, .window = {300, -250}},  // biases of -180 and below
     };
     for (const AttentionCase& c : cases) check(c, DType::bf16);
 }
@@ -299,6 +300,33 @@ TEST(AttentionSm90, BitsDoNotDependOnOtherRows) {
         };
         EXPECT_EQ(same(of_row(0), of_row(1)), !is_changed(row)) << row;
         EXPECT_EQ(lse[0][static_cast<size_t>(row)] == lse[1][static_cast<size_t>(row)], !is_changed(row)) << row;
+    }
+}
+
+// Where documents begin at multiples of the tiles, a document has the bits that it has alone, though its rows may share
+// a block, and so tiles that they do not see, with the next one's.
+TEST(AttentionSm90, AlignedDocumentsHaveTheBitsThatTheyHaveAlone) {
+    const AttentionCase packed_case = {.N = 512, .NH = 4, .NKV = 2, .HS = 64, .alibi = true, .starts = {0, 128, 384}};
+    Emulated packed(packed_case, DType::bf16);
+    packed.forward(DType::bf16);
+    const std::vector<double> qkv = packed.run.qkv.values(), out = packed.run.out.values(),
+                              lse = packed.run.lse.values();
+    const int64_t boundaries[] = {0, 128, 384, 512};
+    for (int d = 0; d < 3; ++d) {
+        SCOPED_TRACE(d);
+        const int64_t begin = boundaries[d], end = boundaries[d + 1], N = end - begin;
+        AttentionCase alone_case = packed_case;
+        alone_case.N = N;
+        alone_case.starts = {0};
+        Emulated alone(alone_case, DType::bf16);
+        alone.run.qkv.set(rows(qkv, packed_case.N, begin, end));
+        alone.forward(DType::bf16);
+        EXPECT_TRUE(same(alone.run.out.values(), rows(out, packed_case.N, begin, end)));
+        const std::vector<double> alone_lse = alone.run.lse.values();
+        for (int64_t h = 0; h < packed_case.NH; ++h)
+            for (int64_t i = 0; i < N; ++i)
+                EXPECT_EQ(alone_lse[static_cast<size_t>(h * N + i)],
+                          lse[static_cast<size_t>(h * packed_case.N + begin + i)]);
     }
 }
 
