@@ -52,9 +52,7 @@ struct Compared {
     void set_mask(const std::vector<double> (&mask)[4]) {
         for (AttentionRun* run : {&exact, &plain}) run->set_mask(mask[0], mask[1], mask[2], mask[3]);
     }
-    void expect(const AttentionRun& run) { expect(run, true); }
-    void expect_forward(const AttentionRun& run) { expect(run, false); }
-    void expect(const AttentionRun& run, bool has_backward) {
+    void expect(const AttentionRun& run, bool has_backward = true) {
         exact.forward();
         plain.forward();
         if (has_backward) {

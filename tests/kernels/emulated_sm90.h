@@ -8,11 +8,15 @@
 // report says.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <bit>
 #include <deque>
+#include <functional>
 #include <map>
 
+#include "kernels/core/tensor.h"
 #include "tests/support/emulated_cuda.h"
 
 #define __forceinline__ inline
@@ -365,6 +369,39 @@ void multiply_rows_over_rows(float (&sums)[kSums], uint64_t a, uint64_t b) {
 template <DType kType, int kSums>
 void multiply_over_rows(float (&sums)[kSums], const uint32_t (&a)[4], uint64_t b, int adds) {
     start_product<kType>({sums, 2 * kSums, adds != 0, a, 0, b, true});
+}
+
+// ---- Launches ----
+
+// Of (N, heads, HS), a box being `rows` tokens of a head: what launch_sm90.cuh asks the driver for.
+inline TensorMap map_of(const Tensor& tensor, int rows) {
+    const int64_t HS = tensor.shape[2];
+    return {static_cast<uint16_t*>(tensor.data),
+            {64, tensor.shape[0], HS / 64, tensor.shape[1]},
+            {1, tensor.stride[0], 64, tensor.stride[1]},
+            {64, rows, static_cast<int>(HS / 64), 1}};
+}
+
+// Blocks that stay, one after the other: the first takes most of the work. Nothing may be under way when one ends.
+inline void emulate_blocks(int num_blocks, int num_threads, size_t shared_bytes, uint64_t seed,
+                           test::EmulatedCounts* counts, const std::function<void()>& kernel) {
+    gridDim = {static_cast<unsigned>(num_blocks), 1, 1};
+    for (unsigned x = 0; x < gridDim.x; ++x) {
+        blockIdx = {x, 0, 0};
+        EmulatedHopper state;
+        hopper = &state;
+        test::EmulatedBlock block(num_threads, shared_bytes, seed + x, counts);
+        block.when_idle = deliver_load;
+        block.when_releasing = [&] {
+            if (!state.sums[block.thread()].empty()) throw std::logic_error("a turn is passed on before its sums");
+        };
+        block.run(kernel);
+        hopper = nullptr;
+        EXPECT_TRUE(state.loads.empty());
+        for (const auto& [thread, stores] : state.stores) EXPECT_TRUE(stores.empty()) << thread;
+        for (const auto& [thread, sums] : state.sums) EXPECT_TRUE(sums.empty()) << thread;
+        for (const auto& [thread, products] : state.products) EXPECT_TRUE(products.empty()) << thread;
+    }
 }
 
 }  // namespace ingot::sm90

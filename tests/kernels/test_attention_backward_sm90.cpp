@@ -8,7 +8,7 @@
 // part of ALiBi one off; dK without the scale.
 #include <gtest/gtest.h>
 
-#include "tests/kernels/attention_compared.h"
+#include "tests/kernels/attention_emulated.h"
 #include "tests/kernels/emulated_sm90.h"
 // After what they are made of.
 #include "kernels/attention/backward_sm90.cuh"
@@ -18,14 +18,6 @@ namespace ingot::test {
 namespace {
 
 using namespace sm90;
-
-TensorMap map_of(const Tensor& tensor, int rows) {
-    const int64_t HS = tensor.shape[2];
-    return {static_cast<uint16_t*>(tensor.data),
-            {64, tensor.shape[0], HS / 64, tensor.shape[1]},
-            {1, tensor.stride[0], 64, tensor.stride[1]},
-            {64, rows, static_cast<int>(HS / 64), 1}};
-}
 
 struct Emulated {
     // Forward is the CPU's, rounded as a kernel's is.
@@ -68,40 +60,16 @@ struct Emulated {
         };
         emulate(blocks(Shape::kQueries), kPrepareThreads, 0, seed, &counts,
                 [&] { prepare_kernel<kType, HS>(args.common); });
-        // Two blocks: the first takes all tickets.
-        gridDim = {2, 1, 1};
-        for (unsigned x = 0; x < gridDim.x; ++x) {
-            blockIdx = {x, 0, 0};
-            EmulatedHopper state;
-            hopper = &state;
-            EmulatedBlock block(Shape::kThreads, sizeof(BackwardShared<HS>), seed + x, &counts);
-            block.when_idle = deliver_load;
-            block.when_releasing = [&] {
-                if (!state.sums[block.thread()].empty()) throw std::logic_error("a turn is passed on before its sums");
-            };
-            block.run([&] { backward_kernel<kType, HS, kHasAlibi>(args); });
-            hopper = nullptr;
-            EXPECT_TRUE(state.loads.empty());
-            for (const auto& [thread, stores] : state.stores) EXPECT_TRUE(stores.empty()) << thread;
-            for (const auto& [thread, sums] : state.sums) EXPECT_TRUE(sums.empty()) << thread;
-            for (const auto& [thread, products] : state.products) EXPECT_TRUE(products.empty()) << thread;
-        }
+        emulate_blocks(2, Shape::kThreads, sizeof(BackwardShared<HS>), seed, &counts,
+                       [&] { backward_kernel<kType, HS, kHasAlibi>(args); });
         emulate(blocks(sm80::kFinishRows), 32 * kFinishWarps, static_cast<size_t>(sm80::kFinishRows * HS * 2), seed,
                 &counts, [&] { finish_kernel<kType, HS>(args.common); });
     }
-    template <DType kType, int HS>
-    void backward() {
-        if (run.c.alibi)
-            backward<kType, HS, true>();
-        else
-            backward<kType, HS, false>();
-    }
     void all() {
         forward();
-        if (dtype == DType::bf16)
-            run.c.HS == 64 ? backward<DType::bf16, 64>() : backward<DType::bf16, 128>();
-        else
-            run.c.HS == 64 ? backward<DType::f16, 64>() : backward<DType::f16, 128>();
+        with_instance<64, 128>(run.c, dtype, [&](auto type, auto size, auto has_alibi) {
+            backward<decltype(type)::value, decltype(size)::value, decltype(has_alibi)::value>();
+        });
     }
 
     AttentionRun run;
@@ -112,19 +80,12 @@ struct Emulated {
     EmulatedCounts counts;
 };
 
-void check(const AttentionCase& c, DType dtype, bool is_deterministic = true,
-           const std::vector<double> (*mask)[4] = nullptr) {
-    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype), is_deterministic ? "" : ", any order"));
-    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
-    emulated.is_deterministic = is_deterministic;
-    Compared compared(c, dtype);
-    if (mask != nullptr) {
-        emulated.run.set_mask((*mask)[0], (*mask)[1], (*mask)[2], (*mask)[3]);
-        compared.set_mask(*mask);
-    }
-    emulated.all();
-    compared.expect(emulated.run);
-    EXPECT_EQ(emulated.counts.bank_conflicts, 0);
+void check(const AttentionCase& c, DType dtype, bool is_deterministic = true, const MaskValues* mask = nullptr) {
+    SCOPED_TRACE(is_deterministic ? "in one order" : "in any order");
+    check_emulated<Emulated>(c, dtype, true, mask, [&](Emulated& emulated) {
+        emulated.is_deterministic = is_deterministic;
+        emulated.all();
+    });
 }
 
 TEST(AttentionBackwardSm90, EveryHeadSize) {
@@ -162,12 +123,9 @@ TEST(AttentionBackwardSm90, ScoresFarBelowZero) {
 }
 
 TEST(AttentionBackwardSm90, AQueryThatSeesNoKey) {
-    const std::vector<double> mask[4] = {
-        {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
-    check({.N = 6, .NH = 2, .NKV = 1, .HS = 64, .alibi = true}, DType::f16, true, &mask);
-    const std::vector<double> nothing[4] = {std::vector<double>(300), std::vector<double>(300),
-                                            std::vector<double>(300), std::vector<double>(300)};
-    check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, true, &nothing);
+    const MaskValues some = some_see_nothing(), none = all_see_nothing(300);
+    check({.N = 6, .NH = 2, .NKV = 1, .HS = 64, .alibi = true}, DType::f16, true, &some);
+    check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, true, &none);
 }
 
 // Whichever warp runs first, and in sections of any size.

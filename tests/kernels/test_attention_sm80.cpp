@@ -15,7 +15,7 @@
 
 #include <set>
 
-#include "tests/kernels/attention_compared.h"
+#include "tests/kernels/attention_emulated.h"
 #include "tests/support/emulated_cuda.h"
 // After what they are made of.
 #include "kernels/attention/backward_sm80.cuh"
@@ -140,36 +140,11 @@ struct Emulated {
                 [&] { finish_kernel<kType, HS>(args); });
     }
 
-    template <DType kType, int HS>
-    void all() {
-        if (run.c.alibi) {
-            forward<kType, HS, true>();
-            backward<kType, HS, true>();
-        } else {
-            forward<kType, HS, false>();
-            backward<kType, HS, false>();
-        }
-    }
-    template <DType kType>
-    void all() {
-        switch (run.c.HS) {
-            case 32:
-                return all<kType, 32>();
-            case 64:
-                return all<kType, 64>();
-            case 96:
-                return all<kType, 96>();
-            case 128:
-                return all<kType, 128>();
-            default:
-                FAIL() << "head size " << run.c.HS;
-        }
-    }
     void all(DType dtype) {
-        if (dtype == DType::bf16)
-            all<DType::bf16>();
-        else
-            all<DType::f16>();
+        with_instance<32, 64, 96, 128>(run.c, dtype, [&](auto type, auto size, auto has_alibi) {
+            forward<decltype(type)::value, decltype(size)::value, decltype(has_alibi)::value>();
+            backward<decltype(type)::value, decltype(size)::value, decltype(has_alibi)::value>();
+        });
     }
 
     AttentionRun run;
@@ -179,17 +154,8 @@ struct Emulated {
     EmulatedCounts counts;
 };
 
-void check(const AttentionCase& c, DType dtype, const std::vector<double> (*mask)[4] = nullptr) {
-    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype)));
-    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
-    Compared compared(c, dtype);
-    if (mask != nullptr) {
-        emulated.run.set_mask((*mask)[0], (*mask)[1], (*mask)[2], (*mask)[3]);
-        compared.set_mask(*mask);
-    }
-    emulated.all(dtype);
-    compared.expect(emulated.run);
-    EXPECT_EQ(emulated.counts.bank_conflicts, 0);
+void check(const AttentionCase& c, DType dtype, const MaskValues* mask = nullptr) {
+    check_emulated<Emulated>(c, dtype, true, mask, [&](Emulated& emulated) { emulated.all(dtype); });
 }
 
 TEST(AttentionSm80, EveryHeadSize) {
@@ -223,12 +189,9 @@ TEST(AttentionSm80, ScoresFarBelowZero) {
 }
 
 TEST(AttentionSm80, AQueryThatSeesNoKey) {
-    const std::vector<double> mask[4] = {
-        {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
-    check({.N = 6, .NH = 2, .NKV = 1, .HS = 32, .alibi = true}, DType::f16, &mask);
-    const std::vector<double> nothing[4] = {std::vector<double>(70), std::vector<double>(70), std::vector<double>(70),
-                                            std::vector<double>(70)};
-    check({.N = 70, .NH = 1, .NKV = 1, .HS = 64}, DType::bf16, &nothing);
+    const MaskValues some = some_see_nothing(), none = all_see_nothing(70);
+    check({.N = 6, .NH = 2, .NKV = 1, .HS = 32, .alibi = true}, DType::f16, &some);
+    check({.N = 70, .NH = 1, .NKV = 1, .HS = 64}, DType::bf16, &none);
 }
 
 // More tiles of keys add to the first queries than a warp has lanes, and out of the row's order: the last tile is also
@@ -236,12 +199,12 @@ TEST(AttentionSm80, AQueryThatSeesNoKey) {
 // nothing, so that no more is computed.
 TEST(AttentionSm80, MoreAddersThanLanes) {
     constexpr int64_t N = 32 * 128 + 1, kFirst = 64, kBoth = 128;
-    std::vector<double> mask[4];
+    MaskValues mask;
     for (int64_t i = 0; i < N; ++i) {
-        mask[0].push_back(static_cast<double>(i < kFirst ? 0 : i < kBoth ? N - 1 : N));
-        mask[1].push_back(static_cast<double>(N));
-        mask[2].push_back(0);
-        mask[3].push_back(static_cast<double>(i < N - 1 ? kFirst : kBoth));
+        mask.arrays[0].push_back(static_cast<double>(i < kFirst ? 0 : i < kBoth ? N - 1 : N));
+        mask.arrays[1].push_back(static_cast<double>(N));
+        mask.arrays[2].push_back(0);
+        mask.arrays[3].push_back(static_cast<double>(i < N - 1 ? kFirst : kBoth));
     }
     check({.N = N, .NH = 1, .NKV = 1, .HS = 32}, DType::bf16, &mask);
 }
@@ -251,12 +214,12 @@ TEST(AttentionSm80, MoreAddersThanLanes) {
 TEST(AttentionSm80, TheLastKeyOfAWarp) {
     constexpr int kWarpKeys64 = 16 * BackwardShape<64>::kRowBlocks, kWarpKeys128 = 16 * BackwardShape<128>::kRowBlocks;
     for (const auto& [HS, num_keys] : {std::pair<int64_t, int64_t>{64, kWarpKeys64}, {128, kWarpKeys128}}) {
-        std::vector<double> mask[4];
+        MaskValues mask;
         for (int64_t i = 0; i < 128; ++i) {
-            mask[0].push_back(0);
-            mask[1].push_back(static_cast<double>(i < 64 ? 0 : i == 64 ? num_keys - 1 : num_keys));
-            mask[2].push_back(i < num_keys - 1 ? 64 : i == num_keys - 1 ? 65 : 128);
-            mask[3].push_back(128);
+            mask.arrays[0].push_back(0);
+            mask.arrays[1].push_back(static_cast<double>(i < 64 ? 0 : i == 64 ? num_keys - 1 : num_keys));
+            mask.arrays[2].push_back(i < num_keys - 1 ? 64 : i == num_keys - 1 ? 65 : 128);
+            mask.arrays[3].push_back(128);
         }
         check({.N = 128, .NH = 1, .NKV = 1, .HS = HS}, DType::bf16, &mask);
     }

@@ -11,7 +11,7 @@
 
 #include <set>
 
-#include "tests/kernels/attention_compared.h"
+#include "tests/kernels/attention_emulated.h"
 #include "tests/kernels/emulated_sm90.h"
 // After what they are made of.
 #include "kernels/attention/forward_sm90.cuh"
@@ -147,14 +147,6 @@ struct Emulated {
     Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
         : run(c, dtype, dtype, Device::cpu(), padding), seed(seed) {}
 
-    static TensorMap map_of(const Tensor& tensor, int rows) {
-        const int64_t HS = tensor.shape[2];
-        return {static_cast<uint16_t*>(tensor.data),
-                {64, tensor.shape[0], HS / 64, tensor.shape[1]},
-                {1, tensor.stride[0], 64, tensor.stride[1]},
-                {64, rows, static_cast<int>(HS / 64), 1}};
-    }
-
     template <DType kType, int HS, bool kHasAlibi>
     void forward() {
         using Shape = ForwardShape<HS>;
@@ -181,34 +173,14 @@ struct Emulated {
             .inverse_scale = static_cast<float>(1 / f.scale),
             .scale_log2 = static_cast<float>(f.scale * kLog2E),
         };
-        // Two blocks, if there is work for two: the first takes most of it.
-        gridDim = {static_cast<unsigned>(std::min(args.total_blocks, 2)), 1, 1};
-        for (unsigned x = 0; x < gridDim.x; ++x) {
-            blockIdx = {x, 0, 0};
-            EmulatedHopper state;
-            hopper = &state;
-            EmulatedBlock block(Shape::kThreads, sizeof(ForwardShared<HS>), seed + x, &counts);
-            block.when_idle = deliver_load;
-            block.run([&] { forward_kernel<kType, HS, kHasAlibi>(args); });
-            hopper = nullptr;
-            EXPECT_TRUE(state.loads.empty());
-            for (const auto& [thread, stores] : state.stores) EXPECT_TRUE(stores.empty()) << thread;
-            for (const auto& [thread, products] : state.products) EXPECT_TRUE(products.empty()) << thread;
-        }
+        emulate_blocks(std::min(args.total_blocks, 2), Shape::kThreads, sizeof(ForwardShared<HS>), seed, &counts,
+                       [&] { forward_kernel<kType, HS, kHasAlibi>(args); });
         EXPECT_EQ(tickets, 0);
     }
-    template <DType kType, int HS>
-    void forward() {
-        if (run.c.alibi)
-            forward<kType, HS, true>();
-        else
-            forward<kType, HS, false>();
-    }
     void forward(DType dtype) {
-        if (dtype == DType::bf16)
-            run.c.HS == 64 ? forward<DType::bf16, 64>() : forward<DType::bf16, 128>();
-        else
-            run.c.HS == 64 ? forward<DType::f16, 64>() : forward<DType::f16, 128>();
+        with_instance<64, 128>(run.c, dtype, [&](auto type, auto size, auto has_alibi) {
+            forward<decltype(type)::value, decltype(size)::value, decltype(has_alibi)::value>();
+        });
     }
 
     AttentionRun run;
@@ -216,17 +188,8 @@ struct Emulated {
     EmulatedCounts counts;
 };
 
-void check(const AttentionCase& c, DType dtype, const std::vector<double> (*mask)[4] = nullptr) {
-    SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype)));
-    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
-    Compared compared(c, dtype);
-    if (mask != nullptr) {
-        emulated.run.set_mask((*mask)[0], (*mask)[1], (*mask)[2], (*mask)[3]);
-        compared.set_mask(*mask);
-    }
-    emulated.forward(dtype);
-    compared.expect_forward(emulated.run);
-    EXPECT_EQ(emulated.counts.bank_conflicts, 0);
+void check(const AttentionCase& c, DType dtype, const MaskValues* mask = nullptr) {
+    check_emulated<Emulated>(c, dtype, false, mask, [&](Emulated& emulated) { emulated.forward(dtype); });
 }
 
 TEST(AttentionSm90, EveryHeadSize) {
@@ -271,12 +234,9 @@ TEST(AttentionSm90, ScoresFarBelowZero) {
 }
 
 TEST(AttentionSm90, AQueryThatSeesNoKey) {
-    const std::vector<double> mask[4] = {
-        {0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}};
-    check({.N = 6, .NH = 2, .NKV = 1, .HS = 64, .alibi = true}, DType::f16, &mask);
-    const std::vector<double> nothing[4] = {std::vector<double>(300), std::vector<double>(300),
-                                            std::vector<double>(300), std::vector<double>(300)};
-    check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, &nothing);
+    const MaskValues some = some_see_nothing(), none = all_see_nothing(300);
+    check({.N = 6, .NH = 2, .NKV = 1, .HS = 64, .alibi = true}, DType::f16, &some);
+    check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, &none);
 }
 
 // Rows whose largest scores make their references move leave those beside them alone.
