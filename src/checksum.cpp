@@ -1,15 +1,15 @@
 #include "src/checksum.h"
 
-#include <fcntl.h>
 #include <openssl/evp.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 
 #include "kernels/core/check.h"
+#include "src/files.h"
 
 namespace ingot {
 
@@ -97,12 +97,10 @@ FileRecord ChunkedSha256::finish(const std::string& name) {
 
 void verify_file(const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress) {
     const std::string path = folder + "/" + record.name;
-    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    REQUIRE(descriptor >= 0, path, ": ", std::strerror(errno));
-    const std::shared_ptr<void> closer(nullptr, [descriptor](void*) { close(descriptor); });
-    std::error_code error;
-    const uint64_t size = std::filesystem::file_size(path, error);
-    REQUIRE(!error, path, ": ", error.message());
+    const Descriptor file = open_regular_file(path);
+    struct stat info {};
+    REQUIRE(fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
+    const uint64_t size = static_cast<uint64_t>(info.st_size);
     REQUIRE(size == record.bytes, path, ": has ", size, " bytes instead of ", record.bytes, ": it is ",
             size < record.bytes ? "cut short" : "longer than what was written");
     const int64_t num_chunks = static_cast<int64_t>(record.sha256.size());
@@ -113,7 +111,7 @@ void verify_file(const std::string& folder, const FileRecord& record, const std:
         const uint64_t end = std::min(begin + FileRecord::kChunkBytes, record.bytes);
         std::string& fault = faults[static_cast<size_t>(chunk)];
         try {
-            fault = chunk_fault(descriptor, begin, end, record.sha256[static_cast<size_t>(chunk)]);
+            fault = chunk_fault(file.get(), begin, end, record.sha256[static_cast<size_t>(chunk)]);
 #pragma omp critical(verify_file_progress)
             progress(static_cast<int64_t>(end - begin));
         } catch (const std::exception& exception) {  // nothing may leave a parallel region

@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "kernels/core/check.h"
+#include "kernels/core/device.h"
 
 namespace ingot {
 
@@ -24,20 +26,62 @@ namespace {
 
 }  // namespace
 
-MappedFile map_file(const std::string& path) {
-    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    REQUIRE(descriptor >= 0, "cannot open ", path, ": ", std::strerror(errno), ": check the path");
-    struct stat info {};
-    if (fstat(descriptor, &info) != 0 || !S_ISREG(info.st_mode)) {
-        close(descriptor);
-        throw UserError(join(path, " is not a regular file: name a file"));
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+    if (this != &other) {
+        reset();
+        number_ = other.release();
     }
+    return *this;
+}
+
+int Descriptor::release() {
+    return std::exchange(number_, -1);
+}
+
+void Descriptor::reset() {
+    if (number_ >= 0) close(number_);
+    number_ = -1;
+}
+
+Descriptor open_regular_file(const std::string& path) {
+    // O_NONBLOCK concerns the opening alone: reading a regular file never heeds it.
+    Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    const int error = errno;
+    struct stat info {};
+    // A socket cannot be opened at all; stat() says what it is.
+    const bool is_known = file.get() >= 0 ? fstat(file.get(), &info) == 0 : stat(path.c_str(), &info) == 0;
+    REQUIRE(!is_known || S_ISREG(info.st_mode), path, " is not a regular file: name a file");
+    REQUIRE(file.get() >= 0, "cannot open ", path, ": ", std::strerror(error), ": check the path");
+    REQUIRE(is_known, "cannot look at ", path, ": ", std::strerror(errno));
+    return file;
+}
+
+std::string read_file(const std::string& path, size_t max_bytes) {
+    const Descriptor file = open_regular_file(path);
+    std::string text;
+    // Read to the end, whatever size the file was said to have: it may grow meanwhile.
+    for (;;) {
+        constexpr size_t kBlock = size_t{1} << 16;
+        const size_t size = text.size();
+        REQUIRE(size <= max_bytes, path, " has more than ", format_bytes(max_bytes), ": is it the right file?");
+        text.resize(size + kBlock);
+        const ssize_t taken = read(file.get(), text.data() + size, kBlock);
+        const int error = errno;
+        text.resize(size + static_cast<size_t>(std::max<ssize_t>(taken, 0)));
+        if (taken == 0) return text;
+        REQUIRE(taken > 0 || error == EINTR, "cannot read ", path, ": ", std::strerror(error));
+    }
+}
+
+MappedFile map_file(const std::string& path) {
+    const Descriptor descriptor = open_regular_file(path);
+    struct stat info {};
+    REQUIRE(fstat(descriptor.get(), &info) == 0, "cannot look at ", path, ": ", std::strerror(errno));
     MappedFile file;
     file.size = static_cast<size_t>(info.st_size);
-    void* const memory = file.size == 0 ? nullptr : mmap(nullptr, file.size, PROT_READ, MAP_SHARED, descriptor, 0);
-    const int error = errno;
-    close(descriptor);
-    REQUIRE(memory != MAP_FAILED, "cannot map ", path, ": ", std::strerror(error));
+    void* const memory =
+        file.size == 0 ? nullptr : mmap(nullptr, file.size, PROT_READ, MAP_SHARED, descriptor.get(), 0);
+    REQUIRE(memory != MAP_FAILED, "cannot map ", path, ": ", std::strerror(errno));
     const size_t size = file.size;
     file.data = {static_cast<const uint8_t*>(memory), [size](const uint8_t* data) {
                      if (data != nullptr) munmap(const_cast<uint8_t*>(data), size);

@@ -141,22 +141,17 @@ std::vector<int64_t> Shard::find_cuts(int64_t every, const TokenRules& rules) co
     }
     // From the file, not through the mapping: thousands of places would fill the address space, and each would be read
     // ahead of.
-    const int descriptor = open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-    REQUIRE(descriptor >= 0, "cannot open ", path_, ": ", std::strerror(errno), ": check the path");
-    posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM);
+    const Descriptor file = open_regular_file(path_);
+    posix_fadvise(file.get(), 0, 0, POSIX_FADV_RANDOM);
     std::vector<uint8_t> buffer(static_cast<size_t>(kProbeTokens * bytes_of(type())));
     for (int64_t place = every; place <= last; place += every) {
         // With `end` the token before `place` says whether a document begins there.
         const int64_t begin = rules.eot_side == EotSide::start ? place : place - 1;
         const int64_t bytes = std::min(kProbeTokens, num_tokens() - begin) * bytes_of(type());
         const ssize_t got =
-            pread(descriptor, buffer.data(), static_cast<size_t>(bytes), layout_.offset + begin * bytes_of(type()));
-        if (got != bytes) {
-            close(descriptor);
-            throw UserError(join("cannot read ", path_, " at token ", begin, ": ",
-                                 got < 0 ? std::strerror(errno) : "it is shorter than it was",
-                                 ": was it replaced? start again"));
-        }
+            pread(file.get(), buffer.data(), static_cast<size_t>(bytes), layout_.offset + begin * bytes_of(type()));
+        REQUIRE(got == bytes, "cannot read ", path_, " at token ", begin, ": ",
+                got < 0 ? std::strerror(errno) : "it is shorter than it was", ": was it replaced? start again");
         with_ids([&](const auto* ids) {
             using Id = std::remove_cvref_t<decltype(*ids)>;
             if (!can_hold<Id>(rules.eot_token)) return;
@@ -166,7 +161,6 @@ std::vector<int64_t> Shard::find_cuts(int64_t every, const TokenRules& rules) co
             if (at < count) add(rules.eot_side == EotSide::start ? begin + at : begin + at + 1);
         });
     }
-    close(descriptor);
     cuts.push_back(num_tokens());
     return cuts;
 }
