@@ -8,8 +8,10 @@
 #include "src/bench_gemm.h"
 #include "src/bench_kernels.h"
 #include "src/bench_step.h"
+#include "src/spinning.h"
 
 int main(int argc, char** argv) {
+    ingot::limit_spinning(argv);
     CLI::App app("Measures Ingot on this machine: its kernels, its attention, its products, its training step.",
                  "bench");
     app.require_subcommand(1);

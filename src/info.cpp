@@ -20,6 +20,7 @@
 #include "src/environment.h"
 #include "src/matmul_cache.h"
 #include "src/output.h"
+#include "src/spinning.h"
 #include "src/tokenizer/pattern.h"
 
 #if INGOT_HAS_CUDA
@@ -148,6 +149,7 @@ ordered_json describe() {
                    {"processors", std::thread::hardware_concurrency()},
                    {"threads", omp_get_max_threads()},
                    {"threads_why", threads != nullptr ? join("OMP_NUM_THREADS=", threads) : "one for each processor"},
+                   {"waiting_threads", describe_waiting_threads()},
                    {"memory", format_bytes(static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
                                            static_cast<size_t>(sysconf(_SC_PAGESIZE)))}};
     info["libraries"] = {{"blas", blas_description()},

@@ -6,6 +6,7 @@
 #include "src/cli.h"
 #include "src/output.h"
 #include "src/signals.h"
+#include "src/spinning.h"
 #include "src/text.h"
 
 // One line, whatever a file name or an argument in the message holds.
@@ -16,6 +17,7 @@ static int report(const char* what, int exit_code) {
 }
 
 int main(int argc, char** argv) {
+    ingot::limit_spinning(argv);
     ingot::open_standard_streams();
     ingot::start_signal_thread();
     try {
