@@ -9,12 +9,41 @@
 #include "src/bench_kernels.h"
 #include "src/bench_step.h"
 #include "src/spinning.h"
+#include "src/text.h"
+
+namespace {
+
+int fail(const std::string& why, int exit_code) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "error: %s\n", ingot::printable_line(why).c_str());
+    return exit_code;
+}
+
+// Why the command line was refused. An argument that nobody knows comes first, with the name that was probably meant:
+// what CLI11 misses may only be misspelt.
+std::string why_refused(const CLI::App& app, const CLI::ParseError& error) {
+    const std::vector<CLI::App*> parsed = app.get_subcommands();
+    const CLI::App& command = parsed.empty() ? app : *parsed.front();
+    const std::string help = (parsed.empty() ? "./bench" : "./bench " + command.get_name()) + " --help";
+    const std::vector<std::string> unknown = app.remaining(true);
+    if (unknown.empty()) return ingot::join(error.what(), ": see ", help);
+    std::vector<std::string> names;
+    for (const CLI::App* const known : command.get_subcommands({})) names.push_back(known->get_name());
+    for (const CLI::Option* const option : command.get_options()) names.push_back(option->get_name());
+    const std::string name = unknown.front().substr(0, unknown.front().find('='));
+    const std::string nearest = ingot::nearest_word(name, names);
+    return ingot::join("unknown argument ", name, ": ", nearest.empty() ? "" : "did you mean " + nearest + "? ", "see ",
+                       help);
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
     ingot::limit_spinning(argv);
     CLI::App app("Measures Ingot on this machine: its kernels, its attention, its products, its training step.",
                  "bench");
     app.require_subcommand(1);
+    app.set_version_flag("--version", "ingot " INGOT_VERSION, "The version");
 
     ingot::BenchKernelsOptions kernels;
     CLI::App* const kernels_command =
@@ -110,8 +139,10 @@ int main(int argc, char** argv) {
 
     try {
         app.parse(argc, argv);
+    } catch (const CLI::Success& help) {
+        return app.exit(help);
     } catch (const CLI::ParseError& error) {
-        return app.exit(error) == 0 ? ingot::kExitDone : ingot::kExitUsage;
+        return fail(why_refused(app, error), ingot::kExitUsage);
     }
     try {
         if (gemm_command->parsed())
@@ -125,11 +156,9 @@ int main(int argc, char** argv) {
         else
             bench_kernels(kernels);
     } catch (const ingot::Error& error) {
-        std::fprintf(stderr, "bench: %s\n", error.what());
-        return error.exit_code;
+        return fail(error.what(), error.exit_code);
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "bench: %s\n", error.what());
-        return ingot::kExitFault;
+        return fail(error.what(), ingot::kExitFault);
     }
     return ingot::kExitDone;
 }

@@ -394,6 +394,24 @@ class Tools(unittest.TestCase):
                 self.assertEqual(result.returncode, 2, (result.stdout, result.stderr))
                 self.assertIn(text, result.stderr)
 
+    def test_bench_refuses_in_one_line(self):
+        """A misspelt command or option is named, with what was probably meant. Seen to catch: CLI11's own two lines."""
+        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
+        if not bench.exists():
+            self.skipTest("bench is not built")
+        for arguments, text in (("stp", "unknown argument stp: did you mean step? see ./bench --help"),
+                                ("", "A subcommand is required: see ./bench --help"),
+                                ("step", "--config is required: see ./bench step --help"),
+                                ("step --confg x.json",
+                                 "unknown argument --confg: did you mean --config? see ./bench step --help"),
+                                ("kernels --rows many", "Could not convert: --rows = many: see ./bench kernels --help"),
+                                ("step --config nowhere.json", "cannot read the config nowhere.json: check the path")):
+            with self.subTest(arguments=arguments):
+                result = subprocess.run([bench, *arguments.split()], capture_output=True, text=True)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", f"error: {text}\n"))
+        version = subprocess.run([bench, "--version"], capture_output=True, text=True)
+        self.assertEqual((version.returncode, version.stdout.split()[0]), (0, "ingot"), version.stderr)
+
     def test_bench_attention_head_sizes(self):
         """Refused before a GPU is looked for, without the advice to use the CPU. Seen to catch: the check left out."""
         bench = pathlib.Path(TRAIN).resolve().parent / "bench"
@@ -404,15 +422,15 @@ class Tools(unittest.TestCase):
                 result = subprocess.run([bench, "attention", f"--head-dim={sizes}"], capture_output=True, text=True)
                 self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
                 size = sizes.split(",")[-1]
-                self.assertEqual(result.stderr, f"bench: --head-dim is {size}: use 32, 64, 96 or 128\n")
+                self.assertEqual(result.stderr, f"error: --head-dim is {size}: use 32, 64, 96 or 128\n")
 
     def test_bench_attention_against(self):
         """Refused before a GPU is looked for. Seen to catch: either check left out."""
         bench = pathlib.Path(TRAIN).resolve().parent / "bench"
         if not bench.exists():
             self.skipTest("bench is not built")
-        for against, text in (("no-alibi", "bench: --against no-alibi needs --alibi\n"),
-                              ("flash", "bench: --against is flash: use naive, attention with a matrix of all pairs, plain, "
+        for against, text in (("no-alibi", "error: --against no-alibi needs --alibi\n"),
+                              ("flash", "error: --against is flash: use naive, attention with a matrix of all pairs, plain, "
                                         "the kernel without tensor cores, or no-alibi, the same kernel without ALiBi\n")):
             with self.subTest(against=against):
                 result = subprocess.run([bench, "attention", f"--against={against}"], capture_output=True, text=True)
