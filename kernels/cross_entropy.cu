@@ -10,6 +10,8 @@
 #include <cooperative_groups.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "kernels/cross_entropy.h"
 #include "kernels/cuda/context.h"
@@ -291,16 +293,18 @@ int cluster_for(const cudaDeviceProp& gpu, bool has_clusters, int64_t num_vector
     return 0;
 }
 
-// Whether the kernel that runs was compiled with the code for clusters. The GPU alone does not tell: a build for older
-// ones runs on Hopper too, from its PTX.
+// Whether the kernel that runs on this GPU was compiled with the code for clusters; asked once for each GPU. The GPU
+// alone does not tell: a build for older ones runs on Hopper too, from its PTX.
 template <typename T>
-bool has_cluster_code() {
-    static const bool result = [] {
-        cudaFuncAttributes attributes{};
-        CUDA_CHECK(cudaFuncGetAttributes(&attributes, resident_kernel<T>));
-        return attributes.ptxVersion >= 90;
-    }();
-    return result;
+bool has_cluster_code(const CudaContext& context) {
+    static std::mutex mutex;
+    static std::map<int, bool> all;
+    const std::lock_guard lock(mutex);
+    const auto found = all.find(context.index);
+    if (found != all.end()) return found->second;
+    cudaFuncAttributes attributes{};
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, resident_kernel<T>));
+    return all.emplace(context.index, attributes.ptxVersion >= 90).first->second;
 }
 
 template <typename T>
@@ -386,7 +390,8 @@ void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
                         .z_loss = static_cast<float>(a.z_loss),
                         .writes_gradient = a.write_gradient};
         const bool fits_vectors = VP % Vec<T>::kSize == 0 && is_aligned(args.logits);
-        args.cluster_size = cluster_for(device.context().properties, has_cluster_code<T>(), VP / Vec<T>::kSize);
+        args.cluster_size =
+            cluster_for(device.context().properties, has_cluster_code<T>(device.context()), VP / Vec<T>::kSize);
         if (a.write_gradient && fits_vectors && args.cluster_size > 0)
             launch_resident(device, args, n);
         else

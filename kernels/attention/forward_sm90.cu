@@ -63,7 +63,7 @@ int recorded_counter(cudaGraph_t graph) {
 int* ticket_counter(const CudaContext& context) {
     static int* counters[kMaxGpus];
     static std::once_flag is_found[kMaxGpus];
-    static std::atomic<uint32_t> num_launches;
+    static std::atomic<uint32_t> num_launches[kMaxGpus];
     CHECK(context.index < kMaxGpus, "attention on CUDA: GPU ", context.index, ", at most ", kMaxGpus);
     std::call_once(is_found[context.index], [&] {
         void* address = nullptr;
@@ -78,7 +78,7 @@ int* ticket_counter(const CudaContext& context) {
     CUDA_CHECK(cudaStreamGetCaptureInfo_v2(context.stream, &capture, nullptr, &graph));
 #endif
     if (capture == cudaStreamCaptureStatusActive) return counters[context.index] + kCounters + recorded_counter(graph);
-    return counters[context.index] + num_launches++ % kCounters;
+    return counters[context.index] + num_launches[context.index]++ % kCounters;
 }
 
 template <DType kType, int HS, bool kHasAlibi>

@@ -9,24 +9,11 @@ namespace ingot::sm90 {
 
 constexpr size_t kMostSharedBytesSm90 = 227 * 1024;  // of a block
 
-// The driver's function, found at run time: programs start without libcuda.so too.
 using EncodeTiled = CUresult(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
                              const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 inline EncodeTiled* encode_tiled() {
-    static EncodeTiled* const found = [] {
-        void* function = nullptr;
-        cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-        CUDA_CHECK(
-            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &status));
-#else
-        CUDA_CHECK(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &status));
-#endif
-        CHECK(status == cudaDriverEntryPointSuccess && function != nullptr,
-              "attention (sm90): the driver has no cuTensorMapEncodeTiled, which came with CUDA 12.0");
-        return reinterpret_cast<EncodeTiled*>(function);
-    }();
+    static auto* const found = reinterpret_cast<EncodeTiled*>(cuda_driver_function("cuTensorMapEncodeTiled"));
     return found;
 }
 
@@ -46,6 +33,9 @@ inline TensorMap tensor_map(const char* name, const Tensor& tensor, int rows) {
         &map, tensor.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
         tensor.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    // Wrong strides are the caller's matter; everything else is a fault.
+    if (status != CUDA_SUCCESS && status != CUDA_ERROR_INVALID_VALUE)
+        throw CudaError(join("attention (sm90): cuTensorMapEncodeTiled returned ", static_cast<int>(status)));
     CHECK(status == CUDA_SUCCESS, "attention: ", name, " is ", tensor.describe(), " with strides of ", tensor.stride[0],
           " and ", tensor.stride[1], " elements, which the kernel sm90 cannot take (cuTensorMapEncode",
           "Tiled: ", static_cast<int>(status), "): ask for the kernel sm80, or copy the tensor");

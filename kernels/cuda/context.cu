@@ -1,5 +1,6 @@
 #include "kernels/cuda/context.h"
 
+#include <cuda.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/core/device.h"
@@ -89,16 +91,105 @@ std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name) {
     return context;
 }
 
+void* cuda_driver_function(const char* name) {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+    CUDA_CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status));
+#else
+    CUDA_CHECK(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &status));
+#endif
+    CHECK(status == cudaDriverEntryPointSuccess && function != nullptr, "the NVIDIA driver has no ", name,
+          ": a driver for CUDA 12.0 or later is needed");
+    return function;
+}
+
+namespace {
+
+// The driver's own functions on contexts.
+struct Driver {
+    CUresult (*get_current)(CUcontext*);
+    CUresult (*get_device_of_current)(CUdevice*);
+    CUresult (*get_device)(CUdevice*, int);
+    CUresult (*retain_primary)(CUcontext*, CUdevice);
+    CUresult (*push_current)(CUcontext);
+    CUresult (*pop_current)(CUcontext*);
+};
+const Driver& driver() {
+    static const Driver found = [] {
+        Driver functions{};
+        const auto find = [](auto& function, const char* name) {
+            function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(cuda_driver_function(name));
+        };
+        find(functions.get_current, "cuCtxGetCurrent");
+        find(functions.get_device_of_current, "cuCtxGetDevice");
+        find(functions.get_device, "cuDeviceGet");
+        find(functions.retain_primary, "cuDevicePrimaryCtxRetain");
+        find(functions.push_current, "cuCtxPushCurrent");
+        find(functions.pop_current, "cuCtxPopCurrent");
+        return functions;
+    }();
+    return found;
+}
+
+void check_driver(const char* function, CUresult result) {
+    if (result != CUDA_SUCCESS)
+        throw CudaError(join("the CUDA driver refuses ", function, " (error ", static_cast<int>(result), ")"));
+}
+
+// Made where it is not there yet, and held until the process ends, as CUDA's runtime does: attributes of kernels and
+// addresses that are kept for each GPU belong to it.
+CUcontext primary_context(CUdevice device) {
+    static std::mutex mutex;
+    static std::map<CUdevice, CUcontext> all;
+    const std::lock_guard lock(mutex);
+    const auto found = all.find(device);
+    if (found != all.end()) return found->second;
+    CUcontext context = nullptr;
+    check_driver("cuDevicePrimaryCtxRetain", driver().retain_primary(&context, device));
+    return all.emplace(device, context).first->second;
+}
+
+// Makes GPU `index` the calling thread's as long as it lives.
+//
+// A thread that never called CUDA's runtime has no current context, even where cudaGetDevice() names the GPU that is
+// meant: autograd's threads in PyTorch are such. Most of the runtime makes one where it is missing, the driver's own
+// functions (cuTensorMapEncodeTiled) fail. cudaSetDevice() would make one, but to go back by it would also make one on
+// the GPU that the thread had only named, which takes hundreds of megabytes there. So the GPU's primary context, which
+// is the one that the runtime and PyTorch use, is pushed and popped, and the thread is then as it was. A context that
+// is current on that GPU already is the caller's choice, and stays.
+class CurrentGpu {
+  public:
+    explicit CurrentGpu(int index) {
+        CUcontext current = nullptr;
+        CUdevice device = -1, device_of_current = -1;
+        check_driver("cuDeviceGet", driver().get_device(&device, index));
+        check_driver("cuCtxGetCurrent", driver().get_current(&current));
+        if (current != nullptr) check_driver("cuCtxGetDevice", driver().get_device_of_current(&device_of_current));
+        if (device_of_current == device) return;
+        check_driver("cuCtxPushCurrent", driver().push_current(primary_context(device)));
+        is_pushed_ = true;
+    }
+    ~CurrentGpu() {
+        CUcontext popped = nullptr;
+        if (is_pushed_) (void)driver().pop_current(&popped);
+    }
+    CurrentGpu(const CurrentGpu&) = delete;
+    CurrentGpu& operator=(const CurrentGpu&) = delete;
+
+  private:
+    bool is_pushed_ = false;
+};
+
+}  // namespace
+
 std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name) {
-    int previous = 0;
-    CUDA_CHECK(cudaGetDevice(&previous));
-    const std::shared_ptr<CudaContext> context(new CudaContext, [previous](CudaContext* borrowed) {
-        if (borrowed->index != previous) (void)cudaSetDevice(previous);
-        borrowed->stream = nullptr;
+    const auto current = std::make_shared<CurrentGpu>(index);
+    const std::shared_ptr<CudaContext> context(new CudaContext, [current](CudaContext* borrowed) {
+        borrowed->stream = nullptr;  // the caller's
         delete borrowed;
     });
     context->index = index;
-    if (index != previous) CUDA_CHECK(cudaSetDevice(index));
     context->properties = properties_of(index);
     context->stream = static_cast<cudaStream_t>(stream);
     *name = gpu_text(context->properties);

@@ -1,6 +1,7 @@
 // What a CUDA device needs to run ops: the one place outside .cu files that sees CUDA headers.
 //
-// A context belongs to the thread that opened it: CUDA's current device is a property of the thread.
+// A context belongs to the thread that opened it: CUDA's current device, and the driver's current context, are
+// properties of the thread.
 #pragma once
 
 #include <cublasLt.h>
@@ -38,8 +39,11 @@ struct CudaContext {
 // How many GPUs can be used. Never throws: 0 comes with its reason.
 int cuda_device_count(std::string* why);
 std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name);
-// A context without cuBLASLt, on a stream that stays the caller's: Device::on_cuda_stream() of core/device.h.
+// A context without cuBLASLt, on a stream that stays the caller's: Device::on_cuda_stream() of core/device.h. As long
+// as it lives, the calling thread has a current context on that GPU, whether or not it had one before.
 std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name);
+// A function of the driver (libcuda.so), found at run time, so that programs start without a driver too.
+void* cuda_driver_function(const char* name);
 // Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
 // Page-locked host memory, zeroed. Throws Error with exit code 5 when there is not enough.
