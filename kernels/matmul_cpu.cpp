@@ -42,19 +42,20 @@ void product_cpu(const Product& p) {
     const int64_t ldd = p.addend ? p.addend.stride[0] : 0;
     const BlockCounts counts = count_blocks(M, N);
     const int64_t row_blocks = counts.rows, column_blocks = counts.columns;
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int64_t row_block = 0; row_block < row_blocks; ++row_block) {
-        for (int64_t column_block = 0; column_block < column_blocks; ++column_block) {
-            const auto [m0, m1] = block_range(M, row_blocks, row_block);
-            const auto [n0, n1] = block_range(N, column_blocks, column_block);
-            if (addend != nullptr && addend != out)
-                for (int64_t m = m0; m < m1; ++m)
-                    std::memcpy(out + m * ldc + n0, addend + m * ldd + n0, static_cast<size_t>(n1 - n0) * sizeof(T));
-            gemm(p.a_transposed, p.b_transposed, m1 - m0, n1 - n0, K, T(1), p.a_transposed ? a + m0 : a + m0 * lda, lda,
-                 p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0,
-                 ldc);
-        }
-    }
+    const auto multiply_block = [&](int64_t row_block, int64_t column_block) {
+        const auto [m0, m1] = block_range(M, row_blocks, row_block);
+        const auto [n0, n1] = block_range(N, column_blocks, column_block);
+        if (addend != nullptr && addend != out)
+            for (int64_t m = m0; m < m1; ++m)
+                std::memcpy(out + m * ldc + n0, addend + m * ldd + n0, static_cast<size_t>(n1 - n0) * sizeof(T));
+        gemm(p.a_transposed, p.b_transposed, m1 - m0, n1 - n0, K, T(1), p.a_transposed ? a + m0 : a + m0 * lda, lda,
+             p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0, ldc);
+    };
+    LoopErrors errors;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t block = 0; block < row_blocks * column_blocks; ++block)
+        errors.run(block, [&] { multiply_block(block / column_blocks, block % column_blocks); });
+    errors.rethrow();
 }
 
 // (rows, columns), last axis contiguous, of this dtype and device.

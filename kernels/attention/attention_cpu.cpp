@@ -11,6 +11,7 @@
 
 #include "kernels/core/blas.h"
 #include "kernels/core/math.h"
+#include "kernels/core/parallel.h"
 
 namespace ingot {
 
@@ -57,6 +58,36 @@ void for_key_tiles(const Intervals& intervals, int64_t q0, int64_t q1, Visit&& v
         visit(Tile{q0, q1, k0, std::min(k0 + kTile, end)});
 }
 
+// Rows as the BLAS reads them: `stride` elements apart.
+template <typename T>
+struct Rows {
+    const T* data;
+    int64_t stride;
+};
+
+// The rows of one head of an input (N, heads, HS), a tile at a time. A BLAS takes no stride that is shorter than a row:
+// where rows share memory, as those of keys that are expanded over the tokens, the tile is copied.
+template <typename T>
+class HeadRows {
+  public:
+    HeadRows(const Tensor& tensor, int64_t head)
+        : head_(tensor.get<T>() + head * tensor.stride[1]), stride_(tensor.stride[0]), HS_(tensor.shape[2]) {
+        if (stride_ < HS_) copy_.resize(static_cast<size_t>(kTile * HS_));
+    }
+    const T* row(int64_t i) const { return head_ + i * stride_; }
+    // Rows [begin, end), at most kTile; valid until the next call.
+    Rows<T> tile(int64_t begin, int64_t end) {
+        if (copy_.empty()) return {row(begin), stride_};
+        for (int64_t i = begin; i < end; ++i) std::copy_n(row(i), HS_, copy_.data() + (i - begin) * HS_);
+        return {copy_.data(), HS_};
+    }
+
+  private:
+    const T* head_;
+    int64_t stride_, HS_;
+    std::vector<T> copy_;
+};
+
 // Which columns of a tile's row need work: those that the query sees, rounded out to whole vectors.
 struct Columns {
     int64_t begin, end;
@@ -65,11 +96,10 @@ struct Columns {
 // scores (rows, kTile) = scale * q k^T - slope * |i - j| in each row's Columns, -inf there where the query does not see
 // the key; what stands beyond them is no score.
 template <typename T>
-void score_tile(const Intervals& intervals, const Tile& tile, const T* q, int64_t q_stride, const T* k,
-                int64_t k_stride, int64_t HS, T scale, T slope, T* scores, Columns* visible) {
+void score_tile(const Intervals& intervals, const Tile& tile, Rows<T> q, Rows<T> k, int64_t HS, T scale, T slope,
+                T* scores, Columns* visible) {
     constexpr int64_t kVector = 8;
-    gemm(false, true, tile.rows(), tile.columns(), HS, scale, q + tile.q0 * q_stride, q_stride, k + tile.k0 * k_stride,
-         k_stride, T(0), scores, kTile);
+    gemm(false, true, tile.rows(), tile.columns(), HS, scale, q.data, q.stride, k.data, k.stride, T(0), scores, kTile);
     const T infinity = std::numeric_limits<T>::infinity();
     for (int64_t r = 0; r < tile.rows(); ++r) {
         T* const row = scores + r * kTile;
@@ -105,8 +135,11 @@ void for_tasks(const Intervals& intervals, int64_t NKV, Work&& work) {
     std::stable_sort(segments.begin(), segments.end(),
                      [](const auto& a, const auto& b) { return a.second - a.first > b.second - b.first; });
     const int64_t num_tasks = static_cast<int64_t>(segments.size()) * NKV;
+    LoopErrors errors;
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < num_tasks; ++task) work(segments[static_cast<size_t>(task / NKV)], task % NKV);
+    for (int64_t task = 0; task < num_tasks; ++task)
+        errors.run(task, [&] { work(segments[static_cast<size_t>(task / NKV)], task % NKV); });
+    errors.rethrow();
 }
 
 template <typename T>
@@ -117,21 +150,23 @@ void forward_cpu(const AttentionForward& a) {
     for_tasks(intervals, NKV, [&](std::pair<int64_t, int64_t> segment, int64_t kv_head) {
         T scores[kTile * kTile], maximum[kTile], sum[kTile];
         Columns visible[kTile];
-        const T *const k = a.k.get<T>() + kv_head * a.k.stride[1], *const v = a.v.get<T>() + kv_head * a.v.stride[1];
+        HeadRows<T> k(a.k, kv_head), v(a.v, kv_head);
         for (int64_t head = kv_head * G; head < (kv_head + 1) * G; ++head) {
-            const T* const q = a.q.get<T>() + head * a.q.stride[1];
+            HeadRows<T> q(a.q, head);
             T* const out = a.out.get<T>() + head * a.out.stride[1];
             T* const lse = a.lse.get<T>() + head * N;
             const T slope = a.slopes ? a.slopes.get<T>()[head] : T(0);
             for (int64_t q0 = segment.first; q0 < segment.second; q0 += kTile) {
                 const int64_t q1 = std::min(q0 + kTile, segment.second);
+                const Rows<T> q_tile = q.tile(q0, q1);
                 for (int64_t i = q0; i < q1; ++i) {
                     maximum[i - q0] = -std::numeric_limits<T>::infinity();
                     sum[i - q0] = 0;
                     for (int64_t d = 0; d < HS; ++d) out[i * a.out.stride[0] + d] = 0;
                 }
                 for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
-                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, scores, visible);
+                    const Rows<T> v_tile = v.tile(tile.k0, tile.k1);
+                    score_tile(intervals, tile, q_tile, k.tile(tile.k0, tile.k1), HS, scale, slope, scores, visible);
                     // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
                     for (int64_t r = 0; r < tile.rows(); ++r) {
                         T* const row = scores + r * kTile;
@@ -152,9 +187,8 @@ void forward_cpu(const AttentionForward& a) {
 #pragma omp simd
                         for (int64_t d = 0; d < HS; ++d) out_row[d] *= shrink;
                     }
-                    gemm(false, false, tile.rows(), HS, tile.columns(), T(1), scores, kTile,
-                         v + tile.k0 * a.v.stride[0], a.v.stride[0], T(1), out + tile.q0 * a.out.stride[0],
-                         a.out.stride[0]);
+                    gemm(false, false, tile.rows(), HS, tile.columns(), T(1), scores, kTile, v_tile.data, v_tile.stride,
+                         T(1), out + tile.q0 * a.out.stride[0], a.out.stride[0]);
                 });
                 for (int64_t i = q0; i < q1; ++i) {
                     const T total = sum[i - q0];
@@ -175,35 +209,34 @@ void backward_cpu(const AttentionBackward& a) {
     for_tasks(intervals, NKV, [&](std::pair<int64_t, int64_t> segment, int64_t kv_head) {
         T probabilities[kTile * kTile], dscores[kTile * kTile], delta[kTile];
         Columns visible[kTile];
-        const T *const k = a.k.get<T>() + kv_head * a.k.stride[1], *const v = a.v.get<T>() + kv_head * a.v.stride[1];
+        HeadRows<T> k(a.k, kv_head), v(a.v, kv_head);
         T *const dk = a.dk.get<T>() + kv_head * a.dk.stride[1], *const dv = a.dv.get<T>() + kv_head * a.dv.stride[1];
         for (int64_t j = segment.first; j < segment.second; ++j)
             for (int64_t d = 0; d < HS; ++d) dk[j * a.dk.stride[0] + d] = dv[j * a.dv.stride[0] + d] = 0;
         for (int64_t head = kv_head * G; head < (kv_head + 1) * G; ++head) {
-            const T *const q = a.q.get<T>() + head * a.q.stride[1], *const out =
-                                                                        a.out.get<T>() + head * a.out.stride[1];
-            const T* const dout = a.dout.get<T>() + head * a.dout.stride[1];
+            HeadRows<T> q(a.q, head), dout(a.dout, head);
+            const HeadRows<T> out(a.out, head);
             T* const dq = a.dq.get<T>() + head * a.dq.stride[1];
             const T* const lse = a.lse.get<T>() + head * N;
             const T slope = a.slopes ? a.slopes.get<T>()[head] : T(0);
             for (int64_t q0 = segment.first; q0 < segment.second; q0 += kTile) {
                 const int64_t q1 = std::min(q0 + kTile, segment.second);
+                const Rows<T> q_tile = q.tile(q0, q1), dout_tile = dout.tile(q0, q1);
                 for (int64_t i = q0; i < q1; ++i) {
+                    const T *const out_row = out.row(i), *const dout_row = dout.row(i);
                     // D = rowsum(dout * out) (Dao 2023, algorithm 2): what the softmax's normalisation takes back.
                     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t d = 0; d < HS; ++d)
-                        sum += dout[i * a.dout.stride[0] + d] * out[i * a.out.stride[0] + d];
+                    for (int64_t d = 0; d < HS; ++d) sum += dout_row[d] * out_row[d];
                     delta[i - q0] = sum;
                     for (int64_t d = 0; d < HS; ++d) dq[i * a.dq.stride[0] + d] = 0;
                 }
                 for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
                     const int64_t rows = tile.rows(), columns = tile.columns();
-                    const T* const dout_tile = dout + tile.q0 * a.dout.stride[0];
-                    score_tile(intervals, tile, q, a.q.stride[0], k, a.k.stride[0], HS, scale, slope, probabilities,
-                               visible);
-                    gemm(false, true, rows, columns, HS, T(1), dout_tile, a.dout.stride[0], v + tile.k0 * a.v.stride[0],
-                         a.v.stride[0], T(0), dscores, kTile);
+                    const Rows<T> k_tile = k.tile(tile.k0, tile.k1), v_tile = v.tile(tile.k0, tile.k1);
+                    score_tile(intervals, tile, q_tile, k_tile, HS, scale, slope, probabilities, visible);
+                    gemm(false, true, rows, columns, HS, T(1), dout_tile.data, dout_tile.stride, v_tile.data,
+                         v_tile.stride, T(0), dscores, kTile);
                     for (int64_t r = 0; r < rows; ++r) {
                         T *const p = probabilities + r * kTile, *const ds = dscores + r * kTile;
                         const int64_t begin = visible[r].begin, end = visible[r].end;
@@ -217,12 +250,12 @@ void backward_cpu(const AttentionBackward& a) {
                         zero_beyond(p, visible[r], columns);
                         zero_beyond(ds, visible[r], columns);
                     }
-                    gemm(true, false, columns, HS, rows, T(1), probabilities, kTile, dout_tile, a.dout.stride[0], T(1),
-                         dv + tile.k0 * a.dv.stride[0], a.dv.stride[0]);
-                    gemm(false, false, rows, HS, columns, scale, dscores, kTile, k + tile.k0 * a.k.stride[0],
-                         a.k.stride[0], T(1), dq + tile.q0 * a.dq.stride[0], a.dq.stride[0]);
-                    gemm(true, false, columns, HS, rows, scale, dscores, kTile, q + tile.q0 * a.q.stride[0],
-                         a.q.stride[0], T(1), dk + tile.k0 * a.dk.stride[0], a.dk.stride[0]);
+                    gemm(true, false, columns, HS, rows, T(1), probabilities, kTile, dout_tile.data, dout_tile.stride,
+                         T(1), dv + tile.k0 * a.dv.stride[0], a.dv.stride[0]);
+                    gemm(false, false, rows, HS, columns, scale, dscores, kTile, k_tile.data, k_tile.stride, T(1),
+                         dq + tile.q0 * a.dq.stride[0], a.dq.stride[0]);
+                    gemm(true, false, columns, HS, rows, scale, dscores, kTile, q_tile.data, q_tile.stride, T(1),
+                         dk + tile.k0 * a.dk.stride[0], a.dk.stride[0]);
                 });
             }
         }

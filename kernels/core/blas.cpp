@@ -2,7 +2,11 @@
 
 #include <omp.h>
 
+#include <algorithm>
+#include <limits>
 #include <string>
+
+#include "kernels/core/check.h"
 
 // Entry points of OpenBLAS and BLIS; weak, so that another cblas links as well.
 extern "C" {
@@ -27,6 +31,18 @@ const char* blas_description() {
         return text;
     }();
     return description.c_str();
+}
+
+void check_gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb,
+                int64_t ldc) {
+    const auto is_size = [](int64_t value) { return value >= 0 && value <= std::numeric_limits<int>::max(); };
+    const auto holds_rows = [&](int64_t stride, int64_t columns) {
+        return is_size(stride) && stride >= std::max<int64_t>(columns, 1);
+    };
+    CHECK(is_size(m) && is_size(n) && is_size(k) && holds_rows(lda, a_transposed ? m : k) &&
+              holds_rows(ldb, b_transposed ? k : n) && holds_rows(ldc, n),
+          "a product of ", m, " x ", n, " x ", k, " with row strides of ", lda, ", ", ldb, " and ", ldc,
+          ": a BLAS takes extents and strides of 31 bits, and no stride shorter than a row");
 }
 
 void use_single_threaded_blas() {

@@ -15,11 +15,17 @@
 
 namespace ingot {
 
-// c (m, n) = alpha * op(a) op(b) + beta * c, row-major; lda, ldb, ldc are row strides of the matrices as stored. With
-// beta = 0 what stands in c is not read. Runs on the calling thread alone if that is one of an OpenMP team, or if
-// OpenMP has one thread.
+// Throws Error unless a BLAS takes these arguments. A CBLAS cannot report one that it does not take: it writes a line
+// to stderr and leaves c as it was.
+void check_gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb,
+                int64_t ldc);
+
+// c (m, n) = alpha * op(a) op(b) + beta * c, row-major; lda, ldb, ldc are row strides of the matrices as stored, none
+// shorter than a row. With beta = 0 what stands in c is not read. Runs on the calling thread alone if that is one of an
+// OpenMP team, or if OpenMP has one thread. Throws Error where the BLAS refuses.
 inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                  int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+    check_gemm(a_transposed, b_transposed, m, n, k, lda, ldb, ldc);
 #if INGOT_HAS_ONEDNN
     const dnnl_status_t status =
         dnnl_sgemm(a_transposed ? 'T' : 'N', b_transposed ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
@@ -33,6 +39,7 @@ inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int
 }
 inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
                  int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+    check_gemm(a_transposed, b_transposed, m, n, k, lda, ldb, ldc);
     cblas_dgemm(CblasRowMajor, a_transposed ? CblasTrans : CblasNoTrans, b_transposed ? CblasTrans : CblasNoTrans,
                 static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b,
                 static_cast<int>(ldb), beta, c, static_cast<int>(ldc));

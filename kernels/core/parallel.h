@@ -1,9 +1,14 @@
+// What the CPU twins' loops have in common.
+//
 // Fixed blocks: the CPU twins cut work into blocks that depend on the shape alone and add partial sums in index order,
 // so that results do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <limits>
+#include <mutex>
 #include <utility>
 
 namespace ingot {
@@ -14,5 +19,36 @@ inline std::pair<int64_t, int64_t> block_range(int64_t count, int64_t num_blocks
     const int64_t begin = block * size + std::min(block, extra);
     return {begin, begin + size + (block < extra ? 1 : 0)};
 }
+
+// What the iterations of an OpenMP loop throw. No exception may leave an OpenMP region (the program would end), so that
+// an iteration which can fail runs its work through run(), and rethrow() stands after the loop:
+//
+//   LoopErrors errors;
+//   #pragma omp parallel for
+//   for (int64_t i = 0; i < count; ++i) errors.run(i, [&] { ... });
+//   errors.rethrow();
+class LoopErrors {
+  public:
+    template <typename Work>
+    void run(int64_t index, Work&& work) noexcept {
+        try {
+            work();
+        } catch (...) {
+            const std::lock_guard lock(mutex_);
+            if (index >= index_) return;
+            index_ = index;
+            error_ = std::current_exception();
+        }
+    }
+    // Throws what the first iteration in index order threw, whichever thread came first; nothing if none did.
+    void rethrow() const {
+        if (error_) std::rethrow_exception(error_);
+    }
+
+  private:
+    std::mutex mutex_;
+    int64_t index_ = std::numeric_limits<int64_t>::max();
+    std::exception_ptr error_;
+};
 
 }  // namespace ingot
