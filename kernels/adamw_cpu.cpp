@@ -72,13 +72,15 @@ void gradient_norm_cpu(const GradientNorm& a) {
 }  // namespace
 
 void adamw(const Device& device, const AdamW& a) {
-    CHECK(a.weights.rank == 1, "adamw: weights are ", a.weights.describe());
+    CHECK(a.weights.rank == 1, "adamw: weights are ", a.weights.describe(), ", they must be (n)");
     const int64_t n = a.weights.shape[0];
     const DType dtype = accumulation_dtype(a.weights.dtype);
     for (const auto& [name, tensor] :
          {std::pair{"weights", &a.weights}, {"m", &a.m}, {"v", &a.v}, {"gradient", &a.gradient}})
         check_tensor("adamw", name, *tensor, {n}, dtype, device.kind());
-    if (a.compute && a.compute.data != a.weights.data) {
+    if (a.compute && a.compute.data == a.weights.data) {  // fp32: the weights are their own copy
+        check_tensor("adamw", "compute", a.compute, {n}, dtype, device.kind());
+    } else if (a.compute) {
         CHECK(a.compute.dtype == DType::bf16 || a.compute.dtype == DType::f16, "adamw: the compute copy is ",
               a.compute.describe(), ", it must be bf16 or fp16");
         check_tensor("adamw", "compute", a.compute, {n}, a.compute.dtype, device.kind());
@@ -92,13 +94,9 @@ void adamw(const Device& device, const AdamW& a) {
 }
 
 void gradient_norm(const Device& device, const GradientNorm& a) {
-    CHECK(a.gradient.rank == 1 && a.gradient.is_contiguous() && a.gradient.device == device.kind(),
-          "gradient_norm: gradient is ", a.gradient.describe());
-    const auto workspace = static_cast<int64_t>(gradient_norm_workspace(device));
-    CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
-                             a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
-          "gradient_norm: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
-          " bytes: plan gradient_norm_workspace()");
+    CHECK(a.gradient.rank == 1, "gradient_norm: gradient is ", a.gradient.describe(), ", it must be (n)");
+    check_tensor("gradient_norm", "gradient", a.gradient, {a.gradient.shape[0]}, a.gradient.dtype, device.kind());
+    check_workspace("gradient_norm", a.workspace, gradient_norm_workspace(device), device.kind());
     INGOT_DISPATCH(
         device,
         for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); }),

@@ -144,11 +144,33 @@ struct Reader {
             tensor.shape[axis] = given.shape[axis];
             tensor.stride[axis] = given.strides[axis];
         }
+        settle_strides(name, tensor);
         REQUIRE(given.data != nullptr || tensor.numel() == 0, op, ": ", name, " has no data");
         REQUIRE(reinterpret_cast<uintptr_t>(given.data) % static_cast<uintptr_t>(size_of(tensor.dtype)) == 0, op, ": ",
                 name, " is not aligned to its elements");
         return tensor;
     }
+
+    // The stride of an axis of one element says nothing, and callers leave anything there: kernels get the one of a
+    // contiguous tensor. What is left must fit an address space, so that no op's arithmetic overflows.
+    void settle_strides(const char* name, Tensor& tensor) const {
+        int64_t bytes = size_of(tensor.dtype), count = 1;
+        bool fits = true;
+        for (int axis = tensor.rank - 1; axis >= 0; --axis) {
+            const bool is_last = axis + 1 == tensor.rank;
+            int64_t reach = 0;
+            if (tensor.shape[axis] == 1)
+                fits &= !__builtin_mul_overflow(is_last ? 1 : tensor.stride[axis + 1],
+                                                is_last ? 1 : tensor.shape[axis + 1], &tensor.stride[axis]);
+            fits &= !__builtin_mul_overflow(tensor.shape[axis], tensor.stride[axis], &reach) &&
+                    !__builtin_mul_overflow(reach, size_of(tensor.dtype), &reach) &&
+                    !__builtin_add_overflow(bytes, reach, &bytes) &&
+                    !__builtin_mul_overflow(count, tensor.shape[axis], &count) && count < kMostBytes;
+        }
+        REQUIRE(fits && bytes < kMostBytes, op, ": ", name,
+                " has extents and strides that reach beyond any memory: set them in elements");
+    }
+    static constexpr int64_t kMostBytes = int64_t{1} << 57;  // of an address space
 };
 // The same under the field's own name.
 #define INGOT_READ(field) read(#field, a->field)

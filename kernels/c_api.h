@@ -11,7 +11,8 @@
  * captured in a CUDA graph; all graphs of a process that live may hold 65535 attention launches on Hopper) and never
  * looks at the device's memory: arrays that it reads as indices (masks, tokens, targets, positions) must hold what
  * their header says, else the result is undefined or the stream stops with a CUDA error. Functions may be called from
- * any thread; one GPU's memory stays on that GPU.
+ * any thread, whether or not CUDA has a current context there, and leave the thread's current GPU and context as they
+ * were; one GPU's memory stays on that GPU.
  *
  * Products (kernels/matmul.h) are not here: who calls this has cuBLAS already.
  */
@@ -56,7 +57,13 @@ typedef enum ingot_dtype {
     INGOT_UINT8 = 5
 } ingot_dtype;
 
-/* A strided view. All zeros: no tensor, where one is optional. Memory lies on the device of the call. */
+/* A strided view. All zeros: no tensor, where one is optional. Memory lies on the device of the call.
+ *
+ * Each stride is honoured or the call is refused, whatever the op: a stride of 0, or rows that share memory, too. A
+ * tensor is contiguous, unless the op's header calls it a view. A view that is read has a contiguous last axis, its
+ * other strides are free; of a view that is written no two elements may share memory. Kernels on tensor cores ask for
+ * alignment beyond that (attention.h). The stride of an axis of one element says nothing and may be anything from 0 on.
+ * Workspaces are contiguous and begin at a multiple of 16 bytes. */
 typedef struct ingot_tensor {
     void* data;
     int32_t dtype; /* ingot_dtype */

@@ -72,7 +72,7 @@ void loss_sum_cpu(const LossSum& a) {
 }  // namespace
 
 void cross_entropy(const Device& device, const CrossEntropy& a) {
-    CHECK(a.logits.rank == 2 && a.logits.is_contiguous(), "cross_entropy: logits are ", a.logits.describe());
+    CHECK(a.logits.rank == 2, "cross_entropy: logits are ", a.logits.describe(), ", they must be (n, VP)");
     const int64_t n = a.logits.shape[0];
     check_tensor("cross_entropy", "logits", a.logits, {n, a.logits.shape[1]}, a.logits.dtype, device.kind());
     check_tensor("cross_entropy", "losses", a.losses, {n}, accumulation_dtype(a.logits.dtype), device.kind());
@@ -86,7 +86,7 @@ void cross_entropy(const Device& device, const CrossEntropy& a) {
 }
 
 void loss_sum(const Device& device, const LossSum& a) {
-    CHECK(a.losses.rank == 1, "loss_sum: losses are ", a.losses.describe());
+    CHECK(a.losses.rank == 1, "loss_sum: losses are ", a.losses.describe(), ", they must be (N)");
     check_tensor("loss_sum", "losses", a.losses, {a.losses.shape[0]}, a.losses.dtype, device.kind());
     check_tensor("loss_sum", "targets", a.targets, {a.losses.shape[0]}, DType::i32, device.kind());
     INGOT_DISPATCH(device,

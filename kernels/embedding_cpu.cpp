@@ -8,14 +8,14 @@ namespace ingot {
 
 namespace {
 
-void check(const Device& device, const Tensor& rows, const Tensor& weight, const Tensor& tokens, DType weight_dtype) {
-    CHECK(rows.rank == 2 && weight.rank == 2, "embedding: rows are ", rows.describe(), ", weight is ",
-          weight.describe());
+// `rows` (N, C) are looked up in `weight` (VP, C), or added to it; both have the names of the direction.
+void check(const Device& device, const char* rows_name, const Tensor& rows, const char* weight_name,
+           const Tensor& weight, const Tensor& tokens, DType weight_dtype) {
+    CHECK(rows.rank == 2 && weight.rank == 2, "embedding: ", rows_name, " is ", rows.describe(), ", ", weight_name,
+          " is ", weight.describe(), ", they must be (N, C) and (VP, C)");
     check_tensor("embedding", "tokens", tokens, {rows.shape[0]}, DType::i32, device.kind());
-    check_tensor("embedding", "weight", weight, {weight.shape[0], rows.shape[1]}, weight_dtype, device.kind());
-    check_tensor("embedding", "rows", rows, {rows.shape[0], rows.shape[1]}, rows.dtype, device.kind());
-    CHECK(rows.is_contiguous() && weight.is_contiguous() && tokens.is_contiguous(),
-          "embedding: all tensors must be contiguous");
+    check_tensor("embedding", weight_name, weight, {weight.shape[0], rows.shape[1]}, weight_dtype, device.kind());
+    check_tensor("embedding", rows_name, rows, {rows.shape[0], rows.shape[1]}, rows.dtype, device.kind());
 }
 
 const int32_t* checked_tokens(const Tensor& tokens, int64_t vocabulary) {
@@ -60,19 +60,15 @@ void backward_cpu(const EmbeddingBackward& a) {
 }  // namespace
 
 void embedding_forward(const Device& device, const EmbeddingForward& a) {
-    check(device, a.out, a.weight, a.tokens, a.out.dtype);
+    check(device, "out", a.out, "weight", a.weight, a.tokens, a.out.dtype);
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.out.dtype, "embedding", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
                    embedding_forward_cuda(device, a));
 }
 
 void embedding_backward(const Device& device, const EmbeddingBackward& a) {
-    check(device, a.dout, a.dweight, a.tokens, accumulation_dtype(a.dout.dtype));
-    const auto workspace = static_cast<int64_t>(embedding_backward_workspace(device, a.dout));
-    CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
-                             a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
-          "embedding_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
-          " bytes: plan embedding_backward_workspace()");
+    check(device, "dout", a.dout, "dweight", a.dweight, a.tokens, accumulation_dtype(a.dout.dtype));
+    check_workspace("embedding_backward", a.workspace, embedding_backward_workspace(device, a.dout), device.kind());
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.dout.dtype, "embedding", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
                    embedding_backward_cuda(device, a));

@@ -7,9 +7,9 @@ namespace ingot {
 
 namespace {
 
-void check_whole(const Device& device, const char* op, const Tensor& tensor) {
-    CHECK(tensor.is_contiguous() && tensor.device == device.kind(), op, ": ", tensor.describe(),
-          " must be contiguous and on ", device.name());
+void check_whole(const Device& device, const char* op, const char* name, const Tensor& tensor) {
+    CHECK(tensor.is_contiguous() && tensor.device == device.kind(), op, ": ", name, " is ", tensor.describe(),
+          ", it must be contiguous and on ", device.name());
 }
 
 template <typename T>
@@ -37,9 +37,10 @@ FillRows fill_rows(const Tensor& out) {
 }
 
 void fill_normal(const Device& device, const FillNormal& a) {
-    CHECK((a.out.is_contiguous() || (a.out.rank == 2 && a.out.stride[1] == 1)) && a.out.device == device.kind(),
-          "fill_normal: ", a.out.describe(), " must be contiguous, or a matrix with contiguous rows, and on ",
-          device.name());
+    CHECK((a.out.is_contiguous() || (a.out.rank == 2 && a.out.stride[1] == 1 && !a.out.overlaps_itself())) &&
+              a.out.device == device.kind(),
+          "fill_normal: out is ", a.out.describe(),
+          ", it must be contiguous, or a matrix with contiguous rows that do not overlap, and on ", device.name());
     if (a.out.numel() == 0) return;
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.out.dtype, "fill_normal", [&](auto scalar) { normal_cpu<decltype(scalar)>(a); }),
@@ -47,15 +48,15 @@ void fill_normal(const Device& device, const FillNormal& a) {
 }
 
 void fill_value(const Device& device, const FillValue& a) {
-    check_whole(device, "fill_value", a.out);
+    check_whole(device, "fill_value", "out", a.out);
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.out.dtype, "fill_value", [&](auto scalar) { value_cpu<decltype(scalar)>(a); }),
                    fill_value_cuda(device, a));
 }
 
 void round_to(const Device& device, const RoundTo& a) {
-    check_whole(device, "round_to", a.out);
-    check_whole(device, "round_to", a.in);
+    check_whole(device, "round_to", "out", a.out);
+    check_whole(device, "round_to", "in", a.in);
     CHECK(a.in.dtype == DType::f32 && a.in.numel() == a.out.numel() &&
               (a.out.dtype == DType::bf16 || a.out.dtype == DType::f16),
           "round_to of ", a.in.describe(), " to ", a.out.describe());

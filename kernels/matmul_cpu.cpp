@@ -58,12 +58,11 @@ void product_cpu(const Product& p) {
     errors.rethrow();
 }
 
-// (rows, columns), last axis contiguous, of this dtype and device.
+// (rows, columns) of this dtype and device; rows may lie apart, but not overlap: a BLAS reads no such matrix.
 void check_matrix(const Device& device, const char* op, const char* name, const Tensor& tensor, int64_t rows,
                   int64_t columns, DType dtype) {
-    check_tensor(op, name, tensor, {rows, columns}, dtype, device.kind());
-    CHECK(tensor.stride[1] == 1 && tensor.stride[0] >= columns, op, ": ", name, " is ", tensor.describe(),
-          ", its last axis must be contiguous");
+    check_view(op, name, tensor, {rows, columns}, dtype, device.kind());
+    CHECK(!tensor.overlaps_itself(), op, ": ", name, " is ", tensor.describe(), ", its rows must not overlap");
     CHECK(tensor.stride[0] <= std::numeric_limits<int>::max() && rows <= std::numeric_limits<int>::max(), op, ": ",
           name, " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
 }

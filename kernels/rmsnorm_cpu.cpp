@@ -97,14 +97,20 @@ void backward_cpu(const RmsNormBackward& a) {
     }
 }
 
-// Shape (N, C) or (N, H, HS), last axis contiguous, the same dtype and device as `like`.
-void check_rows(const Device& device, const char* name, const Tensor& tensor, const Tensor& like) {
-    CHECK(tensor.data != nullptr && (tensor.rank == 2 || tensor.rank == 3) && tensor.rank == like.rank &&
-              tensor.dtype == like.dtype && tensor.device == device.kind() && tensor.stride[tensor.rank - 1] == 1,
-          "rmsnorm: ", name, " is ", tensor.describe(), ", x is ", like.describe());
-    for (int axis = 0; axis < tensor.rank; ++axis)
-        CHECK(tensor.shape[axis] == like.shape[axis], "rmsnorm: ", name, " is ", tensor.describe(), ", x is ",
-              like.describe());
+// Both of the shape (N, C) or (N, H, HS) and the dtype of `x`.
+template <typename Check>
+void check_rows(Check&& check, const Device& device, const char* name, const Tensor& tensor, const Tensor& x) {
+    CHECK(x.rank == 2 || x.rank == 3, "rmsnorm: x is ", x.describe(), ", it must be (N, C) or (N, H, HS)");
+    if (x.rank == 2)
+        check("rmsnorm", name, tensor, {x.shape[0], x.shape[1]}, x.dtype, device.kind());
+    else
+        check("rmsnorm", name, tensor, {x.shape[0], x.shape[1], x.shape[2]}, x.dtype, device.kind());
+}
+void check_input(const Device& device, const char* name, const Tensor& tensor, const Tensor& x) {
+    check_rows(check_view, device, name, tensor, x);
+}
+void check_output(const Device& device, const char* name, const Tensor& tensor, const Tensor& x) {
+    check_rows(check_output_view, device, name, tensor, x);
 }
 
 void check_vectors(const Device& device, const Tensor& x, const Tensor& rstd, const Tensor& weight) {
@@ -114,14 +120,13 @@ void check_vectors(const Device& device, const Tensor& x, const Tensor& rstd, co
         check_tensor("rmsnorm", "rstd", rstd, {x.shape[0]}, stats, device.kind());
     else
         check_tensor("rmsnorm", "rstd", rstd, {x.shape[0], x.shape[1]}, stats, device.kind());
-    CHECK(rstd.is_contiguous(), "rmsnorm: rstd is ", rstd.describe(), ", it must be contiguous");
 }
 
 }  // namespace
 
 void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
-    check_rows(device, "x", a.x, a.x);
-    check_rows(device, "out", a.out, a.x);
+    check_input(device, "x", a.x, a.x);
+    check_output(device, "out", a.out, a.x);
     check_vectors(device, a.x, a.rstd, a.weight);
     INGOT_DISPATCH(device, for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
                    rmsnorm_forward_cuda(device, a));
@@ -130,9 +135,8 @@ void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
 void residual_rmsnorm_forward(const Device& device, const ResidualRmsNormForward& a) {
     for (const auto& [name, tensor] :
          {std::pair{"sum", &a.sum}, {"out", &a.out}, {"residual", &a.residual}, {"branch", &a.branch}}) {
-        check_rows(device, name, *tensor, a.sum);
-        CHECK(tensor->rank == 2 && tensor->is_contiguous(), "residual_rmsnorm: ", name, " is ", tensor->describe(),
-              ", it must be (N, C) and contiguous");
+        CHECK(tensor->rank == 2, "residual_rmsnorm: ", name, " is ", tensor->describe(), ", it must be (N, C)");
+        check_tensor("residual_rmsnorm", name, *tensor, {a.sum.shape[0], a.sum.shape[1]}, a.sum.dtype, device.kind());
     }
     check_vectors(device, a.sum, a.rstd, a.weight);
     INGOT_DISPATCH(
@@ -156,15 +160,13 @@ size_t rmsnorm_backward_workspace(const Device& device, const Tensor& x) {
 }
 
 void rmsnorm_backward(const Device& device, const RmsNormBackward& a) {
-    check_rows(device, "x", a.x, a.x);
-    check_rows(device, "dx", a.dx, a.x);
-    check_rows(device, "dout", a.dout, a.x);
-    if (a.dresidual) check_rows(device, "dresidual", a.dresidual, a.x);
+    check_input(device, "x", a.x, a.x);
+    check_output(device, "dx", a.dx, a.x);
+    check_input(device, "dout", a.dout, a.x);
+    if (a.dresidual) check_input(device, "dresidual", a.dresidual, a.x);
     check_vectors(device, a.x, a.rstd, a.weight);
     check_tensor("rmsnorm", "dweight", a.dweight, {width(a.x)}, accumulation_dtype(a.x.dtype), device.kind());
-    const size_t needed = rmsnorm_backward_workspace(device, a.x);
-    CHECK(a.workspace.data != nullptr && static_cast<size_t>(a.workspace.bytes()) >= needed,
-          "rmsnorm_backward: the workspace is ", a.workspace.describe(), ", it needs ", needed, " bytes");
+    check_workspace("rmsnorm_backward", a.workspace, rmsnorm_backward_workspace(device, a.x), device.kind());
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
                    rmsnorm_backward_cuda(device, a));

@@ -32,13 +32,12 @@ void rotate_cpu(const Rope& a, T direction) {
 }
 
 void rotate(const Device& device, const Rope& a, int direction) {
-    CHECK(a.x.data != nullptr && a.x.rank == 3 && a.x.stride[2] == 1 && a.x.shape[2] % 2 == 0 &&
-              a.x.device == device.kind(),
-          "rope: x is ", a.x.describe(), ", it must be (N, H, HS) with an even HS");
+    CHECK(a.x.rank == 3 && a.x.shape[2] % 2 == 0, "rope: x is ", a.x.describe(),
+          ", it must be (N, H, HS) with an even HS");
+    check_output_view("rope", "x", a.x, {a.x.shape[0], a.x.shape[1], a.x.shape[2]}, a.x.dtype, device.kind());
     check_tensor("rope", "positions", a.positions, {a.x.shape[0]}, DType::i32, device.kind());
     check_tensor("rope", "table", a.table, {a.table.shape[0], a.x.shape[2]}, accumulation_dtype(a.x.dtype),
                  device.kind());
-    CHECK(a.table.is_contiguous(), "rope: the table is ", a.table.describe(), ", it must be contiguous");
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.x.dtype, "rope",
                                   [&](auto scalar) {
@@ -58,9 +57,9 @@ void rope_backward(const Device& device, const Rope& a) {
 }
 
 void fill_rope_table(const Tensor& table, double theta) {
-    CHECK(table.data != nullptr && table.rank == 2 && table.shape[1] % 2 == 0 && table.device == DeviceKind::cpu &&
-              table.is_contiguous(),
-          "rope table is ", table.describe(), ", it must be (T, HS), contiguous and on the host");
+    CHECK(table.rank == 2 && table.shape[1] % 2 == 0, "fill_rope_table: table is ", table.describe(),
+          ", it must be (T, HS) with an even HS");
+    check_tensor("fill_rope_table", "table", table, {table.shape[0], table.shape[1]}, table.dtype, DeviceKind::cpu);
     const int64_t T = table.shape[0], half = table.shape[1] / 2;
     for_cpu_scalar(table.dtype, "rope table", [&](auto scalar) {
         using S = decltype(scalar);

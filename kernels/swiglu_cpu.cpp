@@ -39,26 +39,27 @@ void backward_cpu(const SwigluBackward& a) {
     }
 }
 
-void check(const Device& device, const Tensor& out, const Tensor& gate_up) {
-    CHECK(out.rank == 2, "swiglu: out is ", out.describe());
-    check_tensor("swiglu", "out", out, {out.shape[0], out.shape[1]}, out.dtype, device.kind());
-    check_tensor("swiglu", "gate_up", gate_up, {out.shape[0], 2 * out.shape[1]}, out.dtype, device.kind());
-    CHECK(out.is_contiguous() && gate_up.is_contiguous(), "swiglu: all tensors must be contiguous");
+// `out` (N, F) and `gate_up` (N, 2F), or their gradients, under the names of the direction.
+void check(const Device& device, const char* out_name, const Tensor& out, const char* gate_up_name,
+           const Tensor& gate_up) {
+    CHECK(out.rank == 2, "swiglu: ", out_name, " is ", out.describe(), ", it must be (N, F)");
+    check_tensor("swiglu", out_name, out, {out.shape[0], out.shape[1]}, out.dtype, device.kind());
+    check_tensor("swiglu", gate_up_name, gate_up, {out.shape[0], 2 * out.shape[1]}, out.dtype, device.kind());
 }
 
 }  // namespace
 
 void swiglu_forward(const Device& device, const SwigluForward& a) {
-    check(device, a.out, a.gate_up);
+    check(device, "out", a.out, "gate_up", a.gate_up);
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
                    swiglu_forward_cuda(device, a));
 }
 
 void swiglu_backward(const Device& device, const SwigluBackward& a) {
-    check(device, a.dout, a.gate_up);
-    check(device, a.dout, a.dgate_up);
-    if (a.out) check(device, a.out, a.gate_up);
+    check(device, "dout", a.dout, "gate_up", a.gate_up);
+    check(device, "dout", a.dout, "dgate_up", a.dgate_up);
+    if (a.out) check(device, "out", a.out, "gate_up", a.gate_up);
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
                    swiglu_backward_cuda(device, a));

@@ -122,9 +122,5 @@ class On:
 def view(tensor: Optional[Tensor]) -> CTensor:
     if tensor is None:
         return CTensor()
-    shape, strides = list(tensor.shape), list(tensor.stride())
-    # The stride of an axis of one element says nothing, and PyTorch leaves anything there.
-    for axis in reversed(range(len(shape))):
-        if shape[axis] == 1:
-            strides[axis] = strides[axis + 1] * shape[axis + 1] if axis + 1 < len(shape) else 1
-    return CTensor(tensor.data_ptr(), DTYPES[tensor.dtype], len(shape), _Axes(*shape), _Axes(*strides))
+    return CTensor(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim(), _Axes(*tensor.shape),
+                   _Axes(*tensor.stride()))

@@ -17,10 +17,11 @@ namespace {
 
 constexpr int64_t kMaxHeadSize = 256;
 
-void check_heads(const Device& device, const char* name, const Tensor& tensor, int64_t N, int64_t heads,
-                 const Tensor& q) {
-    check_tensor("attention", name, tensor, {N, heads, q.shape[2]}, q.dtype, device.kind());
-    CHECK(tensor.stride[2] == 1, "attention: ", name, " is ", tensor.describe(), ", its last axis must be contiguous");
+void check_input(const Device& device, const char* name, const Tensor& tensor, int64_t heads, const Tensor& q) {
+    check_view("attention", name, tensor, {q.shape[0], heads, q.shape[2]}, q.dtype, device.kind());
+}
+void check_output(const Device& device, const char* name, const Tensor& tensor, int64_t heads, const Tensor& q) {
+    check_output_view("attention", name, tensor, {q.shape[0], heads, q.shape[2]}, q.dtype, device.kind());
 }
 
 void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse,
@@ -29,18 +30,17 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
           ", they must be (N, heads, HS)");
     const int64_t N = q.shape[0], NH = q.shape[1], NKV = k.shape[1];
     CHECK(NKV >= 1 && NH % NKV == 0, "attention: ", NH, " query heads are not a multiple of ", NKV, " key/value heads");
-    check_heads(device, "q", q, N, NH, q);
-    check_heads(device, "k", k, N, NKV, q);
-    check_heads(device, "v", v, N, NKV, q);
+    check_input(device, "q", q, NH, q);
+    check_input(device, "k", k, NKV, q);
+    check_input(device, "v", v, NKV, q);
     const DType stats = accumulation_dtype(q.dtype);
     check_tensor("attention", "lse", lse, {NH, N}, stats, device.kind());
-    CHECK(lse.is_contiguous(), "attention: lse is ", lse.describe(), ", it must be contiguous");
     if (slopes) check_tensor("attention", "slopes", slopes, {NH}, stats, device.kind());
-    CHECK(!slopes || slopes.is_contiguous(), "attention: slopes are ", slopes.describe(), ", they must be contiguous");
-    for (const Tensor* tensor : {&mask.first_key, &mask.end_key, &mask.first_query, &mask.end_query}) {
-        check_tensor("attention", "mask", *tensor, {N}, DType::i32, device.kind());
-        CHECK(tensor->is_contiguous(), "attention: the mask has ", tensor->describe(), ", it must be contiguous");
-    }
+    for (const auto& [name, tensor] : {std::pair{"mask.first_key", &mask.first_key},
+                                       {"mask.end_key", &mask.end_key},
+                                       {"mask.first_query", &mask.first_query},
+                                       {"mask.end_query", &mask.end_query}})
+        check_tensor("attention", name, *tensor, {N}, DType::i32, device.kind());
 }
 
 // What tensor-core kernels ask beyond attention.h.
@@ -175,7 +175,7 @@ AttentionKernel kernel_for(const Device& device, const AttentionOptions& options
 
 void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
-    check_heads(device, "out", a.out, a.q.shape[0], a.q.shape[1], a.q);
+    check_output(device, "out", a.out, a.q.shape[1], a.q);
     const AttentionKernel kernel = kernel_for(device, a.options, {&a.q, &a.k, &a.v});
     if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
         const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
@@ -192,18 +192,15 @@ void attention_forward(const Device& device, const AttentionForward& a) {
 
 void attention_backward(const Device& device, const AttentionBackward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
-    const int64_t N = a.q.shape[0], NH = a.q.shape[1], NKV = a.k.shape[1];
-    check_heads(device, "out", a.out, N, NH, a.q);
-    check_heads(device, "dout", a.dout, N, NH, a.q);
-    check_heads(device, "dq", a.dq, N, NH, a.q);
-    check_heads(device, "dk", a.dk, N, NKV, a.q);
-    check_heads(device, "dv", a.dv, N, NKV, a.q);
+    const int64_t NH = a.q.shape[1], NKV = a.k.shape[1];
+    check_input(device, "out", a.out, NH, a.q);
+    check_input(device, "dout", a.dout, NH, a.q);
+    check_output(device, "dq", a.dq, NH, a.q);
+    check_output(device, "dk", a.dk, NKV, a.q);
+    check_output(device, "dv", a.dv, NKV, a.q);
     const AttentionKernel kernel = kernel_for(device, a.options, {&a.q, &a.k, &a.v, &a.out, &a.dout});
-    const auto workspace = static_cast<int64_t>(attention_backward_workspace(device, a.q, a.options));
-    CHECK(workspace == 0 || (a.workspace.data != nullptr && a.workspace.device == device.kind() &&
-                             a.workspace.is_contiguous() && a.workspace.bytes() >= workspace),
-          "attention_backward: the workspace is ", a.workspace.describe(), ", it must have ", workspace,
-          " bytes: plan attention_backward_workspace()");
+    check_workspace("attention_backward", a.workspace, attention_backward_workspace(device, a.q, a.options),
+                    device.kind());
     if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
         const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
         check_scale(name, a.scale);
@@ -215,8 +212,6 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
                            {"dq", &a.dq},
                            {"dk", &a.dk},
                            {"dv", &a.dv}});
-        CHECK(reinterpret_cast<uintptr_t>(a.workspace.data) % 16 == 0,
-              "attention_backward: the workspace is not aligned to 16 bytes");
         if (kernel == AttentionKernel::sm90)
             INGOT_DISPATCH(device, , attention_backward_sm90_cuda(device, a));
         else

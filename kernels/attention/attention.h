@@ -39,8 +39,11 @@ struct AttentionOptions {
 };
 
 // q, out: (N, NH, HS); k, v: (N, NKV, HS): strided views with a contiguous last axis, e.g. slices of a fused QKV
-// buffer. lse: (NH, N) fp32 (fp64 for fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query
-// sees no key (its output is 0 then). slopes: (NH) fp32 (fp64), or none. Outputs may not overlap inputs.
+// buffer; elements of what is read may share memory (keys expanded over tokens or heads). lse: (NH, N) fp32 (fp64 for
+// fp64 q): the natural logarithm of the sum of e^s, bias included; -inf if a query sees no key (its output is 0 then).
+// slopes: (NH) fp32 (fp64), finite, of either sign, or none. Outputs may not overlap inputs, nor themselves. sm80 and
+// sm90 take strides of tokens and heads that are multiples of 8 elements, and data that begins at a multiple of 16
+// bytes.
 struct AttentionForward {
     Tensor out, lse;
     Tensor q, k, v, slopes;

@@ -13,25 +13,21 @@ namespace {
 constexpr int64_t kTile = 128;
 constexpr int64_t kMaxHeadSize = 256;
 
-void check_heads(const Device& device, const char* op, const char* name, const Tensor& tensor,
-                 std::initializer_list<int64_t> shape, DType dtype) {
-    check_tensor(op, name, tensor, shape, dtype, device.kind());
-    CHECK(tensor.stride[tensor.rank - 1] == 1, op, ": ", name, " is ", tensor.describe(),
-          ", its last axis must be contiguous");
-}
-
 // A head is one task: its sums run in index order, so that the bits do not depend on threads.
 template <typename T>
 void decode_cpu(const AttentionDecode& a) {
     const int64_t NH = a.q.shape[0], HS = a.q.shape[1], S = a.k.shape[0], G = NH / a.k.shape[1];
     const T scale = static_cast<T>(a.scale);
+    const T *const all_q = a.q.get<T>(), *const all_k = a.k.get<T>(), *const all_v = a.v.get<T>();
+    const T* const slopes = a.slopes ? a.slopes.get<T>() : nullptr;
+    T* const all_out = a.out.get<T>();
 #pragma omp parallel for schedule(static)
     for (int64_t head = 0; head < NH; ++head) {
-        const T* const q = a.q.get<T>() + head * a.q.stride[0];
-        const T* const k = a.k.get<T>() + head / G * a.k.stride[1];
-        const T* const v = a.v.get<T>() + head / G * a.v.stride[1];
-        T* const out = a.out.get<T>() + head * a.out.stride[0];
-        const T slope = a.slopes ? a.slopes.get<T>()[head] : T(0);
+        const T* const q = all_q + head * a.q.stride[0];
+        const T* const k = all_k + head / G * a.k.stride[1];
+        const T* const v = all_v + head / G * a.v.stride[1];
+        T* const out = all_out + head * a.out.stride[0];
+        const T slope = slopes != nullptr ? slopes[head] : T(0);
         T scores[kTile], maximum = -std::numeric_limits<T>::infinity(), sum = 0;
         std::fill(out, out + HS, T(0));
         for (int64_t begin = 0; begin < S; begin += kTile) {
@@ -87,11 +83,12 @@ void attention_decode(const Device& device, const AttentionDecode& a) {
           " key/value heads");
     CHECK(HS >= 2 && HS % 2 == 0 && HS <= kMaxHeadSize, "attention_decode: head size ", HS,
           " is not supported: use an even one up to ", kMaxHeadSize);
-    check_heads(device, "attention_decode", "q", a.q, {NH, HS}, a.q.dtype);
-    check_heads(device, "attention_decode", "out", a.out, {NH, HS}, a.q.dtype);
-    check_heads(device, "attention_decode", "k", a.k, {S, NKV, HS}, a.q.dtype);
-    check_heads(device, "attention_decode", "v", a.v, {S, NKV, HS}, a.q.dtype);
-    if (a.slopes) check_heads(device, "attention_decode", "slopes", a.slopes, {NH}, accumulation_dtype(a.q.dtype));
+    const DeviceKind kind = device.kind();
+    check_view("attention_decode", "q", a.q, {NH, HS}, a.q.dtype, kind);
+    check_output_view("attention_decode", "out", a.out, {NH, HS}, a.q.dtype, kind);
+    check_view("attention_decode", "k", a.k, {S, NKV, HS}, a.q.dtype, kind);
+    check_view("attention_decode", "v", a.v, {S, NKV, HS}, a.q.dtype, kind);
+    if (a.slopes) check_tensor("attention_decode", "slopes", a.slopes, {NH}, accumulation_dtype(a.q.dtype), kind);
     INGOT_DISPATCH(device,
                    for_cpu_scalar(a.q.dtype, "attention_decode", [&](auto scalar) { decode_cpu<decltype(scalar)>(a); }),
                    attention_decode_cuda(device, a));
@@ -100,9 +97,10 @@ void attention_decode(const Device& device, const AttentionDecode& a) {
 void kv_cache_append(const Device& device, const KvCacheAppend& a) {
     CHECK(a.k.rank == 3, "kv_cache_append: k is ", a.k.describe(), ", it must be (n, NKV, HS)");
     const int64_t n = a.k.shape[0], NKV = a.k.shape[1], HS = a.k.shape[2];
-    for (const auto& [name, tensor] :
-         {std::pair{"k", &a.k}, {"v", &a.v}, {"cache_k", &a.cache_k}, {"cache_v", &a.cache_v}})
-        check_heads(device, "kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype);
+    for (const auto& [name, tensor] : {std::pair{"k", &a.k}, {"v", &a.v}})
+        check_view("kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype, device.kind());
+    for (const auto& [name, tensor] : {std::pair{"cache_k", &a.cache_k}, {"cache_v", &a.cache_v}})
+        check_output_view("kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype, device.kind());
     INGOT_DISPATCH(device, append_cpu(a), kv_cache_append_cuda(device, a));
 }
 

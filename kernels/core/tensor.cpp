@@ -1,5 +1,9 @@
 #include "kernels/core/tensor.h"
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 namespace ingot {
 
 Tensor Tensor::contiguous(void* data, DType dtype, std::initializer_list<int64_t> shape, DeviceKind device) {
@@ -30,12 +34,28 @@ int64_t Tensor::numel() const {
 }
 
 bool Tensor::is_contiguous() const {
+    if (numel() == 0) return true;
     int64_t expected = 1;
     for (int axis = rank - 1; axis >= 0; --axis) {
         if (shape[axis] != 1 && stride[axis] != expected) return false;
         expected *= shape[axis];
     }
     return true;
+}
+
+bool Tensor::overlaps_itself() const {
+    if (numel() == 0) return false;
+    std::vector<std::pair<int64_t, int64_t>> axes;  // stride, extent
+    for (int axis = 0; axis < rank; ++axis)
+        if (shape[axis] > 1) axes.emplace_back(stride[axis], shape[axis]);
+    std::sort(axes.begin(), axes.end());
+    // From the shortest stride to the longest, each step must lead past all elements that the axes before it reach.
+    int64_t last = 0;
+    for (const auto& [step, extent] : axes) {
+        if (step <= last) return true;
+        last += (extent - 1) * step;
+    }
+    return false;
 }
 
 Tensor Tensor::view(std::initializer_list<int64_t> new_shape) const {
@@ -87,14 +107,49 @@ std::string Tensor::describe() const {
     return text;
 }
 
-void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
-                  DType dtype, DeviceKind device) {
+namespace {
+
+void check_kind(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                DType dtype, DeviceKind device) {
     const bool matches =
         tensor.data != nullptr && tensor.has_shape(shape) && tensor.dtype == dtype && tensor.device == device;
     if (matches) return;
     const Tensor expected = Tensor::contiguous(nullptr, dtype, shape, device);
     CHECK(matches, op, ": ", name, " is ", tensor.describe(), tensor.data == nullptr ? " (null)" : "", ", expected ",
           expected.describe());
+}
+
+}  // namespace
+
+void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                  DType dtype, DeviceKind device) {
+    check_kind(op, name, tensor, shape, dtype, device);
+    CHECK(tensor.is_contiguous(), op, ": ", name, " is ", tensor.describe(), ", it must be contiguous");
+}
+
+void check_view(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                DType dtype, DeviceKind device) {
+    check_kind(op, name, tensor, shape, dtype, device);
+    const int last = tensor.rank - 1;
+    CHECK(tensor.numel() == 0 || tensor.shape[last] == 1 || tensor.stride[last] == 1, op, ": ", name, " is ",
+          tensor.describe(), ", its last axis must be contiguous");
+}
+
+void check_output_view(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                       DType dtype, DeviceKind device) {
+    check_view(op, name, tensor, shape, dtype, device);
+    CHECK(!tensor.overlaps_itself(), op, ": ", name, " is ", tensor.describe(),
+          ", it is written, so that no two of its elements may share memory");
+}
+
+void check_workspace(const char* op, const Tensor& workspace, size_t bytes, DeviceKind device) {
+    if (bytes == 0) return;
+    CHECK(workspace.data != nullptr && workspace.device == device && workspace.is_contiguous() &&
+              static_cast<size_t>(workspace.bytes()) >= bytes,
+          op, ": the workspace is ", workspace.describe(), ", it must be contiguous and have ", bytes, " bytes: ask ",
+          op, "_workspace() how many");
+    CHECK(reinterpret_cast<uintptr_t>(workspace.data) % 16 == 0, op,
+          ": the workspace is not aligned to 16 bytes: give memory that begins at a multiple of 16");
 }
 
 }  // namespace ingot

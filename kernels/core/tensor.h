@@ -1,6 +1,7 @@
 // A tensor is a view: pointer, dtype, shape, strides. It owns nothing; memory comes from a MemoryPlan (device.h).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
@@ -29,7 +30,10 @@ struct Tensor {
     explicit operator bool() const { return data != nullptr; }
     int64_t numel() const;
     int64_t bytes() const { return numel() * size_of(dtype); }
-    bool is_contiguous() const;
+    bool is_contiguous() const;  // strides of axes of one element, and of a tensor without elements, say nothing
+    // Whether two elements may share memory, by shape and strides: an expanded axis, or rows closer than they are long.
+    // Views that interleave in other ways than the slices of one array are taken to overlap.
+    bool overlaps_itself() const;
 
     // The elements as T; refuses another dtype. Whose memory it is, is the caller's matter.
     template <typename T>
@@ -49,8 +53,19 @@ struct Tensor {
     std::string describe() const;  // "bf16 (64, 768)", for error messages
 };
 
-// Throws unless the tensor has this shape, dtype and device.
+// What an op asks of a tensor that it is given, each throws Error unless it has it: every stride of every tensor is
+// either honoured by the op or refused here. All ask for memory, this shape, dtype and device, and
+//   check_tensor         contiguous elements
+//   check_view           a contiguous last axis, for what is read: the other strides are free, elements may share
+//   memory check_output_view    a contiguous last axis, and no two elements that share memory, for what is written
 void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                   DType dtype, DeviceKind device);
+void check_view(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                DType dtype, DeviceKind device);
+void check_output_view(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                       DType dtype, DeviceKind device);
+// Scratch memory: at least `bytes`, contiguous, at a multiple of 16 bytes. It may be no tensor where 0 bytes are
+// needed.
+void check_workspace(const char* op, const Tensor& workspace, size_t bytes, DeviceKind device);
 
 }  // namespace ingot

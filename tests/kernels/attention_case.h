@@ -22,12 +22,22 @@ struct AttentionCase {
     std::pair<int64_t, int64_t> window = {-1, -1};
     AttentionOptions options = {};  // for a run on a GPU
     bool is_decoded = false;        // a case of attention_decode(), which takes more head sizes
+    bool favours_far = false;       // ALiBi with negative slopes: far keys count more
     std::string describe() const {
         return join("N ", N, ", NH ", NH, ", NKV ", NKV, ", HS ", HS, is_causal ? ", causal" : ", full",
-                    alibi ? ", ALiBi" : "", ", documents ", starts.size(), ", window ", window.first, " ",
-                    window.second, score_shift == 0 ? "" : join(", scores shifted by ", score_shift));
+                    alibi ? ", ALiBi" : "", favours_far ? " negative" : "", ", documents ", starts.size(), ", window ",
+                    window.first, " ", window.second,
+                    score_shift == 0 ? "" : join(", scores shifted by ", score_shift));
     }
 };
+
+// Of each query head.
+inline std::vector<double> slopes_of(const AttentionCase& c) {
+    std::vector<double> slopes = alibi_slopes(c.NH);
+    if (c.favours_far)
+        for (double& slope : slopes) slope = -slope;
+    return slopes;
+}
 
 // out (N, NH, HS), lse (NH, N), dq (N, NH, HS), dk and dv (N, NKV, HS).
 struct AttentionResult {
@@ -64,7 +74,7 @@ struct AttentionRun {
           out(device, dtype, {c.N, padded(out_width())}),
           dout(device, dtype, {c.N, padded(out_width())}),
           lse(device, accumulation_dtype(dtype), {c.NH, c.N}),
-          slopes(device, accumulation_dtype(dtype), {c.NH}, alibi_slopes(c.NH)),
+          slopes(device, accumulation_dtype(dtype), {c.NH}, slopes_of(c)),
           first_key(device, DType::i32, {c.N}),
           end_key(device, DType::i32, {c.N}),
           first_query(device, DType::i32, {c.N}),
@@ -249,7 +259,7 @@ AttentionResult reference_attention(const AttentionRun& run) {
     const auto cast = [](const std::vector<double>& values) { return std::vector<T>(values.begin(), values.end()); };
     const std::vector<T> q = cast(run.part(run.qkv.values(), 0, NH)), k = cast(run.part(run.qkv.values(), NH, NKV));
     const std::vector<T> v = cast(run.part(run.qkv.values(), NH + NKV, NKV)), dout = cast(run.dout.values());
-    const std::vector<double> first = run.first_key.values(), end = run.end_key.values(), slopes = alibi_slopes(NH);
+    const std::vector<double> first = run.first_key.values(), end = run.end_key.values(), slopes = slopes_of(c);
     const T scale = static_cast<T>(run.scale());
     std::vector<T> out(q.size()), lse(static_cast<size_t>(NH * N)), dq(q.size()), dk(k.size()), dv(k.size());
     for (int64_t h = 0; h < NH; ++h) {

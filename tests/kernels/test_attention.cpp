@@ -45,6 +45,16 @@ TEST(Attention, AgreesWithTheDefinitionInDouble) {
         {.N = 140, .NH = 2, .NKV = 2, .HS = 16, .value_scale = 6},
         // ... and far below 0.
         {.N = 70, .NH = 2, .NKV = 1, .HS = 16, .is_causal = false, .alibi = true, .score_shift = -150},
+        // Slopes that favour far keys.
+        {.N = 200, .NH = 2, .NKV = 1, .HS = 16, .alibi = true, .favours_far = true},
+        {.N = 150,
+         .NH = 2,
+         .NKV = 1,
+         .HS = 16,
+         .is_causal = false,
+         .alibi = true,
+         .starts = {0, 70},
+         .favours_far = true},
         // Sliding windows: causal over 5 and over 70 keys, and looking 40 both ways.
         {.N = 100, .NH = 2, .NKV = 1, .HS = 16, .alibi = true, .window = {4, 0}},
         {.N = 170, .NH = 2, .NKV = 1, .HS = 16, .window = {69, 0}},

@@ -204,6 +204,16 @@ TEST(AttentionCuda, Documents) {
         {.N = 500, .NH = 4, .NKV = 2, .HS = 64, .is_causal = false, .alibi = true, .starts = {0, 200, 201, 255, 400}},
         // Scores far apart, so that the running maximum moves.
         {.N = 140, .NH = 2, .NKV = 2, .HS = 64, .value_scale = 3},
+        // Slopes that favour far keys, so that it moves with each tile.
+        {.N = 700, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .favours_far = true},
+        {.N = 700,
+         .NH = 2,
+         .NKV = 1,
+         .HS = 128,
+         .is_causal = false,
+         .alibi = true,
+         .starts = {0, 70},
+         .favours_far = true},
         // Sliding windows: causal over 5 and over 70 keys, and looking 40 both ways.
         {.N = 100, .NH = 2, .NKV = 1, .HS = 32, .alibi = true, .window = {4, 0}},
         {.N = 170, .NH = 2, .NKV = 1, .HS = 64, .window = {69, 0}},

@@ -3,7 +3,9 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/core/blas.h"
 #include "kernels/core/math.h"
+#include "kernels/core/parallel.h"
 #include "kernels/core/rng.h"
 #include "kernels/core/step.h"
 #include "tests/support/tensors.h"
@@ -216,7 +218,85 @@ TEST(Tensor, RefusesMisuse) {
     EXPECT_THROW(check_tensor("op", "x", tensor, {2, 12}, DType::bf16, DeviceKind::cpu), Error);
     EXPECT_THROW(check_tensor("op", "x", tensor, {2, 12}, DType::f32, DeviceKind::cuda), Error);
     EXPECT_THROW(check_tensor("op", "x", Tensor{}, {2, 12}, DType::f32, DeviceKind::cpu), Error);
+    // A shape says nothing about where the elements lie.
+    Tensor rows = tensor;
+    const auto is_taken = [&](auto check) {
+        try {
+            check("op", "x", rows, {2, 12}, DType::f32, DeviceKind::cpu);
+            return true;
+        } catch (const Error&) {
+            return false;
+        }
+    };
+    const struct {
+        int64_t row, column;
+        bool is_contiguous, is_view, is_output_view;
+    } cases[] = {{12, 1, true, true, true},   {13, 1, false, true, true},   {11, 1, false, true, false},
+                 {0, 1, false, true, false},  {24, 2, false, false, false}, {12, 0, false, false, false},
+                 {1, 2, false, false, false}, {12, -1, false, false, false}};
+    for (const auto& c : cases) {
+        rows.stride[0] = c.row, rows.stride[1] = c.column;
+        EXPECT_EQ(is_taken(check_tensor), c.is_contiguous) << rows.describe();
+        EXPECT_EQ(is_taken(check_view), c.is_view) << rows.describe();
+        EXPECT_EQ(is_taken(check_output_view), c.is_output_view) << rows.describe();
+    }
     EXPECT_THROW(cpu.context(), Error);
+}
+
+// A BLAS that cannot say no must not be asked: every argument that one refuses is an exception, and c stays as it was.
+// Seen to catch: check_gemm() left out of either precision (a line of the BLAS on stderr, or an abort).
+template <typename T>
+void check_gemm_refuses() {
+    std::vector<T> a(64, T(1)), b(64, T(1)), c(64, T(7));
+    const auto multiply = [&](bool at, bool bt, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb,
+                              int64_t ldc) {
+        gemm(at, bt, m, n, k, T(1), a.data(), lda, b.data(), ldb, T(0), c.data(), ldc);
+    };
+    constexpr int64_t kBeyond = int64_t{1} << 31;
+    for (const auto& [at, bt, lda, ldb, ldc] : {std::tuple{false, false, int64_t{3}, int64_t{5}, int64_t{5}},
+                                                {false, false, 0, 5, 5},
+                                                {true, false, 1, 5, 5},
+                                                {false, false, 4, 4, 5},
+                                                {false, true, 4, 3, 5},
+                                                {false, false, 4, 5, 4},
+                                                {false, false, -4, 5, 5},
+                                                {false, false, kBeyond, 5, 5},
+                                                {false, false, 4, kBeyond, 5},
+                                                {false, false, 4, 5, kBeyond}})
+        EXPECT_THROW(multiply(at, bt, 2, 5, 4, lda, ldb, ldc), Error) << lda << " " << ldb << " " << ldc;
+    EXPECT_THROW(multiply(false, false, -1, 5, 4, 4, 5, 5), Error);
+    EXPECT_THROW(multiply(false, false, 2, 5, kBeyond, kBeyond, 5, 5), Error);
+    EXPECT_EQ(c, std::vector<T>(64, T(7)));
+    EXPECT_NO_THROW(multiply(false, false, 2, 5, 4, 4, 5, 5));
+    EXPECT_EQ(c[9], T(4));
+    EXPECT_EQ(c[10], T(7));
+}
+
+TEST(Gemm, RefusesWhatNoBlasTakes) {
+    check_gemm_refuses<float>();
+    check_gemm_refuses<double>();
+}
+
+// Seen to catch: the last error kept in place of the first.
+TEST(LoopErrors, ThrowTheFirstAfterTheLoop) {
+    for (int repeat = 0; repeat < 20; ++repeat) {
+        LoopErrors errors;
+        std::vector<int> done(100);
+#pragma omp parallel for schedule(dynamic)
+        for (int64_t i = 0; i < 100; ++i)
+            errors.run(i, [&] {
+                CHECK(i % 30 != 17, "iteration ", i);
+                done[static_cast<size_t>(i)] = 1;
+            });
+        try {
+            errors.rethrow();
+            ADD_FAILURE() << "nothing was thrown";
+        } catch (const Error& error) {
+            EXPECT_NE(std::string(error.what()).find("iteration 17"), std::string::npos) << error.what();
+        }
+        EXPECT_EQ(std::count(done.begin(), done.end(), 1), 97);
+    }
+    EXPECT_NO_THROW(LoopErrors{}.rethrow());
 }
 
 TEST(MemoryPlan, PlansAlignsSharesAndPoisons) {
