@@ -13,26 +13,45 @@ Nothing is compiled: it needs PyTorch 2.4 or later, ingot_library.py beside it, 
 in the repository root (or wherever INGOT_LIBRARY says). Tensors on a GPU run on it, on the current stream, without a
 wait for the device: bf16 and fp16 on tensor cores, fp32 on plain kernels that are meant for debugging. Tensors on the
 CPU run on Ingot's CPU device, in fp32 and fp64. What cannot be done is refused with a ValueError that says what can;
-nothing is copied or converted behind the caller's back, but under torch.autocast, as said below. A fault of CUDA is a
-RuntimeError.
+nothing is copied or converted behind the caller's back, but under torch.autocast, as said below, and for a gradient
+that autograd hands on in a form that no kernel reads. A fault of CUDA is a RuntimeError.
+
+All gradients are of first order. A backward pass that is to be differentiated again (create_graph=True) is a
+RuntimeError: a term of it would be missing.
 
 torch.compile calls these functions as they are, between the graphs that it makes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ingot_library import (CAttentionBackward, CAttentionForward, CAttentionOptions, CCrossEntropy, CRmsNormBackward,
                            CRmsNormForward, CSwigluBackward, CSwigluForward, MASK, On, require, view)
 
 CUDA_HEAD_SIZES = (32, 64, 96, 128)
 MAX_HEAD_SIZE_CPU = 256
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For the backward of an autograd.Function without a backward of its own. (PyTorch's once_differentiable looks at
+    whether an incoming gradient requires one: where a loss is linear in the result none does, and the term that runs
+    through the saved tensors would be left out without a word.)"""
+
+    @functools.wraps(backward)
+    def first_order(ctx: Any, *gradients: Optional[Tensor]) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("ingot_torch has no double backward: its gradients cannot be differentiated again. Call "
+                               "backward() or torch.autograd.grad() without create_graph=True, or compute this part "
+                               "with PyTorch's own functions")
+        return backward(ctx, *gradients)
+
+    return first_order
 
 
 def _autocast(tensors: list[Tensor], cpu_dtype: torch.dtype) -> list[Tensor]:
@@ -59,10 +78,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] =
 
     dtypes: bf16 or fp16 on tensor cores; fp32 by a plain kernel, for debugging; on the CPU fp32 and fp64. Head sizes:
     32, 64, 96 and 128; on the CPU every even one up to 256. Strides: any, with a contiguous last axis; in bf16 and
-    fp16 all others are multiples of 8 elements, and data begins at multiples of 16 bytes. Where the sequences of a
-    batch neither follow each other nor stand as further heads in all of q, k and v, each is a call of its own.
+    fp16 all others are multiples of 8 elements, and data begins at multiples of 16 bytes. Elements may share memory
+    (keys expanded over the tokens, windows that overlap). Where the sequences of a batch neither follow each other nor
+    stand as further heads in all of q, k and v, each is a call of its own.
 
-    alibi_slopes: fp32 (NH), positive (Press et al. 2022). softmax_scale: 1 / sqrt(HS) unless given. causal: a token
+    alibi_slopes: fp32 (NH), finite; Press et al. (2022) have them positive, so that near keys count more, and a
+    negative one favours keys that are far. softmax_scale: 1 / sqrt(HS) unless given. causal: a token
     sees itself and what is before it. deterministic: the same bits every time, forward and backward; else dq is summed
     in any order, if that is faster.
 
@@ -201,10 +222,22 @@ def _empty(like: Tensor, fold: str) -> Tensor:
     return like.new_empty(B, T, H, HS)
 
 
+def _repeats(tensor: Tensor) -> bool:
+    """Whether elements share memory: an axis is expanded, or rows lie closer than they are long."""
+    last = 0
+    for stride, extent in sorted(zip(tensor.stride(), tensor.shape)):
+        if extent > 1:
+            if stride <= last:
+                return True
+            last += (extent - 1) * stride
+    return False
+
+
 def _fitting(gradient: Tensor, fold: str) -> Tensor:
-    """A gradient as autograd gives it (expanded, say), copied where no kernel could read it."""
+    """A gradient as autograd gives it, copied where no kernel could read it, and where its elements share memory, as
+    those of the gradient of a sum do: kernels for any strides are slower than a copy."""
     folds = fold == CALLS or (_merges(gradient, 0, 1) if fold == ROW else _merges(gradient, 0, 2))
-    if folds and _why_not_a_view(gradient) is None:
+    if folds and _why_not_a_view(gradient) is None and not _repeats(gradient):
         return gradient
     return _empty(gradient, fold).copy_(gradient)
 
@@ -246,7 +279,7 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, dout: Optional[Tensor], _: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
         nothing = (None,) * 5
         if dout is None:
@@ -290,8 +323,10 @@ def from_xformers(bias: Any) -> dict[str, Any]:
 
     Taken: None (no mask); the classes named above; a LowerTriangularMaskWithTensorBias, if its bias is ALiBi's,
     -slope[h] * (i - j) for j <= i, in (NH, T, T) or (B, NH, T, T), the same for all sequences of the batch: to see
-    that, the tensor is read once, which waits for the device. Others are refused, windows and padded keys among them,
-    and documents that have not as many keys as queries.
+    that, the tensor is read once, which waits for the device. A constant may be added to each row of each head, which
+    the softmax takes out again, as in the slope[h] * j of BLOOM and the slope[h] * (j - T + 1) of MPT; attention() adds
+    none, so that its lse differs by it. Slopes may have any sign. Others are refused, windows and padded keys among
+    them, and documents that have not as many keys as queries.
 
     Shapes are the same on both sides: q (1, N, NH, HS) with block-diagonal masks, (B, T, NH, HS) with the others.
     Where xFormers takes a fifth axis for groups, (B, T, NKV, G, HS), flatten it: q.flatten(2, 3), and give k and v
@@ -323,19 +358,22 @@ def _slopes_of(bias: Tensor) -> Tensor:
     require(bias.dim() in (3, 4) and bias.shape[-1] == bias.shape[-2] >= 2,
             f"{what} is {tuple(bias.shape)}: use (NH, T, T) or (B, NH, T, T), T at least 2")
     require(not bias.requires_grad, f"{what} requires a gradient, and attention() has none for it")
-    heads = bias.detach().reshape(-1, *bias.shape[-3:])  # (B, NH, T, T)
-    T = heads.shape[-1]
-    # The longest distance tells the slope best where the bias was rounded.
-    slopes = heads[0, :, -1, 0].double() / -(T - 1)
+    heads = bias.detach().reshape(-1, *bias.shape[-3:]).double()  # (B, NH, T, T)
+    T, eps = heads.shape[-1], torch.finfo(bias.dtype).eps
+    # A row's constant is what stands on the diagonal, and the longest distance tells the slope best.
+    constant = heads.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    slopes = (heads[0, :, -1, -1] - heads[0, :, -1, 0]) / (T - 1)
     positions = torch.arange(T, device=bias.device)
     distance = (positions[:, None] - positions).clamp(min=0).double()
-    expected = (-slopes[:, None, None] * distance).expand_as(heads)
-    # Rounded once by whoever made it, or twice (the slope before the product).
-    tolerance = 2 * torch.finfo(bias.dtype).eps
-    is_close = (heads.double() - expected).abs() <= tolerance * expected.abs()
+    expected = constant - slopes[:, None, None] * distance
+    # Whoever made the bias rounded each number once, or twice (the slope before the product): this one, the row's
+    # constant, and the two that the slope was taken from.
+    slope_error = (heads[0, :, -1, -1].abs() + heads[0, :, -1, 0].abs()) / (T - 1)
+    tolerance = eps * (heads.abs() + constant.abs() + slope_error[:, None, None] * distance)
+    is_close = (heads - expected).abs() <= tolerance
     is_alibi = is_close | (positions > positions[:, None])
-    require(bool(is_alibi.all()),
-            f"{what} is not ALiBi's, -slope[h] * (i - j) for j <= i: attention() has no other bias")
+    require(bool(is_alibi.all()), f"{what} is not ALiBi's, -slope[h] * (i - j) for j <= i and a constant for each row: "
+            "attention() has no other bias")
     return slopes.float()
 
 
@@ -386,7 +424,7 @@ class _RmsNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, dout: Tensor) -> tuple[Optional[Tensor], ...]:
         x, weight, rstd = ctx.saved_tensors
         dx, dweight = x.new_empty(x.shape), torch.zeros_like(weight, dtype=_stats_dtype(x))
@@ -426,7 +464,7 @@ class _Swiglu(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, dout: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         dgate_up = torch.empty_like(gate_up)
@@ -489,7 +527,7 @@ class _CrossEntropy(torch.autograd.Function):
         return losses if reduction == "none" else losses.sum() if count is None else losses.sum() / count
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, dloss: Tensor) -> tuple[Optional[Tensor], ...]:
         logits, targets, count = ctx.saved_tensors
         dlogits = logits.clone()

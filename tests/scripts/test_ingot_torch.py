@@ -4,7 +4,7 @@ Needs a Python with PyTorch and NumPy, named by INGOT_TORCH_PYTHON if it is not 
 without.
 From a folder that holds libingot.so, scripts/ and tests/ side by side, on a GPU if there is one:
 
-    python3 -m unittest -v tests/scripts/test_ingot_torch.py tests/scripts/test_ingot_torch_ops.py
+    python3 -m unittest -v tests/scripts/test_ingot_torch*.py
 
 Each class names what it was seen to catch.
 """
@@ -24,6 +24,7 @@ from ingot_torch_case import HAS_GPU, HAS_TORCH, TorchCase, alibi_slopes, cu, de
 
 if ingot_torch_case.IS_READY:
     import torch
+    import torch.utils.checkpoint
     import ingot_library
     import ingot_torch
     from ingot_torch_case import DEVICE, SHORT, TYPES
@@ -35,7 +36,7 @@ class OtherPython(unittest.TestCase):
         python = os.environ.get("INGOT_TORCH_PYTHON")
         if not python:
             self.skipTest("no PyTorch: name a Python that has it by INGOT_TORCH_PYTHON")
-        tests = [__file__, __file__.replace(".py", "_ops.py")]
+        tests = sorted(str(path) for path in pathlib.Path(__file__).parent.glob("test_ingot_torch*.py"))
         result = subprocess.run([python, "-m", "unittest", "-v", *tests], text=True, capture_output=True)
         self.assertEqual(result.returncode, 0, result.stderr)
 
@@ -43,8 +44,8 @@ class OtherPython(unittest.TestCase):
 class Attention(TorchCase):
     """Seen to catch: causal and full exchanged, a document's end taken from its begin, slopes not repeated where a
     batch stands as heads, dk and dv exchanged, boundaries searched from the left, the scale left out, lse with batch
-    and heads exchanged, an expanded gradient handed on as it is, strides of axes of one element handed on, attention
-    traced by torch.compile."""
+    and heads exchanged, strides of axes of one element taken at their word, attention traced by torch.compile, a
+    second derivative without an error."""
 
     def layouts(self, B, T, NH, NKV, HS, dtype):
         """The same numbers, lying in memory in other ways."""
@@ -144,7 +145,6 @@ class Attention(TorchCase):
     def test_strides_of_axes_of_one_element(self):
         # They say nothing, but a kernel would look at them.
         odd = torch.randn(50 * 64, device=DEVICE).to(SHORT).as_strided((1, 50, 1, 64), (7, 64, 3, 1))
-        self.assertEqual(list(ingot_library.view(odd[0]).strides)[:3], [64, 64, 1])
         self.assert_same(results(odd, odd, odd, odd), results(*[odd.clone(memory_format=torch.contiguous_format)] * 4))
 
     def test_gradients_that_cannot_be_read_in_place(self):
@@ -185,9 +185,43 @@ class Attention(TorchCase):
         self.assertTrue(torch.autograd.gradcheck(
             lambda q, k, v: ingot_torch.attention(q, k, v, cu_seqlens=documents, causal=False),
             tuple(x.detach()[0].requires_grad_() for x in (q, k, v))))
-        with self.assertRaisesRegex(RuntimeError, "once_differentiable"):
-            gradient, = torch.autograd.grad(ingot_torch.attention(q, k, v).square().sum(), q, create_graph=True)
-            gradient.sum().backward()
+
+    def test_no_second_derivative(self):
+        # Also where the loss is linear in the result, so that no gradient that arrives requires one.
+        q, x = (torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((1, 9, 4, 32), (6, 32)))
+        weight = torch.ones(32, device=DEVICE)
+        targets = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+        for name, leaf, function in [
+                ("attention", q, lambda: ingot_torch.attention(q, q, q)),
+                ("rms_norm", x, lambda: ingot_torch.rms_norm(x, weight)),
+                ("swiglu", x, lambda: ingot_torch.swiglu(x)),
+                ("cross_entropy", x, lambda: ingot_torch.cross_entropy(x, targets))]:
+            for loss in (lambda: function().sum(), lambda: function().square().sum()):
+                with self.subTest(name), self.assertRaisesRegex(RuntimeError, "no double backward.*create_graph=True"):
+                    torch.autograd.grad(loss(), leaf, create_graph=True)
+            with self.subTest(name), self.assertRaisesRegex(RuntimeError, "no double backward"):
+                gradient, = torch.autograd.grad((leaf * function().sum()).sum(), leaf, create_graph=True)
+                (function().sum() + gradient.square().sum()).backward()
+            # A graph that is kept is no derivative of a derivative.
+            out = function().sum()
+            first, = torch.autograd.grad(out, leaf, retain_graph=True)
+            self.assert_same(torch.autograd.grad(out, leaf), [first], name)
+            # Nor is a forward pass that runs again within the backward pass.
+            for use_reentrant in (True, False):
+                leaf.grad = None
+                again = torch.utils.checkpoint.checkpoint(lambda _: function(), leaf, use_reentrant=use_reentrant)
+                again.sum().backward()
+                self.assert_same([leaf.grad], [first], f"{name}, checkpoint")
+                leaf.grad = None
+        small = torch.randn(1, 4, 2, 4, dtype=torch.float64, requires_grad=True)
+        with self.assertRaisesRegex(RuntimeError, "no double backward"):
+            torch.autograd.gradgradcheck(lambda q: ingot_torch.attention(q, q, q), small)
+
+    def test_slopes_that_favour_far_keys(self):
+        # Head sizes of each kernel.
+        for dtype, HS, causal in itertools.product(TYPES, (32, 64, 128), (True, False)):
+            q, k, v = next(self.layouts(1, 500, 4, 2, HS, dtype))[1]
+            self.check(q, k, v, f"{dtype}, {HS}, causal {causal}", slopes=-alibi_slopes(4), causal=causal)
 
     def test_autocast(self):
         q = torch.randn(1, 33, 4, 64, device=DEVICE, requires_grad=True)

@@ -116,7 +116,7 @@ def named(name, **attributes):
 
 class FromXformers(TorchCase):
     """Seen to catch: names compared by their beginnings (a window is taken for causal), slopes of the wrong sign, a
-    tolerance that takes any bias near ALiBi's."""
+    tolerance that takes any bias near ALiBi's, a row's constant taken for a part of the slope."""
 
     def alibi(self, slopes, T, dtype):
         positions = torch.arange(T, device=DEVICE)
@@ -149,11 +149,38 @@ class FromXformers(TorchCase):
             error = (arguments["alibi_slopes"] / slopes - 1).abs().max().item()
             self.assertLessEqual(error, torch.finfo(dtype).eps)
 
+    def test_a_bias_of_alibi_and_a_constant_for_each_row(self):
+        # The softmax takes the constant out again. BLOOM writes slope * j, MPT slope * (j - T + 1).
+        T, slopes = 60, alibi_slopes(6)
+        j = torch.arange(T, device=DEVICE)
+        per_row = torch.randn(6, T, 1, device=DEVICE)
+        q = torch.randn(2, T, 6, 32, device=DEVICE)
+        for sign, (name, form), dtype in itertools.product(
+                (1, -1), {"BLOOM": lambda s: (s * j).expand(6, T, T), "MPT": lambda s: (s * (j - T + 1)).expand(6, T, T),
+                          "any": lambda s: s * (j - j[:, None]) + per_row}.items(),
+                (torch.float32, torch.bfloat16, torch.float16)):
+            bias = form(sign * slopes.double()[:, None, None]).to(dtype)
+            masked = bias.masked_fill(j > j[:, None], float("-inf"))
+            for each in (bias, masked, bias.expand(2, 6, T, T)):
+                arguments = ingot_torch.from_xformers(named("LowerTriangularMaskWithTensorBias", _bias=each))
+                error = (arguments["alibi_slopes"] - sign * slopes).abs()
+                bound = torch.finfo(dtype).eps * (bias.double()[:, -1, [0, -1]].abs().sum(-1) / (T - 1) + 1e-12)
+                self.assertTrue((error <= bound).all(), f"{name} {dtype}: {error} {bound}")
+            if dtype == torch.float32:
+                exact = torch.softmax(torch.einsum("bihd,bjhd->bhij", q.double(), q.double()) / 32 ** 0.5
+                                      + masked.double(), -1)
+                exact = torch.einsum("bhij,bjhd->bihd", exact, q.double())
+                self.assertLess(relative_error(ingot_torch.attention(q, q, q, **arguments), exact), 1e-5)
+
     def test_refused(self):
         slopes = alibi_slopes(2)
         other, flipped = self.alibi(slopes, 8, torch.float32), self.alibi(slopes, 8, torch.float32)
         other[1, 5, 2] *= 1.00001
         info, with_bias = SeqInfo(0, 3, 10), "LowerTriangularMaskWithTensorBias"
+        j = torch.arange(8, device=DEVICE)
+        alibi = self.alibi(slopes, 8, torch.float32)
+        per_column, not_a_number = torch.zeros(8, device=DEVICE), alibi.clone()
+        per_column[3], not_a_number[0, 5, 5] = 1e-4, float("nan")
         for words, bias in [
                 ("use None, LowerTriangularMask", torch.zeros(1, 2, 8, 8)),
                 ("a tensor as a bias", torch.zeros(1, 2, 8, 8)),
@@ -164,6 +191,10 @@ class FromXformers(TorchCase):
                  named("BlockDiagonalMask", q_seqinfo=info, k_seqinfo=SeqInfo(0, 4, 10))),
                 ("is not ALiBi's", named(with_bias, _bias=other)),
                 ("is not ALiBi's", named(with_bias, _bias=torch.stack([flipped, 2 * flipped]))),
+                ("is not ALiBi's", named(with_bias, _bias=alibi + per_column)),
+                ("is not ALiBi's", named(with_bias, _bias=1000 + alibi.square())),
+                ("is not ALiBi's", named(with_bias, _bias=alibi.masked_fill(j < 2, float("-inf")))),
+                ("is not ALiBi's", named(with_bias, _bias=not_a_number)),
                 ("use (NH, T, T)", named(with_bias, _bias=other[0])),
                 ("requires a gradient", named(with_bias, _bias=other.clone().requires_grad_()))]:
             with self.subTest(words):
