@@ -549,7 +549,10 @@ size_t rmsnorm_backward_workspace_cuda(const Device& device, const Tensor& x) {
 
 void rmsnorm_backward_cuda(const Device& device, const RmsNormBackward& a) {
     const uint32_t rows = num_rows(a.x);
-    if (rows == 0) return;
+    if (rows == 0) {
+        if (!a.accumulate) device.zero(a.dweight);
+        return;
+    }
     const bool fits = fits_vectors(a.dx) && fits_vectors(a.dout) && fits_vectors(a.x) && fits_vectors(a.dresidual) &&
                       fits_vectors(a.weight);
     for_cuda_type(a.x.dtype, "rmsnorm", [&](auto element) {

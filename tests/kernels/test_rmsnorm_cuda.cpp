@@ -415,6 +415,25 @@ TEST(RmsNormCuda, NanInARowStaysInItsRow) {
     for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(std::isnan(values[i]), i / 768 == 2) << i;
 }
 
+// The sum over no rows is 0, and it is written where it is asked for.
+TEST(RmsNormCuda, NoRowsSmall) {
+    INGOT_CUDA_OR_SKIP(device);
+    const Buffer rows(device, DType::f32, {0, 64}), rstd(device, DType::f32, {0}), weight(device, DType::f32, {64});
+    const Buffer dweight(device, DType::f32, {64}, std::vector<double>(64, 7));
+    const Buffer workspace(device, DType::u8, {static_cast<int64_t>(rmsnorm_backward_workspace(device, rows))});
+    for (const bool accumulate : {true, false}) {
+        rmsnorm_backward(device, {.dx = rows,
+                                  .dweight = dweight,
+                                  .dout = rows,
+                                  .x = rows,
+                                  .rstd = rstd,
+                                  .weight = weight,
+                                  .workspace = workspace,
+                                  .accumulate = accumulate});
+        EXPECT_TRUE(same(dweight.values(), std::vector<double>(64, accumulate ? 7 : 0)));
+    }
+}
+
 TEST(RmsNormCuda, RefusesFp64) {
     INGOT_CUDA_OR_SKIP(device);
     const Buffer x(device, DType::f64, {2, 8}), rstd(device, DType::f64, {2}), weight(device, DType::f64, {8});

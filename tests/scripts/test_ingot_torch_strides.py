@@ -121,7 +121,8 @@ class Strides(TorchCase):
                 self.fail(f"{what}, result {number}: an error of {error:.2e}, more than {bound:.2e}")
 
     def shapes(self):
-        return [(B, T, 4, 2, HS) for B, (T, HS) in itertools.product((1, 2), ((9, 32), (150, 64)))]
+        sizes = [(9, 32), (150, 64)] + ([] if HAS_GPU else [(9, 8)])
+        return [(B, T, 4, 2, HS) for B, (T, HS) in itertools.product((1, 2), sizes)]
 
     def plain_leaves(self, B, T, NH, NKV, HS, dtype):
         return [torch.randn(B, T, heads, HS, device=DEVICE).to(dtype) for heads in (NH, NKV, NKV)]
