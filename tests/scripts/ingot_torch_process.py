@@ -8,12 +8,12 @@ library's own calls may have made a context on no GPU but DEVICE. Prints one lin
 is well, with 77 if this GPU cannot do it.
 """
 
+import concurrent.futures
 import ctypes
 import itertools
 import os
 import pathlib
 import sys
-import threading
 
 import torch
 
@@ -218,11 +218,8 @@ def in_main(work, device):
 
 
 def in_thread(work, device):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(work()))
-    thread.start()
-    thread.join()
-    return results[0]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(work).result()
 
 
 def in_autograd(work, device):
