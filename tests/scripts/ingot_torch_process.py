@@ -190,7 +190,8 @@ OPS.update({f"raw attention {name} {kernel}":
             (lambda device, dtype=dtype, kernel=kernel: raw_attention(device, dtype, kernel))
             for (name, dtype), kernel in itertools.product(TYPES.items(), KERNELS)
             if name != "fp32" or kernel in ("automatic", "plain")})
-OPS.update({f"rope_{direction} {name}": (lambda device, dtype=dtype, direction=direction: rope(direction, device, dtype))
+OPS.update({f"rope_{direction} {name}":
+            (lambda device, dtype=dtype, direction=direction: rope(direction, device, dtype))
             for (name, dtype), direction in itertools.product(TYPES.items(), ("forward", "backward"))})
 USES_AUTOGRAD = {"attention", "documents", "rms_norm", "swiglu", "cross_entropy"}
 OPS["step fp32"] = lambda device: step(device, torch.float32)

@@ -155,10 +155,11 @@ class FromXformers(TorchCase):
         j = torch.arange(T, device=DEVICE)
         per_row = torch.randn(6, T, 1, device=DEVICE)
         q = torch.randn(2, T, 6, 32, device=DEVICE)
+        forms = {"BLOOM": lambda slope: (slope * j).expand(6, T, T),
+                 "MPT": lambda slope: (slope * (j - T + 1)).expand(6, T, T),
+                 "any": lambda slope: slope * (j - j[:, None]) + per_row}
         for sign, (name, form), dtype in itertools.product(
-                (1, -1), {"BLOOM": lambda s: (s * j).expand(6, T, T), "MPT": lambda s: (s * (j - T + 1)).expand(6, T, T),
-                          "any": lambda s: s * (j - j[:, None]) + per_row}.items(),
-                (torch.float32, torch.bfloat16, torch.float16)):
+                (1, -1), forms.items(), (torch.float32, torch.bfloat16, torch.float16)):
             bias = form(sign * slopes.double()[:, None, None]).to(dtype)
             masked = bias.masked_fill(j > j[:, None], float("-inf"))
             for each in (bias, masked, bias.expand(2, 6, T, T)):
