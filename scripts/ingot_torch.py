@@ -164,6 +164,7 @@ def _why_not_a_view(tensor: Tensor) -> Optional[str]:
 def _documents(cu_seqlens: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
     """int32 (N) each: the position of each token, the first token of its document, and the end of it. On the device,
     without a wait."""
+    cu_seqlens = cu_seqlens.contiguous()
     lengths = cu_seqlens.diff()
     is_sound = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == N) & (lengths >= 0).all()
     if cu_seqlens.device.type == "cpu":
@@ -402,8 +403,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
         weight = weight.to(x.dtype)
     require(x.dim() >= 1 and tuple(weight.shape) == x.shape[-1:] and weight.dtype == x.dtype
             and weight.device == x.device and weight.is_contiguous(),
-            f"x is {x.dtype} {tuple(x.shape)} on {x.device}, weight {weight.dtype} {tuple(weight.shape)} on "
-            f"{weight.device}: weight is contiguous, ({x.shape[-1] if x.dim() else 1},), of x's dtype and device")
+            f"x is {x.dtype} {tuple(x.shape)} on {x.device}, weight {weight.dtype} {tuple(weight.shape)} with strides "
+            f"{weight.stride()} on {weight.device}: weight is contiguous, ({x.shape[-1] if x.dim() else 1},), of x's "
+            "dtype and device")
     if x.dim() != 3 or x.is_contiguous():
         require(x.is_contiguous(), f"x is {tuple(x.shape)} with strides {x.stride()}: use x.contiguous()")
         return _RmsNorm.apply(x.view(-1, x.shape[-1]), weight, eps).view(x.shape)
