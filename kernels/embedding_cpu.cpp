@@ -32,7 +32,7 @@ void forward_cpu(const EmbeddingForward& a) {
     const int32_t* const tokens = checked_tokens(a.tokens, a.weight.shape[0]);
     const T* const weight = a.weight.get<T>();
     T* const out = a.out.get<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(2 * N * C))
     for (int64_t n = 0; n < N; ++n)
         std::memcpy(out + n * C, weight + tokens[n] * C, static_cast<size_t>(C) * sizeof(T));
 }
@@ -46,7 +46,7 @@ void backward_cpu(const EmbeddingBackward& a) {
     const T* const dout = a.dout.get<T>();
     T* const dweight = a.dweight.get<T>();
     const int64_t blocks = (C + kColumns - 1) / kColumns;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(2 * N * C))
     for (int64_t block = 0; block < blocks; ++block) {
         const auto [begin, end] = block_range(C, blocks, block);
         for (int64_t n = 0; n < N; ++n) {

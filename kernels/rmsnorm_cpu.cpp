@@ -34,7 +34,7 @@ void forward_cpu(const RmsNormForward& a) {
     T* const rstd = a.rstd.get<T>();
     const T* const weight = a.weight.get<T>();
     const T eps = static_cast<T>(a.eps);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(2 * rows * C))
     for (int64_t row = 0; row < rows; ++row) {
         const T* const xr = x[row];
         T* const outr = out[row];
@@ -50,7 +50,7 @@ void forward_cpu(const RmsNormForward& a) {
 
 template <typename T>
 void add_cpu(T* sum, const T* residual, const T* branch, int64_t count) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (is_worth_threads(3 * count))
     for (int64_t i = 0; i < count; ++i) sum[i] = residual[i] + branch[i];
 }
 
@@ -66,7 +66,7 @@ void backward_cpu(const RmsNormBackward& a) {
     const T* const rstd = a.rstd.get<T>();
     const T* const weight = a.weight.get<T>();
     T* const partial = static_cast<T*>(a.workspace.data);  // (kBlocks, C)
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(3 * rows * C))
     for (int64_t block = 0; block < kBlocks; ++block) {
         T* const dw = partial + block * C;
         for (int64_t c = 0; c < C; ++c) dw[c] = 0;
@@ -89,7 +89,7 @@ void backward_cpu(const RmsNormBackward& a) {
         }
     }
     T* const dweight = a.dweight.get<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(kBlocks * C))
     for (int64_t c = 0; c < C; ++c) {
         T sum = 0;
         for (int64_t block = 0; block < kBlocks; ++block) sum += partial[block * C + c];

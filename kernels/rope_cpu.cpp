@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "kernels/core/parallel.h"
 #include "kernels/rope.h"
 
 namespace ingot {
@@ -15,7 +16,7 @@ void rotate_cpu(const Rope& a, T direction) {
     for (int64_t n = 0; n < N; ++n)
         CHECK(positions[n] >= 0 && positions[n] < a.table.shape[0], "rope: position ", positions[n], " of token ", n,
               " is outside the table of ", a.table.shape[0]);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(2 * N * H * half))
     for (int64_t n = 0; n < N; ++n) {
         const T* const cosine = table + positions[n] * 2 * half;
         const T* const sine = cosine + half;

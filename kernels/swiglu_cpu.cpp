@@ -1,4 +1,5 @@
 #include "kernels/core/math.h"
+#include "kernels/core/parallel.h"
 #include "kernels/swiglu.h"
 
 namespace ingot {
@@ -10,7 +11,7 @@ void forward_cpu(const SwigluForward& a) {
     const int64_t N = a.out.shape[0], F = a.out.shape[1];
     T* const out = a.out.get<T>();
     const T* const gate_up = a.gate_up.get<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(3 * N * F))
     for (int64_t n = 0; n < N; ++n) {
         const T *const gate = gate_up + n * 2 * F, *const up = gate + F;
 #pragma omp simd
@@ -24,7 +25,7 @@ void backward_cpu(const SwigluBackward& a) {
     T* const dgate_up = a.dgate_up.get<T>();
     T* const out = a.out ? a.out.get<T>() : nullptr;
     const T *const dout = a.dout.get<T>(), *const gate_up = a.gate_up.get<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(5 * N * F))
     for (int64_t n = 0; n < N; ++n) {
         const T *const gate = gate_up + n * 2 * F, *const up = gate + F;
         T *const dgate = dgate_up + n * 2 * F, *const dup = dgate + F;

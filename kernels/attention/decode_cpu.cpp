@@ -5,6 +5,7 @@
 
 #include "kernels/attention/decode.h"
 #include "kernels/core/math.h"
+#include "kernels/core/parallel.h"
 
 namespace ingot {
 
@@ -21,7 +22,7 @@ void decode_cpu(const AttentionDecode& a) {
     const T *const all_q = a.q.get<T>(), *const all_k = a.k.get<T>(), *const all_v = a.v.get<T>();
     const T* const slopes = a.slopes ? a.slopes.get<T>() : nullptr;
     T* const all_out = a.out.get<T>();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(2 * NH * S * HS))
     for (int64_t head = 0; head < NH; ++head) {
         const T* const q = all_q + head * a.q.stride[0];
         const T* const k = all_k + head / G * a.k.stride[1];

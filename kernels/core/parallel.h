@@ -20,6 +20,14 @@ inline std::pair<int64_t, int64_t> block_range(int64_t count, int64_t num_blocks
     return {begin, begin + size + (block < extra ? 1 : 0)};
 }
 
+// Whether a loop that reads and writes so many elements is worth OpenMP's threads; for the `if` of a parallel region. A
+// loop over less than 64 KB of fp32 ends sooner than its threads have come together, which costs microseconds on idle
+// cores and milliseconds on cores that others use too. The bits are the same either way. Not for loops that call a
+// BLAS: that starts threads of its own where it finds itself outside a team (blas.h).
+inline bool is_worth_threads(int64_t num_elements) {
+    return num_elements >= (int64_t{1} << 14);
+}
+
 // What the iterations of an OpenMP loop throw. No exception may leave an OpenMP region (the program would end), so that
 // an iteration which can fail runs its work through run(), and rethrow() stands after the loop:
 //

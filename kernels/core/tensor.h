@@ -53,11 +53,11 @@ struct Tensor {
     std::string describe() const;  // "bf16 (64, 768)", for error messages
 };
 
-// What an op asks of a tensor that it is given, each throws Error unless it has it: every stride of every tensor is
-// either honoured by the op or refused here. All ask for memory, this shape, dtype and device, and
-//   check_tensor         contiguous elements
-//   check_view           a contiguous last axis, for what is read: the other strides are free, elements may share
-//   memory check_output_view    a contiguous last axis, and no two elements that share memory, for what is written
+// What an op asks of a tensor that it is given. Every stride of every tensor is either honoured by the op or refused
+// here. All of these throw Error unless the tensor has memory, this shape, dtype and device. check_tensor() asks for
+// contiguous elements as well. check_view(), for what is read, asks for a contiguous last axis alone: the other strides
+// are free, and elements may share memory. check_output_view(), for what is written, also asks that no two elements
+// share memory.
 void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                   DType dtype, DeviceKind device);
 void check_view(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
