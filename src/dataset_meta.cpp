@@ -1,6 +1,7 @@
 #include "src/dataset_meta.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -118,6 +119,21 @@ void check_masks(const std::vector<DataEntry>& entries, const char* key) {
     }
 }
 
+// Clears data.tokenizer, and says so, where the shards were made with a tokenizer that is not supported here: training
+// needs their ids alone. Throws UserError where the config asks for samples, which need text.
+void leave_out_unreadable_tokenizer(Config* config) {
+    try {
+        open_tokenizer(config->data.tokenizer);
+    } catch (const UserError& error) {
+        REQUIRE(config->sample.every == 0, error.what(),
+                "; the shards can be trained on without it, but sample.every asks for text: set sample.every to 0");
+        std::fprintf(stderr,
+                     "note: %s; training goes on without text: no samples, no bits per byte, no ./train generate\n",
+                     error.what());
+        config->data.tokenizer.clear();
+    }
+}
+
 }  // namespace
 
 void fill_from_datasets(Config* config) {
@@ -138,17 +154,21 @@ void fill_from_datasets(Config* config) {
                 meta.vocab_size, ", EOT ", meta.eot_token, ": prepare both with one tokenizer");
     const bool is_tokenizer_given = !d.tokenizer.empty();
     if (!is_tokenizer_given && !first.tokenizer_sha256.empty()) {
+        const std::string without =
+            join(", or move ", first.path, " away and give model.vocab_size ", first.vocab_size, ", data.eot_token ",
+                 first.eot_token, " and data.eot \"", name_of(first.eot), "\" in the config, to train without text");
         REQUIRE(fs::exists(first.tokenizer), first.path, " names ", first.tokenizer,
-                ", which is not there: copy it there, or set data.tokenizer to the same file elsewhere");
+                ", which is not there: copy it there, set data.tokenizer to the same file elsewhere", without);
         REQUIRE(sha256_of_tokenizer(first.tokenizer) == first.tokenizer_sha256, first.tokenizer,
                 " is not the file that the shards beside it were made with (", first.path,
-                " has its sha256): put that file back, or prepare the data again");
+                " has its sha256): put that file back, prepare the data again", without);
     }
     check_dataset_meta(first, *config, is_tokenizer_given ? sha256_of_tokenizer(d.tokenizer) : "");
     if (config->model.vocab_size == 0) config->model.vocab_size = first.vocab_size;
     if (d.eot_token == -1) d.eot_token = first.eot_token;
     if (d.eot == EotSide::automatic) d.eot = first.eot;
     if (!is_tokenizer_given) d.tokenizer = first.tokenizer;
+    if (!first.tokenizer_sha256.empty()) leave_out_unreadable_tokenizer(config);
 }
 
 }  // namespace ingot

@@ -221,7 +221,7 @@ int generate(const GenerateOptions& options) {
     const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
     REQUIRE(tokenizer != nullptr, checkpoint.folder,
             " has no tokenizer: set data.tokenizer in the run's config to \"bytes\", or to the tokenizer.json that its "
-            "shards were made with, and save again (--resume auto)");
+            "shards were made with, where it is byte-level BPE, and save again (--resume auto)");
     const std::string prompt = options.prompt == "-" ? read_prompt() : options.prompt;
     const std::vector<int32_t> tokens = prompt_tokens(*tokenizer, prompt, config.data);
     if (prompt.empty() && config.data.mask_documents && config.data.eot != EotSide::start)

@@ -56,9 +56,7 @@ class TokenizerReader {
         known_keys(root, "",
                    {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
                     "decoder", "model"});
-        for (const char* key : {"truncation", "padding"})
-            REQUIRE(is_null(root, key), name_, ": ", key,
-                    " is set, and text to train on is neither cut nor filled up: set it to null there");
+        // "truncation" and "padding" are for batches of a finished model's input. Here a text is encoded as a whole.
         description_.source = std::move(source);
         normalizer(root.value("normalizer", json()), "normalizer");
         pre_tokenizer(root.value("pre_tokenizer", json()), "pre_tokenizer");
@@ -201,11 +199,11 @@ class TokenizerReader {
     }
 
     void model(const json& value) {
+        const json type = value.value("type", json("BPE"));  // early files leave it out
+        if (type != "BPE") unsupported("model.type", type, "\"BPE\" over bytes (GPT-2, Llama-3, Qwen)");
         known_keys(value, "model",
                    {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                     "end_of_subword_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
-        const json type = value.value("type", json("BPE"));  // early files leave it out
-        if (type != "BPE") unsupported("model.type", type, "\"BPE\" over bytes (GPT-2, Llama-3, Qwen)");
         if (!is_null(value, "dropout") && value.at("dropout") != 0)
             unsupported("model.dropout", value.at("dropout"), "null: dropout gives other tokens each time");
         for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix", "end_of_subword_suffix"})

@@ -166,16 +166,6 @@ const std::vector<Refusal> kRefusals = {
     {"byte_fallback", [](json& f) { f["model"]["byte_fallback"] = true; }, {"byte_fallback is true", "false"}},
     {"unknown key of the model", [](json& f) { f["model"]["alpha"] = 1; }, {"unknown key model.alpha", "use"}},
     {"unknown key", [](json& f) { f["extra"] = 1; }, {"unknown key extra", "use"}},
-    {"truncation",
-     [](json& f) {
-         f["truncation"] = {{"max_length", 5}};
-     },
-     {"truncation is set", "set it to null"}},
-    {"padding",
-     [](json& f) {
-         f["padding"] = {{"length", 5}};
-     },
-     {"padding is set", "set it to null"}},
     {"normalizer",
      [](json& f) {
          f["normalizer"] = {{"type", "Lowercase"}};
@@ -260,6 +250,8 @@ TEST(Tokenizer, AcceptsWhatChangesNothing) {
     file["model"]["dropout"] = 0.0;
     file["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array()}};
     file["decoder"] = nullptr;
+    file["truncation"] = {{"direction", "Right"}, {"max_length", 1}, {"strategy", "LongestFirst"}, {"stride", 0}};
+    file["padding"] = {{"strategy", {{"Fixed", 64}}}, {"pad_id", 0}, {"pad_token", "<|endoftext|>"}};
     EXPECT_EQ(parse_tokenizer(file.dump(), "some.json")->encode("The quick fox"), tokens);
 }
 
