@@ -2,20 +2,27 @@
 """Compare two runs step by step: the same bits, or within a tolerance. NaN never equals anything.
 
 Reads log.jsonl of both run folders, and the tensors of the newest checkpoint that both have (weights and AdamW's
-moments). What depends on the clock (seconds, tokens per second) is left out. Exit code 0: equal; 1: they differ; 2: bad
-usage or input. Needs Python 3.9 or later and nothing else.
+moments), also while they run. What depends on the clock (seconds, tokens per second) is left out. Exit code 0: equal;
+1: they differ; 2: they could not be compared, for bad usage or input. Needs Python 3.9 or later and nothing else.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import operator
+import os
 import pathlib
+import re
 import sys
 from array import array
 from dataclasses import dataclass
 from typing import BinaryIO, Iterator, NoReturn, Optional
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from regular_files import open_regular, read_regular  # noqa: E402
 
 FIELDS = ("loss", "val_loss", "grad_norm", "lr", "tokens", "loss_scale", "skipped")
 
@@ -29,36 +36,90 @@ With a tolerance, |a - b| <= tolerance * max(|a|, |b|) must hold for each logged
 """
 
 
-def stop(message: str) -> NoReturn:
-    print(f"compare_runs: error: {message}", file=sys.stderr)
-    sys.exit(2)
+MAX_NUMBER = 2**63 - 1  # ./train counts in int64
+MAX_LINE_BYTES = 1 << 20  # those of ./train have less than 1000
+MAX_SHOWN = 1000  # characters of a message; what stands in a file may be longer
+
+
+class CannotCompare(Exception):
+    """Ends the program with one line on stderr and code 2."""
+
+
+def printable(text: str) -> str:
+    """On one line, and nothing in it that a terminal would obey."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def parse_json(data: bytes) -> object:
+    """Raises ValueError; what is not in the standard (NaN, keys that stand twice) is refused too."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=distinct_keys)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def count_of(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise ValueError(f"{value!r:.40} is no whole number from 0 to {MAX_NUMBER}")
+    return value
+
+
+# ---- Logs -----------------------------------------------------------------------------------------------------------
 
 
 def number(value: object) -> Optional[float]:
     """A logged value; non-finite ones are logged as strings, and None stands where a value does not apply."""
-    return None if value is None else float(value)  # type: ignore[arg-type]
-
-
-# ---- Logs -----------------------------------------------------------------------------------------------------------
+    if value is None or value in ("nan", "inf", "-inf"):
+        return None if value is None else float(value)  # type: ignore[arg-type]
+    if not isinstance(value, (bool, int, float)):
+        raise ValueError(f"{value!r:.40} is no number")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError("a number is larger than any that is logged")
+    return result
 
 
 def read_log(run: pathlib.Path) -> dict[int, dict]:
     path = run / "log.jsonl"
     steps: dict[int, dict] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open_regular(str(path)) as file:
+            for index, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+                where = f"{path}, line {index}"
+                try:
+                    if len(line) > MAX_LINE_BYTES:
+                        raise ValueError(f"it is longer than {MAX_LINE_BYTES} bytes")
+                    entry = parse_json(line)
+                    if not isinstance(entry, dict):
+                        raise ValueError("it is no JSON object")
+                    missing = [field for field in ("step", *FIELDS) if field not in entry]
+                    if missing:
+                        raise ValueError(f"it has no {missing[0]}")
+                    values = {field: number(entry[field]) for field in FIELDS}
+                    step = count_of(entry["step"])
+                except ValueError as error:
+                    raise CannotCompare(f"{where}: no log line ({error}), was the run killed? Resume it first") \
+                        from error
+                if step in steps:
+                    raise CannotCompare(f"{where}: step {step} stands there twice")
+                steps[step] = values
     except OSError as error:
-        stop(f"cannot read {path}: {error.strerror}, name a run folder")
-    for index, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            values = {field: number(entry.get(field)) for field in FIELDS}
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            stop(f"{path}, line {index}: no log line ({error}), was the run killed? Resume it first")
-        if step in steps:
-            stop(f"{path}, line {index}: step {step} stands there twice")
-        steps[step] = values
+        raise CannotCompare(f"cannot read {path}: {error.strerror}, name a run folder") from error
     return steps
 
 
@@ -82,46 +143,73 @@ def compare_logs(a: dict[int, dict], b: dict[int, dict], tolerance: float) -> li
 # ---- Checkpoints ----------------------------------------------------------------------------------------------------
 
 CHUNK = 1 << 20  # elements at a time: a checkpoint may be larger than memory
+ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
+                 "U16": 2, "U8": 1, "BOOL": 1}
+MAX_HEADER_BYTES = 100_000_000  # that of the safetensors library
+ATTEMPTS = 20  # at a checkpoint that both have, while runs remove theirs
 
 
 @dataclass
 class Entry:
     """A tensor in a safetensors file (8 bytes of header length, the header as JSON, the data)."""
-    path: pathlib.Path
+    path: str
+    file: BinaryIO
     dtype: str
     shape: list[int]
     begin: int  # in the file
     end: int
 
 
-def read_header(path: pathlib.Path) -> dict[str, Entry]:
+def read_header(path: str, file: BinaryIO) -> dict[str, Entry]:
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if length > size - 8:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
-        entries = {}
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = (8 + length + int(offset) for offset in tensor["data_offsets"])
-            if not 8 + length <= begin <= end <= size:
-                raise ValueError(f"{name} reaches beyond the file")
-            entries[name] = Entry(path, tensor["dtype"], tensor["shape"], begin, end)
-        return entries
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        stop(f"{path} is no whole safetensors file ({error}), resume the run, or compare others")
+        length = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError("the header is longer than the file, or than any header")
+        header = parse_json(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        entries = {name: read_entry(path, file, name, tensor, 8 + length)
+                   for name, tensor in header.items() if name != "__metadata__"}
+    except (OSError, ValueError) as error:
+        raise CannotCompare(f"{path} is no whole safetensors file ({error}), resume the run, or compare others") \
+            from error
+    at = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != at:
+            raise CannotCompare(f"{path} is no whole safetensors file ({name} begins at byte {entry.begin} and not at "
+                                f"{at}, where the tensor before it ends), resume the run, or compare others")
+        at = entry.end
+    if at != size:
+        raise CannotCompare(f"{path} is no whole safetensors file (it has {size} bytes, its tensors end at {at}), "
+                            "resume the run, or compare others")
+    return entries
 
 
-def chunks(file: BinaryIO, entry: Entry) -> Iterator[array]:
-    file.seek(entry.begin)
+def read_entry(path: str, file: BinaryIO, name: str, tensor: object, data: int) -> Entry:
+    """data: where the tensors begin in the file."""
+    keys = ("dtype", "shape", "data_offsets")
+    if not isinstance(tensor, dict) or sorted(tensor) != sorted(keys):
+        raise ValueError(f"{name} has not the keys dtype, shape and data_offsets alone")
+    dtype, shape, offsets = (tensor[key] for key in keys)
+    if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
+        raise ValueError(f"{name} has the dtype {dtype!r:.40}")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"{name} has no shape, or not two data_offsets")
+    num_bytes = math.prod(map(count_of, shape)) * ELEMENT_BYTES[dtype]
+    begin, end = map(count_of, offsets)
+    if end - begin != num_bytes:
+        raise ValueError(f"{name} is {dtype} {shape}, which are {num_bytes} bytes, and has {end - begin}")
+    return Entry(path, file, dtype, shape, data + begin, data + end)
+
+
+def chunks(entry: Entry) -> Iterator[array]:
+    entry.file.seek(entry.begin)
     left = entry.end - entry.begin
     while left > 0:
-        data = file.read(min(left, 4 * CHUNK))
-        if not data:
-            stop(f"{entry.path} became shorter while it was read")
+        data = entry.file.read(min(left, 4 * CHUNK))
+        if len(data) != min(left, 4 * CHUNK):
+            raise CannotCompare(f"{entry.path} became shorter while it was read")
         left -= len(data)
         values = array("f")
         values.frombytes(data)
@@ -134,14 +222,11 @@ def tensor_difference(a: Entry, b: Entry) -> tuple[bool, float]:
     """Whether the bits are the same and hold no NaN, and |a - b| / max(|a|, |b|) in the L2 norm."""
     is_same = True
     norm_a = norm_b = norm_difference = 0.0
-    with open(a.path, "rb") as file_a, open(b.path, "rb") as file_b:
-        for x, y in zip(chunks(file_a, a), chunks(file_b, b)):
-            norm_a += sum(map(operator.mul, x, x))
-            if x.tobytes() == y.tobytes():
-                norm_b += sum(map(operator.mul, y, y))
-                continue
+    for x, y in zip(chunks(a), chunks(b)):  # of one shape, so that both have as many
+        norm_a += sum(map(operator.mul, x, x))
+        norm_b += sum(map(operator.mul, y, y))
+        if x.tobytes() != y.tobytes():
             is_same = False
-            norm_b += sum(map(operator.mul, y, y))
             difference = list(map(operator.sub, x, y))
             norm_difference += sum(map(operator.mul, difference, difference))
     if not math.isfinite(norm_a + norm_b):
@@ -149,40 +234,93 @@ def tensor_difference(a: Entry, b: Entry) -> tuple[bool, float]:
     return is_same, math.sqrt(norm_difference / max(norm_a, norm_b)) if norm_difference else 0.0
 
 
-def steps_with_checkpoint(run: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Folders named step-00001000; those being written have another ending."""
-    folders = (run / "checkpoints").glob("step-*")
-    return {int(path.name[5:]): path for path in folders if path.name[5:].isdigit() and path.is_dir()}
+def steps_with_checkpoint(run: pathlib.Path) -> dict[int, str]:
+    """Folders named step-00001000; those being written or removed have another ending."""
+    try:
+        names = os.listdir(run / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise CannotCompare(f"cannot look into {run / 'checkpoints'}: {error.strerror}") from error
+    steps = {int(name[5:]): str(run / "checkpoints" / name) for name in names
+             if re.fullmatch("step-[0-9]{8,19}", name) and name == f"step-{int(name[5:]):08}"}
+    return {step: path for step, path in steps.items() if os.path.isdir(path)}
+
+
+def open_checkpoint(folder: str, closing: contextlib.ExitStack) -> dict[str, BinaryIO]:
+    """Its safetensors files, all of them open: a run that removes the checkpoint now takes nothing from us.
+
+    Raises FileNotFoundError if it was removed meanwhile (its folder is renamed before its files go)."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    closing.callback(os.close, number)
+    files = {}
+    for name in sorted(os.listdir(number)):
+        if name.endswith(".safetensors"):
+            try:
+                files[name] = closing.enter_context(open_regular(name, number))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise CannotCompare(f"cannot read {folder}/{name}: {error.strerror}") from error
+    now, then = os.stat(folder), os.fstat(number)
+    if (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino):
+        raise FileNotFoundError(folder)
+    return files
 
 
 def compare_checkpoints(run_a: pathlib.Path, run_b: pathlib.Path, tolerance: float) -> tuple[str, list[str]]:
     """What was compared, and the tensors that differ, the worst first."""
-    a, b = steps_with_checkpoint(run_a), steps_with_checkpoint(run_b)
-    if not a.keys() & b.keys():
-        return "no checkpoint in common", []
-    step = max(a.keys() & b.keys())
-    files = sorted({path.name for folder in (a[step], b[step]) for path in folder.glob("*.safetensors")})
+    had_common = False
+    for _ in range(ATTEMPTS):
+        a, b = steps_with_checkpoint(run_a), steps_with_checkpoint(run_b)
+        if not a.keys() & b.keys():
+            break
+        had_common = True
+        step = max(a.keys() & b.keys())
+        with contextlib.ExitStack() as closing:
+            try:
+                files_a, files_b = open_checkpoint(a[step], closing), open_checkpoint(b[step], closing)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it was removed: the runs may have a newer one
+            except OSError as error:
+                raise CannotCompare(f"cannot read the checkpoints of step {step}: {error.strerror}") from error
+            return compare_files(step, (a[step], files_a), (b[step], files_b), tolerance)
+    if had_common:
+        raise CannotCompare("the runs remove their checkpoints faster than they are read, compare them when they have "
+                            "ended, or let them keep more (checkpoint.keep)")
+    return "no checkpoint in common" if a or b else "no checkpoint in common, since neither has one", []
+
+
+def compare_files(step: int, one: tuple[str, dict[str, BinaryIO]], other: tuple[str, dict[str, BinaryIO]],
+                  tolerance: float) -> tuple[str, list[str]]:
+    """As compare_checkpoints, of one step; one, other: the folder and its open files."""
+    (folder_a, files_a), (folder_b, files_b) = one, other
+    if not files_a and not files_b:
+        raise CannotCompare(f"{folder_a} and {folder_b} hold no safetensors file, so that no weights can be compared")
     differences: list[tuple[float, str]] = []
     num_tensors = 0
-    for file in files:
-        if not all((folder / file).exists() for folder in (a[step], b[step])):
+    for file in sorted(files_a.keys() | files_b.keys()):
+        if file not in files_a or file not in files_b:
             differences.append((math.inf, f"{file} is in one run alone"))
             continue
-        one, other = read_header(a[step] / file), read_header(b[step] / file)
-        for name in sorted(one.keys() | other.keys()):
+        tensors_a = read_header(f"{folder_a}/{file}", files_a[file])
+        tensors_b = read_header(f"{folder_b}/{file}", files_b[file])
+        for name in sorted(tensors_a.keys() | tensors_b.keys()):
             num_tensors += 1
-            x, y = one.get(name), other.get(name)
+            x, y = tensors_a.get(name), tensors_b.get(name)
             if x is None or y is None:
                 differences.append((math.inf, f"{name} is in one run alone"))
             elif (x.dtype, x.shape) != (y.dtype, y.shape):
                 differences.append((math.inf, f"{name} is {x.dtype} {x.shape} and {y.dtype} {y.shape}"))
             elif x.dtype != "F32":
-                stop(f"{x.path}: {name} is {x.dtype}, only F32 can be compared")
+                raise CannotCompare(f"{x.path}: {name} is {x.dtype}, only F32 can be compared")
             else:
                 is_same, relative = tensor_difference(x, y)
                 if not (is_same or (tolerance > 0 and relative <= tolerance)):
                     what = "holds values that are not finite" if math.isnan(relative) else f"differs by {relative:.2e}"
                     differences.append((math.inf if math.isnan(relative) else relative, f"{name} {what}"))
+    if not num_tensors and not differences:
+        raise CannotCompare(f"the checkpoints of step {step} hold no tensors, so that no weights can be compared")
     differences.sort(key=lambda difference: -difference[0])
     lines = [f"checkpoint of step {step}: {text}" for _, text in differences]
     return f"{num_tensors} tensors of the checkpoint of step {step}", lines
@@ -196,13 +334,14 @@ def note_other_settings(run_a: pathlib.Path, run_b: pathlib.Path) -> None:
         return {key: leaf for name, inner in value.items() for key, leaf in fields(inner, f"{path}.{name}").items()}
 
     try:
-        a, b = (fields(json.loads((run / "config.json").read_text(encoding="utf-8")), "") for run in (run_a, run_b))
-    except (OSError, ValueError):
+        a, b = (fields(parse_json(read_regular(str(run / "config.json"), MAX_LINE_BYTES)), "")
+                for run in (run_a, run_b))
+    except (OSError, ValueError, RecursionError):
         return
     names = sorted(name[1:] for name in a.keys() | b.keys() if a.get(name) != b.get(name))
     names = [name for name in names if name not in ("name", "run_dir")]
     if names:
-        print(f"note: the configs differ in {', '.join(names)}")
+        print(printable(f"note: the configs differ in {', '.join(names)}"))
 
 
 # ---- The command line -----------------------------------------------------------------------------------------------
@@ -210,30 +349,23 @@ def note_other_settings(run_a: pathlib.Path, run_b: pathlib.Path) -> None:
 
 def show(differences: list[str]) -> None:
     for line in differences[:10]:
-        print(line)
+        print(printable(line))
     if len(differences) > 10:
         print(f"... and {len(differences) - 10} more")
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        stop(f"{message}, see --help")
+        self.exit(2, f"compare_runs: error: {printable(message)}, see --help\n")
 
 
-def main() -> int:
-    parser = Parser(prog="compare_runs", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description="Compare two runs step by step.", epilog=EXAMPLES)
-    parser.add_argument("run_a", type=pathlib.Path, metavar="RUN_A")
-    parser.add_argument("run_b", type=pathlib.Path, metavar="RUN_B")
-    parser.add_argument("--tolerance", type=float, default=0.0, metavar="X",
-                        help="relative difference that is still equal; 0, the default, wants the same bits")
-    args = parser.parse_args()
+def compare(args: argparse.Namespace) -> int:
     if not 0 <= args.tolerance < math.inf:
-        stop(f"--tolerance is {args.tolerance}, it must be 0 or more")
+        raise CannotCompare(f"--tolerance is {args.tolerance}, it must be 0 or more")
     a, b = read_log(args.run_a), read_log(args.run_b)
     common = a.keys() & b.keys()
     if not common:
-        stop("the runs have no step in common, so there is nothing to compare")
+        raise CannotCompare("the runs have no step in common, so there is nothing to compare")
     logs = compare_logs(a, b, args.tolerance)
     compared, checkpoints = compare_checkpoints(args.run_a, args.run_b, args.tolerance)
     show(logs)
@@ -245,6 +377,32 @@ def main() -> int:
     print(f"{'differ' if differs else 'equal'}: {len(common)} common steps, {compared}"
           + (f", {left_out} steps in one run alone" if left_out else ""))
     return 1 if differs else 0
+
+
+def main() -> int:
+    parser = Parser(prog="compare_runs", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description="Compare two runs step by step.", epilog=EXAMPLES)
+    parser.add_argument("run_a", type=pathlib.Path, metavar="RUN_A")
+    parser.add_argument("run_b", type=pathlib.Path, metavar="RUN_B")
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="X",
+                        help="relative difference that is still equal; 0, the default, wants the same bits")
+    args = parser.parse_args()
+    try:
+        code = compare(args)
+        sys.stdout.flush()
+        return code
+    except CannotCompare as error:
+        message = f"could not compare: {error}"
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # nobody reads on, and there is nowhere to say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except Exception as error:  # 1 would say that the runs differ
+        message = f"could not compare: internal fault: {type(error).__name__}: {error}, please report it"
+    sys.stdout.flush()
+    print(f"compare_runs: error: {printable(message)}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
