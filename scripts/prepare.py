@@ -15,9 +15,9 @@ import argparse
 import json
 import os
 import re
+import struct
 import sys
 import time
-from collections import Counter
 from typing import NoReturn, Optional
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -25,14 +25,15 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # flake8: noqa: E402
 from prepare_common import (MAX_TOKENS, MB, Interrupted, PrepareError, Progress, Stop, counted, require_packages,
                             tell)
-from prepare_files import FORMATS, Filter, Listing, list_files, machine_text
-from prepare_read import Reader
-from prepare_tokenize import BytesTokenizer, JsonTokenizer
+from prepare_files import FORMATS, UNKNOWN_KIND, Filter, Listing, Skipped, list_files, machine_text
+from prepare_read import Reader, with_crlf
+from prepare_tokenize import MAX_TOKENIZER_BYTES, BytesTokenizer, JsonTokenizer
 from prepare_train import MIN_VOCABULARY, Sample, train_in_child
 from prepare_work import Pool, Worker
 from prepare_write import Output, Work, check_output, meta_json, write_file
+from regular_files import read_regular
 
-VERSION = 1  # of the results: unfinished work of another version is not gone on with
+VERSION = 2  # of the results: unfinished work of another version is not gone on with
 DEFAULT_FIELD = "text"
 DEFAULT_TRAIN_MB = 200
 MAX_PROCESSES = 256
@@ -206,12 +207,21 @@ def check_listing(listing: Listing, args: argparse.Namespace) -> None:
     require_packages(needed)
 
 
-def describe(skipped: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+ADVICE = {UNKNOWN_KIND: "unpack or convert them, or pass --format if a name is wrong",
+          "binary": "text files with a NUL byte in them"}
 
 
-def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: Counter[str], folder: str,
-            seconds: float, read_before: int) -> str:
+def describe(skipped: Skipped) -> list[str]:
+    """What was passed over, by reason, and an example of each."""
+    lines = [f"skipped: {skipped.describe() or 'nothing'}"]
+    for reason, example in sorted(skipped.examples.items()):
+        advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
+        lines.append(f"         {reason}: such as {example}{advice}")
+    return lines
+
+
+def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: Skipped, folder: str, seconds: float,
+            read_before: int) -> str:
     """read_before: bytes of text that an earlier, stopped run did."""
     lines = []
     for name, split in (("train", output.train.split), ("val", output.val.split)):
@@ -221,7 +231,7 @@ def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: 
     if tokenizer.name != "bytes":
         tokens = output.train.split.tokens + output.val.split.tokens
         lines.append(f"tokens:  {text_bytes / tokens:.3f} bytes each, {tokenizer.eot_name} ends a document")
-    lines.append(f"skipped: {describe(skipped) or 'nothing'}")
+    lines += describe(skipped)
     if output.replaced:
         were = "was" if output.replaced == 1 else "were"
         lines.append(f"UTF-8:   {counted(output.replaced, 'document')} {were} not, what was unreadable became U+FFFD")
@@ -241,6 +251,14 @@ def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: 
     return "\n".join(lines)
 
 
+def read_tokenizer(path: str) -> bytes:
+    try:
+        return read_regular(path, MAX_TOKENIZER_BYTES)
+    except OSError as error:
+        raise PrepareError(f"cannot read the tokenizer {path}: {error.strerror}, name another file in "
+                           "--tokenizer") from error
+
+
 class Preparation:
     """One run of the command, from the listing to the complete folder."""
 
@@ -250,12 +268,12 @@ class Preparation:
         self.field = args.field or DEFAULT_FIELD
         self.tokenizer: BytesTokenizer | JsonTokenizer = BytesTokenizer()
         if args.tokenizer != "bytes" and self.vocab_size is None:
-            with open(args.tokenizer, "rb") as file:
-                self.tokenizer = JsonTokenizer(args.tokenizer, file.read(), args.eot_token)
+            self.tokenizer = JsonTokenizer(args.tokenizer, read_tokenizer(args.tokenizer), args.eot_token)
         self.work = Work(output)
         self.output: Optional[Output] = None
         self.read_before = 0  # bytes of text that an earlier run did
         self.warned: set[str] = set()
+        self.has_crlf_separator = False  # --split-on was found but for its line breaks
 
     def command(self) -> dict:
         """What the result depends on. The keys are words for the message that one of them changed."""
@@ -282,7 +300,8 @@ class Preparation:
             if self.output is not None:
                 self.output.abandon()
             is_input_bad = isinstance(error, PrepareError) and error.code == 2 and not isinstance(error, Refused)
-            if self.work.state is None or is_input_bad:
+            is_others = isinstance(error, Refused)  # what a stopped run left stays as it is
+            if not is_others and (self.work.state is None or is_input_bad):
                 self.work.remove()
             elif isinstance(error, Interrupted):
                 error.advice = f"run the same command again to go on, what is done is in {self.work.folder}"
@@ -295,6 +314,10 @@ class Preparation:
     def _begin_or_go_on(self) -> None:
         command = json.loads(json.dumps(self.command()))
         done = self.work.state
+        if self.work.damage and not self.args.restart:
+            self.work.journal.close()
+            raise Refused(f"what a stopped run left in {self.work.folder} is damaged ({self.work.damage}), pass "
+                          "--restart to begin anew")
         if done is not None and not self.args.restart:
             kept = {key: value for key, value in self.work.command.items() if key in command}
             changed = [key for key in command if kept.get(key) != command[key]]
@@ -313,7 +336,7 @@ class Preparation:
         if self.work.state is not None:
             try:
                 self.output.restore(self.work.state)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, struct.error) as error:
                 self.work.journal.close()
                 raise Refused(f"what a stopped run left in {self.work.folder} is damaged ({error}), pass --restart to "
                               "begin anew") from error
@@ -334,8 +357,7 @@ class Preparation:
             tell(sys.stderr, f"prepare: training a tokenizer of {self.vocab_size} tokens on {part}\n")
             content, text_bytes = train_in_child(sample, self.vocab_size, self.args.processes, self.stop)
             write_file(self.work.folder, "tokenizer.json", content)
-        with open(path, "rb") as file:
-            self.tokenizer = JsonTokenizer(path, file.read(), None)
+        self.tokenizer = JsonTokenizer(path, read_tokenizer(path), None)
         if self.work.state is None:
             if self.tokenizer.vocab_size < self.vocab_size:
                 tell(sys.stderr, f"prepare: the text gave {self.tokenizer.vocab_size} tokens, not {self.vocab_size}: "
@@ -348,8 +370,12 @@ class Preparation:
         output = self.output
         assert output is not None
         if output.largest < 0:
-            found = describe(self.listing.skipped + output.skipped) or "none"
-            raise PrepareError(f"no documents in the input (skipped: {found}), check --input, --include and --exclude")
+            skipped = self.skipped()
+            found = ", ".join(f"{count} {reason}, such as {skipped.examples[reason]}"
+                              for reason, count in sorted(skipped.counts.items()))
+            raise PrepareError(f"no documents in the input (skipped: {found or 'none'}), check --input, --include and "
+                               "--exclude")
+        self._warn_of_split_on()
         if self.args.val_fraction == 0 or (output.train.split.documents and output.val.split.documents):
             return
         if output.smallest == output.largest:
@@ -364,6 +390,27 @@ class Preparation:
         self._pack_once()
         if not (output.train.split.documents and output.val.split.documents):
             raise PrepareError("the input files changed during the run, run again when nothing writes to them")
+
+    def skipped(self) -> Skipped:
+        """Of the listing and of what was read."""
+        assert self.output is not None
+        total = Skipped()
+        total.include(self.listing.skipped)
+        total.include(self.output.skipped)
+        return total
+
+    def _warn_of_split_on(self) -> None:
+        """A separator that stands nowhere is most likely mistyped; that each file is one document may be right too."""
+        separator = self.args.split_on
+        assert self.output is not None
+        if not separator or self.output.separators:
+            return
+        advice = ""
+        if self.has_crlf_separator:
+            escaped = os.fsdecode(with_crlf(separator)).replace("\r", "\\r").replace("\n", "\\n")
+            advice = f"; the lines there end with CRLF, --split-on '{escaped}' would be found"
+        tell(sys.stderr, "prepare: WARNING: the text of --split-on stands nowhere in the input, so each text file is one "
+                         f"document{advice}\n")
 
     def _pack_once(self) -> None:
         output = self.output
@@ -390,6 +437,7 @@ class Preparation:
                 self.work.commit(output, is_due=True)
             raise
         finally:
+            self.has_crlf_separator |= reader.has_crlf_separator
             pool.close()
             progress.finish()
 
@@ -411,7 +459,7 @@ def run(args: argparse.Namespace, stop: Stop) -> None:
     preparation.run()
     done = preparation.output
     assert done is not None
-    tell(sys.stdout, summary(done, preparation.tokenizer, listing.skipped + done.skipped, args.output,
+    tell(sys.stdout, summary(done, preparation.tokenizer, preparation.skipped(), args.output,
                              time.monotonic() - start, preparation.read_before) + "\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 import stat
 import sys
 import sysconfig
@@ -12,10 +13,18 @@ from dataclasses import dataclass, field
 from typing import Iterator, Optional
 
 from prepare_common import MB, PrepareError, Stop, counted, tell
+from regular_files import read_regular
 
 MACHINE_TEXT_MIN_BYTES = 1_000_000
 SYSTEM_HEADERS = "/usr/include"
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+# Files of these kinds are not read. By their bytes most would be taken for binary, and some for text.
+NOT_READ = frozenset((".zstd", ".bz2", ".xz", ".lzma", ".lz4", ".br", ".snappy", ".zip", ".7z", ".rar", ".tar", ".tgz",
+                      ".tbz2", ".txz", ".tzst", ".arrow", ".feather", ".avro", ".npy", ".npz", ".h5", ".hdf5", ".tfrecord",
+                      ".pdf", ".docx", ".odt", ".epub", ".safetensors"))
+UNKNOWN_KIND = "of a kind that is not read"
+HASH_NAME = re.compile(r"[0-9a-f]{30,128}", re.ASCII)  # what stores of objects call their files
+REVISION = re.compile(r"[0-9a-f]{40}", re.ASCII)
 FORMATS = ("text", "jsonl", "parquet")
 
 
@@ -28,21 +37,32 @@ class InputFile:
     compression: str  # "", "gz" or "zst"
 
 
-def kind_of(path: str, format: Optional[str]) -> tuple[str, str]:
-    """Format and compression by the suffix; format, where given, instead of the suffix's.
+def suffixes(path: str) -> tuple[str, str]:
+    """The suffix of what the file holds, and that of its compression or ""."""
+    stem, suffix = os.path.splitext(os.path.basename(path).lower())
+    return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSIONS else (suffix, "")
+
+
+def format_of(path: str) -> str:
+    """What the name says of its content: one of FORMATS, UNKNOWN_KIND, or "" where it says nothing that is known.
 
     A plain .json is text, since it need not hold one record per line (configs and notebooks do not); a compressed one
     is a part of a corpus.
     """
-    stem, suffix = os.path.splitext(path.lower())
-    compression = COMPRESSIONS.get(suffix, "")
-    if compression:
-        suffix = os.path.splitext(stem)[1]
-    if format is None:
-        if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and compression):
-            format = "jsonl"
-        else:
-            format = "parquet" if suffix == ".parquet" else "text"
+    suffix, compression = suffixes(path)
+    if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and compression):
+        return "jsonl"
+    if suffix == ".parquet":
+        return "parquet"
+    if suffix in NOT_READ:
+        return UNKNOWN_KIND
+    return "text" if compression else ""
+
+
+def kind_of(path: str, format: Optional[str]) -> tuple[str, str]:
+    """Format and compression by the suffix; format, where given, instead of the suffix's."""
+    compression = COMPRESSIONS.get(suffixes(path)[1], "")
+    format = format or format_of(path) or "text"
     if format == "parquet" and compression:
         raise PrepareError(f"{path} is a compressed parquet file, unpack it first (its pages are compressed as they "
                            "are)")
@@ -57,6 +77,11 @@ class Filter:
     def excludes(self, name: str, relative: str) -> bool:
         return _matches(name, relative, self.exclude)
 
+    def names_hidden(self, name: str, relative: str) -> bool:
+        """Whether a pattern that begins with a dot asks for it: '*' does not."""
+        dotted = [pattern for pattern in self.include if os.path.basename(pattern).startswith(".")]
+        return _matches(name, relative, dotted)
+
     def takes(self, name: str, relative: str) -> bool:
         included = not self.include or _matches(name, relative, self.include)
         return included and not self.excludes(name, relative)
@@ -66,10 +91,29 @@ def _matches(name: str, relative: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(relative, p) for p in patterns)
 
 
+class Skipped:
+    """How many inputs were passed over for which reason, with an example of each."""
+
+    def __init__(self, counts: Optional[dict[str, int]] = None, examples: Optional[dict[str, str]] = None) -> None:
+        self.counts: Counter[str] = Counter(counts or {})
+        self.examples: dict[str, str] = dict(examples or {})
+
+    def add(self, reason: str, example: str, count: int = 1) -> None:
+        self.counts[reason] += count
+        self.examples.setdefault(reason, example)
+
+    def include(self, other: Skipped) -> None:
+        for reason, count in other.counts.items():
+            self.add(reason, other.examples[reason], count)
+
+    def describe(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+
+
 @dataclass
 class Listing:
     files: list[InputFile] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Skipped = field(default_factory=Skipped)
 
     @property
     def bytes(self) -> int:
@@ -91,19 +135,55 @@ class Entry:
 
 
 def list_files(inputs: list[str], chosen: Filter, output: str, stop: Stop, format: Optional[str] = None) -> Listing:
+    """Each file once, however many names lead to it, in the place of the name that says best what it holds."""
     listing = Listing()
-    seen_files: set[str] = set()
+    groups: dict[object, list[tuple[int, Entry, os.stat_result]]] = {}
+    number = 0
     for root in inputs:
         for entry, info in walk(root, chosen, output, listing.skipped, stop):
-            if entry.real in seen_files:
-                listing.skipped["already taken"] += 1
-                continue
-            seen_files.add(entry.real)
-            listing.files.append(InputFile(entry.path, info.st_size, info.st_mtime_ns, *kind_of(entry.path, format)))
+            # Two hard links have no path in common.
+            identity = (info.st_dev, info.st_ino) if info.st_nlink > 1 else entry.real
+            groups.setdefault(identity, []).append((number, entry, info))
+            number += 1
+    taken = []
+    for names in groups.values():
+        place, entry, info = min(names, key=lambda name: (rank(name[1].path), name[0]))
+        for _, other, _ in names:
+            if other is not entry:
+                listing.skipped.add("already taken", other.path)
+        agreed = format or agreed_format([other.path for _, other, _ in names] + [entry.real])
+        taken.append((place, entry, info, agreed))
+    for _, entry, info, agreed in sorted(taken, key=lambda file: file[0]):
+        if agreed == UNKNOWN_KIND:
+            listing.skipped.add(UNKNOWN_KIND, entry.path)
+            continue
+        named = entry.path if rank(entry.path) <= rank(entry.real) else entry.real
+        listing.files.append(InputFile(entry.path, info.st_size, info.st_mtime_ns, *kind_of(named, agreed or None)))
     return listing
 
 
-def walk(root: str, chosen: Filter, output: str, skipped: Counter[str],
+def rank(path: str) -> int:
+    """How much a name says of what its file holds, the most first."""
+    name = os.path.basename(path)
+    if format_of(path):
+        return 0
+    return 2 if HASH_NAME.fullmatch(name) else 1
+
+
+def agreed_format(paths: list[str]) -> str:
+    """What the names of one file say that it holds, or "". Names that say two things are refused."""
+    said: dict[str, str] = {}
+    for path in paths:
+        if format_of(path):
+            said.setdefault(format_of(path), path)
+    if len(said) > 1:
+        first, second = list(said.values())[:2]
+        raise PrepareError(f"{first} and {second} are one file, and their names say two things of what it holds, leave "
+                           "one of them out with --exclude or pass --format")
+    return next(iter(said), "")
+
+
+def walk(root: str, chosen: Filter, output: str, skipped: Skipped,
          stop: Stop) -> Iterator[tuple[Entry, os.stat_result]]:
     """Yields the chosen files below root, depth first and sorted by name, so that equal inputs give equal output."""
     entered: set[str] = set()  # real paths: a link back to a parent folder ends here instead of going round
@@ -113,21 +193,29 @@ def walk(root: str, chosen: Filter, output: str, skipped: Counter[str],
         entry = stack.pop()
         name = os.path.basename(entry.path)
         relative = entry.relative or name
+        # ._x.jsonl of macOS, .DS_Store, .git; what is named on the command line is taken
+        is_hidden = entry.relative != "" and name.startswith(".")
+        if is_hidden and not chosen.names_hidden(name, relative):
+            skipped.add("hidden", entry.path)
+            continue
         try:
             info = os.stat(entry.path)
         except OSError as error:
             if chosen.takes(name, relative):
                 warn_unreadable(entry.path, error)
-                skipped["unreadable"] += 1
+                skipped.add("unreadable", entry.path)
             continue
         if stat.S_ISDIR(info.st_mode):
             if entry.real not in entered and enters(entry, name, chosen, output):
                 entered.add(entry.real)
                 stack.extend(reversed(children(entry, skipped)))
         elif not chosen.takes(name, relative):
-            skipped["left out by pattern"] += 1
+            skipped.add("left out by pattern", entry.path)
         elif not stat.S_ISREG(info.st_mode):
-            skipped["not a regular file"] += 1  # opening a FIFO would wait for a writer forever
+            if not entry.relative:
+                raise PrepareError(f"{root} in --input is neither a file nor a folder (a pipe or a device has no size, "
+                                   "and no place to go on from), write it to a file first")
+            skipped.add("not a regular file", entry.path)  # opening a FIFO would wait for a writer forever
         else:
             yield entry, info
 
@@ -140,13 +228,13 @@ def enters(folder: Entry, name: str, chosen: Filter, output: str) -> bool:
     return not (name.startswith(".") or name == "__pycache__" or chosen.excludes(name, folder.relative))
 
 
-def children(folder: Entry, skipped: Counter[str]) -> list[Entry]:
+def children(folder: Entry, skipped: Skipped) -> list[Entry]:
     try:
         with os.scandir(folder.path) as scan:
             found = sorted(scan, key=lambda item: os.fsencode(item.name))
     except OSError as error:
         warn_unreadable(folder.path, error)
-        skipped["unreadable"] += 1
+        skipped.add("unreadable", folder.path)
         return []
     entries = []
     for item in found:
@@ -154,7 +242,58 @@ def children(folder: Entry, skipped: Counter[str]) -> list[Entry]:
         real = os.path.realpath(item.path) if item.is_symlink() else os.path.join(folder.real, item.name)
         relative = os.path.join(folder.relative, item.name)
         entries.append(Entry(item.path, relative, real))
-    return entries
+    return without_hub_store(folder, entries, skipped)
+
+
+# ---- The cache of huggingface_hub ----
+#
+# For each repository it has a folder: blobs/ with the files, named by their hashes; snapshots/REVISION/ with links to
+# them, under their names; refs/main with the revision that a download without further words gave.
+
+
+def is_hub_cache(folder: str) -> bool:
+    if not all(os.path.isdir(os.path.join(folder, name)) for name in ("blobs", "snapshots")):
+        return False
+    try:
+        # Who downloads by a revision's hash has no refs/.
+        return os.path.isdir(os.path.join(folder, "refs")) or \
+            all(map(REVISION.fullmatch, os.listdir(os.path.join(folder, "snapshots"))))
+    except OSError:
+        return False
+
+
+def without_hub_store(folder: Entry, entries: list[Entry], skipped: Skipped) -> list[Entry]:
+    """Of a hub cache what belongs to one revision; of any other folder all."""
+    parent, name = os.path.split(folder.real)
+    if is_hub_cache(folder.real):
+        kept = [entry for entry in entries if os.path.basename(entry.path) == "snapshots"]
+        for entry in entries:
+            if entry not in kept:
+                skipped.add("beside the snapshots of a Hugging Face cache", entry.path)
+        return kept
+    if name == "blobs" and not folder.relative and is_hub_cache(parent):
+        raise PrepareError(f"{folder.path} in --input is where a Hugging Face cache keeps files by their hashes, which "
+                           f"do not say what a file holds, name {os.path.join(parent, 'snapshots', 'REVISION')}")
+    if name != "snapshots" or not is_hub_cache(parent) or len(entries) < 2:
+        return entries
+    revision = hub_main_revision(parent)
+    kept = [entry for entry in entries if os.path.basename(entry.path) == revision]
+    if not kept:
+        raise PrepareError(f"{folder.path} holds {len(entries)} revisions of a Hugging Face cache, and its refs/main "
+                           f"names none of them, name one, such as {entries[0].path}, in --input")
+    for entry in entries:
+        if entry not in kept:
+            skipped.add("another revision of a Hugging Face cache", entry.path)
+    tell(sys.stderr, f"prepare: {folder.path} holds {len(entries)} revisions of a Hugging Face cache, of which "
+                     f"{revision} is taken, as its refs/main says\n")
+    return kept
+
+
+def hub_main_revision(folder: str) -> str:
+    try:
+        return read_regular(os.path.join(folder, "refs", "main"), 1000).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
 
 
 def warn_unreadable(path: str, error: OSError) -> None:

@@ -17,6 +17,7 @@ from prepare_streams import Stream
 UNIT_BYTES = 4 << 20
 FILE_COST = 4096  # what opening a small file costs, in bytes that could be tokenised meanwhile
 MAX_RECORD_BYTES = 256 << 20  # a record of JSONL or parquet is held in memory, several times over
+BOM = b"\xef\xbb\xbf"  # of UTF-8: it says how a file is written, and is none of its text
 MAX_WHOLE_BYTES = 64 << 20  # a document without a place to cut is tokenised at once, in some 50 times its size
 
 
@@ -44,6 +45,7 @@ class Piece:
     is_last: bool = False  # segments: ends the document, whose SHA-256 is digest
     digest: bytes = b""
     is_binary: bool = False  # segments: the document holds a NUL byte
+    separators: int = 0  # how many of --split-on were found in what this was cut from
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Reader:
     separator: bytes
     cut: Callable[[bytes, int], int]
     stop: Stop
+    has_crlf_separator: bool = False  # found so far: the separator, if its line breaks were CRLF
 
     def units(self, cursor: Cursor) -> Iterator[Unit]:
         pieces: list[Piece] = []
@@ -152,15 +155,22 @@ class Reader:
             start, done, buffer, is_at_end = cursor.offset, cursor.done, b"", False
             digest = self._digest(stream, done)
             is_binary = False
+            is_first = not start and not done
+            begin = 0  # of the first document
             while True:
                 if not is_at_end:
                     chunk = stream.read(UNIT_BYTES)
                     is_at_end = len(chunk) < UNIT_BYTES
                     buffer += chunk
+                    self._look_for_crlf(buffer)
+                if is_first:
+                    begin = start = len(buffer) - len(without_bom(buffer))
+                    buffer, is_first = without_bom(buffer), False
                 if digest is None:
                     documents = buffer.split(separator) if separator else [buffer]
+                    separators = len(documents) - 1
                     rest = documents[-1]
-                    if is_at_end and (rest or not (start or documents[:-1])):
+                    if is_at_end and (rest or not (start > begin or documents[:-1])):
                         rest = b""
                     else:
                         documents.pop()
@@ -169,7 +179,8 @@ class Reader:
                     if documents or is_at_end:
                         weight = sum(map(len, documents)) + 64 * len(documents)
                         place = None if is_at_end else Cursor(0, start)
-                        yield Piece("documents", path, documents), weight, place, stream.position
+                        piece = Piece("documents", path, documents, separators=separators)
+                        yield piece, weight, place, stream.position
                     if is_at_end:
                         return
                     if len(buffer) < UNIT_BYTES:
@@ -196,7 +207,8 @@ class Reader:
                 digest.update(data)
                 if is_last:
                     start += done + end + (len(separator) if end < len(buffer) else 0)
-                    piece = Piece("segment", path, data, is_last=True, digest=digest.digest(), is_binary=is_binary)
+                    piece = Piece("segment", path, data, is_last=True, digest=digest.digest(), is_binary=is_binary,
+                                  separators=int(end < len(buffer)))
                     is_file_done = is_at_end and end == len(buffer)
                     yield piece, end, None if is_file_done else Cursor(0, start), stream.position
                     if is_file_done or (is_binary and not separator):
@@ -208,6 +220,10 @@ class Reader:
                     done += place_to_cut
                     if data:
                         yield Piece("segment", path, data), len(data), Cursor(0, start, 1, done), stream.position
+
+    def _look_for_crlf(self, buffer: bytes) -> None:
+        if not self.has_crlf_separator and b"\n" in self.separator:
+            self.has_crlf_separator = with_crlf(self.separator) in buffer
 
     def _digest(self, stream: Stream, done: int) -> Optional["hashlib._Hash"]:
         """The hash of the part that is done of a document in segments, read once more; None for no such document."""
@@ -225,3 +241,12 @@ class Reader:
 
 def is_read_by_worker(file: InputFile, separator: bytes) -> bool:
     return file.format == "text" and not file.compression and not separator and file.size <= UNIT_BYTES
+
+
+def without_bom(data: bytes) -> bytes:
+    """data: the beginning of a file."""
+    return data[len(BOM):] if data.startswith(BOM) else data
+
+
+def with_crlf(separator: bytes) -> bytes:
+    return separator.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")

@@ -7,6 +7,7 @@ from typing import BinaryIO, Optional
 
 from prepare_common import PrepareError, Stop
 from prepare_files import InputFile
+from regular_files import open_regular
 
 SKIP_BYTES = 1 << 20
 # A block of zstd makes at most 128 KiB out of 4 bytes, so that this much input makes at most 128 MiB.
@@ -58,7 +59,7 @@ class Stream:
 
     def __init__(self, file: InputFile, stop: Stop) -> None:
         self.file, self.stop = file, stop
-        self.raw = open(file.path, "rb", buffering=0)
+        self.raw = open_regular(file.path, buffering=0)
         self.errors: tuple[type[BaseException], ...] = (EOFError,)
         if file.compression == "gz":
             self.reader = gzip.GzipFile(fileobj=self.raw)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 from prepare_common import PrepareError
 
 EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
+MAX_TOKENIZER_BYTES = 64 << 20  # as ./train; those of models with a quarter of a million tokens have 35 MB
 SLICE_BYTES = 4096  # of a document, tokenised at a time: 64 KiB and 1 MiB were slower
 BATCH_SLICES = 256
 WINDOWS = (1 << 12, 1 << 16, 1 << 32)  # bytes before a limit in which the last place to cut is looked for

@@ -13,10 +13,11 @@ from typing import Iterator
 
 from prepare_common import MB, PrepareError, Stop
 from prepare_files import InputFile, Listing
-from prepare_read import MAX_RECORD_BYTES, UNIT_BYTES, Cursor, Piece
+from prepare_read import MAX_RECORD_BYTES, UNIT_BYTES, Cursor, Piece, without_bom
 from prepare_streams import Stream
 from prepare_tokenize import EOT_NAMES, LLAMA3_PATTERN, BytesTokenizer
 from prepare_work import Result, Worker, read_document
+from regular_files import open_regular
 
 EOT_NAME = EOT_NAMES[0]
 MIN_VOCABULARY = 257  # every byte, and end-of-text
@@ -63,8 +64,8 @@ class Sample:
         elif file.size <= UNIT_BYTES and not file.compression:
             yield from self._without_separators(read_document(file.path))
         else:
-            for data, _ in self._blocks(file, share, WINDOW_BYTES):
-                yield from self._without_separators(data)
+            for data, place in self._blocks(file, share, WINDOW_BYTES):
+                yield from self._without_separators(data if place else without_bom(data))
 
     def _rows(self, file: InputFile, share: int) -> Iterator[bytes]:
         from prepare_parquet import open_parquet, rows
@@ -80,7 +81,7 @@ class Sample:
         """Whole lines, about share bytes of them, and at which decompressed byte they begin."""
         if not file.compression:
             count = max(1, share // WINDOW_BYTES)
-            with open(file.path, "rb") as source:
+            with open_regular(file.path) as source:
                 for index in range(count):
                     source.seek(file.size * index // count)
                     if index:
@@ -181,7 +182,7 @@ def train_in_child(sample: Sample, vocab_size: int, num_threads: int, stop: Stop
             stop.check()
         answer, text_bytes, code = ours.recv()
     except (EOFError, OSError) as error:
-        raise PrepareError("the training of the tokenizer was killed, most likely for memory, lower --train-bytes "
+        raise PrepareError("the training of the tokenizer was killed, most likely for memory, lower --train-mb "
                            f"(now {sample.budget / MB:.0f} MB)", code=1) from error
     finally:
         process.kill()

@@ -9,15 +9,17 @@ import queue
 import re
 import signal
 import sys
-from collections import Counter, deque
+from collections import deque
 from concurrent import futures
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Iterator, Optional
 
 from prepare_common import MAX_TOKENS, MB, PrepareError, Stop
-from prepare_read import MAX_WHOLE_BYTES, Piece, Unit
+from prepare_files import Skipped
+from prepare_read import MAX_WHOLE_BYTES, Piece, Unit, without_bom
 from prepare_tokenize import BytesTokenizer, JsonTokenizer, Text, eot_bytes
+from regular_files import open_regular
 
 READ_BYTES = 1 << 20
 UNITS_PER_PROCESS = 3  # one at work, one that waits for it, one that waits to be written
@@ -39,7 +41,7 @@ class Result:
     """What became of a unit. A segment's tokens are in train, without EOT, and its piece says what it is."""
     train: Documents = field(default_factory=Documents)
     val: Documents = field(default_factory=Documents)
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Skipped = field(default_factory=Skipped)
     replaced: int = 0  # documents with bytes that are no UTF-8
     smallest: int = 2**256  # the extremes of the documents' hashes
     largest: int = -1
@@ -60,18 +62,20 @@ class Worker:
             self._segment(unit.pieces[0], result)
             return result
         texts: list[Text] = []
+        paths: list[str] = []
         for piece in unit.pieces:
             for text in self._texts(piece, result):
                 if text.data:
                     texts.append(text)
+                    paths.append(piece.path)
                 else:
-                    result.skipped["empty"] += 1
+                    result.skipped.add("empty", piece.path)
         tokens, replaced = self.tokenizer.encode(texts, self.mask_field is not None)
         result.replaced += replaced
         sides: dict[bool, list] = {False: [], True: []}
-        for text, found in zip(texts, tokens):
+        for text, path, found in zip(texts, paths, tokens):
             if not found.ids:  # a normalizer may leave nothing
-                result.skipped["empty"] += 1
+                result.skipped.add("empty", path)
                 continue
             number = int.from_bytes(hashlib.sha256(text.data).digest(), "big")
             result.smallest = min(result.smallest, number)
@@ -92,18 +96,18 @@ class Worker:
 
     def _texts(self, piece: Piece, result: Result) -> Iterator[Text]:
         if piece.kind == "unreadable":
-            result.skipped["unreadable"] += 1
+            result.skipped.add("unreadable", piece.path)
             result.warnings.append((piece.path, f"skipped {piece.path}: {piece.data}"))
         elif piece.kind == "file":
             try:
                 document = read_document(piece.path)
             except OSError as error:
-                result.skipped["unreadable"] += 1
+                result.skipped.add("unreadable", piece.path)
                 result.warnings.append((piece.path, f"skipped {piece.path}: {error.strerror or error}"))
             else:
-                yield from self._unless_binary([document], result)
+                yield from self._unless_binary(piece.path, [document], result)
         elif piece.kind == "documents":
-            yield from self._unless_binary(piece.data, result)
+            yield from self._unless_binary(piece.path, piece.data, result)
         elif piece.kind == "lines":
             yield from self.records(piece, result)
         else:
@@ -111,24 +115,25 @@ class Worker:
                 ranges = piece.masks[index] if piece.masks is not None else None
                 yield self._text(data, None, ranges, f"row {piece.first + index} of {piece.path}")
 
-    def _unless_binary(self, documents: list[bytes], result: Result) -> Iterator[Text]:
+    def _unless_binary(self, path: str, documents: list[bytes], result: Result) -> Iterator[Text]:
         for document in documents:
             if b"\0" in document:
-                result.skipped["binary"] += 1
+                result.skipped.add("binary", path)
             else:
                 yield Text(document)
 
     def records(self, piece: Piece, result: Result) -> Iterator[Text]:
         """The texts of lines of JSONL; blank lines are none."""
         lines = piece.data.split(b"\n")
-        if piece.first == 1 and lines[0].startswith(b"\xef\xbb\xbf"):
-            lines[0] = lines[0][3:]
+        if piece.first == 1:
+            lines[0] = without_bom(lines[0])
         for number, line in enumerate(lines, piece.first):
             if not line or line.isspace():
                 continue
             where = f"line {number} of {piece.path}"
             try:
                 record = json.loads(line.decode("utf-8"))
+                self._check_keys(line, where)
             except UnicodeDecodeError as error:
                 raise PrepareError(f"invalid JSON in {where}: byte {error.start + 1} of the line is no UTF-8, "
                                    "mend it or leave the file out with --exclude") from error
@@ -154,6 +159,17 @@ class Worker:
                 data = text.encode("utf-8")
                 result.replaced += 1
             yield self._text(data, text, record[self.mask_field] if self.mask_field else None, where)
+
+    def _check_keys(self, line: bytes, where: str) -> None:
+        """Refuses a record whose field stands twice: Python would take the last one without a word."""
+        for name, option in ((self.field, "--field"), (self.mask_field, "--mask-field")):
+            if name is None or line.count(b'"' + name.encode("utf-8", "surrogateescape") + b'"') < 2:
+                continue  # nearly always; a text may hold the name in quotes too
+            keys: list[list[str]] = []  # of each object, the outermost last
+            json.loads(line, object_pairs_hook=lambda pairs: keys.append([key for key, _ in pairs]))
+            if keys[-1:] and keys[-1].count(name) > 1:
+                raise PrepareError(f"field '{name}' stands twice in {where}, mend it or choose another one with "
+                                   f"{option}")
 
     def _text(self, data: bytes, text: Optional[str], ranges: object, where: str) -> Text:
         if len(data) >= MAX_TOKENS:
@@ -194,16 +210,16 @@ def merge_ranges(ranges: object, length: int, where: str) -> tuple[tuple[int, in
 
 
 def read_document(path: str) -> bytes:
-    """The bytes of a small file; of a binary one no more than up to its first NUL byte and a little further."""
+    """The text of a small file; of a binary one no more than up to its first NUL byte and a little further."""
     document = b""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         while chunk := file.read(READ_BYTES):
             document += chunk
             if b"\0" in chunk:
                 break
             if len(document) > MAX_WHOLE_BYTES:
                 raise PrepareError(f"{path} grew while it was read, run again when nothing writes to it")
-    return document
+    return without_bom(document)
 
 
 # ---- Processes ----

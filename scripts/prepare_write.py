@@ -4,18 +4,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
+import stat
 import struct
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import BinaryIO, Optional
 
 from prepare_common import MAX_TOKENS, PrepareError, tell
+from prepare_files import Skipped
 from prepare_read import Cursor, Unit
 from prepare_tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
 from prepare_work import Documents, Result
+from regular_files import create_new, open_own, write_whole
 
 HEADER_INTS = 256
 MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # by bytes per token
@@ -23,7 +26,12 @@ MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when so
 COPY_BYTES = 1 << 20
 COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
 JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
-SUFFIXES = (".bin", ".mask", ".index", ".idx", ".docs", SPOOL_SUFFIX)  # .index: ./train's, of documents
+# Files of OUTPUT and OUTPUT.partial. Beside a shard: its mask, and indexes of documents that ./train keeps there.
+PREPARED_NAME = re.compile(r"meta\.json(\.bin)?|tokenizer\.json(\.bin)?|journal\.jsonl|document-[0-9]+\.tokens|"
+                           r"(train|val)-[0-9]{5}\.(bin|mask|idx|docs|bin\.index)", re.ASCII)
+JOURNAL_BEGIN = b'{"version of prepare.py": '
+MAX_JOURNAL_BYTES = 1 << 30
+MAX_COUNT = 1 << 62
 
 
 def header(width: int, tokens: int) -> bytes:
@@ -105,9 +113,9 @@ class ShardWriter:
         if index >= MAX_SHARDS:
             raise PrepareError(f"more than {MAX_SHARDS} {self.name} shards, raise --shard-tokens "
                                f"(now {self.shard_tokens})")
-        self.file = open(self._path(index), "wb", buffering=COPY_BYTES)
+        self.file = create_new(self._path(index), buffering=COPY_BYTES)
         if self.has_masks:
-            self.mask = open(self._path(index, "mask"), "wb", buffering=COPY_BYTES)
+            self.mask = create_new(self._path(index, "mask"), buffering=COPY_BYTES)
         self.split.shards.append(f"{self.name}-{index:05d}.bin")
         self.file.write(header(self.width, 0))  # the count is known when the shard is closed
 
@@ -151,7 +159,7 @@ class ShardWriter:
         begin = HEADER_INTS * 4
         for index in range(num_shards - (state["open"] is not None)):
             path = self._path(index)
-            with open(path, "rb") as file:
+            with open_own(path) as file:
                 count = struct.unpack("<3i", file.read(12))[2]
             sizes = [os.path.getsize(path), begin + count * self.width]
             sizes += [os.path.getsize(self._path(index, "mask")), count] if self.has_masks else []
@@ -166,7 +174,7 @@ class ShardWriter:
 
 def reopen(path: str, size: int) -> BinaryIO:
     """Opens a file behind its first size bytes, and cuts off what follows them."""
-    file = open(path, "r+b", buffering=COPY_BYTES)
+    file = open_own(path, buffering=COPY_BYTES)
     if file.seek(0, os.SEEK_END) < size:
         file.close()
         raise ValueError(f"{path} is too short")
@@ -187,7 +195,8 @@ class Output:
         self.num_spools = 0
         self.spool_text_bytes = 0
         self.spool_is_replaced = False
-        self.skipped: Counter[str] = Counter()
+        self.skipped = Skipped()
+        self.separators = 0  # of --split-on that were found
         self.replaced = 0
         self.smallest, self.largest = 2**256, -1  # hashes; equal if there is one distinct document, this if none
         self.cursor = Cursor()
@@ -201,7 +210,8 @@ class Output:
             self.val.add(result.val)
             self.replaced += result.replaced
             self._include(result.smallest, result.largest)
-        self.skipped += result.skipped
+        self.skipped.include(result.skipped)
+        self.separators += sum(piece.separators for piece in unit.pieces)
         self.cursor, self.position = unit.cursor, unit.position
 
     def _include(self, smallest: int, largest: int) -> None:
@@ -212,7 +222,7 @@ class Output:
         piece = unit.pieces[0]
         if self.spool is None:
             self.num_spools += 1
-            self.spool = open(self._spool_path(), "w+b", buffering=COPY_BYTES)
+            self.spool = create_new(self._spool_path(), buffering=COPY_BYTES)
         self.spool.write(result.train.ids)
         self.spool_text_bytes += result.train.text_bytes
         self.spool_is_replaced |= result.replaced > 0
@@ -222,9 +232,9 @@ class Output:
         if not piece.is_last:
             return
         if piece.is_binary:
-            self.skipped["binary"] += 1
+            self.skipped.add("binary", piece.path)
         elif not self.spool.tell():
-            self.skipped["empty"] += 1
+            self.skipped.add("empty", piece.path)
         else:
             number = int.from_bytes(piece.digest, "big")
             self._include(number, number)
@@ -272,10 +282,13 @@ class Output:
             spool = [self.spool.tell(), self.spool_text_bytes, self.spool_is_replaced]
         return {"cursor": list(self.cursor), "position": self.position, "train": self.train.state(),
                 "val": self.val.state(), "spool": spool, "spools": self.num_spools,
-                "skipped": dict(self.skipped), "replaced": self.replaced,
+                "skipped": dict(self.skipped.counts), "examples": self.skipped.examples,
+                "separators": self.separators, "replaced": self.replaced,
                 "smallest": str(self.smallest), "largest": str(self.largest)}
 
     def restore(self, state: dict) -> None:
+        """Takes everything back to what state() told. Raises ValueError or OSError where it cannot be so."""
+        check_state(state)
         self.cursor, self.position = Cursor(*state["cursor"]), state["position"]
         self.train.restore(state["train"])
         self.val.restore(state["val"])
@@ -283,11 +296,46 @@ class Output:
         if state["spool"] is not None:
             size, self.spool_text_bytes, self.spool_is_replaced = state["spool"]
             self.spool = reopen(self._spool_path(), size)
-        self.skipped, self.replaced = Counter(state["skipped"]), state["replaced"]
+        self.skipped, self.replaced = Skipped(state["skipped"], state["examples"]), state["replaced"]
+        self.separators = state["separators"]
         self.smallest, self.largest = int(state["smallest"]), int(state["largest"])
 
 
 # ---- Unfinished work ----
+
+
+def check_state(state: object) -> None:
+    """Raises ValueError if a line of the journal is not what Output.state() gives."""
+    count = (lambda value: type(value) is int and 0 <= value < MAX_COUNT)
+    split = {"documents": count, "tokens": count, "bytes": count,
+             "shards": lambda value: count(value) and value <= MAX_SHARDS,
+             "open": lambda value: value is None or (count(value) and value <= MAX_TOKENS)}
+    number = (lambda value: isinstance(value, str) and re.fullmatch("-1|[0-9]{1,78}", value))
+    known = {
+        "cursor": lambda value: isinstance(value, list) and len(value) == 4 and all(map(count, value)),
+        "position": count, "train": split, "val": split,
+        "spool": lambda value: value is None or (isinstance(value, list) and len(value) == 3 and
+                                                 all(map(count, value[:2])) and type(value[2]) is bool),
+        "spools": count, "separators": count, "replaced": count, "smallest": number, "largest": number,
+        "skipped": lambda value: isinstance(value, dict) and all(map(count, value.values())),
+        "examples": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+    }
+    _check_fields(state, known)
+    assert isinstance(state, dict)
+    if state["skipped"].keys() != state["examples"].keys():
+        raise ValueError("its examples are not of what was skipped")
+    if any(side["open"] is not None and not side["shards"] for side in (state["train"], state["val"])):
+        raise ValueError("it has an open shard among none")
+
+
+def _check_fields(value: object, known: dict) -> None:
+    if not isinstance(value, dict) or value.keys() != known.keys():
+        raise ValueError("a line of its journal has not the keys of one")
+    for key, is_right in known.items():
+        if isinstance(is_right, dict):
+            _check_fields(value[key], is_right)
+        elif not is_right(value[key]):
+            raise ValueError(f"'{key}' in its journal is {value[key]!r:.40}")
 
 
 class Work:
@@ -302,11 +350,18 @@ class Work:
         path = os.path.join(self.folder, JOURNAL)
         try:
             os.makedirs(self.folder, exist_ok=True)
-            foreign = [item.name for item in os.scandir(self.folder) if not is_prepared(item)]
+            if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
+                raise PrepareError(f"{self.folder} is a link, and what it names may be another's, remove it or choose "
+                                   "another --output")
+            with os.scandir(self.folder) as scan:
+                items = sorted(scan, key=lambda item: item.name)
+            foreign = [item.name for item in items if not is_prepared(item)]
+            if not foreign and items and not os.path.lexists(path):
+                foreign = [items[0].name]  # without a journal nothing says that these are of prepare.py
             if foreign:
-                raise PrepareError(f"{self.folder} holds {sorted(foreign)[0]}, which is no prepared file, move that "
+                raise PrepareError(f"{self.folder} holds {foreign[0]}, which is no file of a stopped run, move that "
                                    "away or choose another --output")
-            self.journal = open(path, "a+b")
+            self.journal = open_own(path, os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise PrepareError(f"cannot make the folder {self.folder}: {error.strerror}, "
                                "choose another --output") from error
@@ -318,26 +373,56 @@ class Work:
                                "--output") from error
         self.command: dict = {}
         self.state: Optional[dict] = None
+        self.damage = ""  # why the journal cannot be gone on with
         self.last_commit = time.monotonic()
         self.num_spools = 0  # of output's, that are removed
-        self._read()
+        try:
+            self._read()
+        except PrepareError:
+            self.journal.close()
+            raise
 
     def _read(self) -> None:
         self.journal.seek(0)
-        lines = []
+        first = self.journal.read(len(JOURNAL_BEGIN))
+        if first != JOURNAL_BEGIN[:len(first)]:
+            raise PrepareError(f"{self.folder} holds a {JOURNAL} that is none of prepare.py, move that away or choose "
+                               "another --output")
+        if os.fstat(self.journal.fileno()).st_size > MAX_JOURNAL_BYTES:
+            self.damage = f"{JOURNAL} has more than {MAX_JOURNAL_BYTES} bytes"
+            return
+        self.journal.seek(0)
+        command = state = None
         end = 0
         for line in self.journal:
             try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                lines.pop()
+                value = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                value = None
+            if value is None:
                 break
             end += len(line)
-        self.journal.truncate(end)  # what follows is torn, by a kill or a full disk
-        if len(lines) > 1:
-            self.command, self.state = lines[0], lines[-1]
+            if command is None:
+                command = value
+            else:
+                state = value
+        self.damage = self._damage(command, state)
+        if not self.damage:
+            self.journal.truncate(end)  # what follows is torn, by a kill or a full disk
+            if state is not None:
+                self.command, self.state = command, state
+
+    def _damage(self, command: object, state: object) -> str:
+        if state is None:
+            return ""  # nothing was committed
+        border = command.get("val below") if isinstance(command, dict) else None
+        if not isinstance(border, str) or not re.fullmatch("[0-9]{1,78}", border):
+            return "the first line of its journal is no command"
+        try:
+            check_state(state)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def begin(self, command: dict, keep: tuple[str, ...] = ()) -> None:
         """Begins anew: removes what is in the folder, and notes the command."""
@@ -366,8 +451,16 @@ class Work:
         os.fsync(self.journal.fileno())
 
     def remove(self) -> None:
+        """The journal goes last: a folder without one is not taken for ours."""
+        try:
+            with os.scandir(self.folder) as scan:
+                names = [item.name for item in scan if is_prepared(item) and item.name != JOURNAL]
+            for name in [*names, JOURNAL]:
+                os.remove(os.path.join(self.folder, name))
+            os.rmdir(self.folder)
+        except OSError:
+            pass  # it can be removed by hand, or by the next run
         self.journal.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def switch(self, overwrite: bool) -> None:
         """Puts the complete folder in place. The old one moves aside first and is deleted last."""
@@ -390,8 +483,8 @@ class Work:
 
 
 def is_prepared(item: "os.DirEntry[str]") -> bool:
-    known = item.name in ("meta.json", "tokenizer.json", JOURNAL) or item.name.endswith(SUFFIXES)
-    return known and not item.is_dir(follow_symlinks=False)
+    """Whether it is a file that this program (or ./train) may have written: no link, no folder, by its name."""
+    return PREPARED_NAME.fullmatch(item.name) is not None and item.is_file(follow_symlinks=False)
 
 
 def check_output(output: str, overwrite: bool) -> None:
@@ -408,6 +501,9 @@ def check_output(output: str, overwrite: bool) -> None:
     if items and not overwrite:
         raise PrepareError(f"{output} exists and is not empty, pass --overwrite to replace it or choose another "
                            "--output")
+    if items and not any(item.name == "meta.json" for item in items):
+        raise PrepareError(f"{output} holds no meta.json, so it was not prepared, and --overwrite leaves it alone, "
+                           "move it away or choose another --output")
     for item in items:
         if not is_prepared(item):
             raise PrepareError(f"{output} holds {item.name}, which is no prepared file, so --overwrite leaves it "
@@ -428,11 +524,7 @@ def remove_old(old: str) -> None:
 def write_file(folder: str, name: str, content: bytes) -> None:
     """All of it, on the disk, or not at all."""
     path = os.path.join(folder, name)
-    with open(path + ".bin", "wb") as file:  # a suffix that is known as ours, should it be left behind
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(path + ".bin", path)
+    write_whole(path, content, path + ".bin")
 
 
 def meta_json(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, has_masks: bool) -> bytes:

@@ -252,7 +252,7 @@ class Refusals(PrepareTest):
     def test_overwrite(self) -> None:
         self.write_many(3)
         self.succeed("--val-fraction", 0, "--shard-tokens", 1)
-        for name in ("train-00000.idx", "x.docs", "train-00000.bin.index", "train-00000.mask", "tokenizer.json"):
+        for name in ("train-00000.idx", "train-00000.docs", "train-00000.bin.index", "train-00000.mask", "tokenizer.json"):
             (self.out / name).write_bytes(b"cache")
         self.write("new.txt", b"new")
         self.succeed("--val-fraction", 0, "--overwrite")

@@ -240,7 +240,7 @@ class Refusals(PrepareTest):
         """In a Python without any, and a folder without .venv."""
         scripts = self.root / "elsewhere/scripts"
         scripts.mkdir(parents=True)
-        for path in SCRIPT.parent.glob("prepare*.py"):
+        for path in [*SCRIPT.parent.glob("prepare*.py"), SCRIPT.parent / "regular_files.py"]:
             (scripts / path.name).write_bytes(path.read_bytes())
         for name, arguments, package in (("a.parquet", [], "pyarrow"), ("a.zst", [], "zstandard"),
                                          ("a.txt", ["--tokenizer", "train:300"], "tokenizers")):
