@@ -7,7 +7,8 @@ Each becomes its tokens and one end-of-text token. They are split into train and
 and .zst need the packages tokenizers, pyarrow and zstandard, which may be in .venv.
 
 From the command line to the shards: prepare_files.py finds the files, prepare_read.py cuts them into units of work,
-prepare_work.py has processes turn them into tokens by prepare_tokenize.py, prepare_write.py writes them in order.
+prepare_work.py has processes turn them into tokens by prepare_tokenize.py, prepare_write.py writes them in order into
+a folder of which prepare_folder.py knows what it may hold.
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import struct
+import subprocess
 import sys
 import time
 from typing import NoReturn, Optional
@@ -23,20 +25,22 @@ from typing import NoReturn, Optional
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 # flake8: noqa: E402
-from prepare_common import (MAX_TOKENS, MB, Interrupted, PrepareError, Progress, Stop, counted, require_packages,
+from prepare_common import (MAX_TOKENS, MB, ROOT, Interrupted, PrepareError, Progress, Stop, counted, require_packages,
                             tell)
 from prepare_files import FORMATS, UNKNOWN_KIND, Filter, Listing, Skipped, list_files, machine_text
+from prepare_folder import check_output
 from prepare_read import Reader, with_crlf
 from prepare_tokenize import MAX_TOKENIZER_BYTES, BytesTokenizer, JsonTokenizer
 from prepare_train import MIN_VOCABULARY, Sample, train_in_child
 from prepare_work import Pool, Worker
-from prepare_write import Output, Work, check_output, meta_json, write_file
+from prepare_write import Output, Work, meta_json, write_file
 from regular_files import read_regular
 
 VERSION = 2  # of the results: unfinished work of another version is not gone on with
 DEFAULT_FIELD = "text"
 DEFAULT_TRAIN_MB = 200
 MAX_PROCESSES = 256
+ASK_SECONDS = 60  # for ./train to read a tokenizer.json; the largest take two
 ESCAPES = {"\\n": "\n", "\\r": "\r", "\\t": "\t", "\\\\": "\\"}
 
 EXAMPLES = """\
@@ -259,6 +263,19 @@ def read_tokenizer(path: str) -> bytes:
                            "--tokenizer") from error
 
 
+def note_what_train_cannot_read(path: str) -> None:
+    """Asks ./train, if it is built, since it alone knows. Training needs no more than ids, so the work goes on."""
+    try:
+        answer = subprocess.run([str(ROOT / "train"), "tokenize", "--tokenizer", path], stdin=subprocess.DEVNULL,
+                                capture_output=True, timeout=ASK_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    if answer.returncode == 2:
+        why = answer.stderr.decode("utf-8", "replace").strip().replace("\n", " ")
+        tell(sys.stderr, "prepare: note: ./train can train on these shards, but writes no text with this tokenizer (no "
+                         f"samples, no ./train generate, no bits per byte): {why.partition('error: ')[2] or why}\n")
+
+
 class Preparation:
     """One run of the command, from the listing to the complete folder."""
 
@@ -269,6 +286,7 @@ class Preparation:
         self.tokenizer: BytesTokenizer | JsonTokenizer = BytesTokenizer()
         if args.tokenizer != "bytes" and self.vocab_size is None:
             self.tokenizer = JsonTokenizer(args.tokenizer, read_tokenizer(args.tokenizer), args.eot_token)
+            note_what_train_cannot_read(args.tokenizer)
         self.work = Work(output)
         self.output: Optional[Output] = None
         self.read_before = 0  # bytes of text that an earlier run did
@@ -409,8 +427,8 @@ class Preparation:
         if self.has_crlf_separator:
             escaped = os.fsdecode(with_crlf(separator)).replace("\r", "\\r").replace("\n", "\\n")
             advice = f"; the lines there end with CRLF, --split-on '{escaped}' would be found"
-        tell(sys.stderr, "prepare: WARNING: the text of --split-on stands nowhere in the input, so each text file is one "
-                         f"document{advice}\n")
+        tell(sys.stderr, "prepare: WARNING: the text of --split-on stands nowhere in the input, so each text file is "
+                         f"one document{advice}\n")
 
     def _pack_once(self) -> None:
         output = self.output

@@ -20,8 +20,8 @@ SYSTEM_HEADERS = "/usr/include"
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 # Files of these kinds are not read. By their bytes most would be taken for binary, and some for text.
 NOT_READ = frozenset((".zstd", ".bz2", ".xz", ".lzma", ".lz4", ".br", ".snappy", ".zip", ".7z", ".rar", ".tar", ".tgz",
-                      ".tbz2", ".txz", ".tzst", ".arrow", ".feather", ".avro", ".npy", ".npz", ".h5", ".hdf5", ".tfrecord",
-                      ".pdf", ".docx", ".odt", ".epub", ".safetensors"))
+                      ".tbz2", ".txz", ".tzst", ".arrow", ".feather", ".avro", ".npy", ".npz", ".h5", ".hdf5",
+                      ".tfrecord", ".pdf", ".docx", ".odt", ".epub", ".safetensors"))
 UNKNOWN_KIND = "of a kind that is not read"
 HASH_NAME = re.compile(r"[0-9a-f]{30,128}", re.ASCII)  # what stores of objects call their files
 REVISION = re.compile(r"[0-9a-f]{40}", re.ASCII)

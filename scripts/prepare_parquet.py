@@ -9,6 +9,7 @@ import pyarrow.parquet
 import prepare_read
 from prepare_common import MB, PrepareError
 from prepare_files import InputFile
+from regular_files import open_regular
 
 MAX_BATCH_ROWS = 1 << 16
 
@@ -20,7 +21,7 @@ def broken(path: str, error: BaseException) -> PrepareError:
 
 def open_parquet(file: InputFile, field: str, mask_field: Optional[str]) -> pyarrow.parquet.ParquetFile:
     """Checks that the columns are there and of a type that can be used. OSError if the file cannot be opened."""
-    with open(file.path, "rb"):
+    with open_regular(file.path):
         pass  # what keeps us from reading it at all is told apart from what is wrong inside
     try:
         parquet = pyarrow.parquet.ParquetFile(file.path, pre_buffer=False)
@@ -31,13 +32,37 @@ def open_parquet(file: InputFile, field: str, mask_field: Optional[str]) -> pyar
         if name is not None and name not in schema.names:
             raise PrepareError(f"{file.path} has no column '{name}', choose one of its columns with {option}: "
                                f"{', '.join(schema.names)}")
+        if name is not None and schema.names.count(name) > 1:
+            raise PrepareError(f"{file.path} has {schema.names.count(name)} columns '{name}', rename all but one, or "
+                               f"choose another column with {option}")
     column = schema.field(field).type
-    if pyarrow.types.is_dictionary(column):
-        column = column.value_type
-    if not (pyarrow.types.is_string(column) or pyarrow.types.is_large_string(column)
-            or pyarrow.types.is_binary(column) or pyarrow.types.is_large_binary(column)):
+    if not holds_text(column):
         raise PrepareError(f"column '{field}' of {file.path} is {column} and no text, choose another one with --field")
     return parquet
+
+
+def holds_text(column: pyarrow.DataType) -> bool:
+    """Strings and bytes in every layout that Arrow has for them; a column of nulls alone has their type, null."""
+    types = pyarrow.types
+    if types.is_dictionary(column):
+        return holds_text(column.value_type)
+    if isinstance(column, pyarrow.BaseExtensionType):
+        return holds_text(column.storage_type)
+    known = (types.is_null, types.is_string, types.is_large_string, types.is_binary, types.is_large_binary,
+             getattr(types, "is_string_view", None), getattr(types, "is_binary_view", None))  # views: since pyarrow 16
+    return any(is_kind is not None and is_kind(column) for is_kind in known)
+
+
+def as_bytes(column: pyarrow.Array) -> list[Optional[bytes]]:
+    """The values of a column that holds_text()."""
+    while not isinstance(column, pyarrow.NullArray):
+        if isinstance(column, pyarrow.ExtensionArray):
+            column = column.storage
+        elif pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary.take(column.indices)
+        else:
+            break
+    return column.cast(pyarrow.large_binary()).to_pylist()
 
 
 def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask_field: Optional[str],
@@ -79,8 +104,5 @@ def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask
 
 def _columns(batch: pyarrow.RecordBatch, field: str,
              mask_field: Optional[str]) -> tuple[list[Optional[bytes]], Optional[list]]:
-    texts = batch.column(batch.schema.get_field_index(field))
-    if pyarrow.types.is_dictionary(texts.type):
-        texts = texts.cast(texts.type.value_type)
     masks = None if mask_field is None else batch.column(batch.schema.get_field_index(mask_field)).to_pylist()
-    return texts.cast(pyarrow.large_binary()).to_pylist(), masks
+    return as_bytes(batch.column(batch.schema.get_field_index(field))), masks

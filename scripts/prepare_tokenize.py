@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 from prepare_common import PrepareError
 
 EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
+MAX_VOCABULARY = 1 << 24  # as model.vocab_size
 MAX_TOKENIZER_BYTES = 64 << 20  # as ./train; those of models with a quarter of a million tokens have 35 MB
 SLICE_BYTES = 4096  # of a document, tokenised at a time: 64 KiB and 1 MiB were slower
 BATCH_SLICES = 256
@@ -155,14 +156,27 @@ class JsonTokenizer:
         import tokenizers
         try:
             described = json.loads(content)
-            if not isinstance(described, dict) or "model" not in described:
+            if not isinstance(described, dict) or not isinstance(described.get("model"), dict):
                 raise ValueError("it has no \"model\"")
+            added = described.get("added_tokens") or []
+            if not isinstance(added, list) or not all(isinstance(token, dict) and isinstance(token.get("content"), str)
+                                                      for token in added):
+                raise ValueError("its \"added_tokens\" are no list of tokens")
         except (ValueError, RecursionError) as error:
             raise PrepareError(f"{path} is no tokenizer.json ({error}), name another file in --tokenizer") from error
-        if (described["model"] or {}).get("dropout"):
+        if described["model"].get("dropout"):
             raise PrepareError(f"{path} has model.dropout, so that a text gives other tokens each time, set it to null")
+        # Both are for batches of a finished model's input, and other programs would apply them to whole texts.
+        if described.get("truncation") is not None or described.get("padding") is not None:
+            described.update(truncation=None, padding=None)
+            content = json.dumps(described, indent=2).encode()
+        described.update(post_processor=None)
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
+        except Exception as error:  # the package raises nothing more special
+            raise PrepareError(f"{path} is no tokenizer that the package tokenizers {tokenizers.__version__} can read "
+                               f"({error}), name another file in --tokenizer or upgrade the package") from error
         self.cuts = places_to_cut(described)
-        added = described.get("added_tokens") or []
         # Tokens that a part must not tear, nor end at one that must be a single word: a text that holds one of them is
         # not cut into parts.
         # Special ones are not looked for, and matter only by hiding others that they overlap.
@@ -171,23 +185,48 @@ class JsonTokenizer:
         self.has_parts = self.cuts is CUT
         self.parts: dict[bytes, bytes] = {}
         self.old_parts: dict[bytes, bytes] = {}
-        described.update(post_processor=None, truncation=None, padding=None)
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
-        except Exception as error:  # the package raises nothing more special
-            raise PrepareError(f"{path} is no tokenizer that the package tokenizers {tokenizers.__version__} can read "
-                               f"({error}), name another file in --tokenizer or upgrade the package") from error
         if not hasattr(self.tokenizer, "encode_special_tokens") or not hasattr(self.tokenizer, "encode_batch_fast"):
             raise PrepareError(f"the package tokenizers {tokenizers.__version__} is too old, get 0.20 or later with:  "
                                f"{sys.executable} -m pip install --upgrade tokenizers")
         self.tokenizer.encode_special_tokens = True
+        self._check_added_tokens(path, added)
+        self.normalized = self._normalized_contents(added) if has_plain else []
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if not 2 <= self.vocab_size <= MAX_VOCABULARY:
+            raise PrepareError(f"{path} has ids up to {self.vocab_size - 1}, ./train takes 2 to {MAX_VOCABULARY} "
+                               "tokens, name another file in --tokenizer")
         self.width = 2 if self.vocab_size <= 1 << 16 else 4
         self.code = "H" if self.width == 2 else "I"
         self.eot_name, self.eot = choose_eot(path, vocabulary, eot_name)
         self.json = content
         self.sha256 = hashlib.sha256(content).hexdigest()
+
+    def _check_added_tokens(self, path: str, added: list[dict]) -> None:
+        """The package gives ids by itself where those of the file leave a hole, so that shards would have others."""
+        for token in added:
+            given = self.tokenizer.token_to_id(token["content"])
+            if given != token.get("id"):
+                raise PrepareError(f"{path} gives the added token {token['content']!r:.60} the id {token.get('id')}, "
+                                   f"and the package tokenizers reads it as {given}: set it to that, or use a file "
+                                   "whose vocabulary has no holes")
+
+    def _normalized_contents(self, added: list[dict]) -> list[bytes]:
+        """The added tokens that are looked for in the normalized text, and normalized themselves."""
+        normalizer = self.tokenizer.normalizer
+        if normalizer is None:
+            return []
+        return [normalizer.normalize_str(token["content"]).encode() for token in added if token.get("normalized")]
+
+    def _has_unbroken(self, data: bytes) -> bool:
+        """Whether a text may hold an added token."""
+        if any(token in data for token in self.unbroken):
+            return True
+        if not self.normalized:
+            return False
+        if not data.isascii():  # NFC leaves ASCII as it is
+            data = self.tokenizer.normalizer.normalize_str(data.decode("utf-8", "replace")).encode()
+        return any(token in data for token in self.normalized)
 
     def cut(self, buffer: bytes, limit: int) -> int:
         for window in WINDOWS if self.cuts else ():
@@ -207,7 +246,7 @@ class JsonTokenizer:
         targets: list[list[bytes]] = [[] for _ in texts]
         batch: list[tuple[int, str, int]] = []  # index of the text, a slice of it, characters before the slice
         for index, text in enumerate(texts):
-            if self.has_parts and not text.masked and not any(token in text.data for token in self.unbroken):
+            if self.has_parts and not text.masked and not self._has_unbroken(text.data):
                 replaced += self._encode_parts(text.data, ids[index])
                 if with_targets:
                     targets[index].append(b"\1" * (sum(map(len, ids[index])) // self.width))

@@ -8,13 +8,13 @@ import re
 import shutil
 import stat
 import struct
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import BinaryIO, Optional
 
-from prepare_common import MAX_TOKENS, PrepareError, tell
+from prepare_common import MAX_TOKENS, PrepareError
 from prepare_files import Skipped
+from prepare_folder import MAX_SHARDS, check_output, check_state, is_prepared, remove_old
 from prepare_read import Cursor, Unit
 from prepare_tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
 from prepare_work import Documents, Result
@@ -22,16 +22,11 @@ from regular_files import create_new, open_own, write_whole
 
 HEADER_INTS = 256
 MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # by bytes per token
-MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
 COPY_BYTES = 1 << 20
 COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
 JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
-# Files of OUTPUT and OUTPUT.partial. Beside a shard: its mask, and indexes of documents that ./train keeps there.
-PREPARED_NAME = re.compile(r"meta\.json(\.bin)?|tokenizer\.json(\.bin)?|journal\.jsonl|document-[0-9]+\.tokens|"
-                           r"(train|val)-[0-9]{5}\.(bin|mask|idx|docs|bin\.index)", re.ASCII)
 JOURNAL_BEGIN = b'{"version of prepare.py": '
 MAX_JOURNAL_BYTES = 1 << 30
-MAX_COUNT = 1 << 62
 
 
 def header(width: int, tokens: int) -> bytes:
@@ -304,40 +299,6 @@ class Output:
 # ---- Unfinished work ----
 
 
-def check_state(state: object) -> None:
-    """Raises ValueError if a line of the journal is not what Output.state() gives."""
-    count = (lambda value: type(value) is int and 0 <= value < MAX_COUNT)
-    split = {"documents": count, "tokens": count, "bytes": count,
-             "shards": lambda value: count(value) and value <= MAX_SHARDS,
-             "open": lambda value: value is None or (count(value) and value <= MAX_TOKENS)}
-    number = (lambda value: isinstance(value, str) and re.fullmatch("-1|[0-9]{1,78}", value))
-    known = {
-        "cursor": lambda value: isinstance(value, list) and len(value) == 4 and all(map(count, value)),
-        "position": count, "train": split, "val": split,
-        "spool": lambda value: value is None or (isinstance(value, list) and len(value) == 3 and
-                                                 all(map(count, value[:2])) and type(value[2]) is bool),
-        "spools": count, "separators": count, "replaced": count, "smallest": number, "largest": number,
-        "skipped": lambda value: isinstance(value, dict) and all(map(count, value.values())),
-        "examples": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
-    }
-    _check_fields(state, known)
-    assert isinstance(state, dict)
-    if state["skipped"].keys() != state["examples"].keys():
-        raise ValueError("its examples are not of what was skipped")
-    if any(side["open"] is not None and not side["shards"] for side in (state["train"], state["val"])):
-        raise ValueError("it has an open shard among none")
-
-
-def _check_fields(value: object, known: dict) -> None:
-    if not isinstance(value, dict) or value.keys() != known.keys():
-        raise ValueError("a line of its journal has not the keys of one")
-    for key, is_right in known.items():
-        if isinstance(is_right, dict):
-            _check_fields(value[key], is_right)
-        elif not is_right(value[key]):
-            raise ValueError(f"'{key}' in its journal is {value[key]!r:.40}")
-
-
 class Work:
     """OUTPUT.partial and its journal: a line with the command, then one per commit, of which the last whole one counts.
 
@@ -480,45 +441,6 @@ class Work:
         self.journal.close()
         if old:
             remove_old(old)
-
-
-def is_prepared(item: "os.DirEntry[str]") -> bool:
-    """Whether it is a file that this program (or ./train) may have written: no link, no folder, by its name."""
-    return PREPARED_NAME.fullmatch(item.name) is not None and item.is_file(follow_symlinks=False)
-
-
-def check_output(output: str, overwrite: bool) -> None:
-    """Refuses an output that stands in the way; called again before the switch, since a run may take hours."""
-    if not os.path.lexists(output):
-        return
-    if not os.path.isdir(output):
-        raise PrepareError(f"{output} is not a folder, choose another --output")
-    try:
-        with os.scandir(output) as scan:
-            items = sorted(scan, key=lambda item: item.name)
-    except OSError as error:
-        raise PrepareError(f"cannot look into {output}: {error.strerror}, choose another --output") from error
-    if items and not overwrite:
-        raise PrepareError(f"{output} exists and is not empty, pass --overwrite to replace it or choose another "
-                           "--output")
-    if items and not any(item.name == "meta.json" for item in items):
-        raise PrepareError(f"{output} holds no meta.json, so it was not prepared, and --overwrite leaves it alone, "
-                           "move it away or choose another --output")
-    for item in items:
-        if not is_prepared(item):
-            raise PrepareError(f"{output} holds {item.name}, which is no prepared file, so --overwrite leaves it "
-                               "alone, move that away or choose another --output")
-
-
-def remove_old(old: str) -> None:
-    try:
-        with os.scandir(old) as scan:
-            for item in list(scan):
-                if is_prepared(item):
-                    os.remove(item.path)
-        os.rmdir(old)
-    except OSError as error:  # the new folder is in place, so this is no failure of the run
-        tell(sys.stderr, f"prepare: the replaced folder is still at {old}: {error.strerror}\n")
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:

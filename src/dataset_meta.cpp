@@ -11,6 +11,7 @@
 #include "kernels/core/check.h"
 #include "src/checksum.h"
 #include "src/files.h"
+#include "src/text.h"
 #include "src/tokenizer/tokenizer.h"
 
 namespace ingot {
@@ -119,6 +120,8 @@ void check_masks(const std::vector<DataEntry>& entries, const char* key) {
     }
 }
 
+constexpr size_t kMaxReason = 400;  // bytes of a note: a pattern of the file may be long
+
 // Clears data.tokenizer, and says so, where the shards were made with a tokenizer that is not supported here: training
 // needs their ids alone. Throws UserError where the config asks for samples, which need text.
 void leave_out_unreadable_tokenizer(Config* config) {
@@ -129,7 +132,7 @@ void leave_out_unreadable_tokenizer(Config* config) {
                 "; the shards can be trained on without it, but sample.every asks for text: set sample.every to 0");
         std::fprintf(stderr,
                      "note: %s; training goes on without text: no samples, no bits per byte, no ./train generate\n",
-                     error.what());
+                     printable_line(std::string(error.what()).substr(0, kMaxReason)).c_str());
         config->data.tokenizer.clear();
     }
 }
