@@ -354,6 +354,8 @@ class Preparation:
         if self.work.state is not None:
             try:
                 self.output.restore(self.work.state)
+                if self.output.cursor.file > len(self.listing.files):
+                    raise ValueError("its journal ends behind the last file")
             except (OSError, ValueError, struct.error) as error:
                 self.work.journal.close()
                 raise Refused(f"what a stopped run left in {self.work.folder} is damaged ({error}), pass --restart to "

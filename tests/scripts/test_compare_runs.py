@@ -51,8 +51,8 @@ class CompareRuns(unittest.TestCase):
         return run
 
     def compare(self, code, *arguments):
-        result = subprocess.run([sys.executable, str(SCRIPT), str(self.folder / "a"), str(self.folder / "b"), *arguments],
-                                text=True, capture_output=True, timeout=60)
+        command = [sys.executable, str(SCRIPT), str(self.folder / "a"), str(self.folder / "b"), *arguments]
+        result = subprocess.run(command, text=True, capture_output=True, timeout=60)
         self.assertEqual(result.returncode, code, result.stdout + result.stderr)
         return result.stdout + result.stderr
 
@@ -165,7 +165,8 @@ class CompareRuns(unittest.TestCase):
                      whole.replace("2.5", "1" + "0" * 400).encode(), whole.replace("2.5", "1e999").encode(),
                      whole.replace("2.5", "-1e999").encode(), whole.replace("2.5", "NaN").encode(),
                      whole.replace("2.5", "[2.5]").encode(), whole.replace("2.5", '"2.5"').encode(),
-                     whole.replace('"step": 1', '"step": 1.5').encode(), whole.replace('"step": 1', '"step": -1').encode(),
+                     whole.replace('"step": 1', '"step": 1.5').encode(),
+                     whole.replace('"step": 1', '"step": -1').encode(),
                      whole.replace('"step": 1', '"step": true').encode(),
                      whole.replace('"step": 1', '"step": 9' + "9" * 400).encode(),
                      whole.replace('"step": 1', '"step": 9' + "9" * 5000).encode(),

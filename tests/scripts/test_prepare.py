@@ -252,7 +252,8 @@ class Refusals(PrepareTest):
     def test_overwrite(self) -> None:
         self.write_many(3)
         self.succeed("--val-fraction", 0, "--shard-tokens", 1)
-        for name in ("train-00000.idx", "train-00000.docs", "train-00000.bin.index", "train-00000.mask", "tokenizer.json"):
+        for name in ("train-00000.idx", "train-00000.docs", "train-00000.bin.index", "train-00000.mask",
+                     "tokenizer.json"):
             (self.out / name).write_bytes(b"cache")
         self.write("new.txt", b"new")
         self.succeed("--val-fraction", 0, "--overwrite")
@@ -271,6 +272,20 @@ class Refusals(PrepareTest):
                 self.assert_refused(self.run_on_text("--overwrite"), foreign.split("/")[0])
                 self.assertEqual(tree(self.out), before)
                 path.unlink()
+
+    def test_overwrite_spares_what_was_not_prepared(self) -> None:
+        """Weights and indexes of others have the suffixes too; a link to a shard is not the shard."""
+        self.write_many(3)
+        for name in ("pytorch_model.bin", "train.bin", "corpus.idx", "train-00000.bin"):
+            with self.subTest(name):
+                out = self.root / name.replace(".", "-")
+                out.mkdir()
+                (out / name).write_bytes(b"mine")
+                self.assert_refused(self.run_on_text("--overwrite", out=out), str(out), "--output")
+                self.assertEqual(tree(out), {name: b"mine"})
+        self.succeed()
+        (self.out / "train-00000.mask").symlink_to(self.root / "elsewhere")
+        self.assert_refused(self.run_on_text("--overwrite"), "train-00000.mask")
 
     def test_failed_overwrite_keeps_the_old(self) -> None:
         self.write_many(3)

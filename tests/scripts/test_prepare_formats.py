@@ -20,6 +20,18 @@ from typing import Optional
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from prepare_case import SCRIPT, PrepareTest, documents, needs, python_with  # noqa: E402
 
+# Makes FILE from a line of Python whose value is a table: argv is FILE and the line.
+MAKE_TABLE = """
+import sys, pyarrow as pa, pyarrow.parquet as pq
+class Words(pa.ExtensionType):
+    def __init__(self): super().__init__(pa.string(), "test.words")
+    def __arrow_ext_serialize__(self): return b""
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage, serialized): return cls()
+words = ["one", None, "zw\u00f6lf", ""]
+raw = [None if word is None else word.encode() for word in words]
+pq.write_table(eval(sys.argv[2]), sys.argv[1])
+"""
 # Makes FILE from JSON on standard input: {"columns": {name: values}, "types": {name: type}, "rows_per_group": N}.
 MAKE_PARQUET = """
 import json, sys, pyarrow as pa, pyarrow.parquet as pq
@@ -129,6 +141,99 @@ class Formats(PrepareTest):
         self.assertIn("2 binary", result.stdout)
         self.assertNotIn("empty", result.stdout)
 
+    def write_table(self, name: str, table: str) -> None:
+        subprocess.run([python_with("pyarrow"), "-c", MAKE_TABLE, str(self.text / name), table], check=True)
+
+    @needs("pyarrow")
+    def test_every_type_of_text(self) -> None:
+        python = python_with("pyarrow")
+        for column in ("pa.array(words)", "pa.array(words, pa.large_string())", "pa.array(words, pa.string_view())",
+                       "pa.array(raw)", "pa.array(raw, pa.large_binary())", "pa.array(raw, pa.binary_view())",
+                       "pa.array(words).dictionary_encode()", "pa.array(raw).dictionary_encode()",
+                       "pa.array(words, pa.large_string()).dictionary_encode()",
+                       "pa.ExtensionArray.from_storage(Words(), pa.array(words))"):
+            with self.subTest(column=column):
+                self.write_table("a.parquet", f"pa.table({{'id': [1, 2, 3, 4], 'text': {column}}})")
+                self.assertEqual(self.read(python=python), [b"one", "zw\u00f6lf".encode()])
+        self.write_table("a.parquet", "pa.table({'text': pa.ExtensionArray.from_storage(pa.json_(pa.string()), "
+                                      "pa.array(['{\"a\": 1}', None]))})")
+        self.assertEqual(self.read(python=python), [b'{"a": 1}'])
+
+    @needs("pyarrow")
+    def test_a_column_of_nulls_alone_is_of_empty_documents(self) -> None:
+        python = python_with("pyarrow")
+        self.write_table("a.parquet", "pa.table({'text': pa.nulls(3), 'skip': pa.nulls(3)})")
+        self.assert_refused(self.run_on_text(python=python), "no documents", "3 empty, such as", "a.parquet")
+        self.write_table("b.parquet", "pa.table({'text': words, 'skip': pa.nulls(4)})")
+        result = self.succeed("--val-fraction", 0, "--mask-field", "skip", python=python)
+        self.assertEqual(documents(self.out, "train"), [b"one", "zw\u00f6lf".encode()])
+        self.assertIn("5 empty", result.stdout)
+
+    @needs("pyarrow")
+    def test_columns_that_stand_twice_or_hold_no_text(self) -> None:
+        python = python_with("pyarrow")
+        for table, arguments, words in (
+                ("pa.table([words, words], names=['text', 'text'])", [], ["2 columns 'text'", "--field"]),
+                ("pa.table([words, words, words], names=['text', 'skip', 'skip'])", ["--mask-field", "skip"],
+                 ["2 columns 'skip'", "--mask-field"]),
+                ("pa.table({'text': pa.array([b'abcd'], pa.binary(4))})", [], ["fixed_size_binary[4] and no text"]),
+                ("pa.table({'text': [['a']]})", [], ["list<", "no text", "--field"]),
+                ("pa.table({'text': pa.array([1, 2]).dictionary_encode()})", [], ["no text", "--field"]),
+                ("pa.table({'text': [{'a': 'b'}]})", [], ["struct<", "no text", "--field"])):
+            with self.subTest(table=table):
+                self.write_table("a.parquet", table)
+                self.assert_refused(self.run_on_text(*arguments, python=python), "a.parquet", *words)
+                self.assertFalse(self.out.exists())
+        self.write_table("a.parquet", "pa.table([words, words, words], names=['id', 'id', 'text'])")
+        self.assertEqual(self.read(python=python), [b"one", "zw\u00f6lf".encode()])
+
+    def test_the_mark_of_utf8_is_no_text(self) -> None:
+        """At the beginning of a file, whatever holds it; anywhere else it is a character."""
+        mark = b"\xef\xbb\xbf"
+        self.write("a.txt", mark + b"one")
+        self.write("b.txt.gz", gzip.compress(mark + b"two " * 40))
+        self.write("c.txt", b"three" + mark)
+        self.write("d.txt", mark + mark + b"four")
+        self.write("e.txt", mark)
+        expected = [b"one", b"two " * 40, b"three" + mark, mark + b"four"]
+        self.assertEqual(self.read(), expected)
+        self.assertIn("1 empty", self.succeed("--val-fraction", 0, "--overwrite").stdout)
+        self.assertEqual(self.read("--split-on", "%%"), expected)
+        self.write("a.txt", mark + b"one%%" + mark + b"two" * 50 + b"%%three")
+        self.assertEqual(self.read("--split-on", "%%", "--include", "a.txt"), [b"one", mark + b"two" * 50, b"three"])
+
+    def test_nul_is_a_character_of_records_and_binary_in_text(self) -> None:
+        self.write("a.jsonl", b'{"text": "a\\u0000b"}\n')
+        self.write("b.txt", b"a\0b")
+        self.assertEqual(self.read(), [b"a\0b"])
+
+    def test_a_separator_that_stands_nowhere(self) -> None:
+        self.write("a.txt", b"one\r\n---\r\ntwo")
+        self.write("b.txt", b"three")
+        warning = "WARNING: the text of --split-on stands nowhere in the input"
+        for separator, content, words in (
+                (r"\n---\n", b"one\r\n---\r\ntwo", [warning, r"'\r\n---\r\n' would be found"]),
+                (r"\n===\n", b"one\r\n---\r\ntwo", [warning]), ("-", b"one", [warning])):
+            with self.subTest(separator=separator):
+                self.write("a.txt", content)
+                arguments = ("--val-fraction", 0, "--overwrite", "--split-on", separator)
+                for result in (self.succeed(*arguments), self.in_units(*arguments, unit=64)):
+                    self.assertEqual(result.returncode, 0)
+                    self.assertEqual(result.stderr.count("WARNING"), 1)
+                    for word in words:
+                        self.assertIn(word, result.stderr)
+                    self.assertEqual("would be found" in result.stderr, len(words) == 2)
+                self.assertEqual(documents(self.out, "train"), [content, b"three"])
+        self.write("a.txt", b"x" * 300 + b"%%")  # found at the end of a document in segments alone
+        for unit in (64, 1 << 20):
+            result = self.in_units("--val-fraction", 0, "--overwrite", "--split-on", "%%", unit=unit)
+            self.assertNotIn("WARNING", result.stderr)
+
+    def test_keys_that_stand_twice(self) -> None:
+        self.write("a.jsonl", b'{"text": "the \\"text\\" of", "more": {"text": 1, "skip": 2}, "skip": [], "id": 1, '
+                              b'"id": 2}\n')
+        self.assertEqual(self.read("--mask-field", "skip"), [b'the "text" of'])
+
     # ---- Masks ----
 
     def masks(self, split: str = "train") -> list[int]:
@@ -172,6 +277,9 @@ REFUSED = [
     ("a.jsonl", RECORDS, ["--field", "body"], ["no field 'body' in line 1 of", "text"]),
     ("a.jsonl", RECORDS + b'{"text": 7}', [], ["'text' in line 3 of", "no string"]),
     ("a.jsonl", RECORDS + b'["text"]', [], ["line 3 of", "no JSON object", "--format text"]),
+    ("a.jsonl", RECORDS + b'{"text": "a", "id": 1, "text": "a"}', [], ["'text' stands twice in line 3 of", "--field"]),
+    ("a.jsonl", b'{"text": "a", "skip": [], "skip": [[0, 1]]}', ["--mask-field", "skip"],
+     ["'skip' stands twice in line 1 of", "--mask-field"]),
     ("a.jsonl", b"[" * 100_000, [], ["invalid JSON in line 1 of"]),
     ("a.jsonl", RECORDS, ["--mask-field", "skip"], ["no field 'skip' in line 1 of", "--mask-field"]),
     ("a.jsonl", jsonl({"text": "abc", "skip": [[0, 4]]}), ["--mask-field", "skip"],

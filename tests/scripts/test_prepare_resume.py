@@ -160,6 +160,132 @@ class Resume(Base):
         self.assertIn("train-00000.bin is not whole", result.stderr)
         self.assertIn("--restart", result.stderr)
 
+    def damage(self, journal: bytes) -> None:
+        """What a stopped run left, with other lines after the first of its journal."""
+        if not self.kept:
+            self.in_units(*ARGUMENTS, at=30, action=signal.SIGKILL)
+            self.kept.update(tree(self.out.with_name("out.partial")))
+        partial = self.out.with_name("out.partial")
+        partial.mkdir(exist_ok=True)
+        for name, content in self.kept.items():
+            (partial / name).write_bytes(content)
+        (partial / "journal.jsonl").write_bytes(journal)
+
+    def test_damaged_journal_is_refused(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.damage(b"")
+        lines = self.kept["journal.jsonl"].splitlines(keepends=True)
+        state = json.loads(lines[-1])
+        changes = [{"cursor": value}
+                   for value in (None, 3, [], [0, 0, 1], [0, 0, 1, "0"], [0, -1, 1, 0], [0.5] * 4, {})]
+        changes += [{"cursor": [10**400, 0, 1, 0]}, {"cursor": [10**9, 0, 1, 0]}, {"position": "0"}, {"position": None}]
+        changes += [{"train": value} for value in (None, [], {}, {**state["train"], "shards": -1},
+                                                   {**state["train"], "shards": 10**9},
+                                                   {**state["train"], "open": "1"},
+                                                   {**state["train"], "tokens": 1e300})]
+        changes += [{"spool": value} for value in (0, [], [0, 0, 0], [-1, 0, True], [1 << 40, 0, True])]
+        changes += [{"spools": -1}, {"spools": True}, {"separators": None}, {"smallest": 3}, {"smallest": "x"},
+                    {"largest": "9" * 5000}, {"skipped": []}, {"skipped": {"empty": "1"}}, {"examples": {"other": "a"}},
+                    {"examples": {"empty": 3}}, {"replaced": None}, {"more": 1}]
+        tails = [json.dumps({**state, **change}).encode() + b"\n" for change in changes]
+        tails += [b"[]\n", b"3\n", b'"text"\n', b"{}\n", b"true\n", b'{"train": {"train": 1}}\n']
+        journals = [lines[0] + tail for tail in tails] + [lines[0] + lines[1] + tail for tail in tails[-6:]]
+        command = json.loads(lines[0])
+        journals += [json.dumps({**command, "val below": value}).encode() + b"\n" + lines[-1]
+                     for value in (None, 3, "-1", "x", "9" * 5000)]
+        for journal in journals:
+            with self.subTest(journal=journal[-120:]):
+                self.damage(journal)
+                result = self.run_on_text(*ARGUMENTS)
+                self.assertEqual(result.returncode, 2, result.stderr)
+                self.assertRegex(result.stderr.splitlines()[-1], "^prepare: error: .*--restart")
+                self.assertNotIn("internal fault", result.stderr)
+                self.assertEqual((self.out.with_name("out.partial") / "journal.jsonl").read_bytes(), journal)
+        self.succeed(*ARGUMENTS, "--restart")
+
+    def test_torn_and_nested_ends_of_a_journal_are_cut_off(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.damage(b"")
+        for tail in (b"[" * 200_000 + b"\n", b'{"a":' * 100_000 + b"\n", b"\xff\xfe\n", b"\x00\n", b"null\n", b"{"):
+            with self.subTest(tail=tail[:10]):
+                self.damage(self.kept["journal.jsonl"] + tail)
+                result = self.in_units(*ARGUMENTS, "--overwrite")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("going on", result.stderr)
+
+    def test_a_journal_of_another_is_spared(self) -> None:
+        partial = self.out.with_name("out.partial")
+        partial.mkdir(parents=True)
+        for content in (b"mine\n", b'{"step": 1}\n', b"[]\n", b"\0"):
+            (partial / "journal.jsonl").write_bytes(content)
+            for arguments in ([], ["--restart"]):
+                result = self.run_on_text(*ARGUMENTS, *arguments)
+                self.assertEqual(result.returncode, 2, result.stderr)
+                self.assertIn("journal.jsonl that is none of prepare.py", result.stderr)
+                self.assertEqual(tree(partial), {"journal.jsonl": content})
+
+    def test_shards_without_a_journal_are_spared(self) -> None:
+        partial = self.out.with_name("out.partial")
+        partial.mkdir(parents=True)
+        (partial / "train-00000.bin").write_bytes(b"mine")
+        result = self.run_on_text(*ARGUMENTS, "--restart")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("holds train-00000.bin", result.stderr)
+        self.assertEqual(tree(partial), {"train-00000.bin": b"mine"})
+
+    def test_no_link_is_written_through(self) -> None:
+        """In OUTPUT.partial, before a run and before it goes on: what a link names is as it was."""
+        victim = self.root / "victim"
+        partial = self.out.with_name("out.partial")
+        partial.mkdir(parents=True)
+        for make in (os.symlink, os.link):
+            for name in ("journal.jsonl", "train-00000.bin"):
+                for has_work in (False, True):
+                    with self.subTest(make=make.__name__, name=name, has_work=has_work):
+                        if has_work:
+                            self.in_units(*ARGUMENTS, at=30, action=signal.SIGKILL)
+                            content = (partial / name).read_bytes()
+                            (partial / name).unlink()
+                        else:
+                            content = b'{"version of prepare.py": 2}\n' if name == "journal.jsonl" else b"mine"
+                        victim.write_bytes(content)
+                        make(victim, partial / name)
+                        result = self.run_on_text(*ARGUMENTS)
+                        self.assertEqual(result.returncode, 2, result.stderr)
+                        self.assertNotIn("internal fault", result.stderr)
+                        self.assertEqual(victim.read_bytes(), content)
+                        for path in partial.iterdir():
+                            path.unlink()
+
+    def test_names_that_appear_meanwhile_are_not_written_through(self) -> None:
+        """Links with the names of shards to come, made after the folder was looked at: the run takes their names."""
+        victim = self.root / "victim"
+        victim.write_bytes(b"mine")
+        names = ["train-00000.bin", "train-00001.bin", "val-00000.bin", "document-1.tokens", "meta.json.bin",
+                 "meta.json"]
+        for make in ("symlink", "link"):
+            with self.subTest(make):
+                before = (f"begin = prepare_write.Work.begin\n"
+                          f"def planted(self, *a, **k):\n"
+                          f"    begin(self, *a, **k)\n"
+                          f"    [os.{make}({str(victim)!r}, self.folder + '/' + name) for name in {names!r}]\n"
+                          "prepare_write.Work.begin = planted")
+                result = self.in_units(*ARGUMENTS, "--overwrite", before=before)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual(victim.read_bytes(), b"mine")
+                self.assertFalse([path for path in self.out.iterdir() if path.is_symlink()])
+
+    def test_a_partial_folder_that_is_a_link_is_refused(self) -> None:
+        elsewhere = self.root / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "train-00000.bin").write_bytes(b"mine")
+        self.out.parent.mkdir()
+        self.out.with_name("out.partial").symlink_to(elsewhere)
+        result = self.run_on_text(*ARGUMENTS, "--restart")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("out.partial is a link", result.stderr)
+        self.assertEqual(tree(elsewhere), {"train-00000.bin": b"mine"})
+
     def test_work_of_another_process(self) -> None:
         partial = self.out.with_name("out.partial")
         partial.mkdir(parents=True)
