@@ -7,13 +7,18 @@ Python that runs this has none, it goes on in the one of .venv.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
 import pathlib
 import sys
 from dataclasses import dataclass, field
-from typing import NoReturn, Optional
+from typing import Iterator, NoReturn, Optional
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from regular_files import open_regular, write_whole  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
@@ -25,22 +30,32 @@ examples:
   python3 scripts/plot.py runs/tiny --x tokens --smooth 1              over tokens, nothing smoothed
 
 Loss, gradient norm and throughput are noisy: the line is an average over about --smooth steps, the values themselves
-stand faint behind it. Skipped steps are marked below the loss; values that are not finite leave a gap.
+stand faint behind it. Skipped steps are marked below the loss; values that are not finite, or beyond 1e100, leave a
+gap.
 """
 
 
+def printable(text: str) -> str:
+    """On one line, and nothing in it that a terminal or a font would not take."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def stop(message: str) -> NoReturn:
-    print(f"plot: error: {message}", file=sys.stderr)
+    print(f"plot: error: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 
 def note(message: str) -> None:
-    print(f"plot: {message}", file=sys.stderr)
+    print(f"plot: {printable(message)}", file=sys.stderr)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 FIELDS = ("loss", "val_loss", "lr", "grad_norm", "tokens_per_second")
+MAX_LINE_BYTES = 1 << 20  # those of ./train have less than 1000
+MAX_DRAWN = 1e100  # an axis computes with squares of what is drawn
+MIN_DRAWN = 1e-100
+MAX_COUNT = 2**53  # axes count in float64
 
 
 @dataclass
@@ -55,40 +70,59 @@ class Run:
 
 def number(value: object) -> float:
     """null is a value that does not apply; non-finite ones are logged as strings, and cannot be drawn either."""
-    value = math.nan if value is None else float(value)  # type: ignore[arg-type]
-    return value if math.isfinite(value) else math.nan
+    if isinstance(value, (list, dict)):
+        raise ValueError("it is no number")
+    try:
+        value = math.nan if value is None else float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.nan
+    if abs(value) < MIN_DRAWN:
+        return 0.0
+    return value if abs(value) <= MAX_DRAWN else math.nan  # NaN fails the comparison
+
+
+def count_of(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError("it is no number of steps or tokens")
+    return value
+
+
+def read_lines(log: pathlib.Path) -> Iterator[bytes]:
+    try:
+        with open_regular(str(log)) as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                yield line
+    except OSError as error:
+        stop(f"cannot read {log}: {error.strerror}, name a run folder (it holds log.jsonl once a step is done)")
 
 
 def read_run(path: pathlib.Path) -> Run:
     log = path / "log.jsonl" if path.is_dir() else path
     if not path.exists():
         stop(f"there is no {path}, name a run folder such as runs/tiny")
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        stop(f"cannot read {log}: {error.strerror}, name a run folder (it holds log.jsonl once a step is done)")
     entries: dict[int, tuple[int, bool, list[float]]] = {}
     unreadable = []
-    for index, line in enumerate(lines, 1):
+    index = 0
+    for index, line in enumerate(read_lines(log), 1):
         try:
             entry = json.loads(line)
             values = [number(entry.get(name)) for name in FIELDS]
             # A run that was killed and not yet resumed may hold a step twice: the later one counts.
-            entries[int(entry["step"])] = (int(entry["tokens"]), bool(entry["skipped"]), values)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            entries[count_of(entry["step"])] = (count_of(entry["tokens"]), bool(entry["skipped"]), values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             unreadable.append(index)
     if not entries:
         stop(f"{log} holds no step yet, " + ("is it the log of a run?" if unreadable else "wait for the first one"))
-    if unreadable and unreadable != [len(lines)]:  # a torn last line is what a killed or a running program leaves
+    if unreadable and unreadable != [index]:  # a torn last line is what a killed or a running program leaves
         note(f"{log}: left out {len(unreadable)} lines that are no log entries, the first is line {unreadable[0]}")
     run = Run((log.parent if log.name == "log.jsonl" else log).resolve().name)
-    for index, (step, (tokens, skipped, values)) in enumerate(sorted(entries.items())):
+    for place, (step, (tokens, skipped, values)) in enumerate(sorted(entries.items())):
         run.steps.append(step)
         run.tokens.append(tokens)
         for name, value in zip(FIELDS, values):
             run.values[name].append(value)
         if skipped:
-            run.skipped.append(index)
+            run.skipped.append(place)
     return run
 
 
@@ -129,6 +163,11 @@ STYLE = {
 }
 
 
+def label(name: str) -> str:
+    """A run's name as matplotlib is to show it: a dollar sign would begin a formula."""
+    return printable(name).replace("$", r"\$")
+
+
 def short_count(value: float, _position: object = None) -> str:
     """1234567 as "1.23M"."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -149,7 +188,7 @@ def draw_noisy(axis, x: list[int], values: list[float], span: float, color: str,
 
 
 def draw_loss(axis, run: Run, x: list[int], span: float, color: str, is_alone: bool) -> None:
-    draw_noisy(axis, x, run.values["loss"], span, color, "training" if is_alone else run.name)
+    draw_noisy(axis, x, run.values["loss"], span, color, "training" if is_alone else label(run.name))
     points = [(at, value) for at, value in zip(x, run.values["val_loss"]) if not math.isnan(value)]
     if points:
         axis.plot(*zip(*points), color=COLORS[1] if is_alone else color, linestyle="-" if is_alone else "--",
@@ -194,7 +233,7 @@ def draw(runs: list[Run], x_axis: str, smoothing: Optional[float], matplotlib):
             lr.plot(x, run.values["lr"], color=color, marker="o" if len(x) == 1 else None)
             draw_noisy(norm, x, run.values["grad_norm"], span, color, None)
             draw_noisy(speed, x, run.values["tokens_per_second"], span, color, None)
-        loss.set_title(f"{runs[0].name}: loss" if is_alone else "Loss (dashed: validation; x: a skipped step)")
+        loss.set_title(f"{label(runs[0].name)}: loss" if is_alone else "Loss (dashed: validation; x: a skipped step)")
         loss.set_ylabel("nats per token")
         lr.set_title("Learning rate")
         norm.set_title("Gradient norm")
@@ -263,11 +302,15 @@ def main() -> int:
         stop(f"--output {output} must end in .png, .svg or .pdf")
     matplotlib = import_matplotlib()
     picture = draw(runs, args.x, args.smooth, matplotlib)
+    drawn = io.BytesIO()
+    picture.savefig(drawn, dpi=120, format=output.suffix[1:])
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        stop(f"cannot write {output}: it is a link or no regular file, choose another --output")
     try:
-        picture.savefig(output, dpi=120)
+        write_whole(str(output), drawn.getvalue(), f"{output}.{os.getpid()}.tmp")
     except OSError as error:
         stop(f"cannot write {output}: {error.strerror}, choose another --output")
-    print(f"wrote {output}")
+    print(printable(f"wrote {output}"))
     return 0
 
 

@@ -1,9 +1,12 @@
 """plot.py: what it reads from a log, the average, the picture, and what it refuses.
 
-Seen to catch: a NaN that spoils the average after it; an average pulled towards 0 at its start.
+Seen to catch: a NaN that spoils the average after it; an average pulled towards 0 at its start; tracebacks for lines
+that are nested or hold huge numbers, and for names that are no text; a link that is followed on writing.
 """
 
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -24,7 +27,7 @@ specification.loader.exec_module(plot)
 
 
 def entry(step, **changes):
-    base = {"step": step, "loss": 5 / step, "val_loss": None, "grad_norm": 0.5, "lr": 1e-3, "tokens": 64 * step,
+    base = {"step": step, "loss": 5 / max(step, 1), "val_loss": None, "grad_norm": 0.5, "lr": 1e-3, "tokens": 64 * step,
             "tokens_per_second": 1000.0, "mfu": None, "loss_scale": 1.0, "skipped": False}
     return {**base, **changes}
 
@@ -90,6 +93,36 @@ class Reading(Folder):
         self.assertEqual(run.steps, [1, 2, 3])
         self.assertEqual(run.values["loss"][1], 9.0)
 
+    def test_lines_that_are_no_entries(self):
+        whole = json.dumps(entry(3))
+        bad = [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b"[]", b"3", b"null", b"", b"\0",
+               b'{"' + b"x" * (1 << 21) + b'": 1}',
+               whole.replace('"step": 3', '"step": 1' + "0" * 400).encode(),
+               whole.replace('"step": 3', '"step": 1' + "0" * 5000).encode(),
+               whole.replace('"step": 3', '"step": -3').encode(), whole.replace('"step": 3', '"step": 3.5').encode(),
+               whole.replace('"step": 3', '"step": 9223372036854775807').encode(),
+               whole.replace('"tokens": 192', '"tokens": 1e300').encode(),
+               whole.replace('"tokens": 192', '"tokens": "many"').encode(),
+               whole.replace('"loss": 1.6666666666666667', '"loss": [1]').encode(),
+               whole.replace('"loss": 1.6666666666666667', '"loss": "low"').encode()]
+        for index, line in enumerate(bad):
+            with self.subTest(line=line[:60]):
+                run = self.write(f"bad{index}", [entry(1)])
+                with open(run / "log.jsonl", "ab") as log:
+                    log.write(line + b"\n" + json.dumps(entry(2)).encode() + b"\n")
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    self.assertEqual(plot.read_run(run).steps, [1, 2])
+                self.assertIn("the first is line 2", said.getvalue())
+
+    def test_values_that_no_axis_takes_are_gaps(self):
+        huge = json.dumps(entry(1)).replace('"grad_norm": 0.5', '"grad_norm": 1' + "0" * 400)
+        run = plot.read_run(self.write("a", [], tail=huge + "\n" + json.dumps(entry(2, grad_norm=1e308)) + "\n" +
+                                       json.dumps(entry(3, grad_norm=-1e101)) + "\n" +
+                                       json.dumps(entry(4, grad_norm=1e100)) + "\n" +
+                                       json.dumps(entry(5, grad_norm=5e-324)) + "\n"))
+        self.assertEqual([math.isnan(value) for value in run.values["grad_norm"]], [True, True, True, False, False])
+        self.assertEqual(run.values["grad_norm"][3:], [1e100, 0.0])
+
     def test_names_that_are_the_same(self):
         runs = [plot.Run("x"), plot.Run("x"), plot.Run("y")]
         plot.distinct_names(runs, [pathlib.Path("one/x"), pathlib.Path("two/x"), pathlib.Path("one/y")])
@@ -149,6 +182,57 @@ class Program(Folder):
         self.assertIn("<svg", (self.folder / "wild.svg").read_text()[:2000])
         note = self.plot(self.write("torn", [entry(1)], tail='{"st\n' + json.dumps(entry(2)) + "\n")).stderr
         self.assertIn("line 2", note)
+
+    def test_logs_that_are_no_files(self):
+        for name, make in (("pipe", os.mkfifo), ("device", lambda path: os.symlink("/dev/zero", path)),
+                           ("dir", os.mkdir), ("loop", lambda path: os.symlink(path, path))):
+            (self.folder / name).mkdir()
+            make(self.folder / name / "log.jsonl")
+            self.refused(name, text=f"cannot read {name}/log.jsonl")
+
+    @unittest.skipUnless(matplotlib_is_there(), "matplotlib is neither in this Python nor in .venv")
+    def test_any_log_gives_a_picture(self):
+        extremes = [0, 1e100, 1e-100, -1e100, 1e308, 5e-324, -5.0, 1e-30, 1e30, "nan", "inf", "-inf", None, True,
+                    10**30]
+        logs = {"all": [entry(step, loss=value, grad_norm=value, lr=value, tokens_per_second=value, val_loss=value)
+                        for step, value in enumerate(extremes, 1)],
+                "far": [entry(0), entry(2**53, tokens=2**53)], "zero": [entry(0, loss=1.0, tokens=0)],
+                "same": [entry(1, tokens=5), entry(2, tokens=5)],
+                "spike": [entry(step, grad_norm=1e100 if step == 5 else 1e-100) for step in range(1, 9)],
+                "$\\frac$": [entry(1)], "$a_b$ ^{": [entry(1)], "_hidden": [entry(1)], "a\n\x1b[31m\u202e": [entry(1)],
+                os.fsdecode(b"\xff"): [entry(1)], "\U0001f600 \u4e2d": [entry(1)]}
+        for index, value in enumerate((0, 1e100, -5.0, "nan")):  # a run that has only begun
+            logs[f"one{index}"] = [entry(1, loss=value, grad_norm=value, lr=value, tokens_per_second=value,
+                                         val_loss=value)]
+        for name, entries in logs.items():
+            self.write(name, entries)
+        # One picture of each, drawn by one process, since matplotlib takes a second to load.
+        python = next(python for python in (sys.executable, str(ROOT / ".venv/bin/python"))
+                      if subprocess.run([python, "-c", "import matplotlib"], capture_output=True).returncode == 0)
+        code = ("import sys\nfolder, *names = sys.argv[1:]\nsys.path.insert(0, folder)\nimport plot\n"
+                "for index, name in enumerate(names):\n"
+                "    sys.argv[1:] = ['--x', ('steps', 'tokens')[index % 2], '--', name]\n"
+                "    assert plot.main() == 0, name\n")
+        result = subprocess.run([python, "-c", code, str(SCRIPT.parent), *logs], cwd=self.folder, capture_output=True)
+        self.assertEqual(result.returncode, 0, result.stderr.decode(errors="replace"))
+        self.assertNotIn(b"Traceback", result.stderr)
+        for name in logs:
+            self.assert_png(self.folder / name / "plot.png")
+
+    @unittest.skipUnless(matplotlib_is_there(), "matplotlib is neither in this Python nor in .venv")
+    def test_no_link_is_followed_on_writing(self):
+        run = self.write("a", [entry(1)])
+        (self.folder / "victim").write_text("mine")
+        for target in ("../victim", "../nowhere"):
+            (run / "plot.png").symlink_to(target)
+            self.refused("a", text="cannot write a/plot.png: it is a link")
+            (run / "plot.png").unlink()
+        self.assertEqual((self.folder / "victim").read_text(), "mine")
+        os.link(self.folder / "victim", run / "plot.png")
+        self.plot("a")
+        self.assertEqual((self.folder / "victim").read_text(), "mine")
+        self.assert_png(run / "plot.png")
+        self.assertEqual(sorted(path.name for path in run.iterdir()), ["log.jsonl", "plot.png"])
 
     @unittest.skipUnless(matplotlib_is_there(), "matplotlib is neither in this Python nor in .venv")
     def test_output_that_cannot_be_written(self):
