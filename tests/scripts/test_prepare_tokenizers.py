@@ -2,7 +2,8 @@
 
 Seen to catch: cuts before '/', between punctuation and a line break, before a tab with add_prefix_space, before an
 apostrophe, and in added tokens; special tokens looked for in text; truncation kept; offsets of a slice taken for those
-of the document; parts that end before a dot; 16 bits for 65,537 tokens; all windows of a sample at the beginning.
+of the document; parts that end before a dot; 16 bits for 65,537 tokens; all windows of a sample at the beginning;
+normalized added tokens looked for in the text as it was; truncation and padding in what is written; ids of a hole.
 """
 from __future__ import annotations
 
@@ -63,6 +64,32 @@ for name, normalizer, splitter in splitters():
                 assert words(before) + words(after) == words(whole), (name, before, after)
     assert checked > 300, (name, checked)
 print("checked")
+"""
+
+# Writes normalized.json, with added tokens whose content NFC changes, or into which it turns other characters; texts of
+# them as a.jsonl; and their ids, as the package gives them, on standard output.
+MAKE_NORMALIZED = COMMON + """
+folder, pattern = sys.argv[2:]
+tokenizer = Tokenizer(models.BPE())
+tokenizer.normalizer = normalizers.NFC()
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False) if pattern == "gpt2" else \\
+    pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(prepare_tokenize.LLAMA3_PATTERN), "isolated"),
+                             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+tokenizer.train_from_iterator(["some text"], trainers.BpeTrainer(
+    vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+contents = ["b-\\u00e9", "x.\\u03a9", "K;", "9.e\\u0301", "\\uac01-1", "word"]
+tokenizer.add_tokens([AddedToken(content, normalized=True, single_word=content == "word") for content in contents])
+tokenizer.add_tokens([AddedToken("r.e\\u0301", normalized=False)])
+tokenizer.save(folder + "/normalized.json")
+pieces = ["b-e\\u0301", "b-\\u00e9", "x.\\u2126", "x.\\u03a9", "\\u212a;", "\\u212a\\u037e", "K;", "9.\\u00e9",
+          "9.e\\u0301", "\\u1100\\u1161\\u11a8-1", "\\uac00\\u11a8-1", "r.e\\u0301", "r.\\u00e9", "word", " word ",
+          " ", "a", "1", "\\n", "b-", "e", "\\u0301", ".", "x", "K"]
+chance = random.Random(3)
+texts = ["".join(chance.choices(pieces, k=chance.randrange(1, 12))) for _ in range(1500)]
+with open(folder + "/text/a.jsonl", "w") as file:
+    file.writelines(json.dumps({"text": text}) + "\\n" for text in texts)
+print(json.dumps([tokenizer.encode(text, add_special_tokens=False).ids for text in texts]))
 """
 
 # Trains and writes NAME.json for each kind, and NAME.ids: the ids of whole documents as the package gives them.
@@ -162,6 +189,16 @@ class Equality(TokenizersTest):
                 self.assertEqual(sum(len(document) for document in expected),
                                  self.meta(out)["train"]["tokens"] - len(expected))
 
+    def test_added_tokens_as_they_are_normalized(self) -> None:
+        for pattern in ("gpt2", "llama3"):
+            with self.subTest(pattern):
+                expected = json.loads(self.code(MAKE_NORMALIZED, self.root, pattern))
+                self.succeed("--tokenizer", self.root / "normalized.json", "--val-fraction", 0, "--overwrite",
+                             python=self.python)
+                found = token_documents(self.out, "train", 0)
+                self.assertEqual(len(found), len(expected))
+                self.assertEqual([pair for pair in zip(found, expected) if pair[0] != pair[1]][:2], [])
+
     def test_unknown_words_are_not_cut(self) -> None:
         """Whole documents, also large ones, and none too large for that."""
         tokens = ["<unk>", "</s>", "a", "b"]
@@ -197,6 +234,47 @@ class Files(TokenizersTest):
         })
         for word in ('"vocab_size": 5', '"eot_token": 4', str(self.out / "tokenizer.json")):
             self.assertIn(word, result.stdout)
+
+    def test_truncation_and_padding_are_left_out_of_what_is_written(self) -> None:
+        truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+        padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                   "pad_type_id": 0, "pad_token": "<unk>"}
+        self.write("a.txt", b"one two one two")
+        whole = json.loads(word_level(self.TOKENS))
+        for others in ({"truncation": truncation}, {"padding": padding},
+                       {"truncation": truncation, "padding": padding}):
+            self.succeed("--tokenizer", self.tokenizer(word_level(self.TOKENS, **others)), "--val-fraction", 0,
+                         "--overwrite", python=self.python)
+            written = (self.out / "tokenizer.json").read_bytes()
+            self.assertEqual(json.loads(written), whole)
+            self.assertEqual(self.meta()["tokenizer_sha256"], hashlib.sha256(written).hexdigest())
+            self.assertEqual(token_documents(self.out, "train", 4), [[2, 3, 2, 3]])
+
+    def test_what_train_cannot_read_is_noted_before_the_work(self) -> None:
+        """./train is asked where it is built; here something else answers in its place."""
+        scripts = self.root / "elsewhere" / "scripts"
+        scripts.mkdir(parents=True)
+        for path in [*SCRIPT.parent.glob("prepare*.py"), SCRIPT.parent / "regular_files.py"]:
+            (scripts / path.name).write_bytes(path.read_bytes())
+        train = scripts.parent / "train"
+        self.write("a.txt", b"one two")
+        path = self.tokenizer(word_level(self.TOKENS))
+        note = "prepare: note: ./train can train on these shards, but writes no text with this tokenizer"
+        for answer, is_noted in (("echo \"error: $3: model.type is odd\" >&2; exit 2", True), ("exit 0", False),
+                                 ("exit 1", False), (None, False)):
+            with self.subTest(answer=answer):
+                if answer is None:
+                    train.unlink()
+                else:
+                    train.write_text(f"#!/bin/sh\n[ \"$1 $2\" = 'tokenize --tokenizer' ] || exit 1\n{answer}\n")
+                    train.chmod(0o755)
+                command = [self.python, str(scripts / "prepare.py"), "--input", str(self.text), "--tokenizer", path,
+                           "--output", str(self.out), "--val-fraction", "0", "--overwrite"]
+                result = subprocess.run(command, capture_output=True, text=True)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual(note in result.stderr, is_noted, result.stderr)
+                self.assertEqual(f"{path}: model.type is odd" in result.stderr, is_noted)
+                self.assertLessEqual(result.stderr.count("\n"), 1)
 
     def test_eot_token(self) -> None:
         self.write("a.txt", b"one two")
@@ -271,6 +349,9 @@ class Files(TokenizersTest):
     def test_refused(self) -> None:
         self.write("a.txt", b"one two")
         whole = json.loads(word_level(self.TOKENS))
+        special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        hole = {**whole, "added_tokens": [{**special, "id": 9, "content": "<far>"}]}
+        moved = {**whole, "added_tokens": [{**special, "id": 3, "content": "</s>"}]}
         dropout = {**whole, "model": {"type": "BPE", "dropout": 0.1, "vocab": {"</s>": 0}, "merges": []}}
         for content, arguments, words in (
                 (b"{", [], ["no tokenizer.json", "--tokenizer"]),
@@ -278,6 +359,13 @@ class Files(TokenizersTest):
                 (b"[]", [], ["no tokenizer.json"]),
                 (b'{"model": {"type": "Magic"}}', [], ["no tokenizer", "can read"]),
                 (json.dumps(dropout).encode(), [], ["dropout"]),
+                (json.dumps(hole).encode(), [], ["added token '<far>' the id 9", "reads it as 5", "set it to that"]),
+                (json.dumps(moved).encode(), [], ["added token '</s>' the id 3", "reads it as 1"]),
+                (json.dumps({**whole, "added_tokens": 3}).encode(), [], ["no tokenizer"]),
+                (json.dumps({**whole, "added_tokens": [3]}).encode(), [], ["no tokenizer"]),
+                (json.dumps({**whole, "model": [3]}).encode(), [], ["no tokenizer"]),
+                (json.dumps({**whole, "normalizer": "NFC"}).encode(), [], ["no tokenizer"]),
+                (b"[" * 100_000, [], ["no tokenizer.json"]),
                 (word_level(["<unk>", "one"]), [], ["no end-of-text token", "<|endoftext|>", "--eot-token"]),
                 (word_level(self.TOKENS), ["--eot-token", "<end>"], ["no token <end>", "--eot-token"]),
                 (word_level(self.TOKENS), ["--eot-token", "two"], ["gives the token two", "--eot-token"])):

@@ -272,6 +272,21 @@ class Tokens(unittest.TestCase):
                 theirs = tokenizer.encode(text, add_special_tokens=False).ids
                 self.assert_same(tokenizer, self.ours(path, text.encode()), theirs, repr(text))
 
+    def test_added_tokens_as_they_are_normalized(self):
+        """Contents that NFC changes, and characters that it turns into those of a content."""
+        tokenizer = bytes_alone([])
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.add_tokens([tokenizers.AddedToken(content, normalized=True) for content in
+                              ("b-\u00e9", "x.\u03a9", "K;", "9.e\u0301", "\uac01-1")])
+        path = self.folder / "normalized.json"
+        tokenizer.save(str(path))
+        pieces = ["b-e\u0301", "b-\u00e9", "x.\u2126", "x.\u03a9", "\u212a;", "\u212a\u037e", "K;", "9.\u00e9", "9.e\u0301",
+                  "\u1100\u1161\u11a8-1", "\uac00\u11a8-1", " ", "a", "\n", "b-", "e", "\u0301", ".", "x", "K"]
+        text = "".join(random.Random(5).choices(pieces, k=20_000))
+        theirs = tokenizer.encode(text, add_special_tokens=False).ids
+        self.assertGreater(sum(id >= 256 for id in theirs), 5000)
+        self.assert_same(tokenizer, self.ours(path, text.encode()), theirs, "normalized added tokens")
+
     def test_merges_as_strings(self):
         """The form that files had before tokenizers 0.20."""
         tokenizer = self.kinds.train("llama3", [self.texts["natural"][:100_000].decode(errors="replace")], 600)
