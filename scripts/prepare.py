@@ -59,11 +59,13 @@ examples:
   python3 scripts/prepare.py --machine-text --output data/tiny
 
 What a file is follows from its name: .jsonl, .ndjson, .json.gz and .json.zst hold a JSON object a line, .parquet rows,
-everything else text; .gz and .zst are unpacked. --format says otherwise.
+everything else text; .gz and .zst are unpacked. --format says otherwise. A link goes by its own name, if that says what
+it is, and each file is taken once.
 
 A pattern is compared with the file name and with the path below the input folder; '*' also matches '/'. --exclude
-takes whole folders too. Hidden folders and __pycache__ are never entered; links are followed, each file is taken once.
-Empty documents, text that contains a NUL byte (binary) and unreadable files are skipped and counted.
+takes whole folders too. Hidden folders and __pycache__ are never entered. Passed over, counted, and named by an
+example: hidden files (unless a pattern of --include begins with a dot), empty documents, text files with a NUL byte
+(binary), kinds that are not read (.bz2, .xz, .zip, ...), unreadable files. data/README.md has the rest.
 
 Stopped by Ctrl-C, a kill or a full disk, the same command goes on where it was, and ends with the same bytes as if
 nothing had happened. Neither that nor the number of processes changes the output.
