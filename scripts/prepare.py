@@ -334,17 +334,17 @@ class Preparation:
     def _begin_or_go_on(self) -> None:
         command = json.loads(json.dumps(self.command()))
         done = self.work.state
+        if (done is not None or self.work.damage) and not self.args.restart:
+            changed = [key for key in command if self.work.command.get(key) != command[key]]
+            if changed and (done is not None or "version of prepare.py" in changed):
+                self.work.journal.close()
+                raise Refused(f"{self.work.folder} holds what a stopped run did with other {', '.join(changed)}, give "
+                              "that command again, or pass --restart to throw it away")
         if self.work.damage and not self.args.restart:
             self.work.journal.close()
             raise Refused(f"what a stopped run left in {self.work.folder} is damaged ({self.work.damage}), pass "
                           "--restart to begin anew")
         if done is not None and not self.args.restart:
-            kept = {key: value for key, value in self.work.command.items() if key in command}
-            changed = [key for key in command if kept.get(key) != command[key]]
-            if changed:
-                self.work.journal.close()
-                raise Refused(f"{self.work.folder} holds what a stopped run did with other {', '.join(changed)}, give "
-                              "that command again, or pass --restart to throw it away")
             tell(sys.stderr, f"prepare: going on where a stopped run left off, at {done['position'] / MB:.1f} of "
                              f"{self.listing.bytes / MB:.1f} MB\n")
         else:

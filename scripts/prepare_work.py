@@ -127,13 +127,15 @@ class Worker:
         lines = piece.data.split(b"\n")
         if piece.first == 1:
             lines[0] = without_bom(lines[0])
+        quoted_names = [(name, option, {json.dumps(name, ensure_ascii=is_ascii).encode("utf-8", "surrogateescape")
+                                        for is_ascii in (False, True)})
+                        for name, option in ((self.field, "--field"), (self.mask_field, "--mask-field")) if name]
         for number, line in enumerate(lines, piece.first):
             if not line or line.isspace():
                 continue
             where = f"line {number} of {piece.path}"
             try:
                 record = json.loads(line.decode("utf-8"))
-                self._check_keys(line, where)
             except UnicodeDecodeError as error:
                 raise PrepareError(f"invalid JSON in {where}: byte {error.start + 1} of the line is no UTF-8, "
                                    "mend it or leave the file out with --exclude") from error
@@ -147,6 +149,9 @@ class Worker:
                 if name is not None and name not in record:
                     raise PrepareError(f"no field '{name}' in {where}, choose one of its fields with {option}: "
                                        f"{', '.join(record) or 'it has none'}")
+            for name, option, quoted in quoted_names:
+                if sum(map(line.count, quoted)) > 1:  # a text may hold it too
+                    self._refuse_twins(line, name, option, where)
             text = record[self.field]
             if text is None:
                 text = ""
@@ -160,16 +165,12 @@ class Worker:
                 result.replaced += 1
             yield self._text(data, text, record[self.mask_field] if self.mask_field else None, where)
 
-    def _check_keys(self, line: bytes, where: str) -> None:
-        """Refuses a record whose field stands twice: Python would take the last one without a word."""
-        for name, option in ((self.field, "--field"), (self.mask_field, "--mask-field")):
-            if name is None or line.count(b'"' + name.encode("utf-8", "surrogateescape") + b'"') < 2:
-                continue  # nearly always; a text may hold the name in quotes too
-            keys: list[list[str]] = []  # of each object, the outermost last
-            json.loads(line, object_pairs_hook=lambda pairs: keys.append([key for key, _ in pairs]))
-            if keys[-1:] and keys[-1].count(name) > 1:
-                raise PrepareError(f"field '{name}' stands twice in {where}, mend it or choose another one with "
-                                   f"{option}")
+    def _refuse_twins(self, line: bytes, name: str, option: str, where: str) -> None:
+        """A record whose field stands twice: Python would take the last one without a word."""
+        keys: list[list[str]] = []  # of each object, the outermost last
+        json.loads(line, object_pairs_hook=lambda pairs: keys.append([key for key, _ in pairs]))
+        if keys[-1].count(name) > 1:
+            raise PrepareError(f"field '{name}' stands twice in {where}, mend it or choose another one with {option}")
 
     def _text(self, data: bytes, text: Optional[str], ranges: object, where: str) -> Text:
         if len(data) >= MAX_TOKENS:

@@ -368,10 +368,11 @@ class Work:
             else:
                 state = value
         self.damage = self._damage(command, state)
+        if isinstance(command, dict):
+            self.command = command
         if not self.damage:
             self.journal.truncate(end)  # what follows is torn, by a kill or a full disk
-            if state is not None:
-                self.command, self.state = command, state
+            self.state = state
 
     def _damage(self, command: object, state: object) -> str:
         if state is None:

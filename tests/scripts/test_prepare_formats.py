@@ -278,6 +278,7 @@ REFUSED = [
     ("a.jsonl", RECORDS + b'{"text": 7}', [], ["'text' in line 3 of", "no string"]),
     ("a.jsonl", RECORDS + b'["text"]', [], ["line 3 of", "no JSON object", "--format text"]),
     ("a.jsonl", RECORDS + b'{"text": "a", "id": 1, "text": "a"}', [], ["'text' stands twice in line 3 of", "--field"]),
+    ("a.jsonl", b'{"\\u00e9": "a", "\\u00e9": "a"}', ["--field", "\u00e9"], ["'\u00e9' stands twice in line 1 of"]),
     ("a.jsonl", b'{"text": "a", "skip": [], "skip": [[0, 1]]}', ["--mask-field", "skip"],
      ["'skip' stands twice in line 1 of", "--mask-field"]),
     ("a.jsonl", b"[" * 100_000, [], ["invalid JSON in line 1 of"]),

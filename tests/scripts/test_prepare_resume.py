@@ -203,6 +203,17 @@ class Resume(Base):
                 self.assertEqual((self.out.with_name("out.partial") / "journal.jsonl").read_bytes(), journal)
         self.succeed(*ARGUMENTS, "--restart")
 
+    def test_work_of_another_version_is_refused(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.damage(b"")
+        first, *rest = self.kept["journal.jsonl"].splitlines(keepends=True)
+        command = {**json.loads(first), "version of prepare.py": 1}
+        for state in (rest[-1], b'{"cursor": [0, 0, 1, 0]}\n'):
+            self.damage(json.dumps(command).encode() + b"\n" + state)
+            result = self.run_on_text(*ARGUMENTS)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn("with other version of prepare.py, give that command again, or pass --restart", result.stderr)
+
     def test_torn_and_nested_ends_of_a_journal_are_cut_off(self) -> None:
         self.kept: dict[str, bytes] = {}
         self.damage(b"")
