@@ -162,6 +162,9 @@ class JsonTokenizer:
             if not isinstance(added, list) or not all(isinstance(token, dict) and isinstance(token.get("content"), str)
                                                       for token in added):
                 raise ValueError("its \"added_tokens\" are no list of tokens")
+            for key in ("normalizer", "pre_tokenizer"):
+                if not isinstance(described.get(key), (dict, type(None))):
+                    raise ValueError(f"its \"{key}\" is no object")
         except (ValueError, RecursionError) as error:
             raise PrepareError(f"{path} is no tokenizer.json ({error}), name another file in --tokenizer") from error
         if described["model"].get("dropout"):

@@ -365,6 +365,7 @@ class Files(TokenizersTest):
                 (json.dumps({**whole, "added_tokens": [3]}).encode(), [], ["no tokenizer"]),
                 (json.dumps({**whole, "model": [3]}).encode(), [], ["no tokenizer"]),
                 (json.dumps({**whole, "normalizer": "NFC"}).encode(), [], ["no tokenizer"]),
+                (json.dumps({**whole, "normalizer": []}).encode(), [], ["no tokenizer"]),
                 (b"[" * 100_000, [], ["no tokenizer.json"]),
                 (word_level(["<unk>", "one"]), [], ["no end-of-text token", "<|endoftext|>", "--eot-token"]),
                 (word_level(self.TOKENS), ["--eot-token", "<end>"], ["no token <end>", "--eot-token"]),
