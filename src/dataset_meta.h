@@ -35,9 +35,9 @@ void check_dataset_meta(const DatasetMeta& meta, const Config& config, const std
 // Fills model.vocab_size, data.eot_token, data.eot and data.tokenizer where the config leaves them open, from the
 // meta.json beside data.train and data.val. Throws UserError if these contradict each other or the config, if the
 // tokenizer.json beside them is no longer the one that the shards were made with, or if the shards of an entry have
-// masks and it names none: what is not to be learnt must not be learnt by oversight. A tokenizer.json of the shards that
-// parse_tokenizer() refuses is left out with a note on stderr, since training needs ids alone; where sample.every asks
-// for text it throws. Reads files; without any meta.json it changes nothing.
+// masks and it names none: what is not to be learnt must not be learnt by oversight. A tokenizer.json of the shards
+// that parse_tokenizer() refuses is left out with a note on stderr, since training needs ids alone; where sample.every
+// asks for text it throws. Reads files; without any meta.json it changes nothing.
 void fill_from_datasets(Config* config);
 
 }  // namespace ingot
