@@ -12,7 +12,7 @@ namespace ingot {
 // its settings before main(). Returns where there is nothing to do, or where the program cannot be started again.
 void limit_spinning(char** argv);
 
-// For `./train info`: "GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=0", or what the user has set.
+// For `./train info`: "GOMP_SPINCOUNT=300 KMP_BLOCKTIME=0", or what the user has set.
 std::string describe_waiting_threads();
 
 }  // namespace ingot

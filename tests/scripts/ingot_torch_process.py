@@ -167,7 +167,7 @@ def step(device, dtype):
     v, losses = m.square(), numbers(device, torch.float32, 30)
     targets = torch.arange(30, device=device, dtype=torch.int32)
     block = torch.zeros(ingot_torch.STEP_BLOCK_SIZE, dtype=torch.float64, device=device)
-    block[ingot_torch.LOSS_SCALE_AT] = 1
+    block[ingot_torch.LOSS_SCALE_AT:ingot_torch.LOSS_SCALE_AT + 1].fill_(1)  # without a copy from the host
     on, pointer = On(weights), POINTER(block.data_ptr())
     settings = CStepSettings(0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0, 0)
     ingot_library._call("step_begin", ctypes.byref(on.device), pointer, ctypes.byref(settings))
