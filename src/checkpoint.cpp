@@ -1,13 +1,9 @@
 #include "src/checkpoint.h"
 
-#include <unistd.h>
-
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 
+#include "src/checkpoint_store.h"
 #include "src/manifest.h"
 #include "src/safetensors.h"
 
@@ -27,24 +23,14 @@ void load_tensors(const Device& device, const SafetensorsFile& file, const Param
             is_equal = source.shape[axis] == slot.tensor.shape[axis];
         REQUIRE(is_equal, slot.name, " is ", source.describe(), ", this model has ", slot.tensor.describe(),
                 ": was the checkpoint put together from two?");
-        device.copy(slot.tensor, source);
+        try {
+            device.copy(slot.tensor, source);
+        } catch (const CudaError&) {  // a page that is gone fails in the driver, without a signal
+            file.require_intact();
+            throw;
+        }
     }
-}
-
-std::string folder_of(const std::string& run_dir) {
-    return run_dir + "/checkpoints";
-}
-
-constexpr const char* kStepPrefix = "step-";
-
-// Names alone; step-00001000.tmp-... is no checkpoint.
-bool is_step_name(const std::string& name) {
-    return name.size() >= 13 && name.rfind(kStepPrefix, 0) == 0 &&
-           name.find_first_not_of("0123456789", 5) == std::string::npos;
-}
-
-int64_t step_of(const std::string& folder) {
-    return std::strtoll(fs::path(folder).filename().c_str() + 5, nullptr, 10);
+    file.require_intact();
 }
 
 // Throws DamagedCheckpoint if anything in it is not what was written.
@@ -77,32 +63,14 @@ std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor
     return tensors;
 }
 
-std::string checkpoint_folder(const std::string& run_dir, int64_t step) {
-    char name[32];
-    std::snprintf(name, sizeof name, "%s%08ld", kStepPrefix, static_cast<long>(step));
-    return folder_of(run_dir) + "/" + name;
-}
-
-std::vector<std::string> list_checkpoints(const std::string& run_dir) {
-    std::vector<std::string> result;
-    std::error_code error;
-    for (const auto& entry : fs::directory_iterator(folder_of(run_dir), error))
-        if (entry.is_directory(error) && is_step_name(entry.path().filename().string()))
-            result.push_back(entry.path().string());
-    // Numbers of more than eight digits are longer, and later.
-    std::sort(result.begin(), result.end(), [](const std::string& a, const std::string& b) {
-        return a.size() != b.size() ? a.size() < b.size() : a < b;
-    });
-    return result;
-}
-
 Checkpoint open_checkpoint(const std::string& folder) {
     std::error_code error;
     const bool exists = fs::exists(folder, error);
     REQUIRE(exists, "there is no checkpoint ", folder, ": name a run folder, or a step folder in its checkpoints/");
     REQUIRE(fs::is_directory(folder, error), folder,
             " is a file: name the folder of a run, or a step folder in its checkpoints/");
-    fs::path path = fs::absolute(folder).lexically_normal();
+    const fs::path absolute = fs::absolute(folder, error);  // fails where the current folder is gone
+    fs::path path = (error ? fs::path(folder) : absolute).lexically_normal();
     if (path.filename().empty()) path = path.parent_path();  // a slash at the end
     if (is_step_name(path.filename().string()) || fs::exists(folder + "/manifest.json", error))
         return verified_checkpoint(folder);
@@ -125,7 +93,7 @@ Checkpoint open_checkpoint(const std::string& folder) {
         }
         all.pop_back();
     }
-    throw UserError(join("none of the ", count, " checkpoints in ", folder_of(folder),
+    throw UserError(join("none of the ", count, " checkpoints in ", checkpoints_of(folder),
                          " is whole: move the folder away, or start anew with another name"));
 }
 
@@ -162,41 +130,6 @@ TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Op
         throw UserError(
             join(checkpoint.folder, "/manifest.json: ", error.what(), ": was it written by another version?"));
     }
-}
-
-void remove_unfinished_checkpoints(const std::string& run_dir) {
-    std::error_code error;
-    for (const auto& entry : fs::directory_iterator(folder_of(run_dir), error)) {
-        const std::string name = entry.path().filename().string();
-        if (name.rfind(kStepPrefix, 0) != 0 || name.find(".tmp-") == std::string::npos) continue;
-        std::error_code ignored;
-        fs::remove_all(entry.path(), ignored);
-    }
-}
-
-void prune_checkpoints(const std::string& run_dir, int64_t keep, int64_t keep_every) {
-    const std::vector<std::string> all = list_checkpoints(run_dir);
-    for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i) {
-        if (keep_every > 0 && step_of(all[i]) % keep_every == 0) continue;
-        // One that cannot be removed costs space, not the run. Renamed first: a kill must not leave half of one.
-        std::error_code ignored;
-        const std::string doomed = join(all[i], ".tmp-removed-", getpid());
-        fs::rename(all[i], doomed, ignored);
-        fs::remove_all(doomed, ignored);
-    }
-}
-
-std::vector<std::string> set_aside_checkpoints_after(const std::string& run_dir, int64_t step) {
-    std::vector<std::string> moved;
-    const auto nonce = std::chrono::system_clock::now().time_since_epoch().count();
-    for (const std::string& folder : list_checkpoints(run_dir)) {
-        if (step_of(folder) <= step) continue;
-        moved.push_back(join(folder, ".set-aside-", nonce));
-        std::error_code error;
-        fs::rename(folder, moved.back(), error);
-        REQUIRE(!error, "cannot rename ", folder, ": ", error.message(), ": move it away yourself");
-    }
-    return moved;
 }
 
 }  // namespace ingot

@@ -3,7 +3,8 @@
 // the run's tokenizer.json if it has one, so that a step folder writes text wherever it is taken.
 //
 // A checkpoint is committed by one rename: everything is written into step-00001000.tmp-NONCE and synced before. What a
-// kill leaves behind has the wrong name and is removed by the next run. Writing: checkpoint_writer.h.
+// kill leaves behind has the wrong name and is removed by the next run. Writing: checkpoint_writer.h; which are kept:
+// checkpoint_store.h.
 #pragma once
 
 #include <cstdint>
@@ -49,9 +50,6 @@ struct Checkpoint {
 // The tokenizer of the run; null if it has none.
 std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint);
 
-// The committed checkpoints of a run folder, oldest first.
-std::vector<std::string> list_checkpoints(const std::string& run_dir);
-
 // Opens a step folder, or the newest checkpoint of a run folder that verifies; damaged ones are named on stderr and
 // passed over. Takes no lock: a run may go on there. Throws UserError if there is none, if none is whole, or if a whole
 // one cannot be read by this program.
@@ -61,17 +59,6 @@ Checkpoint open_checkpoint(const std::string& folder);
 void load_weights(const Checkpoint& checkpoint, Model* model);
 // The same for AdamW's moments, and what else training goes on from.
 TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer);
-
-// ---- For whoever owns the run folder ----
-
-// "RUN_DIR/checkpoints/step-00001000".
-std::string checkpoint_folder(const std::string& run_dir, int64_t step);
-// Removes what killed runs left behind.
-void remove_unfinished_checkpoints(const std::string& run_dir);
-// Removes all but the newest `keep`, and those at multiples of `keep_every` (0: none is kept for good).
-void prune_checkpoints(const std::string& run_dir, int64_t keep, int64_t keep_every);
-// Takes the checkpoints of later steps out of the run: they are renamed, not removed. Returns their new paths.
-std::vector<std::string> set_aside_checkpoints_after(const std::string& run_dir, int64_t step);
 
 // All outer tensors of a flat space, under `prefix`: the order in which a file has them.
 std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix);

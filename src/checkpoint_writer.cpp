@@ -1,9 +1,6 @@
 #include "src/checkpoint_writer.h"
 
-#include <unistd.h>
-
 #include <chrono>
-#include <filesystem>
 
 #include "src/available_memory.h"
 #include "src/environment.h"
@@ -14,11 +11,10 @@
 
 namespace ingot {
 
-namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 struct CheckpointWriter::Job {
-    std::string run_dir;
+    CheckpointStore* store;
     CheckpointConfig config;
     TrainingState training;
     ordered_json manifest;  // all but the files
@@ -27,9 +23,11 @@ struct CheckpointWriter::Job {
 
 namespace {
 
-ordered_json manifest_head(const Config& config, const TrainingState& training, const Device& device) {
+ordered_json manifest_head(const std::string& run_id, const Config& config, const TrainingState& training,
+                           const Device& device) {
     ordered_json manifest;
     manifest["format_version"] = kCheckpointFormatVersion;
+    if (!run_id.empty()) manifest["run"] = run_id;
     manifest["step"] = training.step;
     manifest["tokens"] = training.report.tokens;
     manifest["rows_consumed"] = training.rows_consumed;
@@ -55,13 +53,13 @@ uint64_t bytes_of(const std::vector<NamedTensor>& tensors) {
 
 // Before anything is written, so that a full disk costs no time and leaves nothing behind. Headers and the manifest
 // take less than the margin.
-void check_free_space(const std::string& folder, uint64_t bytes) {
+void check_free_space(const CheckpointStore::Draft& draft, uint64_t bytes) {
     constexpr uint64_t kMargin = 1 << 20;
-    const fs::space_info space = fs::space(folder);
-    if (space.available >= bytes + kMargin) return;
+    const uint64_t available = draft.available_bytes();
+    if (available >= bytes + kMargin) return;
     throw Error(kExitAllocation,
-                join("cannot save to ", folder, ": a checkpoint needs ", format_bytes(bytes + kMargin), ", ",
-                     format_bytes(space.available), " are free: free some space, or set a lower checkpoint.keep"));
+                join("cannot save to ", draft.folder().path(), ": a checkpoint needs ", format_bytes(bytes + kMargin),
+                     ", ", format_bytes(available), " are free: free some space, or set a lower checkpoint.keep"));
 }
 
 }  // namespace
@@ -104,7 +102,8 @@ std::string CheckpointWriter::describe() const {
     return "asynchronous without a snapshot (no memory for one): updates wait until all is written";
 }
 
-void CheckpointWriter::start(const Config& config, const TrainingState& training, const std::string& tokenizer_json) {
+void CheckpointWriter::start(CheckpointStore* store, const Config& config, const TrainingState& training,
+                             const std::string& tokenizer_json) {
     CHECK(!writing_.valid(), "a save was started while another is in flight");
     const Device& device = model_.device();
     if (!device.is_cpu()) {
@@ -119,11 +118,12 @@ void CheckpointWriter::start(const Config& config, const TrainingState& training
     }
     std::promise<void> copied;
     copied_ = copied.get_future();
-    Job job{config.run_dir, config.checkpoint, training, manifest_head(config, training, device), tokenizer_json};
+    Job job{store, config.checkpoint, training, manifest_head(store->run_id(), config, training, device),
+            tokenizer_json};
     auto run = [this, job = std::move(job), copied = std::move(copied)]() mutable {
-        Result result{job.training.step, ""};
+        Result result{job.training.step, "", ""};
         try {
-            write(job, &copied);
+            result.set_aside = write(job, &copied);
         } catch (const std::exception& error) {
             result.fault = error.what();
         }
@@ -158,7 +158,7 @@ std::optional<CheckpointWriter::Result> CheckpointWriter::poll() {
     return wait();
 }
 
-void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
+std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
     const Device& device = model_.device();
     downloaded_.wait();
     const auto snapshot = [&](bool is_taken, const Tensor& buffer, const Tensor& live) {
@@ -170,61 +170,42 @@ void CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
     const Tensor weights = snapshot(snapshots_weights_, weights_, model_.weights());
     if (snapshots_weights_) copied->set_value();
 
-    const std::string final_name = checkpoint_folder(job.run_dir, job.training.step);
-    const std::string parent = fs::path(final_name).parent_path();
-    const auto nonce = std::chrono::system_clock::now().time_since_epoch().count();
-    const std::string temporary = join(final_name, ".tmp-", nonce, "-", getpid());
-    const auto clean_up = [&] {
-        std::error_code ignored;
-        fs::remove_all(temporary, ignored);
+    CheckpointStore::Draft draft(job.store->run(), job.training.step);
+    const Folder& folder = draft.folder();
+    const std::vector<NamedTensor> model_tensors = outer_tensors(model_.table(), weights, "");
+    std::vector<NamedTensor> moments = outer_tensors(model_.table(), m, "m.");
+    for (const NamedTensor& named : outer_tensors(model_.table(), v, "v.")) moments.push_back(named);
+    check_free_space(draft, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
+
+    std::vector<FileRecord> files;
+    const auto write_tensors = [&](const char* name, const std::vector<NamedTensor>& tensors) {
+        ChunkedSha256 checksums;
+        write_safetensors(folder.create(name), tensors, {{"format", "pt"}}, &checksums, device);
+        files.push_back(checksums.finish(name));
     };
-    try {
-        fs::create_directories(temporary);
-        const std::vector<NamedTensor> model_tensors = outer_tensors(model_.table(), weights, "");
-        std::vector<NamedTensor> moments = outer_tensors(model_.table(), m, "m.");
-        for (const NamedTensor& named : outer_tensors(model_.table(), v, "v.")) moments.push_back(named);
-        check_free_space(parent, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
-
-        std::vector<FileRecord> files;
-        const auto write_file = [&](const char* name, const std::vector<NamedTensor>& tensors) {
-            ChunkedSha256 checksums;
-            write_safetensors(temporary + "/" + name, tensors, {{"format", "pt"}}, &checksums, device);
-            files.push_back(checksums.finish(name));
-        };
-        write_file(kModelFile, model_tensors);
-        if (snapshots_moments_ && !snapshots_weights_) copied->set_value();
-        write_file(kOptimizerFile, moments);
-        if (!snapshots_moments_) copied->set_value();
-
-        if (!job.tokenizer_json.empty()) {
-            const std::string& text = job.tokenizer_json;
-            OutputFile file(temporary + "/" + kTokenizerFile);
-            file.write(text.data(), text.size());
-            file.sync_and_close();
-            ChunkedSha256 checksums;
-            checksums.update(text.data(), text.size());
-            files.push_back(checksums.finish(kTokenizerFile));
-        }
-
-        ordered_json manifest = job.manifest;
-        manifest["files"] = to_json(files);
-        const std::string text = manifest_text(manifest);
-        OutputFile file(temporary + "/manifest.json");
+    const auto write_text = [&](const char* name, const std::string& text) {
+        OutputFile file = folder.create(name);
         file.write(text.data(), text.size());
         file.sync_and_close();
-        sync_folder(temporary);
-        // A checkpoint of this step that is there already was found damaged.
-        fs::remove_all(final_name);
-        fs::rename(temporary, final_name);
-        sync_folder(parent);
-    } catch (const fs::filesystem_error& error) {
-        clean_up();
-        throw Error(kExitAllocation, join("cannot save ", final_name, ": ", error.what()));
-    } catch (...) {
-        clean_up();
-        throw;
+    };
+    write_tensors(kModelFile, model_tensors);
+    if (snapshots_moments_ && !snapshots_weights_) copied->set_value();
+    write_tensors(kOptimizerFile, moments);
+    if (!snapshots_moments_) copied->set_value();
+    if (!job.tokenizer_json.empty()) {
+        write_text(kTokenizerFile, job.tokenizer_json);
+        ChunkedSha256 checksums;
+        checksums.update(job.tokenizer_json.data(), job.tokenizer_json.size());
+        files.push_back(checksums.finish(kTokenizerFile));
     }
-    prune_checkpoints(job.run_dir, job.config.keep, job.config.keep_every);
+    ordered_json manifest = job.manifest;
+    manifest["files"] = to_json(files);
+    write_text("manifest.json", manifest_text(manifest));
+    const std::string set_aside = job.store->commit(&draft);
+    try {
+        job.store->prune(job.training.step, job.config.keep, job.config.keep_every);
+    } catch (const Error&) {}  // it costs space, and the checkpoint is committed
+    return set_aside;
 }
 
 }  // namespace ingot

@@ -12,6 +12,7 @@
 
 #include "kernels/core/device.h"
 #include "src/checkpoint.h"
+#include "src/checkpoint_store.h"
 
 namespace ingot {
 
@@ -27,12 +28,15 @@ class CheckpointWriter {
 
     struct Result {
         int64_t step;
-        std::string fault;  // empty: committed
+        std::string fault;      // empty: committed
+        std::string set_aside;  // what had the checkpoint's name and was renamed, or empty
     };
     // Starts to write the checkpoint of training.step, after the one in flight has ended (take its result with poll()
-    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest,
-    // the bytes of the run's tokenizer.json (empty: it has none) into a file beside it.
-    void start(const Config& config, const TrainingState& training, const std::string& tokenizer_json);
+    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest, the bytes of
+    // the run's tokenizer.json (empty: it has none) into a file beside it. `store` outlives the save, and nobody else
+    // uses it before the save has ended.
+    void start(CheckpointStore* store, const Config& config, const TrainingState& training,
+               const std::string& tokenizer_json);
     void wait_until_copied();
     // Waits for the save in flight, if any.
     std::optional<Result> wait();
@@ -45,7 +49,7 @@ class CheckpointWriter {
 
   private:
     struct Job;
-    void write(const Job& job, std::promise<void>* copied) const;
+    std::string write(const Job& job, std::promise<void>* copied) const;
 
     const Model& model_;
     const Optimizer& optimizer_;

@@ -23,11 +23,11 @@ namespace {
 const char* const kExitCodes =
     "\nExit codes:\n"
     "  0  done                                    1  a fault of ours: please report it\n"
-    "  2  bad usage, config or data, or no such device\n"
+    "  2  bad usage, config or data, no such device, or the run's folder was taken from it\n"
     "  3  training stopped itself: the loss was not finite for too many steps\n"
     "  5  an allocation failed, or the last save did\n"
-    " 75  stopped by a signal or max_minutes, and saved: go on with --resume auto\n"
-    "130  stopped by Ctrl-C before there was anything to save\n"
+    " 75  stopped by a signal or max_minutes, and what was trained is saved: go on with --resume auto\n"
+    "130  a second Ctrl-C: ended at once, without saving\n"
     "An error is one line on stderr: what, where, and what to do.\n";
 
 const CommandSpec kTrain = {

@@ -96,7 +96,7 @@ int evaluate(const EvaluateOptions& options) {
                          meta.path.c_str());
     }
     const std::vector<int64_t> bytes_of_token = text_bytes(tokenizer.get(), config);
-    const Corpus corpus(entries, "--data", corpus_options(config, ""));
+    const Corpus corpus(entries, "--data", corpus_options(config, nullptr));
     const ValidationRows rows(corpus, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
 
     const int64_t micro_batch = batch_rows(config, device), max_tokens = micro_batch * config.model.context_length;

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <glob.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,16 +14,6 @@
 #include "kernels/core/device.h"
 
 namespace ingot {
-
-namespace {
-
-[[noreturn]] void failed(const std::string& what, const std::string& path) {
-    const int error = errno;
-    throw Error(kExitAllocation, join("cannot ", what, " ", path, ": ", std::strerror(error),
-                                      error == ENOSPC ? ": free some space, then go on with --resume auto" : ""));
-}
-
-}  // namespace
 
 Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
     if (this != &other) {
@@ -57,7 +46,10 @@ Descriptor open_regular_file(const std::string& path) {
 }
 
 std::string read_file(const std::string& path, size_t max_bytes) {
-    const Descriptor file = open_regular_file(path);
+    return read_file(open_regular_file(path), path, max_bytes);
+}
+
+std::string read_file(const Descriptor& file, const std::string& path, size_t max_bytes) {
     std::string text;
     // Read to the end, whatever size the file was said to have: it may grow meanwhile.
     for (;;) {
@@ -73,56 +65,58 @@ std::string read_file(const std::string& path, size_t max_bytes) {
     }
 }
 
-MappedFile map_file(const std::string& path) {
-    const Descriptor descriptor = open_regular_file(path);
-    struct stat info {};
-    REQUIRE(fstat(descriptor.get(), &info) == 0, "cannot look at ", path, ": ", std::strerror(errno));
-    MappedFile file;
-    file.size = static_cast<size_t>(info.st_size);
-    void* const memory =
-        file.size == 0 ? nullptr : mmap(nullptr, file.size, PROT_READ, MAP_SHARED, descriptor.get(), 0);
-    REQUIRE(memory != MAP_FAILED, "cannot map ", path, ": ", std::strerror(errno));
-    const size_t size = file.size;
-    file.data = {static_cast<const uint8_t*>(memory), [size](const uint8_t* data) {
-                     if (data != nullptr) munmap(const_cast<uint8_t*>(data), size);
-                 }};
-    return file;
+void file_failed(const std::string& what, const std::string& path, int error) {
+    ExitCode code = kExitUsage;
+    const char* advice = "check the path and its permissions";
+    switch (error) {
+        case ENOSPC:
+        case EDQUOT:
+            code = kExitAllocation;
+            advice = "free some space, then go on with --resume auto";
+            break;
+        case EFBIG:
+            code = kExitAllocation;
+            advice = "raise the limit of a file's size (ulimit -f), then go on with --resume auto";
+            break;
+        case EIO:
+        case ESTALE:
+            code = kExitAllocation;
+            advice = "its disk failed or is gone: mend it, then go on with --resume auto";
+            break;
+        case EISDIR:
+        case ENOTDIR:
+        case EEXIST:
+        case ENOTEMPTY:
+        case ELOOP:
+            advice = "a folder, a link or something else is in the way: move it away";
+            break;
+        default:
+            break;
+    }
+    throw Error(code, join("cannot ", what, " ", path, ": ", std::strerror(error), ": ", advice));
 }
 
-OutputFile::OutputFile(const std::string& path)
-    : path_(path), descriptor_(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
-    if (descriptor_ < 0) failed("create", path_);
-}
-
-OutputFile::~OutputFile() {
-    if (descriptor_ >= 0) close(descriptor_);
+OutputFile::OutputFile(const std::string& path) : path_(path) {
+    if (unlink(path.c_str()) != 0 && errno != ENOENT) file_failed("replace", path_, errno);
+    file_ = Descriptor(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644));
+    if (file_.get() < 0) file_failed("create", path_, errno);
 }
 
 void OutputFile::write(const void* data, size_t bytes) {
     const char* next = static_cast<const char*>(data);
     while (bytes > 0) {
         // Linux writes at most 2 GiB - 4 KiB in one call.
-        const ssize_t written = ::write(descriptor_, next, std::min<size_t>(bytes, size_t{1} << 30));
+        const ssize_t written = ::write(file_.get(), next, std::min<size_t>(bytes, size_t{1} << 30));
         if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) failed("write", path_);
+        if (written <= 0) file_failed("write", path_, written == 0 ? EIO : errno);
         next += written;
         bytes -= static_cast<size_t>(written);
     }
 }
 
 void OutputFile::sync_and_close() {
-    if (fsync(descriptor_) != 0) failed("sync", path_);
-    const int descriptor = descriptor_;
-    descriptor_ = -1;
-    if (close(descriptor) != 0) failed("close", path_);
-}
-
-void sync_folder(const std::string& path) {
-    const int descriptor = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor < 0) failed("open the folder", path);
-    const int status = fsync(descriptor);
-    close(descriptor);
-    if (status != 0) failed("sync the folder", path);
+    if (fsync(file_.get()) != 0) file_failed("sync", path_, errno);
+    if (close(file_.release()) != 0) file_failed("close", path_, errno);
 }
 
 std::vector<std::string> expand_glob(const std::string& pattern) {

@@ -3,8 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ingot {
@@ -29,32 +29,27 @@ class Descriptor {
 Descriptor open_regular_file(const std::string& path);
 // The bytes of a regular file of at most `max_bytes`. Throws UserError naming the path and the reason.
 std::string read_file(const std::string& path, size_t max_bytes);
+// The same of a file that is open, from where it stands; `path` is for messages.
+std::string read_file(const Descriptor& file, const std::string& path, size_t max_bytes);
 
-// A file mapped read-only; `data` unmaps with its last copy.
-struct MappedFile {
-    std::shared_ptr<const uint8_t> data;
-    size_t size = 0;
-};
-// Throws UserError as open_regular_file() does.
-MappedFile map_file(const std::string& path);
+// Throws what a failed system call means: "cannot WHAT PATH: the reason: what to do". The exit code is kExitAllocation
+// where the disk is full, broken or has reached a limit, else kExitUsage.
+[[noreturn]] void file_failed(const std::string& what, const std::string& path, int error);
 
-// A new file, written in full or not at all: a short write, a full disk or a failed sync throws Error(kExitAllocation).
+// A new file, written in full or not at all: a short write, a full disk or a failed sync throws as file_failed() does.
 class OutputFile {
   public:
+    // Creates it. A file or link that has the name is removed, so that nothing is ever written through it.
     explicit OutputFile(const std::string& path);
-    ~OutputFile();
-    OutputFile(const OutputFile&) = delete;
-    OutputFile& operator=(const OutputFile&) = delete;
+    // Takes a file that was just created; `path` is for messages.
+    OutputFile(Descriptor file, const std::string& path) : path_(path), file_(std::move(file)) {}
     void write(const void* data, size_t bytes);
     void sync_and_close();
 
   private:
     std::string path_;
-    int descriptor_;
+    Descriptor file_;
 };
-
-// Makes a folder's entries durable (after a rename in it).
-void sync_folder(const std::string& path);
 
 // Paths that match a glob, sorted; a pattern without wildcards matches itself if it exists.
 std::vector<std::string> expand_glob(const std::string& pattern);

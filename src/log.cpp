@@ -1,16 +1,17 @@
 #include "src/log.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 
+#include "kernels/core/check.h"
 #include "kernels/core/device.h"
-#include "src/files.h"
 #include "src/text.h"
 
 namespace ingot {
@@ -19,6 +20,9 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 
 namespace {
+
+// A line of 300 bytes for each of ten million steps fits twice.
+constexpr size_t kMaxLogBytes = size_t{1} << 33;
 
 ordered_json number(double value) {
     if (std::isfinite(value)) return value;
@@ -78,68 +82,77 @@ std::string report_line(const StepReport& report, int64_t steps) {
     return text;
 }
 
-RunLog::RunLog(const std::string& path, int64_t last_step) : path_(path) {
-    // What is kept is written anew and renamed, so that a kill at any moment leaves a whole file.
-    std::string kept;
-    std::ifstream old(path_);
-    bool is_cut = false;
-    for (std::string line; std::getline(old, line);) {
-        const json object = json::parse(line, nullptr, false);
-        const bool is_whole = !old.eof() && object.is_object() && object.contains("step") &&
-                              object["step"].is_number_integer() && object["step"].get<int64_t>() <= last_step;
-        if (is_whole) {
-            kept += line + "\n";
-            has_last_step_ = has_last_step_ || object["step"] == last_step;
-        } else {
-            is_cut = true;
-        }
-    }
-    old.close();
-    if (is_cut) {
-        const std::string temporary = path_ + ".tmp";
-        OutputFile file(temporary);
-        file.write(kept.data(), kept.size());
-        file.sync_and_close();
-        std::filesystem::rename(temporary, path_);
-    }
+RunLog::RunLog(const Folder& folder, int64_t last_step) : folder_(folder), path_(folder.path_of(kName)) {
+    if (folder_.has(kName)) cut_back(last_step);
     open();
-    REQUIRE(file_ != nullptr, "cannot open ", path_, ": ", std::strerror(errno));
+    REQUIRE(file_.get() >= 0, "cannot open ", path_, ": ", std::strerror(errno),
+            ": move it away, or set log.jsonl to false");
 }
 
-RunLog::~RunLog() {
-    if (file_ != nullptr) std::fclose(file_);
+// What is kept is written anew and renamed, so that a kill at any moment leaves a whole file.
+void RunLog::cut_back(int64_t last_step) {
+    const Descriptor old = folder_.open(kName, O_RDONLY);
+    REQUIRE(old.get() >= 0, "cannot open ", path_, ": ",
+            errno == EINVAL ? "it is no regular file" : std::strerror(errno), ": move it away");
+    struct stat info {};
+    REQUIRE(fstat(old.get(), &info) == 0, "cannot look at ", path_, ": ", std::strerror(errno));
+    const std::string text = read_file(old, path_, kMaxLogBytes);
+    std::string kept;
+    int64_t num_ours = 0, num_foreign = 0;
+    for (size_t begin = 0, end = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+        const json object = json::parse(text.begin() + static_cast<int64_t>(begin),
+                                        text.begin() + static_cast<int64_t>(end), nullptr, false);
+        const bool is_ours = object.is_object() && object.contains("step") && object["step"].is_number_integer();
+        (is_ours ? num_ours : num_foreign) += 1;
+        if (!is_ours || object["step"].get<int64_t>() > last_step) continue;
+        kept.append(text, begin, end + 1 - begin);
+        has_last_step_ = has_last_step_ || object["step"] == last_step;
+    }
+    REQUIRE(num_ours > 0 || num_foreign == 0, path_,
+            " was not written by a run, and a run writes a file of this name into its run_dir: move it, or set another "
+            "run_dir");
+    // A copy that shares the file (cp -l) keeps what it has.
+    if (kept.size() == text.size() && info.st_nlink == 1) return;
+    if (num_foreign > 0) {
+        const std::string aside =
+            join(kName, ".set-aside-", std::chrono::system_clock::now().time_since_epoch().count());
+        folder_.rename(kName, aside);
+        std::fprintf(stderr, "WARNING: %s has lines that no run wrote: it stays as %s\n", path_.c_str(),
+                     folder_.path_of(aside).c_str());
+    }
+    const std::string temporary = std::string(kName) + ".tmp";
+    OutputFile file = folder_.create(temporary);
+    file.write(kept.data(), kept.size());
+    file.sync_and_close();
+    folder_.rename(temporary, kName);
 }
 
 void RunLog::open() {
-    if (file_ != nullptr) std::fclose(file_);
-    file_ = std::fopen(path_.c_str(), "ae");
-    // Unbuffered: what a full disk refuses must not come back to haunt a later line.
-    if (file_ != nullptr) std::setvbuf(file_, nullptr, _IONBF, 0);
+    file_ = folder_.open(kName, O_WRONLY | O_APPEND | O_CREAT);
 }
 
 void RunLog::write(const StepReport& report) {
-    // Two calls a step that never wait for a disk: a folder that was moved away must not take the log with it unseen.
+    // Two calls a step that never wait for a disk: a log that was moved away must not take the lines with it unseen.
     struct stat info {
     }, there{};
-    const bool is_there = file_ != nullptr && fstat(fileno(file_), &info) == 0 && stat(path_.c_str(), &there) == 0 &&
+    const bool is_there = file_.get() >= 0 && fstat(file_.get(), &info) == 0 &&
+                          fstatat(folder_.descriptor(), kName, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
                           info.st_ino == there.st_ino && info.st_dev == there.st_dev;
     if (!is_there) {
         std::fprintf(stderr, "WARNING: %s was removed: a new one begins at step %ld\n", path_.c_str(),
                      static_cast<long>(report.step));
-        std::error_code ignored;
-        std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
         open();
         info.st_size = 0;
+        if (file_.get() >= 0) fstat(file_.get(), &info);
     }
     const std::string line = report_to_json(report).dump() + "\n";
-    if (file_ == nullptr || std::fwrite(line.data(), 1, line.size(), file_) != line.size()) {
-        std::fprintf(stderr, "WARNING: the line of step %ld cannot be written to %s: %s\n",
-                     static_cast<long>(report.step), path_.c_str(), std::strerror(errno));
-        if (file_ == nullptr) return;
-        std::clearerr(file_);
-        // Half a line would spoil the next one.
-        if (ftruncate(fileno(file_), info.st_size) != 0) std::fprintf(stderr, "WARNING: %s ends torn\n", path_.c_str());
-    }
+    const ssize_t written = file_.get() < 0 ? -1 : ::write(file_.get(), line.data(), line.size());
+    if (written == static_cast<ssize_t>(line.size())) return;
+    std::fprintf(stderr, "WARNING: the line of step %ld cannot be written to %s: %s\n", static_cast<long>(report.step),
+                 path_.c_str(), std::strerror(written < 0 ? errno : ENOSPC));
+    // Half a line would spoil the next one.
+    if (written > 0 && ftruncate(file_.get(), info.st_size) != 0)
+        std::fprintf(stderr, "WARNING: %s ends torn\n", path_.c_str());
 }
 
 }  // namespace ingot

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+
+#include "src/folder.h"
 
 namespace ingot {
 
@@ -33,9 +34,11 @@ std::string report_line(const StepReport& report, int64_t steps);
 // runs/NAME/log.jsonl: one object per optimizer step.
 class RunLog {
   public:
-    // Opens for appending, after cutting off all lines of steps above `last_step`, and a torn last line.
-    RunLog(const std::string& path, int64_t last_step);
-    ~RunLog();
+    // Opens the file in `folder`, which outlives the log, for appending, after cutting off all lines of steps above
+    // `last_step`, and a torn last line. A file with lines that no run wrote stays under another name, said on stderr;
+    // where nothing in it is a run's, it is refused. Throws Error naming the file, also if it is a link, a FIFO or a
+    // device.
+    RunLog(const Folder& folder, int64_t last_step);
     RunLog(const RunLog&) = delete;
     RunLog& operator=(const RunLog&) = delete;
     // Whether the line of `last_step` was there.
@@ -45,10 +48,13 @@ class RunLog {
     void write(const StepReport& report);
 
   private:
+    static constexpr const char* kName = "log.jsonl";
+    void cut_back(int64_t last_step);
     void open();
-    std::string path_;
+    const Folder& folder_;
+    const std::string path_;  // for messages
     bool has_last_step_ = false;
-    std::FILE* file_ = nullptr;
+    Descriptor file_;
 };
 
 }  // namespace ingot

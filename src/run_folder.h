@@ -1,26 +1,41 @@
-// The folder of a run: its lock, and the resolved config.
+// The folder of a run. It is held open and locked for as long as the run lives, and everything that the run writes goes
+// into the folder that is held, wherever its path leads meanwhile.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "src/config.h"
+#include "src/folder.h"
 
 namespace ingot {
 
-// Creates the folder and holds a lock on it for as long as the object lives. Throws UserError if another process does.
 class RunFolder {
   public:
+    static constexpr const char* kCheckpoints = "checkpoints";
+
+    // Makes the folder and locks it: the folder itself, and the file `lock` in it for file systems that lock files
+    // alone. Throws UserError if another process holds it, or if it has a config.json that no run wrote.
     explicit RunFolder(const Config& config);
-    ~RunFolder();
     RunFolder(const RunFolder&) = delete;
     RunFolder& operator=(const RunFolder&) = delete;
+
     const std::string& path() const { return path_; }
-    // Writes config.json, every field spelled out.
+    const Folder& folder() const { return folder_; }
+    // Why the run may not go on here, or an empty text: its path no longer names the folder that is held, the lock file
+    // is no longer the one that is locked, or the folder of checkpoints was a link and leads elsewhere.
+    std::string why_taken() const;
+    // The folder of the checkpoints, made if it is not there. Where it was a link when the run began, it is held too.
+    Folder checkpoints() const;
+    // Writes config.json, every field spelled out. Throws UserError if a file that no run wrote has its name.
     void write_config(const Config& config) const;
 
   private:
+    void refuse_foreign_config() const;
     std::string path_;
-    int lock_;
+    Folder folder_;
+    Descriptor lock_;
+    std::optional<Folder> linked_checkpoints_;
 };
 
 }  // namespace ingot

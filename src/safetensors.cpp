@@ -4,8 +4,6 @@
 #include <bit>
 #include <nlohmann/json.hpp>
 
-#include "src/files.h"
-
 namespace ingot {
 
 using nlohmann::json;
@@ -29,21 +27,21 @@ int64_t integer(const json& value) {
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
-    const MappedFile file = map_file(path);
-    memory_ = file.data;
+SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(map_file(path)) {
     const auto fail = [&](const std::string& what) -> UserError {
         return UserError(join(path, ": ", what, ": the file is damaged, or not a safetensors file"));
     };
-    if (file.size < 8) throw fail(join("only ", file.size, " bytes"));
+    if (file_.size < 8) throw fail(join("only ", file_.size, " bytes"));
     uint64_t header_bytes;
-    std::memcpy(&header_bytes, memory_.get(), 8);
-    if (header_bytes > kMaxHeaderBytes || header_bytes > file.size - 8)
-        throw fail(join("a header of ", header_bytes, " bytes in a file of ", file.size));
-    const char* const text = reinterpret_cast<const char*>(memory_.get() + 8);
-    const json header = json::parse(text, text + header_bytes, nullptr, false);
+    std::memcpy(&header_bytes, file_.data.get(), 8);
+    if (header_bytes > kMaxHeaderBytes || header_bytes > file_.size - 8)
+        throw fail(join("a header of ", header_bytes, " bytes in a file of ", file_.size));
+    // A copy: what was looked at must stay what it is, whatever becomes of the file.
+    const std::string text(reinterpret_cast<const char*>(file_.data.get() + 8), header_bytes);
+    file_.require_intact(8 + header_bytes);
+    const json header = json::parse(text, nullptr, false);
     if (!header.is_object()) throw fail("the header is not JSON");
-    const uint64_t data_bytes = file.size - 8 - header_bytes;
+    const uint64_t data_bytes = file_.size - 8 - header_bytes;
     std::vector<std::pair<uint64_t, uint64_t>> ranges;
     try {
         for (const auto& [name, entry] : header.items()) {
@@ -78,7 +76,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
                 throw fail(join(name, " spans bytes [", begin, ", ", end, ") of ", data_bytes));
             if ((8 + header_bytes + begin) % static_cast<uint64_t>(size_of(tensor.dtype)) != 0)
                 throw fail(name + " is not aligned to its elements");
-            tensor.data = const_cast<uint8_t*>(memory_.get()) + 8 + header_bytes + begin;
+            tensor.data = const_cast<uint8_t*>(file_.data.get()) + 8 + header_bytes + begin;
             entries_[name] = tensor;
             ranges.emplace_back(begin, end);
         }
@@ -103,7 +101,7 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
     return found->second;
 }
 
-void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+void write_safetensors(OutputFile file, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums,
                        const Device& device) {
     ordered_json header = ordered_json::object();
@@ -130,7 +128,6 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     std::string text = header.dump();
     text.resize((text.size() + 7) / 8 * 8, ' ');  // so that data starts aligned
     const uint64_t header_bytes = text.size();
-    OutputFile file(path);
     const auto write = [&](const void* data, size_t bytes) {
         file.write(data, bytes);
         if (checksums != nullptr) checksums->update(data, bytes);

@@ -10,6 +10,7 @@
 
 #include "kernels/core/device.h"
 #include "src/checksum.h"
+#include "src/mapped_file.h"
 
 namespace ingot {
 
@@ -22,12 +23,15 @@ class SafetensorsFile {
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     std::vector<std::string> names() const;
     bool contains(const std::string& name) const { return entries_.count(name) == 1; }
-    // A view of the mapped bytes (read-only memory: do not write). Dtypes F64, F32, BF16, F16, I32, U8.
+    // Throws UserError if the file became shorter since it was opened.
+    void require_intact() const { file_.require_intact(); }
+    // A view of the mapped bytes (read-only memory: do not write). Dtypes F64, F32, BF16, F16, I32, U8. What was read
+    // through it counts once require_intact() did not throw.
     Tensor tensor(const std::string& name) const;
 
   private:
     std::string path_;
-    std::shared_ptr<const uint8_t> memory_;
+    MappedFile file_;
     std::map<std::string, Tensor> entries_;
     std::map<std::string, std::string> metadata_;
 };
@@ -38,10 +42,10 @@ struct NamedTensor {
     Tensor tensor;
 };
 
-// Writes and syncs a new file, tensors of larger elements first, so that each is aligned; throws Error (kExitAllocation
-// for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the file. Tensors that
-// lie on `device` are fetched through its download queue, a piece at a time.
-void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+// Writes, syncs and closes `file`, tensors of larger elements first, so that each is aligned; throws Error
+// (kExitAllocation for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the
+// file. Tensors that lie on `device` are fetched through its download queue, a piece at a time.
+void write_safetensors(OutputFile file, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums = nullptr,
                        const Device& device = Device::cpu());
 

@@ -6,12 +6,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
+#include <new>
 
 #include "kernels/core/profile.h"
 #include "src/batch.h"
 #include "src/checkpoint.h"
+#include "src/checkpoint_store.h"
 #include "src/config.h"
 #include "src/data/loader.h"
 #include "src/device_choice.h"
@@ -31,8 +32,6 @@
 namespace ingot {
 
 namespace {
-
-namespace fs = std::filesystem;
 
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -54,13 +53,14 @@ int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vect
 class Trainer {
   public:
     // All but the range outlive the trainer. `tokenizer` may be null.
-    Trainer(const Config& config, const RunFolder& folder, TrainingData* data, Tokenizer* tokenizer,
-            const StepRange& profile, TrainingPlan* plan);
+    Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
+            Tokenizer* tokenizer, const StepRange& profile, TrainingPlan* plan);
     // Goes on from the checkpoint, or begins.
     void start(const std::optional<Checkpoint>& checkpoint);
     int run();
 
   private:
+    int loop();
     enum class SaveMode {
         running,     // training goes on, also if it fails
         last_chance  // waits for the end, and throws if it fails
@@ -76,6 +76,9 @@ class Trainer {
     int stop_for_nonfinite() const;
     void finish_and_save();
     int stop();
+    int stop_without_folder(const std::string& why);
+    [[noreturn]] void end_with(ExitCode code, const std::string& what);
+    std::string what_is_saved() const;
     bool must_stop() const;
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
@@ -89,6 +92,7 @@ class Trainer {
 
     const Config& config_;
     const RunFolder& folder_;
+    CheckpointStore& store_;
     TrainingData& data_;
     Tokenizer* const tokenizer_;
     const StepRange profile_;
@@ -102,15 +106,17 @@ class Trainer {
     };
     std::array<Queued, 2> queued_;    // step s in s % 2
     TrainingState training_;          // as of the last finished step
-    StepDecision decision_;           // the same
     bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
+    bool is_updating_ = false;        // weights and moments are between two steps
     int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
+    bool has_lost_last_save_ = false;
 };
 
-Trainer::Trainer(const Config& config, const RunFolder& folder, TrainingData* data, Tokenizer* tokenizer,
-                 const StepRange& profile, TrainingPlan* plan)
+Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
+                 Tokenizer* tokenizer, const StepRange& profile, TrainingPlan* plan)
     : config_(config),
       folder_(folder),
+      store_(*store),
       data_(*data),
       tokenizer_(tokenizer),
       profile_(profile),
@@ -155,12 +161,11 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
     if (!differences.empty())
         std::printf("bits: not promised to be those of an uninterrupted run, since %s\n", differences.c_str());
     // What lies ahead of the resumed step is damaged, or of a future that will not be.
-    for (const std::string& path : set_aside_checkpoints_after(folder_.path(), training_.step))
+    for (const std::string& path : store_.set_aside_after(training_.step))
         std::printf("set aside, remove it when you like: %s\n", path.c_str());
 }
 
 void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
-    const std::string& run_dir = folder_.path();
     plan_.model.initialize_constants();
     plan_.optimizer.initialize_constants(plan_.model);
     plan_.step.write(StepBlock{});
@@ -178,10 +183,9 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
                    .rows_per_step = plan_.num_micro_steps() * config_.training.micro_batch_size,
                    .batch_rows = config_.training.micro_batch_size},
         plan_.loader_ring, data_.unread());
-    const bool is_own = fs::exists(checkpoint_folder(run_dir, training_.step));
-    saved_step_ = training_.step > 0 && is_own ? training_.step : -1;
+    if (checkpoint && store_.holds(checkpoint->folder)) saved_step_ = training_.step;
+    if (config_.log.jsonl) log_ = std::make_unique<RunLog>(folder_.folder(), training_.step);
     folder_.write_config(config_);
-    if (config_.log.jsonl) log_ = std::make_unique<RunLog>(run_dir + "/log.jsonl", training_.step);
     // A kill may have come between the save and the log line of its step.
     report_is_pending_ = training_.step > 0 && (log_ == nullptr || !log_->has_last_step());
 }
@@ -211,7 +215,9 @@ bool Trainer::queue_step() {
         queued.visible_pairs += host->visible_pairs();
         plan_.micro_step(*host);
     }
+    is_updating_ = true;
     queue_.end();
+    is_updating_ = false;
     return true;
 }
 
@@ -223,7 +229,6 @@ void Trainer::finish_step() {
     if (training_.step == profile_.last) end_profile();
     training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
     training_.state = block.state;
-    decision_ = block.decision;
     StepReport report;
     report.data_wait_seconds = queued.data_wait_seconds;
     report.step = training_.step;
@@ -265,10 +270,13 @@ void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, S
     if (!result) return;
     if (result->fault.empty()) {
         std::printf("checkpoint of step %ld committed\n", static_cast<long>(result->step));
+        if (!result->set_aside.empty())
+            std::printf("set aside, since it had this name: %s\n", printable_line(result->set_aside).c_str());
         return;
     }
     saved_step_ = -1;
-    if (mode == SaveMode::last_chance) throw Error(kExitAllocation, result->fault);
+    has_lost_last_save_ = mode == SaveMode::last_chance;
+    if (has_lost_last_save_) throw Error(kExitAllocation, result->fault);
     std::fprintf(stderr, "WARNING: %s; training goes on without this checkpoint\n", result->fault.c_str());
 }
 
@@ -276,7 +284,7 @@ void Trainer::save(SaveMode mode) {
     note_save(plan_.writer.wait(), SaveMode::running);
     if (saved_step_ != training_.step) {
         training_.data = data_.train->state(static_cast<uint64_t>(training_.rows_consumed));
-        plan_.writer.start(config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
+        plan_.writer.start(&store_, config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
         saved_step_ = training_.step;
     }
     note_save(mode == SaveMode::last_chance ? plan_.writer.wait() : plan_.writer.poll(), mode);
@@ -303,8 +311,11 @@ void Trainer::sample() {
     std::printf("---\n");
 }
 
+// From the report alone, which a checkpoint keeps: a run that was killed between a save and the end that its step is
+// ends there too.
 int Trainer::stop_for_nonfinite() const {
-    if (!training_.report.skipped || decision_.nonfinite == 0) return kExitDone;
+    const bool is_finite = std::isfinite(training_.report.loss) && std::isfinite(training_.report.grad_norm);
+    if (!training_.report.skipped || is_finite) return kExitDone;
     if (config_.training.on_nonfinite == NonFinite::skip &&
         training_.state.consecutive_skips <= config_.training.max_skipped_steps)
         return kExitDone;
@@ -324,13 +335,45 @@ void Trainer::finish_and_save() {
     if (training_.step > 0) save(SaveMode::last_chance);
 }
 
+std::string Trainer::what_is_saved() const {
+    if (training_.step == 0) return "before the first step: nothing was trained";
+    return join("after step ", training_.step, ", which is saved");
+}
+
 int Trainer::stop() {
+    if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
     finish_and_save();
-    const std::string why = stop_signal() != 0 ? join("by signal ", stop_signal())
+    const std::string why = stop_signal() != 0 ? "by " + describe_signal(stop_signal())
                                                : join("after training.max_minutes ", config_.training.max_minutes);
-    std::fprintf(stderr, "stopped %s, after step %ld: go on with --resume auto\n", why.c_str(),
-                 static_cast<long>(training_.step));
+    std::fprintf(stderr, "stopped %s, %s: go on with --resume auto\n", why.c_str(), what_is_saved().c_str());
     return kExitInterrupted;
+}
+
+// What was trained goes into the folder that is held, if there still is one. The path may be another run's by now.
+int Trainer::stop_without_folder(const std::string& why) {
+    try {
+        finish_and_save();
+    } catch (const Error& fault) {
+        has_lost_last_save_ = true;
+        throw Error(kExitAllocation, join(why, ", and what was trained cannot be saved: ", fault.what()));
+    }
+    const std::string where = training_.step > 0 ? join(" as ", store_.place_of(training_.step)) : "";
+    const std::string text = join(why, " while the run trained there: stopped ", what_is_saved(), where,
+                                  ": put the folder back, or set run_dir to where it is, and go on with --resume auto");
+    std::fprintf(stderr, "error: %s\n", printable_line(text).c_str());
+    return kExitUsage;
+}
+
+// An error that is not the device's ends the run: what was trained is saved first, if it is whole and was not what
+// could not be saved.
+void Trainer::end_with(ExitCode code, const std::string& what) {
+    if (training_.step == 0 || is_updating_ || has_lost_last_save_) throw Error(code, what);
+    try {
+        finish_and_save();
+    } catch (const std::exception& fault) {
+        throw Error(kExitAllocation, join(what, "; and what was trained cannot be saved: ", fault.what()));
+    }
+    throw Error(code, join(what, "; stopped ", what_is_saved(), ": go on with --resume auto"));
 }
 
 int Trainer::run() {
@@ -338,13 +381,29 @@ int Trainer::run() {
         std::printf("this run is finished: raise training.steps to go on\n");
         return kExitDone;
     }
+    try {
+        return loop();
+    } catch (const CudaError&) {  // nothing can be read from the device any more
+        throw;
+    } catch (const Error& error) {
+        end_with(error.exit_code, error.what());
+    } catch (const std::bad_alloc&) {
+        end_with(kExitAllocation, "out of memory");
+    } catch (const std::exception& error) {
+        end_with(kExitFault, error.what());
+    }
+}
+
+int Trainer::loop() {
     for (;;) {
         // After an update: first save, so that nothing that follows can lose it; then evaluate, log, sample.
         note_save(plan_.writer.poll(), SaveMode::running);
+        if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
         if (is_last() || (is_due(config_.checkpoint.every) && saved_step_ != training_.step))
             save(is_last() ? SaveMode::last_chance : SaveMode::running);
         if (report_is_pending_) {
             if (data_.val && (is_due(config_.eval.every) || is_last()) && !evaluate()) return stop();
+            if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
             write_log();
             if (const int code = stop_for_nonfinite(); code != kExitDone) return code;
         }
@@ -355,15 +414,10 @@ int Trainer::run() {
             return kExitDone;
         }
         // On a GPU the next step is queued before the report of this one is awaited.
-        try {
-            while (queue_.last_queued() == training_.step ||
-                   (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
-                    !pauses_after(queue_.last_queued())))
-                if (must_stop() || !queue_step()) return stop();
-        } catch (const UserError&) {  // of the data: what was trained is kept
-            finish_and_save();
-            throw;
-        }
+        while (queue_.last_queued() == training_.step ||
+               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
+                !pauses_after(queue_.last_queued())))
+            if (must_stop() || !queue_step()) return stop();
         finish_step();
     }
 }
@@ -383,22 +437,20 @@ Device training_device(const Config& config) {
 }
 
 // What --resume means for this run folder: nothing to go on from, or a checkpoint that is whole.
-std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, const std::string& resume) {
-    remove_unfinished_checkpoints(run_dir);
+std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
+                                               const std::string& resume) {
+    store->remove_unfinished();
     const std::vector<std::string> existing = list_checkpoints(run_dir);
     const bool takes_path = resume != "none" && resume != "auto";
     REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
             "): go on with --resume auto, or start anew with another name or run_dir");
-    if (takes_path) {
-        Checkpoint checkpoint = open_checkpoint(resume);
-        const fs::path owner = fs::weakly_canonical(checkpoint.folder).parent_path().parent_path();
-        REQUIRE(existing.empty() || owner == fs::weakly_canonical(run_dir), run_dir,
-                " holds checkpoints of its own, and ", resume,
-                " belongs to another run: start with another name or run_dir");
-        return checkpoint;
-    }
-    if (!existing.empty()) return open_checkpoint(run_dir);
-    return std::nullopt;
+    if (!takes_path && existing.empty()) return std::nullopt;
+    Checkpoint checkpoint = open_checkpoint(takes_path ? resume : run_dir);
+    const bool is_own = store->holds(checkpoint.folder);
+    REQUIRE(existing.empty() || is_own, run_dir, " holds checkpoints of its own, and ", resume,
+            " belongs to another run: start with another name or run_dir");
+    if (is_own) store->go_on_from(checkpoint.folder, checkpoint.manifest);
+    return checkpoint;
 }
 
 void print_plan(const TrainingPlan& plan) {
@@ -443,22 +495,25 @@ int dry_run(Config config) {
     return kExitDone;
 }
 
-}  // namespace
+int stopped_before_training() {
+    std::fprintf(stderr, "stopped by %s before the first step of this command: nothing was trained: run it again\n",
+                 describe_signal(stop_signal()).c_str());
+    return kExitInterrupted;
+}
 
-int train(const TrainOptions& options) {
-    Config config = read_config(options.config_file, options.overrides);
-    if (options.is_dry_run) return dry_run(config);
-    catch_stop_signals();
-    outlive_the_reader();
+int train_in_folder(const TrainOptions& options, Config config) {
     const RunFolder folder(config);
     const Device device = training_device(config);
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
-    TrainingData data(config, folder.path() + "/index");
+    TrainingData data(config, &folder.folder());
     data.require_targets();
+    if (stop_signal() != 0) return stopped_before_training();
     if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
-    const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), options.resume);
+    CheckpointStore store(folder);
+    const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), &store, options.resume);
+    if (stop_signal() != 0) return stopped_before_training();
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
         const TrainingConfig& then = checkpoint->config.training;
@@ -475,9 +530,25 @@ int train(const TrainOptions& options) {
     std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
-    Trainer trainer(config, folder, &data, tokenizer.get(), options.profile, &plan);
+    if (stop_signal() != 0) return stopped_before_training();
+    Trainer trainer(config, folder, &store, &data, tokenizer.get(), options.profile, &plan);
     trainer.start(checkpoint);
     return trainer.run();
+}
+
+}  // namespace
+
+int train(const TrainOptions& options) {
+    Config config = read_config(options.config_file, options.overrides);
+    if (options.is_dry_run) return dry_run(config);
+    catch_stop_signals();
+    outlive_the_reader();
+    reserve_cpu_time_for_saving();
+    try {
+        return train_in_folder(options, std::move(config));
+    } catch (const Stopped&) {  // while the data were read
+        return stopped_before_training();
+    }
 }
 
 }  // namespace ingot

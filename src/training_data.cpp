@@ -37,15 +37,14 @@ bool has_target(const ValidationRows& rows) {
 
 }  // namespace
 
-CorpusOptions corpus_options(const Config& config, const std::string& index_folder) {
+CorpusOptions corpus_options(const Config& config, const Folder* run) {
     return {.vocab_size = config.model.vocab_size,
             .eot_token = config.data.eot_token,
             .eot_side = config.data.eot,
-            .index_folder = index_folder};
+            .run = run};
 }
 
-TrainingData::TrainingData(const Config& config, const std::string& index_folder)
-    : mask_documents_(config.data.mask_documents) {
+TrainingData::TrainingData(const Config& config, const Folder* run) : mask_documents_(config.data.mask_documents) {
     const int64_t T = config.model.context_length;
     const uint64_t seed = static_cast<uint64_t>(config.seed);
     const std::vector<std::vector<DataEntry>> entries = datasets_of(config.data.train);
@@ -58,14 +57,14 @@ TrainingData::TrainingData(const Config& config, const std::string& index_folder
         const std::string key = entries.size() == 1 ? "data.train" : join("data.train[", d, "]");
         REQUIRE(shares[d] > 0, key, " has a weight of ", weights[d], ", which is less than one of ", kBlendRows,
                 " rows: raise its weight, or leave it out");
-        corpora.push_back(std::make_unique<Corpus>(entries[d], key, corpus_options(config, index_folder)));
+        corpora.push_back(std::make_unique<Corpus>(entries[d], key, corpus_options(config, run)));
         // Each dataset has orders of its own, also where two are the same files.
         datasets.push_back({name_of(entries[d]), shares[d],
                             DatasetRows::make(*corpora[d], config.data, T, seed + static_cast<uint64_t>(d))});
     }
     train = std::make_unique<BlendedRows>(std::move(datasets), seed);
     if (config.data.val.empty()) return;
-    val_corpus = std::make_unique<Corpus>(config.data.val, "data.val", corpus_options(config, index_folder));
+    val_corpus = std::make_unique<Corpus>(config.data.val, "data.val", corpus_options(config, run));
     val = std::make_unique<ValidationRows>(*val_corpus, config.data, T, config.eval.tokens);
     REQUIRE(has_target(*val),
             "data.val holds nothing to predict: every document in it is a single token, or its mask "

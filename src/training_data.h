@@ -13,9 +13,9 @@
 namespace ingot {
 
 struct TrainingData {
-    // Throws UserError naming the file or the key. A file in both splits is a warning on stderr. `index_folder` is for
-    // document indexes that cannot stand beside their shard; empty: none.
-    explicit TrainingData(const Config& config, const std::string& index_folder = "");
+    // Throws UserError naming the file or the key. A file in both splits is a warning on stderr. `run` has the
+    // document indexes that cannot stand beside their shard (null: none), and outlives this.
+    explicit TrainingData(const Config& config, const Folder* run = nullptr);
     TrainingData(const TrainingData&) = delete;
     TrainingData& operator=(const TrainingData&) = delete;
 
@@ -43,6 +43,6 @@ struct TrainingData {
 };
 
 // What a corpus of this config is opened with.
-CorpusOptions corpus_options(const Config& config, const std::string& index_folder);
+CorpusOptions corpus_options(const Config& config, const Folder* run);
 
 }  // namespace ingot

@@ -7,6 +7,7 @@
 
 #include "kernels/core/check.h"
 #include "src/progress.h"
+#include "src/signals.h"
 #include "src/text.h"
 
 namespace ingot {
@@ -54,14 +55,18 @@ Corpus::Corpus(const std::vector<DataEntry>& entries, const std::string& key, co
     for (size_t s = 0; s < shards_.size(); ++s) {
         const IndexKey index = index_key(shards_[s], rules_);
         if (shards_[s].num_tokens() >= options_.smallest_index)
-            indexes_[s] = read_index(shards_[s], index, cuts_[s], options_.index_folder);
+            indexes_[s] = read_index(shards_[s], index, cuts_[s], options_.run);
         // One that holds a larger id was made with a larger vocabulary: reading again says where the id is.
         if (indexes_[s] && indexes_[s]->largest_id() >= rules_.vocab_size) indexes_[s] = nullptr;
     }
     if (num_tokens() > kGroupSegments * options_.segment_tokens) return;
     keeps_in_memory_ = true;
     Progress progress("reading the tokens of " + key_, num_tokens(), "tokens");
-    for (int64_t s = 0; s < num_shards(); ++s) read_shard(s, {}, [&](int64_t tokens) { progress.advance(tokens); });
+    const auto advance = [&](int64_t tokens) {
+        progress.advance(tokens);
+        if (stop_signal() != 0) throw Stopped{};
+    };
+    for (int64_t s = 0; s < num_shards(); ++s) read_shard(s, {}, advance);
     progress.finish();
 }
 
@@ -171,9 +176,7 @@ bool Corpus::has_target(bool mask_documents) const {
             const bool first_counts =
                 !mask_documents || (eot_side() == EotSide::start && is_eot(at.shard->token(at.token)));
             const int64_t begin = first_counts ? 0 : 1, length = borders[d + 1] - borders[d];
-            const uint8_t* const mask = at.shard->mask(at.token);
-            const auto is_learnt = [](uint8_t byte) { return byte != 0; };
-            if (mask == nullptr ? begin < length : std::any_of(mask + begin, mask + length, is_learnt)) return true;
+            if (at.shard->any_target(at.token + begin, length - begin)) return true;
         }
     }
     return looked_at < num_segments;
@@ -186,8 +189,8 @@ void Corpus::read_shard(int64_t shard, const std::stop_token& stop,
         progress(shards_[s].num_tokens());
         return;
     }
-    const auto index = make_index(shards_[s], rules_, cuts_[s], options_.index_folder, options_.smallest_index,
-                                  keeps_in_memory_, stop, progress);
+    const auto index = make_index(shards_[s], rules_, cuts_[s], options_.run, options_.smallest_index, keeps_in_memory_,
+                                  stop, progress);
     const std::lock_guard<std::mutex> lock(mutex_);
     indexes_[s] = index;
 }

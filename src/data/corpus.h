@@ -23,7 +23,7 @@ struct CorpusOptions {
     int64_t vocab_size = 0;
     int64_t eot_token = -1;  // -1: without an index of its own, every shard is one document
     EotSide eot_side = EotSide::automatic;
-    std::string index_folder = "";  // for document indexes that cannot stand beside their shard; empty: none
+    const Folder* run = nullptr;  // has the document indexes that cannot stand beside their shard; outlives the corpus
     int64_t segment_tokens = int64_t{1} << 24;  // what a segment is about as long as
     int64_t smallest_index = int64_t{1} << 20;  // tokens of the smallest shard whose index is kept in a file
 };
@@ -38,7 +38,7 @@ class Corpus {
   public:
     // `key` is the config key that the entries stand at, for messages. Throws UserError naming the file, what is wrong
     // and what to do. A corpus of at most kGroupSegments * segment_tokens tokens is read at once: documents are known
-    // and ids checked.
+    // and ids checked; throws Stopped if a signal asked to stop meanwhile.
     Corpus(const std::vector<DataEntry>& entries, const std::string& key, const CorpusOptions& options);
 
     int64_t num_tokens() const { return shard_starts_.back(); }

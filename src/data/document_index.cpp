@@ -1,8 +1,10 @@
 #include "src/data/document_index.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -28,17 +30,12 @@ struct DocumentIndex::FooterHead {
     int64_t num_eots = 0, num_segments = 0;
 };
 
-struct DocumentIndex::SegmentEntry {
-    int64_t begin = 0, end = 0, largest_id = 0, num_starts = 0;
-    char sha256[kHashBytes] = {};
-};
-
 IndexKey index_key(const Shard& shard, const TokenRules& rules) {
     return {.stamp = shard.stamp(),
             .num_tokens = shard.num_tokens(),
             .eot_token = shard.has_own_index() ? -1 : rules.eot_token,
             .eot_side = rules.eot_side == EotSide::start ? 1 : 0,
-            .has_mask = shard.mask(0) != nullptr ? 1 : 0};
+            .has_mask = shard.has_mask() ? 1 : 0};
 }
 
 std::optional<DocumentIndex> DocumentIndex::parse(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
@@ -54,12 +51,13 @@ std::optional<DocumentIndex> DocumentIndex::parse(std::span<const std::byte> byt
     if (footer_bytes < static_cast<int64_t>(sizeof(FooterHead)) || footer_bytes > size - kMagicBytes - kTailBytes)
         return std::nullopt;
     const int64_t footer = size - kTailBytes - footer_bytes;
-    const std::string hash = sha256(bytes.data() + footer, static_cast<size_t>(footer_bytes));
+    // A copy: what is verified must be what is read, whatever becomes of the file.
+    const std::vector<std::byte> copy(bytes.begin() + footer, bytes.begin() + footer + footer_bytes);
+    const std::string hash = sha256(copy.data(), copy.size());
     if (std::memcmp(bytes.data() + size - kTailBytes, hash.data(), kHashBytes) != 0) return std::nullopt;
     FooterHead head;
-    std::memcpy(static_cast<void*>(&head), bytes.data() + footer, sizeof head);
+    std::memcpy(static_cast<void*>(&head), copy.data(), sizeof head);
 
-    // From here on the bytes are those that were written.
     *why = "it belongs to another state of the file, or another program wrote it";
     const int64_t num_segments = static_cast<int64_t>(cuts.size()) - 1;
     if (head.version != FooterHead{}.version || head.key != key || head.num_segments != num_segments)
@@ -69,11 +67,12 @@ std::optional<DocumentIndex> DocumentIndex::parse(std::span<const std::byte> byt
     DocumentIndex index;
     index.bytes_ = bytes;
     index.owner_ = std::move(owner);
-    index.table_ = footer + static_cast<int64_t>(sizeof head);
-    index.num_segments_ = num_segments;
+    index.num_eots_ = head.num_eots;
+    index.entries_.resize(static_cast<size_t>(num_segments));
+    std::memcpy(static_cast<void*>(index.entries_.data()), copy.data() + sizeof head, copy.size() - sizeof head);
     int64_t offset = kMagicBytes;
     for (int64_t s = 0; s < num_segments; ++s) {
-        const SegmentEntry entry = index.entry(s);
+        const SegmentEntry& entry = index.entries_[static_cast<size_t>(s)];
         if (entry.begin != cuts[static_cast<size_t>(s)] || entry.end != cuts[static_cast<size_t>(s) + 1])
             return std::nullopt;
         if (entry.num_starts < 0 || entry.num_starts > (footer - offset) / 8) return std::nullopt;
@@ -85,43 +84,36 @@ std::optional<DocumentIndex> DocumentIndex::parse(std::span<const std::byte> byt
     return index;
 }
 
-DocumentIndex::SegmentEntry DocumentIndex::entry(int64_t segment) const {
-    CHECK(segment >= 0 && segment < num_segments_, "segment ", segment, " of ", num_segments_);
-    SegmentEntry entry;
-    std::memcpy(&entry, bytes_.data() + table_ + segment * static_cast<int64_t>(sizeof entry), sizeof entry);
-    return entry;
-}
-
 bool DocumentIndex::append_starts(int64_t segment, std::vector<int64_t>* starts) const {
-    const SegmentEntry entry = this->entry(segment);
-    const std::byte* const block = bytes_.data() + block_offsets_[static_cast<size_t>(segment)];
+    CHECK(segment >= 0 && segment < static_cast<int64_t>(entries_.size()), "segment ", segment, " of ",
+          entries_.size());
+    const SegmentEntry& entry = entries_[static_cast<size_t>(segment)];
     const size_t bytes = static_cast<size_t>(entry.num_starts) * 8, old_size = starts->size();
-    if (bytes == 0 || std::memcmp(entry.sha256, sha256(block, bytes).data(), kHashBytes) != 0) return false;
+    if (bytes == 0) return false;
     starts->resize(old_size + static_cast<size_t>(entry.num_starts));
     const auto first = starts->begin() + static_cast<int64_t>(old_size);
-    std::memcpy(&*first, block, bytes);
+    std::memcpy(&*first, bytes_.data() + block_offsets_[static_cast<size_t>(segment)], bytes);
+    const bool is_whole = std::memcmp(entry.sha256, sha256(&*first, bytes).data(), kHashBytes) == 0;
     // Another program could have sealed anything.
     const bool is_ascending = std::adjacent_find(first, starts->end(), std::greater_equal<int64_t>()) == starts->end();
-    if (is_ascending && *first == entry.begin && starts->back() < entry.end) return true;
+    if (is_whole && is_ascending && *first == entry.begin && starts->back() < entry.end) return true;
     starts->resize(old_size);
     return false;
 }
 
 int64_t DocumentIndex::num_documents() const {
     int64_t count = 0;
-    for (int64_t s = 0; s < num_segments_; ++s) count += entry(s).num_starts;
+    for (const SegmentEntry& entry : entries_) count += entry.num_starts;
     return count;
 }
 
 int64_t DocumentIndex::num_eots() const {
-    FooterHead head;
-    std::memcpy(static_cast<void*>(&head), bytes_.data() + table_ - static_cast<int64_t>(sizeof head), sizeof head);
-    return head.num_eots;
+    return num_eots_;
 }
 
 int64_t DocumentIndex::largest_id() const {
     int64_t largest = 0;
-    for (int64_t s = 0; s < num_segments_; ++s) largest = std::max(largest, entry(s).largest_id);
+    for (const SegmentEntry& entry : entries_) largest = std::max(largest, entry.largest_id);
     return largest;
 }
 
@@ -161,82 +153,110 @@ void DocumentIndex::build(const Shard& shard, const TokenRules& rules, const std
 
 namespace {
 
-// Beside the shard, and in the folder under a name that no other shard has.
-std::vector<std::string> places_of(const Shard& shard, const std::string& folder) {
-    std::vector<std::string> places = {shard.path() + ".index"};
-    if (folder.empty()) return places;
-    char hash[17];
-    std::snprintf(hash, sizeof hash, "%016lx", static_cast<unsigned long>(stream_of(shard.real_path().c_str())));
-    const std::string name = std::filesystem::path(shard.path()).filename().string();
-    places.push_back(folder + "/" + name + "-" + hash + ".index");
+// Where an index may be: a name in a folder.
+struct Place {
+    Folder folder;
+    std::string name;
+    std::string path() const { return folder.path_of(name); }
+};
+
+// Beside the shard, and in the run's folder `index`, under a name that no other shard has. That folder is made if
+// `makes` says so. What cannot be opened is no place.
+std::vector<Place> places_of(const Shard& shard, const Folder* run, bool makes) {
+    constexpr const char* kFolder = "index";
+    const std::filesystem::path path(shard.path());
+    const std::string name = path.filename().string();
+    std::vector<Place> places;
+    try {
+        places.push_back({Folder(path.has_parent_path() ? path.parent_path().string() : "."), name + ".index"});
+    } catch (const Error&) {}
+    try {
+        if (run == nullptr || (!makes && !run->has(kFolder))) return places;
+        char hash[17];
+        std::snprintf(hash, sizeof hash, "%016lx", static_cast<unsigned long>(stream_of(shard.real_path().c_str())));
+        places.push_back({run->folder(kFolder), name + "-" + hash + ".index"});
+    } catch (const Error& fault) {
+        std::fprintf(stderr, "note: no document index is kept in the run's folder: %s\n", fault.what());
+    }
     return places;
 }
 
-std::optional<DocumentIndex> map_index(const std::string& place, const IndexKey& key, const std::vector<int64_t>& cuts,
-                                       std::string* why) {
-    const MappedFile file = map_file(place);
-    return DocumentIndex::parse({reinterpret_cast<const std::byte*>(file.data.get()), file.size}, file.data, key, cuts,
-                                why);
+// Null: there is no good one; `why` says why.
+std::shared_ptr<const DocumentIndex> index_at(const Place& place, const IndexKey& key, const std::vector<int64_t>& cuts,
+                                              std::string* why) {
+    const Descriptor descriptor = place.folder.open(place.name, O_RDONLY);
+    *why = errno == EINVAL ? "it is no regular file" : std::strerror(errno);
+    if (descriptor.get() < 0) return nullptr;
+    const MappedFile file = map_file(descriptor, place.path());
+    std::optional<DocumentIndex> index = DocumentIndex::parse(
+        {reinterpret_cast<const std::byte*>(file.data.get()), file.size}, file.data, key, cuts, why);
+    if (!index) return nullptr;
+    index->place = place.path();
+    return std::make_shared<const DocumentIndex>(std::move(*index));
 }
 
-std::shared_ptr<const DocumentIndex> share(DocumentIndex& index, const std::string& place) {
-    index.place = place;
-    return std::make_shared<const DocumentIndex>(std::move(index));
+// Whether an index may take the place: nothing has the name, or an index does, or what a cut left of its beginning.
+bool is_free(const Place& place) {
+    if (!place.folder.has(place.name)) return true;
+    char magic[sizeof kMagic] = {};
+    const Descriptor file = place.folder.open(place.name, O_RDONLY);
+    const ssize_t taken = file.get() < 0 ? -1 : pread(file.get(), magic, sizeof magic, 0);
+    return taken >= 0 && std::memcmp(magic, kMagic, static_cast<size_t>(taken)) == 0;
 }
 
 }  // namespace
 
 std::shared_ptr<const DocumentIndex> read_index(const Shard& shard, const IndexKey& key,
-                                                const std::vector<int64_t>& cuts, const std::string& folder) {
-    for (const std::string& place : places_of(shard, folder)) {
-        std::error_code error;
-        if (!std::filesystem::exists(place, error)) continue;
+                                                const std::vector<int64_t>& cuts, const Folder* run) {
+    for (const Place& place : places_of(shard, run, false)) {
         std::string why;
         try {
-            if (std::optional<DocumentIndex> index = map_index(place, key, cuts, &why)) return share(*index, place);
-        } catch (const UserError& fault) {
+            if (!place.folder.has(place.name)) continue;
+            if (auto index = index_at(place, key, cuts, &why)) return index;
+        } catch (const Error& fault) {
             why = fault.what();
         }
-        std::fprintf(stderr, "note: %s is not used, since %s: the documents are looked for again\n", place.c_str(),
-                     why.c_str());
+        std::fprintf(stderr, "note: %s is not used, since %s: the documents are looked for again\n",
+                     place.path().c_str(), why.c_str());
     }
     return nullptr;
 }
 
 std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenRules& rules,
-                                                const std::vector<int64_t>& cuts, const std::string& folder,
-                                                int64_t smallest, bool keeps_in_memory, const std::stop_token& stop,
+                                                const std::vector<int64_t>& cuts, const Folder* run, int64_t smallest,
+                                                bool keeps_in_memory, const std::stop_token& stop,
                                                 const std::function<void(int64_t)>& progress) {
     const IndexKey key = index_key(shard, rules);
-    const std::vector<std::string> places = places_of(shard, folder);
+    const bool is_kept = shard.num_tokens() >= smallest;
     std::string why;
-    for (size_t i = 0; i < places.size() && shard.num_tokens() >= smallest; ++i) {
-        std::error_code error;
-        if (i > 0) std::filesystem::create_directories(folder, error);
+    for (const Place& place : is_kept ? places_of(shard, run, true) : std::vector<Place>{}) {
         // Several processes may do the same: each writes a file of its own, and the last rename stays.
-        const std::string temporary = join(places[i], ".tmp-", getpid(), "-", std::random_device()());
-        if (access(std::filesystem::absolute(places[i]).parent_path().c_str(), W_OK) != 0) continue;
+        const std::string temporary = join(place.name, ".tmp-", getpid(), "-", std::random_device()());
+        if (faccessat(place.folder.descriptor(), ".", W_OK, 0) != 0) continue;
+        const auto clean_up = [&] { unlinkat(place.folder.descriptor(), temporary.c_str(), 0); };
         try {
-            OutputFile file(temporary);
-            DocumentIndex::build(shard, rules, cuts, stop, progress,
-                                 [&](const void* data, size_t bytes) { file.write(data, bytes); });
-            file.sync_and_close();
-            std::filesystem::rename(temporary, places[i]);
-            if (std::optional<DocumentIndex> index = map_index(places[i], key, cuts, &why))
-                return share(*index, places[i]);
+            why = "another file has this name";
+            if (is_free(place)) {
+                OutputFile file = place.folder.create(temporary);
+                DocumentIndex::build(shard, rules, cuts, stop, progress,
+                                     [&](const void* data, size_t bytes) { file.write(data, bytes); });
+                file.sync_and_close();
+                place.folder.rename(temporary, place.name);
+                if (auto index = index_at(place, key, cuts, &why)) return index;
+            }
         } catch (const UserError&) {  // the shard's fault
-            std::filesystem::remove(temporary, error);
+            clean_up();
             throw;
         } catch (const Stopped&) {
-            std::filesystem::remove(temporary, error);
+            clean_up();
             throw;
         } catch (const std::exception& fault) {  // the disk's: training does not need the file
-            std::filesystem::remove(temporary, error);
+            clean_up();
             why = fault.what();
         }
-        std::fprintf(stderr, "note: no document index is kept at %s: %s\n", places[i].c_str(), why.c_str());
+        std::fprintf(stderr, "note: no document index is kept at %s: %s\n", place.path().c_str(), why.c_str());
     }
-    if (!keeps_in_memory && shard.num_tokens() >= smallest) {
+    if (!keeps_in_memory && is_kept) {
         // Its ids are to be checked all the same.
         DocumentIndex::build(shard, rules, cuts, stop, progress, [](const void*, size_t) {});
         return nullptr;
@@ -248,7 +268,7 @@ std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenR
     });
     std::optional<DocumentIndex> index = DocumentIndex::parse(*bytes, bytes, key, cuts, &why);
     CHECK(index, "the index of ", shard.path(), " cannot be read back: ", why);
-    return share(*index, "");
+    return std::make_shared<const DocumentIndex>(std::move(*index));
 }
 
 }  // namespace ingot

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "src/data/shard.h"
+#include "src/folder.h"
 
 namespace ingot {
 
@@ -52,26 +53,31 @@ class DocumentIndex {
 
   private:
     struct FooterHead;
-    struct SegmentEntry;
-    SegmentEntry entry(int64_t segment) const;
+    struct SegmentEntry {
+        int64_t begin = 0, end = 0, largest_id = 0, num_starts = 0;
+        char sha256[64] = {};
+    };
 
     std::span<const std::byte> bytes_;
     std::shared_ptr<const void> owner_;
-    int64_t table_ = 0, num_segments_ = 0;  // where the entries are
-    std::vector<int64_t> block_offsets_;    // of each segment's starts
+    // Copies of what was verified: the file may change later.
+    int64_t num_eots_ = 0;
+    std::vector<SegmentEntry> entries_;
+    std::vector<int64_t> block_offsets_;  // of each segment's starts
 };
 
-// The index of a shard from SHARD.index, or from `folder` (empty: none); null if neither has a good one. What was wrong
-// with a damaged one goes to stderr.
+// The index of a shard from SHARD.index, or from the folder `index` in `run` (null: none); null if neither has a good
+// one. What was wrong with a damaged one goes to stderr.
 std::shared_ptr<const DocumentIndex> read_index(const Shard& shard, const IndexKey& key,
-                                                const std::vector<int64_t>& cuts, const std::string& folder);
+                                                const std::vector<int64_t>& cuts, const Folder* run);
 
-// Reads the whole shard and writes its index beside it, else into `folder`, whole or not at all; then maps it. If
-// neither can be written, the index stays in memory if `keeps_in_memory`, else this returns null. A shard of fewer than
-// `smallest` tokens is not worth a file: its index stays in memory.
+// Reads the whole shard and writes its index beside it, else into the folder `index` in `run`, whole or not at all;
+// then maps it. A file that has its name and is no index stays. If neither can be written, the index stays in memory if
+// `keeps_in_memory`, else this returns null. A shard of fewer than `smallest` tokens is not worth a file: its index
+// stays in memory.
 std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenRules& rules,
-                                                const std::vector<int64_t>& cuts, const std::string& folder,
-                                                int64_t smallest, bool keeps_in_memory, const std::stop_token& stop,
+                                                const std::vector<int64_t>& cuts, const Folder* run, int64_t smallest,
+                                                bool keeps_in_memory, const std::stop_token& stop,
                                                 const std::function<void(int64_t)>& progress);
 
 }  // namespace ingot

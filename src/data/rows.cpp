@@ -28,16 +28,15 @@ void copy_tokens(const Corpus& corpus, const Corpus::Place& place, int64_t token
     place.shard->copy(place.token, count, tokens);
     if (largest_id(tokens, count) >= static_cast<uint32_t>(corpus.vocab_size())) corpus.refuse_ids(token, count);
     std::memcpy(targets, tokens + 1, static_cast<size_t>(count - 1) * sizeof(int32_t));
-    if (const uint8_t* const mask = place.shard->mask(place.token + 1))
-        for (int64_t i = 0; i + 1 < count; ++i) targets[i] = mask[i] != 0 ? targets[i] : -1;
+    place.shard->apply_mask(place.token + 1, count - 1, targets);
 }
 
 // Token `token` as a target.
 int32_t target_of(const Corpus& corpus, const Corpus::Place& place, int64_t token) {
-    const int32_t id = place.shard->token(place.token);
+    int32_t id = place.shard->token(place.token);
     if (static_cast<uint32_t>(id) >= static_cast<uint32_t>(corpus.vocab_size())) corpus.refuse_ids(token, 1);
-    const uint8_t* const mask = place.shard->mask(place.token);
-    return mask != nullptr && *mask == 0 ? -1 : id;
+    place.shard->apply_mask(place.token, 1, &id);
+    return id;
 }
 
 }  // namespace

@@ -46,6 +46,36 @@ void stamp_of(const std::string& path, int64_t* bytes, int64_t* mtime_ns) {
     *mtime_ns = static_cast<int64_t>(info.st_mtim.tv_sec) * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
+// Calls read(), which reads `file` up to `end`. If the file became shorter, that is what is wrong, whatever was made of
+// the zeros in its place.
+template <typename Function>
+auto intact(const MappedFile& file, size_t end, Function&& read) {
+    try {
+        auto result = read();
+        file.require_intact(end);
+        return result;
+    } catch (const Error&) {
+        file.require_intact(end);
+        throw;
+    }
+}
+
+// The starts of the documents of tokens [begin, end), as the index has them.
+std::vector<int64_t> documents_of(const MegatronIndex& megatron, int64_t begin, int64_t end, const std::string& path) {
+    std::vector<int64_t> starts;
+    const int64_t first = megatron.first_document_from(begin), last = megatron.first_document_from(end);
+    // The first of several that begin at `begin` is found; all but the last of them are empty.
+    megatron.check_documents(first, last);
+    for (int64_t d = first; d < last; ++d) {
+        const int64_t start = megatron.first_token(d);
+        if (d + 1 < last ? megatron.first_token(d + 1) > start : end > start) starts.push_back(start);
+    }
+    const bool is_whole = first < last && megatron.first_token(first) == begin && megatron.first_token(last) == end;
+    REQUIRE(is_whole, path, " contradicts itself about tokens ", begin, " to ", end,
+            ": the index is damaged: copy it again");
+    return starts;
+}
+
 // Whether an id of this type can be the number.
 template <typename Id>
 bool can_hold(int64_t id) {
@@ -84,18 +114,20 @@ Shard::Shard(const std::string& path, const DataEntry& entry, const std::string&
     if (format == DataFormat::automatic) format = is_megatron(path) ? DataFormat::megatron : DataFormat::llmc;
     switch (format) {
         case DataFormat::raw:
-            layout_ = parse_raw(entry.dtype, beginning, file_bytes, path);
+            layout_ =
+                intact(file_, beginning.size(), [&] { return parse_raw(entry.dtype, beginning, file_bytes, path); });
             break;
         case DataFormat::megatron: {
             const std::string index = index_path(path);
             index_ = map_file(index);
             stamp_of(index, &stamp_.index_bytes, &stamp_.index_mtime_ns);
-            megatron_.emplace(bytes_of_file(index_), file_bytes, index);
+            megatron_ =
+                intact(index_, index_.size, [&] { return MegatronIndex(bytes_of_file(index_), file_bytes, index); });
             layout_ = megatron_->layout();
             break;
         }
         default:
-            layout_ = parse_llmc(beginning, file_bytes, path);
+            layout_ = intact(file_, beginning.size(), [&] { return parse_llmc(beginning, file_bytes, path); });
     }
     if (mask.empty()) return;
     mask_ = map_file(mask);
@@ -114,6 +146,26 @@ void Shard::copy(int64_t begin, int64_t count, int32_t* out) const {
                 out[i] = static_cast<int32_t>(from[i]);
         }
     });
+    require_intact_ids(begin + count);
+}
+
+void Shard::require_intact_ids(int64_t end) const {
+    file_.require_intact(static_cast<size_t>(layout_.offset + end * bytes_of(type())));
+}
+
+void Shard::apply_mask(int64_t begin, int64_t count, int32_t* targets) const {
+    if (!has_mask()) return;
+    const uint8_t* const bytes = mask_.data.get() + begin;
+    for (int64_t i = 0; i < count; ++i) targets[i] = bytes[i] != 0 ? targets[i] : -1;
+    mask_.require_intact(static_cast<size_t>(begin + count));
+}
+
+bool Shard::any_target(int64_t begin, int64_t count) const {
+    if (!has_mask()) return count > 0;
+    const uint8_t* const bytes = mask_.data.get() + begin;
+    const bool result = std::any_of(bytes, bytes + count, [](uint8_t byte) { return byte != 0; });
+    mask_.require_intact(static_cast<size_t>(begin + count));
+    return result;
 }
 
 int32_t Shard::token(int64_t at) const {
@@ -134,8 +186,13 @@ std::vector<int64_t> Shard::find_cuts(int64_t every, const TokenRules& rules) co
         return cuts;
     }
     if (megatron_) {
-        for (int64_t place = every; place <= last; place += every)
-            add(megatron_->first_token(megatron_->first_document_from(place)));
+        const std::vector<int64_t> places = intact(index_, index_.size, [&] {
+            std::vector<int64_t> starts;
+            for (int64_t place = every; place <= last; place += every)
+                starts.push_back(megatron_->first_token(megatron_->first_document_from(place)));
+            return starts;
+        });
+        for (const int64_t place : places) add(place);
         cuts.push_back(num_tokens());
         return cuts;
     }
@@ -169,8 +226,8 @@ void Shard::refuse_id(int64_t begin, int64_t end, const TokenRules& rules) const
     with_ids([&](const auto* ids) {
         const uint64_t vocab_size = static_cast<uint64_t>(rules.vocab_size);
         const auto* const bad = std::find_if(ids + begin, ids + end, [&](auto id) { return id >= vocab_size; });
-        CHECK(bad != ids + end, path_, ": all ids of tokens ", begin, " to ", end,
-              " are in range: did the file change?");
+        REQUIRE(bad != ids + end, path_, ": an id of tokens ", begin, " to ", end - 1,
+                " was too large, and is not any more: the file is being written: wait until it is whole");
         const bool is_signed = type() == TokenType::i32 || type() == TokenType::i64;
         const auto shown = [&](uint64_t id) {
             if (!is_signed) return join(id);
@@ -223,16 +280,9 @@ Shard::Scan Shard::scan_ids(const Id* ids, int64_t begin, int64_t end, const Tok
 }
 
 void Shard::own_documents(int64_t begin, int64_t end, std::vector<int64_t>* starts) const {
-    const int64_t first = megatron_->first_document_from(begin), last = megatron_->first_document_from(end);
-    // The first of several that begin at `begin` is found; all but the last of them are empty.
-    megatron_->check_documents(first, last);
-    for (int64_t d = first; d < last; ++d) {
-        const int64_t start = megatron_->first_token(d);
-        if (d + 1 < last ? megatron_->first_token(d + 1) > start : end > start) starts->push_back(start);
-    }
-    const bool is_whole = first < last && megatron_->first_token(first) == begin && megatron_->first_token(last) == end;
-    REQUIRE(is_whole, index_path(path_), " contradicts itself about tokens ", begin, " to ", end,
-            ": the index is damaged: copy it again");
+    const std::vector<int64_t> found =
+        intact(index_, index_.size, [&] { return documents_of(*megatron_, begin, end, index_path(path_)); });
+    starts->insert(starts->end(), found.begin(), found.end());
 }
 
 Shard::Scan Shard::scan(int64_t begin, int64_t end, const TokenRules& rules, std::vector<int64_t>* starts,
@@ -241,18 +291,24 @@ Shard::Scan Shard::scan(int64_t begin, int64_t end, const TokenRules& rules, std
         own_documents(begin, end, starts);
     else
         starts->push_back(begin);
-    const Scan result =
-        with_ids([&](const auto* ids) { return scan_ids(ids, begin, end, rules, megatron_ ? nullptr : starts, stop); });
-    if (const uint8_t* const bytes = mask(0)) {
-        const uint8_t* const bad = std::find_if(bytes + begin, bytes + end, [](uint8_t byte) { return byte > 1; });
-        REQUIRE(bad == bytes + end, "the mask of ", path_, " has the byte ", static_cast<int>(*bad), " for token ",
-                bad - bytes, ": it must be 0 (no target) or 1; check that it is a mask");
-    }
+    const size_t ids_end = static_cast<size_t>(layout_.offset + end * bytes_of(type()));
+    const Scan result = intact(file_, ids_end, [&] {
+        return with_ids(
+            [&](const auto* ids) { return scan_ids(ids, begin, end, rules, megatron_ ? nullptr : starts, stop); });
+    });
+    if (!has_mask()) return result;
+    const uint8_t* const bytes = mask_.data.get();
+    const uint8_t* const bad = std::find_if(bytes + begin, bytes + end, [](uint8_t byte) { return byte > 1; });
+    const uint8_t byte = bad == bytes + end ? uint8_t{0} : *bad;
+    mask_.require_intact(static_cast<size_t>(end));
+    REQUIRE(bad == bytes + end, "the mask of ", path_, " has the byte ", static_cast<int>(byte), " for token ",
+            bad - bytes, ": it must be 0 (no target) or 1; check that it is a mask");
     return result;
 }
 
 void Shard::check_ids(int64_t begin, int64_t end, const TokenRules& rules) const {
-    with_ids([&](const auto* ids) { scan_ids(ids, begin, end, rules, nullptr, {}); });
+    intact(file_, static_cast<size_t>(layout_.offset + end * bytes_of(type())),
+           [&] { return with_ids([&](const auto* ids) { return scan_ids(ids, begin, end, rules, nullptr, {}); }); });
 }
 
 void Shard::find_documents(int64_t begin, int64_t end, const TokenRules& rules, std::vector<int64_t>* starts,

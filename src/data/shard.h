@@ -8,7 +8,7 @@
 
 #include "src/config.h"
 #include "src/data/formats.h"
-#include "src/files.h"
+#include "src/mapped_file.h"
 
 namespace ingot {
 
@@ -22,7 +22,9 @@ struct TokenRules {
     EotSide eot_side = EotSide::end;
 };
 
-// Constant after construction, so any thread may read. Tokens are numbered from 0; documents never leave a shard.
+// Constant after construction, so any thread may read. Tokens are numbered from 0; documents never leave a shard. What
+// reads throws UserError naming the file that became shorter since it was opened, and then nothing that was read
+// counts.
 class Shard {
   public:
     // `entry` says the format (its path is not looked at); `mask` is the mask's file, or empty. Checks headers and
@@ -38,8 +40,12 @@ class Shard {
     // Tokens [begin, begin + count). An id that int32 does not hold comes out as one that no vocabulary has.
     void copy(int64_t begin, int64_t count, int32_t* out) const;
     int32_t token(int64_t at) const;
-    // A byte for each token from `begin` on, 0: no target. Null: the shard has no mask.
-    const uint8_t* mask(int64_t begin) const { return mask_.data ? mask_.data.get() + begin : nullptr; }
+    // The mask has a byte for each token, 0: no target.
+    bool has_mask() const { return mask_.data != nullptr; }
+    // Of the targets that tokens [begin, begin + count) are, those that the mask rules out become -1.
+    void apply_mask(int64_t begin, int64_t count, int32_t* targets) const;
+    // Whether the mask leaves any of tokens [begin, begin + count) as a target.
+    bool any_target(int64_t begin, int64_t count) const;
 
     // Places to cut at: the first document start at or after each multiple of `every`, if there is one within
     // kProbeTokens; a long document there leaves the piece longer. Ascending, 0 first, num_tokens() last.
@@ -75,6 +81,7 @@ class Shard {
                   const std::stop_token& stop) const;
     [[noreturn]] void refuse_id(int64_t begin, int64_t end, const TokenRules& rules) const;
     void own_documents(int64_t begin, int64_t end, std::vector<int64_t>* starts) const;
+    void require_intact_ids(int64_t end) const;
 
     std::string path_, real_path_;
     MappedFile file_, index_, mask_;

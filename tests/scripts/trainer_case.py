@@ -61,6 +61,20 @@ class TrainerCase(unittest.TestCase):
         self.assertEqual(result.returncode, code, result.stdout + result.stderr)
         return result
 
+    def run_with(self, name, act, *arguments, sets=(), step=10, **options):
+        """Runs, and calls act(process) once the line of `step` was printed. Gives code, output and errors."""
+        process = subprocess.Popen(self.command(name, *arguments, sets=sets), cwd=self.folder, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("step ") and int(line[5:].split("/")[0]) >= step:
+                act(process)
+                break
+        output, error = process.communicate(timeout=120)
+        return process.returncode, "".join(lines) + output, error
+
     def run_folder(self, name):
         return self.folder / "runs" / name
 
@@ -73,6 +87,10 @@ class TrainerCase(unittest.TestCase):
                 entry.pop(key)
             lines.append(entry)
         return lines
+
+    def checkpoints(self, name):
+        """The names in checkpoints/, what killed runs left behind included."""
+        return sorted(path.name for path in (self.run_folder(name) / "checkpoints").iterdir())
 
     def tensors(self, name, step=12):
         folder = self.run_folder(name) / "checkpoints" / f"step-{step:08}"

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <limits>
 
-#include "src/checkpoint.h"
+#include "src/checkpoint_store.h"
 #include "src/generate.h"
 #include "src/log.h"
 #include "src/schedule.h"
@@ -117,18 +117,19 @@ TEST(Log, LineReadsWell) {
 }
 
 TEST(Log, IsCutBackToTheResumedStep) {
-    const TemporaryFolder folder;
-    const std::string path = folder / "log.jsonl";
+    const TemporaryFolder temporary;
+    const Folder folder(temporary.path());
+    const std::string path = temporary / "log.jsonl";
     {
-        RunLog log(path, 0);
+        RunLog log(folder, 0);
         for (int64_t step = 1; step <= 5; ++step) log.write({.step = step, .loss = 1.5});
     }
     EXPECT_EQ(lines_of(path).size(), 5u);
     std::ofstream(path, std::ios::app) << "{\"step\":6,\"lo";  // torn by a kill
-    { RunLog log(path, 9); }
+    { RunLog log(folder, 9); }
     EXPECT_EQ(lines_of(path).size(), 5u);
     {
-        RunLog log(path, 3);
+        RunLog log(folder, 3);
         log.write({.step = 4});
     }
     const std::vector<std::string> lines = lines_of(path);
@@ -137,7 +138,7 @@ TEST(Log, IsCutBackToTheResumedStep) {
     EXPECT_FALSE(fs::exists(path + ".tmp"));
     // Whole but for its newline: a kill came between the two; the line cannot be told from a torn number.
     std::ofstream(path, std::ios::app) << "{\"step\":1}";
-    { RunLog log(path, 9); }
+    { RunLog log(folder, 9); }
     EXPECT_EQ(lines_of(path).size(), 4u);
 }
 
@@ -153,14 +154,20 @@ TEST(Generate, PrintableKeepsTextAndShowsTheRest) {
 TEST(Checkpoint, ListsCommittedOnesOldestFirst) {
     const TemporaryFolder folder;
     EXPECT_TRUE(list_checkpoints(folder.path()).empty());
-    for (const char* name : {"step-00000010", "step-00000002", "step-123456789", "step-00000011.tmp-1-2", "other"})
+    for (const char* name : {"step-00000010", "step-00000002", "step-123456789", "step-00000011.tmp-1-2",
+                             "step-00000011.tmp-removed-2", "step-00000011.tmp-mine", "other"})
         fs::create_directories(folder / std::string("checkpoints/") + name);
     std::ofstream(folder / "checkpoints/step-00000099") << "a file is no checkpoint";
     std::vector<std::string> names;
     for (const std::string& path : list_checkpoints(folder.path())) names.push_back(fs::path(path).filename());
     EXPECT_EQ(names, (std::vector<std::string>{"step-00000002", "step-00000010", "step-123456789"}));
-    remove_unfinished_checkpoints(folder.path());
+    Config config;
+    config.run_dir = folder.path();
+    const RunFolder run(config);
+    CheckpointStore(run).remove_unfinished();
     EXPECT_FALSE(fs::exists(folder / "checkpoints/step-00000011.tmp-1-2"));
+    EXPECT_FALSE(fs::exists(folder / "checkpoints/step-00000011.tmp-removed-2"));
+    EXPECT_TRUE(fs::exists(folder / "checkpoints/step-00000011.tmp-mine")) << "no run makes such a name";
     EXPECT_TRUE(fs::exists(folder / "checkpoints/step-00000010"));
     EXPECT_TRUE(fs::exists(folder / "checkpoints/other"));
 }

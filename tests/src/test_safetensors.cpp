@@ -69,7 +69,7 @@ TEST_F(Safetensors, RoundTrip) {
     std::vector<NamedTensor> tensors;
     for (const auto& [name, buffer] : all) tensors.push_back({name, *buffer});
     const std::map<std::string, std::string> metadata = {{"step", "12"}, {"text", "a \"quote\", \xc3\xa9 and\nmore"}};
-    write_safetensors(path(), tensors, metadata);
+    write_safetensors(OutputFile(path()), tensors, metadata);
     const SafetensorsFile file(path());
     EXPECT_EQ(file.metadata(), metadata);
     EXPECT_EQ(file.names().size(), all.size());
@@ -89,7 +89,7 @@ TEST_F(Safetensors, RoundTrip) {
 }
 
 TEST_F(Safetensors, NoTensorsAndNoMetadata) {
-    write_safetensors(path(), {}, {});
+    write_safetensors(OutputFile(path()), {}, {});
     const SafetensorsFile file(path());
     EXPECT_TRUE(file.names().empty());
     EXPECT_TRUE(file.metadata().empty());
@@ -97,7 +97,7 @@ TEST_F(Safetensors, NoTensorsAndNoMetadata) {
 
 TEST_F(Safetensors, EveryTruncationIsRefused) {
     const Buffer a(cpu, DType::f32, {3}, {1, 2, 3}), b(cpu, DType::f64, {1}, {4});
-    write_safetensors(path(), {{"a", a}, {"b", b}}, {});
+    write_safetensors(OutputFile(path()), {{"a", a}, {"b", b}}, {});
     const std::string whole = read_bytes();
     for (size_t size = 0; size < whole.size(); ++size) {
         write_bytes(whole.substr(0, size));
@@ -157,13 +157,14 @@ TEST_F(Safetensors, HugeHeaderLengthIsRefused) {
 TEST_F(Safetensors, FilesThatAreNotThere) {
     EXPECT_THROW(SafetensorsFile(path("missing")), UserError);
     EXPECT_THROW(SafetensorsFile(folder.string()), UserError);
-    EXPECT_THROW(write_safetensors(path("no/such/folder"), {}, {}), Error);
+    EXPECT_THROW(write_safetensors(OutputFile(path("no/such/folder")), {}, {}), Error);
 }
 
 TEST_F(Safetensors, WritingRefuses) {
     const Buffer a(cpu, DType::f32, {2, 4}, std::vector<double>(8));
-    EXPECT_THROW(write_safetensors(path(), {{"a", a.tensor().slice(1, 0, 2)}}, {}), Error);
-    EXPECT_THROW(write_safetensors(path(), {{"a", a}, {"a", a}}, {}), Error) << "one of the two would be lost";
+    EXPECT_THROW(write_safetensors(OutputFile(path()), {{"a", a.tensor().slice(1, 0, 2)}}, {}), Error);
+    EXPECT_THROW(write_safetensors(OutputFile(path()), {{"a", a}, {"a", a}}, {}), Error)
+        << "one of the two would be lost";
 }
 
 }  // namespace

@@ -25,12 +25,12 @@ class DocumentIndexTest : public TokenFiles {
         for (int64_t i = 0; i < 5000; ++i) ids_.push_back(i % 7 == 0 && i % 5 != 0 ? kEot : i % 50);
         write("a.bin", llmc(ids_));
     }
-    std::unique_ptr<Corpus> open(const std::string& folder = "") const {
+    std::unique_ptr<Corpus> open(const Folder* run = nullptr) const {
         return std::make_unique<Corpus>(std::vector<DataEntry>{entry(path("a.bin"))}, "data.train",
                                         CorpusOptions{.vocab_size = 100,
                                                       .eot_token = kEot,
                                                       .eot_side = EotSide::end,
-                                                      .index_folder = folder,
+                                                      .run = run,
                                                       .segment_tokens = 500,
                                                       .smallest_index = 1});
     }
@@ -77,7 +77,7 @@ TEST_F(DocumentIndexTest, BelongsToOneStateOfTheFile) {
 TEST_F(DocumentIndexTest, DamageIsFoundAndMended) {
     const std::vector<int64_t> first = starts_of(*open());
     const std::string good = read("a.bin.index");
-    for (size_t at = 0; at < good.size(); at += at < good.size() - 1200 ? 97 : 13) {
+    for (size_t at = 8; at < good.size(); at += at < good.size() - 1200 ? 97 : 13) {
         std::string bad = good;
         bad[at] = static_cast<char>(bad[at] ^ 4);
         write("a.bin.index", bad);
@@ -134,19 +134,32 @@ TEST_F(DocumentIndexTest, StandsInTheRunsFolderIfItCannotStandBesideTheShard) {
     fs::create_directory(path("run"));
     fs::permissions(folder_, fs::perms::owner_write, fs::perm_options::remove);
     fs::permissions(path("run"), fs::perms::owner_all);
-    const std::vector<int64_t> first = starts_of(*open(path("run")));
+    const Folder run(path("run"));
+    const std::vector<int64_t> first = starts_of(*open(&run));
     EXPECT_FALSE(fs::exists(path("a.bin.index")));
-    EXPECT_EQ(std::distance(fs::directory_iterator(path("run")), fs::directory_iterator{}), 1);
-    EXPECT_EQ(starts_of(*open(path("run"))), first);
+    EXPECT_EQ(std::distance(fs::directory_iterator(path("run/index")), fs::directory_iterator{}), 1);
+    EXPECT_EQ(starts_of(*open(&run)), first);
     EXPECT_EQ(starts_of(*open()), first) << "in memory";
     fs::permissions(folder_, fs::perms::owner_all);
 }
 
 TEST_F(DocumentIndexTest, StandsInTheRunsFolderIfTheNameBesideTheShardIsTaken) {
     fs::create_directory(path("a.bin.index"));
-    const std::vector<int64_t> first = starts_of(*open(path("run/index")));
+    fs::create_directory(path("run"));
+    const Folder run(path("run"));
+    const std::vector<int64_t> first = starts_of(*open(&run));
     EXPECT_EQ(std::distance(fs::directory_iterator(path("run/index")), fs::directory_iterator{}), 1);
-    EXPECT_EQ(starts_of(*open(path("run/index"))), first);
+    EXPECT_EQ(starts_of(*open(&run)), first);
+}
+
+TEST_F(DocumentIndexTest, AFileOfTheUsersThatHasItsNameStays) {
+    std::ofstream(path("a.bin.index")) << "notes about a.bin";
+    fs::create_directory(path("run"));
+    const Folder run(path("run"));
+    const std::vector<int64_t> first = starts_of(*open(&run));
+    EXPECT_EQ(read("a.bin.index"), "notes about a.bin");
+    EXPECT_EQ(std::distance(fs::directory_iterator(path("run/index")), fs::directory_iterator{}), 1);
+    EXPECT_EQ(starts_of(*open(&run)), first);
 }
 
 }  // namespace
