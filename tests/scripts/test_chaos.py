@@ -81,7 +81,7 @@ class Chaos(TrainerCase):
         return result
 
     def one_of(self, pattern):
-        found = sorted((self.where / "checkpoints").glob(pattern))
+        found = sorted(path for path in (self.where / "checkpoints").glob(pattern) if not path.is_symlink())
         return self.random.choice(found) if found else None
 
     # ---- Operations: each does something while the run trains, and gives what mends it afterwards, or None ----
