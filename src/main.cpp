@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <new>
 
 #include "kernels/core/check.h"
@@ -26,6 +27,8 @@ int main(int argc, char** argv) {
         return report(error.what(), error.exit_code);
     } catch (const std::bad_alloc&) {
         return report("out of memory: use a smaller model or training.micro_batch_size", ingot::kExitAllocation);
+    } catch (const std::filesystem::filesystem_error& error) {  // of a path or a disk, which is not our fault
+        return report(error.what(), ingot::kExitUsage);
     } catch (const std::exception& error) {
         return report(error.what(), ingot::kExitFault);
     }

@@ -388,7 +388,7 @@ int Trainer::run() {
     } catch (const Error& error) {
         end_with(error.exit_code, error.what());
     } catch (const std::bad_alloc&) {
-        end_with(kExitAllocation, "out of memory");
+        end_with(kExitAllocation, "out of memory: use a smaller model or training.micro_batch_size");
     } catch (const std::exception& error) {
         end_with(kExitFault, error.what());
     }
