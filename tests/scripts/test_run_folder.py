@@ -61,11 +61,17 @@ class Taken(TrainerCase):
         return "four"
 
     def test_a_folder_that_is_removed_ends_the_run_with_a_line(self):
-        code, output, error = self.run_with("removed", lambda _: shutil.rmtree(self.run_folder("removed")), sets=LONG)
-        # What was trained may still go into a folder whose lock alone is gone.
-        self.assertIn(code, (2, 5), output + error)
-        self.assertEqual(len([line for line in error.splitlines() if line.startswith("error: ")]), 1, error)
-        self.assertRegex(error, "error: runs/removed(/lock)? was renamed or removed")
+        def remove(process):
+            process.send_signal(signal.SIGSTOP)
+            shutil.rmtree(self.run_folder("removed"))
+            process.send_signal(signal.SIGCONT)
+
+        code, output, error = self.run_with("removed", remove, sets=LONG)
+        self.assertEqual(code, 5, output + error)
+        errors = [line for line in error.splitlines() if not line.startswith("WARNING: ")]
+        self.assertEqual(len(errors), 1, error)
+        self.assertIn("error: runs/removed was renamed or removed, and what was trained cannot be saved: ", errors[0])
+        self.assertFalse(self.run_folder("removed").exists())
 
     def test_a_run_whose_lock_was_removed_stays_alone(self):
         """`rm lock`: the folder is locked all the same."""
@@ -199,7 +205,7 @@ class Others(TrainerCase):
         config = json.loads(path.read_text())
         del config["data"]["mask_documents"]
         config["optimizer"]["lr"] = 0.002
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_text(json.dumps(config).replace("0.002", "2E-3"))
         command[-1] = "training.steps=16"
         subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
         self.assertEqual(json.loads(path.read_text())["optimizer"]["lr"], 0.002)
