@@ -1,5 +1,6 @@
 #include "src/checkpoint_store.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -89,8 +90,9 @@ std::string CheckpointStore::name_of(const std::string& checkpoint) const {
     if (stat(checkpoint.c_str(), &info) != 0) return "";
     const Folder checkpoints = run_.checkpoints();
     for (const std::string& name : checkpoints.names()) {
-        const std::optional<struct stat> own = is_step_name(name) ? checkpoints.look_at(name) : std::nullopt;
-        if (own && own->st_dev == info.st_dev && own->st_ino == info.st_ino) return name;
+        struct stat own {};
+        if (!is_step_name(name) || fstatat(checkpoints.descriptor(), name.c_str(), &own, 0) != 0) continue;
+        if (own.st_dev == info.st_dev && own.st_ino == info.st_ino) return name;
     }
     return "";
 }
@@ -99,7 +101,10 @@ void CheckpointStore::go_on_from(const std::string& checkpoint, const ordered_js
     const ordered_json id = manifest.value("run", ordered_json());
     run_id_ = id.is_string() ? id.get<std::string>() : "";
     const std::string name = name_of(checkpoint);
-    whole_[name] = stamps_of(run_.checkpoints().folder(name));
+    const Folder checkpoints = run_.checkpoints();
+    // One that is a link to another disk is neither counted nor removed.
+    const std::optional<struct stat> info = checkpoints.look_at(name);
+    if (info && S_ISDIR(info->st_mode)) whole_[name] = stamps_of(checkpoints.folder(name));
 }
 
 std::string CheckpointStore::place_of(int64_t step) const {

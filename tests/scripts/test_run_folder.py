@@ -106,6 +106,10 @@ class Taken(TrainerCase):
         self.assert_same_run(self.reference(), "linked")
         self.assertEqual(len(list((disk / "checkpoints").iterdir())), 3)
 
+        # A checkpoint alone may be elsewhere, too.
+        (disk / "checkpoints" / "step-00000012").rename(disk / "moved")
+        (disk / "checkpoints" / "step-00000012").symlink_to(disk / "moved")
+
         # Where the link led when the run began is held: nobody points it elsewhere meanwhile.
         victim = self.folder / "victim"
         victim.mkdir()
@@ -116,6 +120,8 @@ class Taken(TrainerCase):
 
         result = self.run_with("linked", redirect, "--resume", "auto", sets=LONG, step=20)
         step = self.assert_stopped(result, "runs/linked/checkpoints was replaced by another")
+        self.assertIn("resumed from step 12 ", result[1])
+        self.assertTrue((disk / "moved" / "manifest.json").exists())
         self.assertTrue((disk / "checkpoints" / f"step-{step:08}" / "manifest.json").exists())
         self.assertEqual(list(victim.iterdir()), [])
 

@@ -1,0 +1,36 @@
+// What comes before a run: its device, its tokenizer, the checkpoint that it goes on from; and `--dry-run`.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "kernels/core/device.h"
+#include "src/checkpoint.h"
+#include "src/checkpoint_store.h"
+#include "src/config.h"
+#include "src/tokenizer/tokenizer.h"
+#include "src/training_data.h"
+#include "src/training_plan.h"
+
+namespace ingot {
+
+// The device that training.device means. Throws UserError if there is none, or if it does not compute in
+// training.precision.
+Device training_device(const Config& config);
+
+// What --resume means for this run folder: nothing to go on from, or a checkpoint that is whole. Throws UserError.
+std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
+                                               const std::string& resume);
+
+// Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
+std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
+
+void print_plan(const TrainingPlan& plan);
+void print_data(const TrainingData& data);
+
+// What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
+// them on this machine. Returns the exit code.
+int dry_run(Config config);
+
+}  // namespace ingot
