@@ -74,9 +74,13 @@ RunFolder::RunFolder(const Config& config) : path_(config.run_dir), folder_(open
             std::strerror(errno), ": set run_dir to a folder on another file system");
     const std::string taken = why_taken();
     REQUIRE(taken.empty(), taken, " while the run began: start it again");
-    const std::optional<struct stat> info = folder_.look_at(kCheckpoints);
-    if (info && S_ISLNK(info->st_mode)) linked_checkpoints_.emplace(folder_.path_of(kCheckpoints));
-    checkpoints();
+    try {
+        const std::optional<struct stat> info = folder_.look_at(kCheckpoints);
+        if (info && S_ISLNK(info->st_mode)) linked_checkpoints_.emplace(folder_.path_of(kCheckpoints));
+        checkpoints();
+    } catch (const Error& fault) {
+        throw Error(fault.exit_code, join(fault.what(), ", or set run_dir to another folder"));
+    }
 }
 
 std::string RunFolder::why_taken() const {
