@@ -22,8 +22,8 @@ struct MappedFile {
     size_t size = 0;
 
     // Throws UserError naming the file if it became shorter or could not be read since it was mapped. `end`: the bytes
-    // before it were read. Within the last page a shorter file reads as zeros without any signal: only there does this
-    // take a system call.
+    // before it were read. What a page has behind the end of the file reads as zeros without any signal, so this looks
+    // at the mapping's last page too; only if that was read itself does it take a system call.
     void require_intact(size_t end) const;
     void require_intact() const { require_intact(size); }
 

@@ -242,8 +242,8 @@ class Chaos(TrainerCase):
             process.send_signal(signal.SIGSTOP)
         try:
             what = operation(self)
-        except FileNotFoundError as error:  # removed or renamed by the run in the same moment
-            what = f"nothing, since {error.filename} is gone"
+        except OSError as error:  # the run removed it, or wrote into it, in the same moment
+            what = f"nothing but in part: {error}"
         before = self.whole()
         process.send_signal(signal.SIGCONT)
         time.sleep(self.random.uniform(0, 0.3))
