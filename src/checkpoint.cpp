@@ -6,11 +6,11 @@
 #include "src/checkpoint_store.h"
 #include "src/manifest.h"
 #include "src/safetensors.h"
+#include "src/text.h"
 
 namespace ingot {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -33,23 +33,54 @@ void load_tensors(const Device& device, const SafetensorsFile& file, const Param
     file.require_intact();
 }
 
+// The folder's own name, also for "." and with a slash at the end.
+std::string name_of_folder(const std::string& folder) {
+    std::error_code error;
+    const fs::path absolute = fs::absolute(folder, error);  // fails where the current folder is gone
+    const fs::path path = (error ? fs::path(folder) : absolute).lexically_normal();
+    return (path.filename().empty() ? path.parent_path() : path).filename().string();
+}
+
+// The tensors of the file are those of a model of this table, once for each prefix. Before any memory is taken for the
+// model: its sizes come from the manifest too.
+void check_tensors(const std::string& path, const SafetensorsFile& file, const ParameterTable& table,
+                   const std::vector<std::string>& prefixes) {
+    size_t count = 0;
+    for (const Parameter& parameter : table.parameters())
+        for (const OuterPart& part : parameter.parts)
+            for (const std::string& prefix : prefixes) {
+                const Tensor tensor = file.tensor(prefix + part.name);
+                const bool fits = parameter.is_matrix ? tensor.rank == 2 && tensor.shape[0] == part.rows &&
+                                                            tensor.shape[1] == parameter.columns
+                                                      : tensor.rank == 1 && tensor.shape[0] == parameter.columns;
+                REQUIRE(fits && tensor.dtype == DType::f32, path, ": ", prefix, part.name, " is ", tensor.describe(),
+                        ", the model of its manifest has ", part.rows, " x ", parameter.columns,
+                        " in f32: was the checkpoint put together from two?");
+                ++count;
+            }
+    REQUIRE(file.names().size() == count, path, ": has ", file.names().size(),
+            " tensors, the model of its manifest has ", count, ": was the checkpoint put together from two?");
+}
+
 // Throws DamagedCheckpoint if anything in it is not what was written.
 Checkpoint verified_checkpoint(const std::string& folder) {
     Checkpoint checkpoint;
     checkpoint.folder = folder;
     checkpoint.manifest = read_manifest(folder);
-    verify_files(folder, checkpoint.manifest);
-    try {
-        checkpoint.step = checkpoint.manifest.at("step");
-        checkpoint.config = parse_config(checkpoint.manifest.at("config").dump(), folder + "/manifest.json", {});
-        checkpoint.weights = std::make_shared<SafetensorsFile>(folder + "/" + kModelFile);
-        checkpoint.moments = std::make_shared<SafetensorsFile>(folder + "/" + kOptimizerFile);
-        const std::string& tokenizer = checkpoint.config.data.tokenizer;
-        if (!tokenizer.empty() && tokenizer != kBytesTokenizer)
-            checkpoint.tokenizer_json = read_tokenizer_file(folder + "/" + kTokenizerFile);
-    } catch (const nlohmann::json::exception& error) {
-        throw UserError(join(folder, "/manifest.json: ", error.what(), ": was it written by another version?"));
-    }
+    // Whoever copies a checkpoint elsewhere may call it anything, but not by another step.
+    const std::string name = name_of_folder(folder);
+    if (is_step_name(name) && name != step_name(checkpoint.manifest.step))
+        throw DamagedCheckpoint(join(folder, ": its manifest is that of step ", checkpoint.manifest.step,
+                                     ": was the folder renamed? give it its own name again"));
+    verify_files(folder, checkpoint.manifest.files);
+    const ParameterTable table(checkpoint.manifest.config.model);
+    const std::string model = folder + "/" + kModelFile, optimizer = folder + "/" + kOptimizerFile;
+    checkpoint.weights = std::make_shared<SafetensorsFile>(model);
+    check_tensors(model, *checkpoint.weights, table, {""});
+    checkpoint.moments = std::make_shared<SafetensorsFile>(optimizer);
+    check_tensors(optimizer, *checkpoint.moments, table, {"m.", "v."});
+    if (checkpoint.manifest.find(kTokenizerFile) != nullptr)
+        checkpoint.tokenizer_json = read_tokenizer_file(folder + "/" + kTokenizerFile);
     return checkpoint;
 }
 
@@ -69,10 +100,7 @@ Checkpoint open_checkpoint(const std::string& folder) {
     REQUIRE(exists, "there is no checkpoint ", folder, ": name a run folder, or a step folder in its checkpoints/");
     REQUIRE(fs::is_directory(folder, error), folder,
             " is a file: name the folder of a run, or a step folder in its checkpoints/");
-    const fs::path absolute = fs::absolute(folder, error);  // fails where the current folder is gone
-    fs::path path = (error ? fs::path(folder) : absolute).lexically_normal();
-    if (path.filename().empty()) path = path.parent_path();  // a slash at the end
-    if (is_step_name(path.filename().string()) || fs::exists(folder + "/manifest.json", error))
+    if (is_step_name(name_of_folder(folder)) || fs::exists(folder + "/manifest.json", error))
         return verified_checkpoint(folder);
     std::vector<std::string> all = list_checkpoints(folder);
     REQUIRE(!all.empty(), folder,
@@ -89,7 +117,7 @@ Checkpoint open_checkpoint(const std::string& folder) {
                 all = list_checkpoints(folder);
                 continue;
             }
-            std::fprintf(stderr, "WARNING: passing over a damaged checkpoint: %s\n", fault.what());
+            print_warning(join("passing over a damaged checkpoint: ", fault.what()));
         }
         all.pop_back();
     }
@@ -98,9 +126,11 @@ Checkpoint open_checkpoint(const std::string& folder) {
 }
 
 std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint) {
-    const std::string& name = checkpoint.config.data.tokenizer;
+    const std::string& name = checkpoint.manifest.config.data.tokenizer;
     if (name.empty()) return nullptr;
     if (name == kBytesTokenizer) return bytes_tokenizer();
+    REQUIRE(!checkpoint.tokenizer_json.empty(), checkpoint.folder, " holds no ", kTokenizerFile, ", but its run had ",
+            name, ": was the checkpoint put together from two?");
     return parse_tokenizer(checkpoint.tokenizer_json, checkpoint.folder + "/" + kTokenizerFile);
 }
 
@@ -113,23 +143,12 @@ TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Op
     load_weights(checkpoint, model);
     load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.m(), "m.");
     load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.v(), "v.");
-    const ordered_json& manifest = checkpoint.manifest;
-    try {
-        TrainingState training;
-        training.step = manifest.at("step");
-        training.rows_consumed = manifest.at("rows_consumed");
-        training.data = manifest.value("data", nlohmann::ordered_json::object());
-        const ordered_json& state = manifest.at("step_state");
-        training.state.updates_applied = state.at("updates_applied");
-        training.state.loss_scale = state.at("loss_scale");
-        training.state.good_steps = state.at("good_steps");
-        training.state.consecutive_skips = state.at("consecutive_skips");
-        training.report = report_from_json(manifest.at("report"));
-        return training;
-    } catch (const nlohmann::json::exception& error) {
-        throw UserError(
-            join(checkpoint.folder, "/manifest.json: ", error.what(), ": was it written by another version?"));
-    }
+    const Manifest& manifest = checkpoint.manifest;
+    return {.step = manifest.step,
+            .rows_consumed = manifest.rows_consumed,
+            .data = manifest.data,
+            .state = manifest.state,
+            .report = manifest.report};
 }
 
 }  // namespace ingot

@@ -9,13 +9,14 @@
 
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "kernels/core/step.h"
 #include "src/config.h"
+#include "src/data/blend.h"
 #include "src/log.h"
+#include "src/manifest.h"
 #include "src/model.h"
 #include "src/optimizer.h"
 #include "src/safetensors.h"
@@ -23,15 +24,11 @@
 
 namespace ingot {
 
-constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
-constexpr const char* kTokenizerFile = "tokenizer.json";
-constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
-
 // What a run needs besides weights and moments to go on exactly.
 struct TrainingState {
-    int64_t step = 0;                                                // optimizer steps attempted
-    int64_t rows_consumed = 0;                                       // of the training data
-    nlohmann::ordered_json data = nlohmann::ordered_json::object();  // BlendedRows::state() after them
+    int64_t step = 0;           // optimizer steps attempted
+    int64_t rows_consumed = 0;  // of the training data
+    BlendState data;            // after them
     StepState state;
     StepReport report;  // of step `step`, so that the log line of that step is written by whoever goes on
 };
@@ -39,9 +36,7 @@ struct TrainingState {
 // A committed checkpoint that was found whole: its manifest and every byte of its files match their checksums.
 struct Checkpoint {
     std::string folder;
-    int64_t step = 0;
-    nlohmann::ordered_json manifest;
-    Config config;  // resolved, of the run that wrote it
+    Manifest manifest;
     // Mapped, so that they can be read after a run that goes on has removed the folder.
     std::shared_ptr<const SafetensorsFile> weights, moments;
     std::string tokenizer_json;  // the bytes of its file; empty if the run has none
@@ -51,8 +46,8 @@ struct Checkpoint {
 std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint);
 
 // Opens a step folder, or the newest checkpoint of a run folder that verifies; damaged ones are named on stderr and
-// passed over. Takes no lock: a run may go on there. Throws UserError if there is none, if none is whole, or if a whole
-// one cannot be read by this program.
+// passed over, and so is one that is not of the step in its folder's name. Takes no lock: a run may go on there. Throws
+// UserError if there is none, if none is whole, or if a whole one cannot be read by this program.
 Checkpoint open_checkpoint(const std::string& folder);
 
 // Copies weights into a model of the checkpoint's configuration.

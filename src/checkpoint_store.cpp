@@ -14,8 +14,6 @@
 
 namespace ingot {
 
-using nlohmann::ordered_json;
-
 namespace {
 
 constexpr const char* kStepPrefix = "step-";
@@ -97,9 +95,8 @@ std::string CheckpointStore::name_of(const std::string& checkpoint) const {
     return "";
 }
 
-void CheckpointStore::go_on_from(const std::string& checkpoint, const ordered_json& manifest) {
-    const ordered_json id = manifest.value("run", ordered_json());
-    run_id_ = id.is_string() ? id.get<std::string>() : "";
+void CheckpointStore::go_on_from(const std::string& checkpoint, const Manifest& manifest) {
+    run_id_ = manifest.run_id;
     const std::string name = name_of(checkpoint);
     const Folder checkpoints = run_.checkpoints();
     // One that is a link to another disk is neither counted nor removed.
@@ -181,11 +178,11 @@ bool CheckpointStore::is_own_and_whole(const Folder& checkpoints, const std::str
         const Folder checkpoint = checkpoints.folder(name);
         const Stamps stamps = stamps_of(checkpoint);
         if (const auto known = whole_.find(name); known != whole_.end()) return known->second == stamps;
-        const ordered_json manifest = read_manifest(join("/proc/self/fd/", checkpoint.descriptor()));
-        if (manifest.at("step") != step_of(name) || manifest.value("run", "") != run_id_) return false;
-        for (const ordered_json& file : manifest.at("files")) {
-            const auto stamp = stamps.find(file.at("name"));
-            if (stamp == stamps.end() || file.at("bytes") != stamp->second.bytes) return false;
+        const Manifest manifest = read_manifest(join("/proc/self/fd/", checkpoint.descriptor()));
+        if (manifest.step != step_of(name) || manifest.run_id != run_id_) return false;
+        for (const FileRecord& file : manifest.files) {
+            const auto stamp = stamps.find(file.name);
+            if (stamp == stamps.end() || file.bytes != static_cast<uint64_t>(stamp->second.bytes)) return false;
         }
         whole_[name] = stamps;
         return true;

@@ -7,10 +7,10 @@
 
 #include <cstdint>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "src/manifest.h"
 #include "src/run_folder.h"
 
 namespace ingot {
@@ -34,7 +34,7 @@ class CheckpointStore {
     // Whether the folder of a checkpoint is one of this run folder's.
     bool holds(const std::string& checkpoint) const { return !name_of(checkpoint).empty(); }
     // Says that the run goes on from this checkpoint of its own folder, which was verified.
-    void go_on_from(const std::string& checkpoint, const nlohmann::ordered_json& manifest);
+    void go_on_from(const std::string& checkpoint, const Manifest& manifest);
     // "/home/me/runs/NAME/checkpoints/step-00001000", where the folder is now.
     std::string place_of(int64_t step) const;
 

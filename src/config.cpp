@@ -1,8 +1,13 @@
 #include "src/config.h"
 
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
+#include <cerrno>
+#include <cstring>
 #include <set>
 #include <sstream>
 
@@ -10,6 +15,8 @@
 #include "src/config_fields.h"
 #include "src/config_rules.h"
 #include "src/dataset_meta.h"
+#include "src/files.h"
+#include "src/json_text.h"
 #include "src/text.h"
 
 namespace ingot {
@@ -21,6 +28,9 @@ namespace {
 std::string suggestion(const std::string& path) {
     const std::string key = path.substr(path.rfind('.') + 1);
     std::string best;
+    constexpr size_t kLongestKey = 200;  // what is longer is near to none, and takes long to compare
+    const std::string remove = ": remove it, or see configs/schema.json for what there is";
+    if (path.size() > kLongestKey) return remove;
     size_t best_distance = std::max<size_t>(2, path.size() / 4) + 1;
     for (const NamedField& field : all_fields()) {
         const std::string& name = field.path;
@@ -31,14 +41,20 @@ std::string suggestion(const std::string& path) {
             best = name;
         }
     }
-    return best.empty() ? ": remove it, or see configs/schema.json for what there is" : "; did you mean " + best + "?";
+    return best.empty() ? remove : "; did you mean " + best + "?";
 }
 
-// A value as an error shows it: a long one is cut.
-std::string shown(const json& value) {
-    const std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-    constexpr size_t kLongest = 60;
-    return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
+// A config has three levels, and a list of a thousand shards has less than a tenth of the bytes.
+constexpr JsonLimits kConfigLimits = {.takes_comments = true, .advice = "check the JSON there (see configs/tiny.json)"};
+constexpr JsonLimits kOverrideLimits = {.advice = "check the value"};
+
+bool is_utf8(const std::string& text) {
+    for (size_t i = 0; i < text.size();) {
+        const int length = utf8_length(text.data() + i, text.size() - i);
+        if (length <= 0) return false;
+        i += static_cast<size_t>(length);
+    }
+    return true;
 }
 
 class Reader {
@@ -46,7 +62,9 @@ class Reader {
     Reader(const json& object, std::string path, std::string source)
         : object_(object), path_(std::move(path)), source_(std::move(source)) {
         REQUIRE(object_.is_object(), source_, ": ", path_.empty() ? "the config" : path_, " is ", object_.type_name(),
-                ", it must be an object in braces");
+                ", it must be an object in braces, ",
+                path_.empty() ? "with the sections \"model\", \"data\" and \"training\" (see configs/tiny.json)"
+                              : "with a value for each key (see configs/tiny.json)");
     }
 
     template <typename T>
@@ -69,6 +87,9 @@ class Reader {
         if (!object_.contains(name) || object_.at(name).is_null()) return;
         if (field.takes_auto && object_.at(name) == "auto") return;
         this->field(name, value, field);
+        // An empty text marks what is not given, and must not be taken for it.
+        if constexpr (std::is_same_v<T, std::string>)
+            REQUIRE(!value.empty(), source_, ": ", path(name), " is empty: give one, or leave it out");
     }
     template <typename T>
     void section(const char* name, T& value, bool is_required) {
@@ -83,14 +104,15 @@ class Reader {
     void refuse_unknown() const {
         for (const auto& [key, value] : object_.items())
             if (!(path_.empty() && key == "$schema"))  // by which editors find the schema
-                REQUIRE(known_.count(key) == 1, source_, ": unknown key ", path(key), suggestion(path(key)));
+                REQUIRE(known_.count(key) == 1, source_, ": unknown key ", excerpt(path(key), 100),
+                        suggestion(path(key)));
     }
     // For an object in a list, whose keys belong nowhere else.
     void refuse_unknown_in_entry() const {
         for (const auto& [key, value] : object_.items()) {
             if (known_.count(key) == 1) continue;
-            const std::string near = nearest_word(key, {known_.begin(), known_.end()});
-            throw UserError(join(source_, ": unknown key ", path(key),
+            const std::string near = nearest_word(key.substr(0, 100), {known_.begin(), known_.end()});
+            throw UserError(join(source_, ": unknown key ", excerpt(path(key), 100),
                                  near.empty() ? ": remove it, or see data/README.md for what there is"
                                               : "; did you mean " + near + "?"));
         }
@@ -163,83 +185,48 @@ class Reader {
     std::set<std::string> known_;
 };
 
-// A config has three levels. What is thousands deep would end the stack of whoever walks through it.
-void check_depth(int depth, const std::string& source) {
-    constexpr int kDeepest = 32;
-    REQUIRE(depth <= kDeepest, source, ": brackets are nested more than ", kDeepest,
-            " deep: check them, a config has sections and lists alone");
-}
-
-json parse_json(const std::string& text, const std::string& source) {
-    std::vector<std::set<std::string>> keys;
-    std::string repeated;
-    const json::parser_callback_t callback = [&](int depth, json::parse_event_t event, json& parsed) {
-        check_depth(depth, source);
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        if (event == json::parse_event_t::object_end) keys.pop_back();
-        if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-            repeated = parsed.get<std::string>();
-        return true;
-    };
-    json result;
-    try {
-        result = json::parse(text, callback, true, true);
-    } catch (const json::exception& error) {
-        // The library's text names line and column after its own prefix in brackets.
-        const std::string what = error.what();
-        const size_t end = what.find("] ");
-        throw UserError(join(source, ": ", end == std::string::npos ? what : what.substr(end + 2),
-                             ": check the JSON there (see configs/tiny.json)"));
-    }
-    REQUIRE(repeated.empty(), source, ": the key \"", repeated, "\" is given twice: keep one of them");
-    return result;
-}
-
+// "section.key=value" put into the tree.
 void apply_override(json& root, const std::string& text) {
+    const std::string source = "--set " + excerpt(text, 100);
     const size_t equals = text.find('=');
-    const bool is_path = equals != std::string::npos && equals > 0 && text[0] != '.' && text[equals - 1] != '.' &&
-                         text.find("..") >= equals;
-    REQUIRE(is_path, "--set ", text, ": write section.key=value, e.g. optimizer.lr=3e-4");
-    const std::string path = text.substr(0, equals), value = text.substr(equals + 1);
-    const auto callback = [&](int depth, json::parse_event_t, json&) {
-        check_depth(depth, "--set " + path);
-        return true;
-    };
-    json parsed = json::parse(value, callback, false);
-    if (parsed.is_discarded()) parsed = value;  // a bare string
-    // dump() refuses invalid UTF-8, and every error message and the resolved config need it.
-    const auto is_utf8 = [](const json& tree) {
-        try {
-            return !tree.dump().empty();
-        } catch (const json::exception&) {
-            return false;
-        }
-    };
-    REQUIRE(is_utf8(parsed) && is_utf8(path), "--set ", path, ": not UTF-8: give text in that encoding");
+    const std::string path = text.substr(0, equals);
+    const bool is_path = equals != std::string::npos && !path.empty() && path.front() != '.' && path.back() != '.' &&
+                         path.find("..") == std::string::npos && std::count(path.begin(), path.end(), '.') < 3;
+    REQUIRE(is_path, source, ": write section.key=value, e.g. optimizer.lr=3e-4");
+    const std::string value = text.substr(equals + 1);
+    const std::string value_source = "--set " + excerpt(path, 60);
+    REQUIRE(is_utf8(path) && is_utf8(value), value_source, ": not UTF-8: give text in that encoding");
+    // What is no JSON is a bare string: data/a.json, cosine. Brackets say that JSON was meant, which may be too deep.
+    json parsed;
+    if (json::accept(value))
+        parsed = parse_json(value, value_source, kOverrideLimits);
+    else
+        parsed = value;
     json* object = &root;
     std::istringstream parts(path);
     std::string part, previous;
     while (std::getline(parts, part, '.')) {
         if (!previous.empty()) object = &(*object)[previous];
-        REQUIRE(object->is_object() || object->is_null(), "--set ", text, ": ", previous,
+        REQUIRE(object->is_object() || object->is_null(), source, ": ", previous.empty() ? "the config" : previous,
                 " is not a section: write section.key=value, e.g. optimizer.lr=3e-4");
         previous = part;
     }
     (*object)[previous] = parsed;
 }
 
-}  // namespace
-
-namespace {
-
-Config fields_of(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
-    json root = parse_json(text, source);
-    for (const std::string& override_text : overrides) apply_override(root, override_text);
+Config fields_of(const json& root, const std::string& source) {
     Config config;
     Reader reader(root, "", source);
     visit_fields(reader, config);
     reader.refuse_unknown();
     return config;
+}
+
+Config fields_of(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+    json root = parse_json(text, source, kConfigLimits);
+    Reader(root, "", source);  // an object, or nothing can be set in it
+    for (const std::string& override_text : overrides) apply_override(root, override_text);
+    return fields_of(root, source);
 }
 
 Config resolved(Config config, const std::string& source) {
@@ -254,14 +241,70 @@ Config parse_config(const std::string& text, const std::string& source, const st
     return resolved(fields_of(text, source, overrides), source);
 }
 
+Config config_from_json(const json& value, const std::string& source) {
+    return resolved(fields_of(value, source), source);
+}
+
+namespace {
+
+// The text of a config, which may come through a pipe, as in --config <(...). A pipe is waited for as long as somebody
+// may write to it.
+std::string read_config_text(const std::string& file) {
+    const Descriptor input(open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    struct stat info {};
+    const bool is_open = input.get() >= 0 && fstat(input.get(), &info) == 0;
+    REQUIRE(is_open, "cannot read the config ", file, ": ", std::strerror(errno), ": check the path");
+    REQUIRE(!S_ISDIR(info.st_mode), "cannot read the config ", file, ": it is a folder: check the path");
+    std::string text;
+    for (;;) {
+        char block[1 << 16];
+        const ssize_t taken = read(input.get(), block, sizeof block);
+        if (taken == 0) return text;
+        if (taken > 0) {
+            text.append(block, static_cast<size_t>(taken));
+            REQUIRE(text.size() <= kConfigLimits.max_bytes, "the config ", file, " has more than ",
+                    kConfigLimits.max_bytes, " bytes: check the path");
+            continue;
+        }
+        REQUIRE(errno == EINTR || errno == EAGAIN, "cannot read the config ", file, ": ", std::strerror(errno),
+                ": check the path");
+        pollfd ready = {.fd = input.get(), .events = POLLIN, .revents = 0};
+        poll(&ready, 1, -1);
+    }
+}
+
+// The name becomes that of a folder.
+void check_name(const std::string& name) {
+    constexpr size_t kLongest = 200;  // file systems take 255
+    const bool is_plain = name.find('/') == std::string::npos && printable_line(name) == name;
+    REQUIRE(is_plain && name != "." && name != ".." && name.size() <= kLongest, "name is \"", excerpt(name, 60),
+            "\", it must be that of one folder: no slash, no control character, neither . nor .., at most ", kLongest,
+            " bytes; set run_dir for a folder elsewhere");
+}
+
+void check_path(const char* key, const std::string& path) {
+    REQUIRE(path.find('\0') == std::string::npos, key, " has the character NUL: no path can have it, remove it");
+}
+
+void check_paths(const Config& config) {
+    check_path("run_dir", config.run_dir);
+    check_path("data.tokenizer", config.data.tokenizer);
+    for (const std::vector<DataEntry>* entries : {&config.data.train, &config.data.val})
+        for (const DataEntry& entry : *entries) {
+            check_path(entries == &config.data.train ? "data.train" : "data.val", entry.path);
+            check_path("mask", entry.mask);
+        }
+}
+
+}  // namespace
+
 Config read_config(const std::string& file, const std::vector<std::string>& overrides) {
-    std::ifstream stream(file, std::ios::binary);
-    REQUIRE(stream && !std::filesystem::is_directory(file), "cannot read the config ", file, ": check the path");
-    std::ostringstream text;
-    text << stream.rdbuf();
-    Config config = fields_of(text.str(), file, overrides);
+    Config config = fields_of(read_config_text(file), file, overrides);
+    check_paths(config);
     fill_from_datasets(&config);
-    return resolved(std::move(config), file);
+    config = resolved(std::move(config), file);
+    check_name(config.name);
+    return config;
 }
 
 }  // namespace ingot

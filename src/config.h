@@ -140,6 +140,9 @@ Config read_config(const std::string& file, const std::vector<std::string>& over
 // The same from JSON text; `source` names it in errors. Reads no file: a resolved config spells everything out.
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);
 
+// The same from what JSON says: a config within another file.
+Config config_from_json(const nlohmann::json& value, const std::string& source);
+
 // Turns training.epochs into training.steps, and fills the defaults that depend on them, once the number of training
 // tokens is known. Does nothing where steps are given. Throws UserError as read_config() does.
 void resolve_steps(Config* config, int64_t train_tokens);

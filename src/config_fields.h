@@ -230,7 +230,7 @@ void visit_fields(Visitor& v, ScheduleConfig& c) {
 template <typename Visitor>
 void visit_fields(Visitor& v, EvalConfig& c) {
     v.field("every", c.every, {kFree, "Steps between evaluations; 0: at the end alone", 0, kManySteps});
-    v.field("tokens", c.tokens, {kFree, "Tokens of an evaluation, at most those of data.val", 1, kManySteps});
+    v.field("tokens", c.tokens, {kFromNow, "Tokens of an evaluation, at most those of data.val", 1, kManySteps});
 }
 
 template <typename Visitor>

@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 #include "kernels/core/check.h"
 #include "src/checksum.h"
 #include "src/files.h"
+#include "src/json_text.h"
 #include "src/text.h"
 #include "src/tokenizer/tokenizer.h"
 
@@ -41,11 +39,10 @@ std::string sha256_of_tokenizer(const std::string& name) {
 std::optional<DatasetMeta> read_dataset_meta(const std::string& folder) {
     DatasetMeta meta;
     meta.path = (fs::path(folder) / "meta.json").string();
-    std::ifstream stream(meta.path, std::ios::binary);
-    if (!stream) return std::nullopt;
-    std::ostringstream text;
-    text << stream.rdbuf();
-    const json root = json::parse(text.str(), nullptr, false);
+    std::error_code error;
+    if (!fs::exists(meta.path, error)) return std::nullopt;
+    constexpr JsonLimits kLimits = {.advice = "prepare the data again, or move it away"};
+    const json root = parse_json(read_file(meta.path, kLimits.max_bytes), meta.path + " is no JSON", kLimits);
     const auto refuse = [&](const std::string& what) {
         throw UserError(
             join(meta.path, " ", what,
@@ -71,7 +68,8 @@ std::optional<DatasetMeta> read_dataset_meta(const std::string& folder) {
     meta.has_mask = root.value("mask", json()) == true;
     meta.tokenizer = root.at("tokenizer");
     if (meta.tokenizer == kBytesTokenizer) return meta;
-    if (meta.tokenizer.find('/') != std::string::npos || fs::path(meta.tokenizer).extension() != ".json")
+    if (meta.tokenizer.find_first_of(std::string_view("/\0", 2)) != std::string::npos ||
+        fs::path(meta.tokenizer).extension() != ".json")
         refuse("names a tokenizer that is neither \"bytes\" nor a tokenizer.json beside it");
     meta.tokenizer = (fs::path(folder) / meta.tokenizer).string();
     const json hash = root.value("tokenizer_sha256", json());
@@ -132,7 +130,7 @@ void leave_out_unreadable_tokenizer(Config* config) {
                 "; the shards can be trained on without it, but sample.every asks for text: set sample.every to 0");
         std::fprintf(stderr,
                      "note: %s; training goes on without text: no samples, no bits per byte, no ./train generate\n",
-                     printable_line(std::string(error.what()).substr(0, kMaxReason)).c_str());
+                     excerpt(error.what(), kMaxReason).c_str());
         config->data.tokenizer.clear();
     }
 }

@@ -9,6 +9,7 @@
 #include "kernels/matmul_choices.h"
 #include "src/checksum.h"
 #include "src/device_choice.h"
+#include "src/text.h"
 
 namespace ingot {
 
@@ -17,10 +18,12 @@ using nlohmann::ordered_json;
 namespace {
 
 // "attention was "sm80", is "sm90"", and what there is to say where one side has no such key.
-std::string change(const std::string& key, const ordered_json* before, const ordered_json* after) {
-    if (before == nullptr) return join("the checkpoint does not say what ", key, " was, here it is ", after->dump());
-    if (after == nullptr) return join(key, " was ", before->dump(), ", here is none");
-    return join(key, " was ", before->dump(), ", is ", after->dump());
+std::string change(const std::string& name, const ordered_json* before, const ordered_json* after) {
+    const std::string key = excerpt(name, 60);
+    const auto text = [](const ordered_json* value) { return excerpt(value->dump(), 100); };
+    if (before == nullptr) return join("the checkpoint does not say what ", key, " was, here it is ", text(after));
+    if (after == nullptr) return join(key, " was ", text(before), ", here is none");
+    return join(key, " was ", text(before), ", is ", text(after));
 }
 
 }  // namespace
@@ -62,18 +65,18 @@ std::string environment_hash(const ordered_json& environment) {
     return sha256(text.data(), text.size()).substr(0, 8);
 }
 
-std::string environment_changes(const ordered_json& then, const ordered_json& now) {
+std::vector<std::string> environment_changes(const ordered_json& then, const ordered_json& now) {
     std::set<std::string> keys;
     for (const ordered_json& side : {then, now})
         for (const auto& [key, value] : side.items()) keys.insert(key);
-    std::string text;
+    std::vector<std::string> changes;
     for (const std::string& key : keys) {
         const auto before = then.find(key), after = now.find(key);
         if (before != then.end() && after != now.end() && *before == *after) continue;
-        text += join(text.empty() ? "" : "; ",
-                     change(key, before == then.end() ? nullptr : &*before, after == now.end() ? nullptr : &*after));
+        changes.push_back(
+            change(key, before == then.end() ? nullptr : &*before, after == now.end() ? nullptr : &*after));
     }
-    return text;
+    return changes;
 }
 
 }  // namespace ingot

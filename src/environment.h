@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "kernels/core/device.h"
 #include "src/config.h"
@@ -17,7 +18,7 @@ std::string cpu_model();
 nlohmann::ordered_json environment(const Device& device, const Config& config);
 // Eight digits that stand for it.
 std::string environment_hash(const nlohmann::ordered_json& environment);
-// "blas was A, is B; device was ...", or an empty text. `then` is a checkpoint's: an older one may lack what `now` has.
-std::string environment_changes(const nlohmann::ordered_json& then, const nlohmann::ordered_json& now);
+// "blas was A, is B", for each key that differs. `then` is a checkpoint's: an older one may lack what `now` has.
+std::vector<std::string> environment_changes(const nlohmann::ordered_json& then, const nlohmann::ordered_json& now);
 
 }  // namespace ingot

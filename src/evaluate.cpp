@@ -79,7 +79,7 @@ nlohmann::ordered_json evaluation_json(const Evaluation& evaluation) {
 int evaluate(const EvaluateOptions& options) {
     const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
-    const Config& config = checkpoint.config;
+    const Config& config = checkpoint.manifest.config;
     std::vector<DataEntry> entries;
     for (const std::string& path : options.data) {
         DataEntry& entry = entries.emplace_back();
@@ -110,7 +110,7 @@ int evaluate(const EvaluateOptions& options) {
     model.initialize_constants();
     load_weights(checkpoint, &model);
     std::fprintf(stderr, "checkpoint: %s (step %ld)\ndata: %s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
-                 static_cast<long>(checkpoint.step), corpus.describe().c_str(), device.name().c_str(),
+                 static_cast<long>(checkpoint.manifest.step), corpus.describe().c_str(), device.name().c_str(),
                  reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
 
     catch_stop_signals();
@@ -143,7 +143,7 @@ int evaluate(const EvaluateOptions& options) {
     if (options.is_json) {
         nlohmann::ordered_json object = evaluation_json(evaluation);
         object["checkpoint"] = checkpoint.folder;
-        object["step"] = checkpoint.step;
+        object["step"] = checkpoint.manifest.step;
         // A folder name need not be UTF-8, JSON must be.
         write_output(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     } else {

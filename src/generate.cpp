@@ -217,7 +217,7 @@ double seconds_now() {
 int generate(const GenerateOptions& options) {
     const auto [device, reason] = choose_device(options.device);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
-    const Config& config = checkpoint.config;
+    const Config& config = checkpoint.manifest.config;
     const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
     REQUIRE(tokenizer != nullptr, checkpoint.folder,
             " has no tokenizer: set data.tokenizer in the run's config to \"bytes\", or to the tokenizer.json that its "
@@ -242,7 +242,7 @@ int generate(const GenerateOptions& options) {
     model.initialize_constants();
     load_weights(checkpoint, &model);
     std::fprintf(stderr, "checkpoint: %s (step %ld)\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
-                 static_cast<long>(checkpoint.step), device.name().c_str(),
+                 static_cast<long>(checkpoint.manifest.step), device.name().c_str(),
                  reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
     if (num_prompt > context)
         std::fprintf(stderr, "note: the prompt has %ld tokens, the model's context is %ld: the last %ld are read\n",

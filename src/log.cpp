@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 
 #include "kernels/core/check.h"
 #include "kernels/core/device.h"
@@ -29,8 +30,15 @@ ordered_json number(double value) {
     return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
 }
 
-double parse_number(const ordered_json& value) {
-    return value.is_string() ? std::stod(value.get<std::string>()) : value.get<double>();
+// What number() wrote.
+double parse_number(const JsonFields& fields, const char* key) {
+    const json& value = fields.at(key);
+    if (value.is_number()) return value.get<double>();
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    for (const double special : {std::numeric_limits<double>::quiet_NaN(), kInfinity, -kInfinity})
+        if (value.is_string() && value.get_ref<const std::string&>() == number(special).get<std::string>())
+            return special;
+    fields.refuse(key, "a number, \"nan\", \"inf\" or \"-inf\"");
 }
 
 }  // namespace
@@ -53,19 +61,20 @@ ordered_json report_to_json(const StepReport& report) {
     return object;
 }
 
-StepReport report_from_json(const ordered_json& object) {
+StepReport report_from_json(const JsonFields& fields) {
+    constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
     StepReport report;
-    report.step = object.at("step");
-    report.loss = parse_number(object.at("loss"));
-    report.grad_norm = parse_number(object.at("grad_norm"));
-    report.lr = parse_number(object.at("lr"));
-    report.tokens = object.at("tokens");
-    report.tokens_per_second = parse_number(object.at("tokens_per_second"));
-    report.step_seconds = parse_number(object.at("step_seconds"));
-    report.data_wait_seconds = parse_number(object.at("data_wait_seconds"));
-    report.memory_bytes = object.at("memory_bytes");
-    report.loss_scale = parse_number(object.at("loss_scale"));
-    report.skipped = object.at("skipped");
+    report.step = fields.integer("step", 0, kLargest);
+    report.loss = parse_number(fields, "loss");
+    report.grad_norm = parse_number(fields, "grad_norm");
+    report.lr = parse_number(fields, "lr");
+    report.tokens = fields.integer("tokens", 0, kLargest);
+    report.tokens_per_second = parse_number(fields, "tokens_per_second");
+    report.step_seconds = parse_number(fields, "step_seconds");
+    report.data_wait_seconds = parse_number(fields, "data_wait_seconds");
+    report.memory_bytes = static_cast<uint64_t>(fields.integer("memory_bytes", 0, kLargest));
+    report.loss_scale = parse_number(fields, "loss_scale");
+    report.skipped = fields.boolean("skipped");
     return report;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "src/folder.h"
+#include "src/json_text.h"
 
 namespace ingot {
 
@@ -24,8 +25,9 @@ struct StepReport {
 
 // One JSON object; floats in shortest round-trip form, non-finite ones as strings, null where a value does not apply.
 nlohmann::ordered_json report_to_json(const StepReport& report);
-// The fields that depend on the computation alone, not on the clock; a checkpoint keeps them.
-StepReport report_from_json(const nlohmann::ordered_json& object);
+// What a checkpoint keeps of a report: all but what is found anew (val_loss) or depends on the device (mfu). Throws
+// UserError for a value that cannot be.
+StepReport report_from_json(const JsonFields& fields);
 
 // "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 45.1% MFU | 71.2 GiB | eta
 // 4h31m"

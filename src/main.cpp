@@ -10,10 +10,10 @@
 #include "src/spinning.h"
 #include "src/text.h"
 
-// One line, whatever a file name or an argument in the message holds.
+// One line that is printable and not too long, whatever a file name or an argument in the message holds.
 static int report(const char* what, int exit_code) {
     std::fflush(stdout);
-    std::fprintf(stderr, "error: %s\n", ingot::printable_line(what).c_str());
+    std::fprintf(stderr, "error: %s\n", ingot::excerpt(what, ingot::kLongestMessage).c_str());
     return exit_code;
 }
 

@@ -1,13 +1,19 @@
 #include "src/manifest.h"
 
-#include <fstream>
-#include <sstream>
+#include <algorithm>
+#include <cmath>
 
 #include "kernels/core/check.h"
+#include "src/config_fields.h"
+#include "src/files.h"
+#include "src/json_text.h"
+#include "src/matmul_cache.h"
 #include "src/progress.h"
+#include "src/text.h"
 
 namespace ingot {
 
+using nlohmann::json;
 using nlohmann::ordered_json;
 
 namespace {
@@ -15,24 +21,24 @@ namespace {
 constexpr const char* kSealKey = "\"sha256\": \"";
 constexpr const char* kSealEnd = "\"\n}\n";
 
-}  // namespace
+// A chunk of 64 MiB has a line of 80 bytes, so that the manifest of a model with 7e11 parameters has 10 MB.
+constexpr JsonLimits kManifestLimits = {.max_bytes = size_t{64} << 20,
+                                        .max_depth = 16,
+                                        .advice =
+                                            "it was changed, or another program wrote it: go on from another "
+                                            "checkpoint (--resume PATH)"};
 
-std::string manifest_text(const ordered_json& manifest) {
-    CHECK(manifest.is_object() && !manifest.empty(), "a manifest without keys");
-    std::string text = manifest.dump(2);
-    text.resize(text.size() - 2);  // the closing "\n}"
-    text += ",\n  ";
-    const std::string seal = sha256(text.data(), text.size());
-    return text + kSealKey + seal + kSealEnd;
-}
+constexpr int64_t kMostSteps = static_cast<int64_t>(kManySteps);
 
-ordered_json read_manifest(const std::string& folder) {
-    const std::string path = folder + "/manifest.json";
-    std::ifstream stream(path, std::ios::binary);
-    if (!stream) throw DamagedCheckpoint(join(path, ": is missing or cannot be read"));
-    std::ostringstream buffer;
-    buffer << stream.rdbuf();
-    const std::string text = buffer.str(), key = kSealKey, end = kSealEnd;
+// The text up to its own checksum is what was written.
+std::string read_sealed(const std::string& path) {
+    std::string text;
+    try {
+        text = read_file(path, kManifestLimits.max_bytes);
+    } catch (const UserError& error) {
+        throw DamagedCheckpoint(error.what());
+    }
+    const std::string key = kSealKey, end = kSealEnd;
     const size_t tail = key.size() + 64 + end.size();
     const auto damaged = [&](const char* what) {
         return DamagedCheckpoint(join(path, ": ", what, ": it was cut short or changed"));
@@ -43,11 +49,134 @@ ordered_json read_manifest(const std::string& folder) {
     const size_t covered = text.size() - tail;
     if (text.compare(covered + key.size(), 64, sha256(text.data(), covered)) != 0)
         throw damaged("its checksum does not match");
-    const ordered_json manifest = ordered_json::parse(text, nullptr, false);
-    if (!manifest.is_object()) throw damaged("is not JSON");
-    const ordered_json version = manifest.value("format_version", ordered_json());
-    REQUIRE(version == kCheckpointFormatVersion, path, ": format version ", version.dump(),
+    return text;
+}
+
+// ---- The parts ----
+
+Config config_of(const JsonFields& root, const std::string& path) {
+    try {
+        return config_from_json(root.at("config"), "config");
+    } catch (const UserError& error) {
+        throw UserError(join(path, ": ", error.what(), " (", kManifestLimits.advice, ")"));
+    }
+}
+
+StepState step_state_of(const JsonFields& fields, int64_t step) {
+    StepState state;
+    state.updates_applied = fields.integer("updates_applied", 0, step);
+    state.loss_scale = fields.number("loss_scale", kLossScaleMin, kLossScaleMax);
+    int exponent = 0;
+    if (std::frexp(state.loss_scale, &exponent) != 0.5) fields.refuse("loss_scale", "a power of two");
+    // The counters go on from here as 32-bit numbers.
+    constexpr int64_t kMostCounted = int64_t{1} << 30;
+    state.good_steps =
+        static_cast<int32_t>(fields.integer("good_steps", 0, std::min(state.updates_applied, kMostCounted)));
+    state.consecutive_skips = static_cast<int32_t>(
+        fields.integer("consecutive_skips", 0, std::min(step - state.updates_applied, kMostCounted)));
+    return state;
+}
+
+ordered_json environment_of(const JsonFields& fields) {
+    constexpr size_t kMostKeys = 100, kLongest = 1000;
+    ordered_json result = ordered_json::object();
+    for (const auto& [key, value] : fields.value().items()) {
+        const bool is_short =
+            key.size() <= kLongest && (!value.is_string() || value.get_ref<const std::string&>().size() <= kLongest);
+        if (!is_short || value.is_null() || value.is_structured() || fields.value().size() > kMostKeys)
+            fields.refuse(key, join("one of at most ", kMostKeys, " texts, numbers or truth values of at most ",
+                                    kLongest, " bytes"));
+        result[key] = value;
+    }
+    return result;
+}
+
+std::vector<MatmulChoice> matmul_choices_of(const JsonFields& fields) {
+    for (const auto& [product, algorithm] : fields.value().items())
+        if (!algorithm.is_string()) fields.refuse(product, "a text: the algorithm of a product");
+    return matmul_choices_from_json(fields.value());
+}
+
+FileRecord file_of(const JsonFields& fields) {
+    constexpr int64_t kMostBytes = int64_t{1} << 55;
+    FileRecord record;
+    record.name = fields.text("name", 100);
+    record.bytes = static_cast<uint64_t>(fields.integer("bytes", 1, kMostBytes));
+    constexpr auto kChunk = static_cast<int64_t>(FileRecord::kChunkBytes);
+    fields.integer("chunk_bytes", kChunk, kChunk);
+    const uint64_t chunks = (record.bytes + FileRecord::kChunkBytes - 1) / FileRecord::kChunkBytes;
+    record.sha256 = fields.texts("sha256", static_cast<size_t>(chunks), 64);
+    const auto is_digest = [](const std::string& text) {
+        return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+    };
+    if (record.sha256.size() != chunks || !std::all_of(record.sha256.begin(), record.sha256.end(), is_digest))
+        fields.refuse("sha256", join(chunks, " SHA-256 in hexadecimal digits, one for each chunk of the file"));
+    return record;
+}
+
+std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path) {
+    std::vector<FileRecord> files;
+    for (const JsonFields& fields : root.objects("files", 3)) {
+        files.push_back(file_of(fields));
+        const std::string& name = files.back().name;
+        if (name != kModelFile && name != kOptimizerFile && name != kTokenizerFile)
+            fields.refuse("name", join(kModelFile, ", ", kOptimizerFile, " or ", kTokenizerFile));
+        const auto is_twice = [&](const FileRecord& file) { return file.name == name; };
+        if (std::count_if(files.begin(), files.end(), is_twice) > 1) fields.refuse("name", "there once");
+    }
+    for (const char* name : {kModelFile, kOptimizerFile})
+        if (std::none_of(files.begin(), files.end(), [&](const FileRecord& file) { return file.name == name; }))
+            throw DamagedCheckpoint(join(path, ": files does not list ", name, ", so nothing says that it is whole"));
+    return files;
+}
+
+}  // namespace
+
+const FileRecord* Manifest::find(const std::string& file) const {
+    for (const FileRecord& record : files)
+        if (record.name == file) return &record;
+    return nullptr;
+}
+
+std::string manifest_text(const ordered_json& manifest) {
+    CHECK(manifest.is_object() && !manifest.empty(), "a manifest without keys");
+    std::string text = manifest.dump(2);
+    text.resize(text.size() - 2);  // the closing "\n}"
+    text += ",\n  ";
+    const std::string seal = sha256(text.data(), text.size());
+    return text + kSealKey + seal + kSealEnd;
+}
+
+Manifest read_manifest(const std::string& folder) {
+    const std::string path = folder + "/manifest.json";
+    const json values = parse_json(read_sealed(path), path, kManifestLimits);
+    const JsonFields root(values, path, "", kManifestLimits.advice);
+    const json version = values.value("format_version", json());
+    REQUIRE(version == kCheckpointFormatVersion, path, ": format version ", shown(version),
             ", this program reads version ", kCheckpointFormatVersion, ": use the version of Ingot that wrote it");
+    Manifest manifest;
+    manifest.config = config_of(root, path);
+    const int64_t T = manifest.config.model.context_length, step = root.integer("step", 0, kMostSteps);
+    manifest.step = step;
+    if (root.has("run")) manifest.run_id = root.text("run", 100);
+    // A step has one row at least, and at most as many as training.batch_tokens may be.
+    constexpr int64_t kMostTokens = int64_t{1} << 60, kMostStepTokens = int64_t{1} << 31;
+    const int64_t most_rows = std::min(kMostTokens / T, step * std::max<int64_t>(1, kMostStepTokens / T));
+    manifest.rows_consumed = root.integer("rows_consumed", std::min(step, most_rows), most_rows);
+    const int64_t tokens = manifest.rows_consumed * T;
+    root.integer("tokens", tokens, tokens);
+    root.integer("seed", manifest.config.seed, manifest.config.seed);
+    constexpr int64_t kMostRanks = 1 << 20;
+    root.integer("world_size", 1, kMostRanks);
+    if (root.has("data")) manifest.data = blend_state_from_json(root.object("data"), manifest.rows_consumed);
+    manifest.state = step_state_of(root.object("step_state"), step);
+    manifest.report = report_from_json(root.object("report"));
+    root.object("report").integer("step", step, step);
+    root.object("report").integer("tokens", tokens, tokens);
+    manifest.environment = ordered_json::object();
+    if (root.has("environment")) manifest.environment = environment_of(root.object("environment"));
+    if (root.has("matmul_choices")) manifest.matmul_choices = matmul_choices_of(root.object("matmul_choices"));
+    manifest.files = files_of(root, path);
     return manifest;
 }
 
@@ -61,33 +190,18 @@ ordered_json to_json(const std::vector<FileRecord>& files) {
     return list;
 }
 
-void verify_files(const std::string& folder, const ordered_json& manifest) {
+void verify_files(const std::string& folder, const std::vector<FileRecord>& files) {
+    constexpr int64_t kMegabyte = 1'000'000;
+    int64_t bytes = 0, bytes_read = 0;
+    for (const FileRecord& file : files) bytes += static_cast<int64_t>(file.bytes);
+    Progress progress("verifying " + folder, (bytes + kMegabyte - 1) / kMegabyte, "MB");
+    const auto advance = [&](int64_t count) {
+        const int64_t before = bytes_read / kMegabyte;
+        bytes_read += count;
+        progress.advance(bytes_read / kMegabyte - before);
+    };
     try {
-        int64_t bytes = 0;
-        for (const ordered_json& file : manifest.at("files")) bytes += file.at("bytes").get<int64_t>();
-        constexpr int64_t kMegabyte = 1'000'000;
-        Progress progress("verifying " + folder, (bytes + kMegabyte - 1) / kMegabyte, "MB");
-        int64_t bytes_read = 0;
-        const auto advance = [&](int64_t count) {
-            const int64_t before = bytes_read / kMegabyte;
-            bytes_read += count;
-            progress.advance(bytes_read / kMegabyte - before);
-        };
-        for (const ordered_json& file : manifest.at("files")) {
-            if (file.at("chunk_bytes") != FileRecord::kChunkBytes)
-                throw DamagedCheckpoint(join(folder, "/manifest.json: chunks of an unknown size"));
-            FileRecord record;
-            record.name = file.at("name");
-            record.bytes = file.at("bytes");
-            record.sha256 = file.at("sha256").get<std::vector<std::string>>();
-            const uint64_t chunks = (record.bytes + FileRecord::kChunkBytes - 1) / FileRecord::kChunkBytes;
-            if (record.sha256.size() != chunks)
-                throw DamagedCheckpoint(join(folder, "/manifest.json: ", record.name, " has ", record.sha256.size(),
-                                             " checksums instead of ", chunks));
-            verify_file(folder, record, advance);
-        }
-    } catch (const nlohmann::json::exception& error) {
-        throw DamagedCheckpoint(join(folder, "/manifest.json: ", error.what()));
+        for (const FileRecord& file : files) verify_file(folder, file, advance);
     } catch (const UserError& error) {
         throw DamagedCheckpoint(error.what());
     }

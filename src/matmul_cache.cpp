@@ -4,14 +4,11 @@
 
 #include <atomic>
 #include <cctype>
-#include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "src/files.h"
+#include "src/json_text.h"
 #include "src/text.h"
 
 namespace ingot {
@@ -21,8 +18,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A thousand models' products fill a tenth of it.
-constexpr std::uintmax_t kLargestCache = 64 << 20;
+// A thousand models' products fill a tenth of its bytes.
+constexpr JsonLimits kCacheLimits = {
+    .max_bytes = size_t{64} << 20, .max_depth = 3, .advice = "it is damaged, or no cache of algorithms"};
 
 // The XDG Base Directory Specification: a path that is not absolute is to be ignored.
 std::string cache_folder() {
@@ -40,26 +38,10 @@ std::vector<MatmulChoice> read(const std::string& path, const std::string& machi
     std::error_code error;
     const fs::file_status status = fs::status(path, error);
     if (status.type() == fs::file_type::not_found) return {};
-    REQUIRE(!error, error.message());
-    REQUIRE(fs::is_regular_file(status), "it is not a file");
-    const std::uintmax_t bytes = fs::file_size(path, error);
-    REQUIRE(!error, error.message());
-    REQUIRE(bytes <= kLargestCache, "it has ", bytes, " bytes");
-    std::ifstream stream(path, std::ios::binary);
-    REQUIRE(stream, std::strerror(errno));
-    std::ostringstream buffer;
-    buffer << stream.rdbuf();
-    // No deeper than it is written: what is thousands deep would end the stack.
-    bool is_deep = false;
-    const auto callback = [&](int depth, ordered_json::parse_event_t, ordered_json&) {
-        is_deep = is_deep || depth > 3;
-        return !is_deep;
-    };
-    const ordered_json root = ordered_json::parse(buffer.str(), callback, false);
-    REQUIRE(!is_deep && root.is_object() && root.contains("machine") && root.contains("choices"),
-            "it is damaged, or no cache of algorithms");
-    REQUIRE(root["machine"] == machine, "it was written for another GPU or library version");
-    return matmul_choices_from_json(root["choices"]);
+    const nlohmann::json root = read_json_file(path, kCacheLimits);
+    REQUIRE(root.is_object() && root.contains("machine") && root.contains("choices"), kCacheLimits.advice);
+    REQUIRE(root.at("machine") == machine, "it was written for another GPU or library version");
+    return matmul_choices_from_json(root.at("choices"));
 }
 
 }  // namespace
@@ -87,7 +69,8 @@ std::vector<MatmulChoice> read_matmul_cache(const std::string& machine, std::str
         for (MatmulChoice& choice : choices) choice.source = MatmulSource::cache;
         return choices;
     } catch (const std::exception& fault) {
-        *note = printable_line(join("the cache of product algorithms ", path, " is not used: ", fault.what()));
+        *note =
+            excerpt(join("the cache of product algorithms ", path, " is not used: ", fault.what()), kLongestMessage);
         return {};
     }
 }
@@ -119,8 +102,9 @@ void write_matmul_cache(const std::string& machine, const std::vector<MatmulChoi
     } catch (const std::exception& fault) {
         std::error_code ignored;
         fs::remove(temporary, ignored);
-        *note = printable_line(join("the choice of product algorithms is not kept for later runs: cannot write ", path,
-                                    ": ", fault.what()));
+        *note = excerpt(join("the choice of product algorithms is not kept for later runs: cannot write ", path, ": ",
+                             fault.what()),
+                        kLongestMessage);
     }
 }
 
@@ -130,7 +114,7 @@ ordered_json matmul_choices_to_json(const std::vector<MatmulChoice>& choices) {
     return object;
 }
 
-std::vector<MatmulChoice> matmul_choices_from_json(const ordered_json& object) {
+std::vector<MatmulChoice> matmul_choices_from_json(const nlohmann::json& object) {
     std::vector<MatmulChoice> choices;
     if (!object.is_object()) return choices;
     for (const auto& [product, algorithm] : object.items())

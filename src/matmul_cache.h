@@ -28,6 +28,6 @@ void write_matmul_cache(const std::string& machine, const std::vector<MatmulChoi
 
 // {PRODUCT: ALGORITHM, ...}, for the cache and for a checkpoint's manifest. From JSON: leaves out what is no such pair.
 nlohmann::ordered_json matmul_choices_to_json(const std::vector<MatmulChoice>& choices);
-std::vector<MatmulChoice> matmul_choices_from_json(const nlohmann::ordered_json& object);
+std::vector<MatmulChoice> matmul_choices_from_json(const nlohmann::json& object);
 
 }  // namespace ingot

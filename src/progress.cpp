@@ -36,8 +36,12 @@ ProgressOutput ProgressOutput::to_stderr() {
         .width = terminal_width};
 }
 
-Progress::Progress(std::string what, int64_t total, std::string unit, ProgressOutput output)
-    : what_(std::move(what)), unit_(std::move(unit)), total_(total), output_(std::move(output)), begin_(output_.now()) {
+Progress::Progress(const std::string& what, int64_t total, std::string unit, ProgressOutput output)
+    : what_(printable_line(what)),
+      unit_(std::move(unit)),
+      total_(total),
+      output_(std::move(output)),
+      begin_(output_.now()) {
     CHECK(total >= 0, "progress of ", total, " ", unit_);
     last_ = begin_;
     if (output_.is_terminal) draw(begin_);

@@ -22,7 +22,8 @@ struct ProgressOutput {
 class Progress {
   public:
     // "evaluating", 270, "rows".
-    Progress(std::string what, int64_t total, std::string unit, ProgressOutput output = ProgressOutput::to_stderr());
+    Progress(const std::string& what, int64_t total, std::string unit,
+             ProgressOutput output = ProgressOutput::to_stderr());
     ~Progress() { finish(); }  // an error's message begins on a line of its own
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;

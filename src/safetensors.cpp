@@ -4,6 +4,9 @@
 #include <bit>
 #include <nlohmann/json.hpp>
 
+#include "src/json_text.h"
+#include "src/text.h"
+
 namespace ingot {
 
 using nlohmann::json;
@@ -16,8 +19,9 @@ namespace {
 constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64}, {"F32", DType::f32}, {"BF16", DType::bf16},
                                                      {"F16", DType::f16}, {"I32", DType::i32}, {"U8", DType::u8}};
 
-// 100 MB, the limit of the reference implementation.
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+// 100 MB, the limit of the reference implementation; name, entry, list.
+constexpr JsonLimits kHeaderLimits = {
+    .max_bytes = 100'000'000, .max_depth = 3, .advice = "the file is damaged, or not a safetensors file"};
 
 // The library would turn 1.5 and true into 1; this throws as for any other wrong type.
 int64_t integer(const json& value) {
@@ -34,25 +38,25 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(m
     if (file_.size < 8) throw fail(join("only ", file_.size, " bytes"));
     uint64_t header_bytes;
     std::memcpy(&header_bytes, file_.data.get(), 8);
-    if (header_bytes > kMaxHeaderBytes || header_bytes > file_.size - 8)
+    if (header_bytes > kHeaderLimits.max_bytes || header_bytes > file_.size - 8)
         throw fail(join("a header of ", header_bytes, " bytes in a file of ", file_.size));
     // A copy: what was looked at must stay what it is, whatever becomes of the file.
     const std::string text(reinterpret_cast<const char*>(file_.data.get() + 8), header_bytes);
     file_.require_intact(8 + header_bytes);
-    const json header = json::parse(text, nullptr, false);
-    if (!header.is_object()) throw fail("the header is not JSON");
+    const json header = parse_json(text, path + ": the header is not JSON", kHeaderLimits);
+    if (!header.is_object()) throw fail("the header is not JSON of an object");
     const uint64_t data_bytes = file_.size - 8 - header_bytes;
     std::vector<std::pair<uint64_t, uint64_t>> ranges;
     try {
-        for (const auto& [name, entry] : header.items()) {
-            if (name == "__metadata__") {
+        for (const auto& [key, entry] : header.items()) {
+            if (key == "__metadata__") {
                 metadata_ = entry.get<std::map<std::string, std::string>>();
                 continue;
             }
-            const std::string dtype = entry.at("dtype");
+            const std::string name = excerpt(key, 100), dtype = entry.at("dtype");
             const auto known = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                             [&](const auto& candidate) { return dtype == candidate.first; });
-            if (known == std::end(kDtypes)) throw fail(name + " has the dtype " + dtype);
+            if (known == std::end(kDtypes)) throw fail(name + " has the dtype " + excerpt(dtype, 60));
             std::vector<int64_t> shape;
             for (const json& extent : entry.at("shape")) shape.push_back(integer(extent));
             const json& offsets = entry.at("data_offsets");
@@ -77,7 +81,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(m
             if ((8 + header_bytes + begin) % static_cast<uint64_t>(size_of(tensor.dtype)) != 0)
                 throw fail(name + " is not aligned to its elements");
             tensor.data = const_cast<uint8_t*>(file_.data.get()) + 8 + header_bytes + begin;
-            entries_[name] = tensor;
+            entries_[key] = tensor;
             ranges.emplace_back(begin, end);
         }
     } catch (const json::exception& error) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
+#include <utility>
 
 namespace ingot {
 
@@ -83,6 +85,33 @@ int utf8_length(const char* text, size_t size) {
     return static_cast<int>(length);
 }
 
+namespace {
+
+// Ranges of characters that are invisible, end a line or change the direction of writing: of the categories Cf, Zl and
+// Zp those that a terminal or an editor heeds.
+constexpr std::pair<uint32_t, uint32_t> kInvisible[] = {
+    {0xad, 0xad},     {0x61c, 0x61c},   {0x180e, 0x180e},   {0x200b, 0x200f},   {0x2028, 0x202e},  {0x2060, 0x206f},
+    {0xfeff, 0xfeff}, {0xfff9, 0xfffb}, {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe007f}};
+
+// The code point of a valid character of `length` bytes.
+uint32_t code_point(const char* text, int length) {
+    const auto byte = [text](int i) { return static_cast<uint32_t>(static_cast<uint8_t>(text[i])); };
+    uint32_t code = length == 1 ? byte(0) : byte(0) & (0xffu >> (length + 1));
+    for (int i = 1; i < length; ++i) code = code << 6 | (byte(i) & 0x3f);
+    return code;
+}
+
+bool is_invisible(uint32_t code) {
+    return std::any_of(std::begin(kInvisible), std::end(kInvisible),
+                       [code](const auto& range) { return code >= range.first && code <= range.second; });
+}
+
+bool is_continuation(char c) {
+    return (static_cast<uint8_t>(c) & 0xc0) == 0x80;
+}
+
+}  // namespace
+
 std::string printable(const std::string& text) {
     std::string result;
     for (size_t i = 0; i < text.size();) {
@@ -106,15 +135,47 @@ std::string printable(const std::string& text) {
 }
 
 std::string printable_line(const std::string& text) {
+    const std::string lines = printable(text);
     std::string result;
-    for (const char c : printable(text))
-        if (c == '\n')
+    for (size_t i = 0; i < lines.size();) {
+        const int length = utf8_length(lines.data() + i, lines.size() - i);  // valid by now
+        const uint32_t code = code_point(lines.data() + i, length);
+        if (code == '\n') {
             result += "\\n";
-        else if (c == '\t')
+        } else if (code == '\t') {
             result += "\\t";
-        else
-            result += c;
+        } else if (is_invisible(code)) {
+            char name[16];
+            std::snprintf(name, sizeof name, "\\u{%x}", code);
+            result += name;
+        } else {
+            result.append(lines, i, static_cast<size_t>(length));
+        }
+        i += static_cast<size_t>(length);
+    }
     return result;
+}
+
+std::string excerpt(const std::string& text, size_t longest) {
+    // Nothing is shown in fewer bytes than it has, so that of a long text the ends are enough to look at.
+    std::string line;
+    if (text.size() <= 2 * longest) {
+        line = printable_line(text);
+    } else {
+        size_t tail = text.size() - longest;
+        while (tail < text.size() && is_continuation(text[tail])) ++tail;
+        line = printable_line(text.substr(0, longest)) + printable_line(text.substr(tail));
+    }
+    if (line.size() <= longest) return line;
+    constexpr size_t kMark = 3;
+    size_t begin = (longest - kMark) * 2 / 3, end = line.size() - (longest - kMark - begin);
+    while (begin > 0 && is_continuation(line[begin])) --begin;
+    while (end < line.size() && is_continuation(line[end])) ++end;
+    return line.substr(0, begin) + "..." + line.substr(end);
+}
+
+void print_warning(const std::string& message) {
+    std::fprintf(stderr, "WARNING: %s\n", excerpt(message, kLongestMessage).c_str());
 }
 
 }  // namespace ingot

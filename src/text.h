@@ -34,7 +34,17 @@ int utf8_length(const char* text, size_t size);
 // Newlines and tabs stay.
 std::string printable(const std::string& text);
 
-// The same on one line: newlines and tabs are made visible too.
+// The same on one line: newlines, tabs and characters that are invisible, end a line or change the direction of writing
+// are made visible too.
 std::string printable_line(const std::string& text);
+
+// The text as printable_line() shows it, in at most `longest` bytes: of a longer one both ends, and "..." between them.
+std::string excerpt(const std::string& text, size_t longest);
+
+// "WARNING: ..." as one line on stderr that is printable and not too long, whatever names and values it holds.
+void print_warning(const std::string& message);
+
+// So long may a line of an error or a warning be.
+constexpr size_t kLongestMessage = 1000;
 
 }  // namespace ingot

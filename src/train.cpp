@@ -37,10 +37,6 @@ double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::vector<MatmulChoice> recorded_choices(const Checkpoint& checkpoint) {
-    return matmul_choices_from_json(checkpoint.manifest.value("matmul_choices", nlohmann::ordered_json::object()));
-}
-
 // How many of the choices `now` are not in the record.
 int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
     return std::count_if(now.begin(), now.end(), [&](const MatmulChoice& choice) {
@@ -48,6 +44,25 @@ int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vect
             return recorded.product == choice.product && recorded.algorithm == choice.algorithm;
         });
     });
+}
+
+std::string list_of(const std::vector<std::string>& parts, const char* separator) {
+    std::string text;
+    for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
+    return text;
+}
+
+// What a resumed run may say of its bits. `sampled` names data of which not every byte was compared.
+std::string bits_promise(const std::vector<std::string>& differences, const std::vector<std::string>& sampled) {
+    if (!differences.empty())
+        return excerpt("bits: not promised to be those of an uninterrupted run, since " + list_of(differences, "; "),
+                       kLongestMessage);
+    std::string text =
+        "bits: as if the run had not stopped (config, data, device and libraries are those of the checkpoint";
+    if (!sampled.empty())
+        text += join("; ", list_of(sampled, " and "), sampled.size() == 1 ? " is" : " are",
+                     " too large to be compared whole: as far as sizes, times and samples of the files say");
+    return text + ")";
 }
 
 class Trainer {
@@ -126,15 +141,16 @@ Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore*
 // ---- Start ----
 
 void Trainer::resume_from(const Checkpoint& checkpoint) {
-    bool has_changed = false;
-    for (const ConfigChange& change : config_changes(config_to_json(checkpoint.config), config_)) {
-        REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ",
-                change.then, ", the config says ", change.now, ": a resumed run cannot change the ",
+    const Manifest& manifest = checkpoint.manifest;
+    std::vector<std::string> differences;  // of all that the bits depend on
+    for (const ConfigChange& change : config_changes(config_to_json(manifest.config), config_)) {
+        const std::string then = excerpt(change.then, 200), now = excerpt(change.now, 200);
+        REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ", then,
+                ", the config says ", now, ": a resumed run cannot change the ",
                 change.path == "seed" ? "seed" : "model", "; set it back, or use another name or run_dir");
         if (change.on_resume == OnResume::free) continue;
-        has_changed = true;
-        std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), change.then.c_str(),
-                    change.now.c_str());
+        differences.push_back(change.path + " was changed");
+        std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), then.c_str(), now.c_str());
     }
     if (tokenizer_ != nullptr && !checkpoint.tokenizer_json.empty() &&
         tokenizer_->source() != checkpoint.tokenizer_json)
@@ -145,21 +161,18 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
     block.state = training_.state;
     plan_.step.write(block);
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
-    for (const std::string& line : data_.resume(training_.data, training_.rows_consumed))
-        std::printf("data: %s\n", line.c_str());
+    for (const std::string& line : data_.resume(training_.data, training_.rows_consumed)) {
+        differences.push_back(line);
+        std::printf("data: %s\n", excerpt(line, kLongestMessage).c_str());
+    }
     std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
-    std::string differences =
-        environment_changes(checkpoint.manifest.value("environment", nlohmann::ordered_json::object()),
-                            environment(plan_.device(), config_));
-    if (const int64_t count = num_new_choices(recorded_choices(checkpoint), matmul_choices(plan_.device())); count > 0)
-        differences +=
-            join(differences.empty() ? "" : "; ", count, " products have another algorithm than in the checkpoint");
+    for (const std::string& line : environment_changes(manifest.environment, environment(plan_.device(), config_)))
+        differences.push_back(line);
+    if (const int64_t count = num_new_choices(manifest.matmul_choices, matmul_choices(plan_.device())); count > 0)
+        differences.push_back(join(count, " products have another algorithm than in the checkpoint"));
     if (!config_.training.deterministic && !plan_.device().is_cpu())
-        differences += join(differences.empty() ? "" : "; ", "training.deterministic is false");
-    if (differences.empty() && !has_changed)
-        std::printf("bits: as if the run had not stopped (config, device and libraries are those of the checkpoint)\n");
-    if (!differences.empty())
-        std::printf("bits: not promised to be those of an uninterrupted run, since %s\n", differences.c_str());
+        differences.push_back("training.deterministic is false");
+    std::printf("%s\n", bits_promise(differences, data_.sampled()).c_str());
     // What lies ahead of the resumed step is damaged, or of a future that will not be.
     for (const std::string& path : store_.set_aside_after(training_.step))
         std::printf("set aside, remove it when you like: %s\n", path.c_str());
@@ -283,7 +296,7 @@ void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, S
 void Trainer::save(SaveMode mode) {
     note_save(plan_.writer.wait(), SaveMode::running);
     if (saved_step_ != training_.step) {
-        training_.data = data_.train->state(static_cast<uint64_t>(training_.rows_consumed));
+        training_.data = data_.state(training_.rows_consumed);
         plan_.writer.start(&store_, config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
         saved_step_ = training_.step;
     }
@@ -438,6 +451,7 @@ int train_in_folder(const TrainOptions& options, Config config) {
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
     TrainingData data(config, &folder.folder());
     data.require_targets();
+    data.take_fingerprints();
     if (stop_signal() != 0) return stopped_before_training();
     if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     CheckpointStore store(folder);
@@ -445,7 +459,7 @@ int train_in_folder(const TrainOptions& options, Config config) {
     if (stop_signal() != 0) return stopped_before_training();
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
-        const TrainingConfig& then = checkpoint->config.training;
+        const TrainingConfig& then = checkpoint->manifest.config.training;
         if (config.training.batch_tokens % (then.micro_batch_size * config.model.context_length) == 0) {
             config.training.micro_batch_size = then.micro_batch_size;
             config.training.micro_batch_is_auto = false;
@@ -458,7 +472,7 @@ int train_in_folder(const TrainOptions& options, Config config) {
     print_plan(plan);
     std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
     plan.allocate();
-    plan.warm_up(checkpoint ? recorded_choices(*checkpoint) : std::vector<MatmulChoice>{});
+    plan.warm_up(checkpoint ? checkpoint->manifest.matmul_choices : std::vector<MatmulChoice>{});
     if (stop_signal() != 0) return stopped_before_training();
     Trainer trainer(config, folder, &store, &data, tokenizer.get(), options.profile, &plan);
     trainer.start(checkpoint);

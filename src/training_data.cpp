@@ -5,6 +5,7 @@
 
 #include "kernels/core/check.h"
 #include "src/data/host_batch.h"
+#include "src/text.h"
 
 namespace ingot {
 
@@ -71,8 +72,7 @@ TrainingData::TrainingData(const Config& config, const Folder* run) : mask_docum
             "leaves none: add text, or set data.val to [] for no validation");
     for (const std::unique_ptr<Corpus>& corpus : corpora)
         for (const std::string& file : shared_files(*corpus, *val_corpus))
-            std::fprintf(stderr, "WARNING: %s is in data.train and in data.val: the validation loss will be too good\n",
-                         file.c_str());
+            print_warning(join(file, " is in data.train and in data.val: the validation loss will be too good"));
 }
 
 void TrainingData::require_targets() const {
@@ -91,20 +91,40 @@ std::string TrainingData::describe() const {
     for (const BlendedRows::Dataset& dataset : train->datasets()) {
         text += "data: " + dataset.rows->corpus().describe();
         if (train->datasets().size() > 1)
-            text += join(", ", dataset.share, " of ", kBlendRows, " rows (", dataset.name, ")");
+            text += join(", ", dataset.share, " of ", kBlendRows, " rows (", excerpt(dataset.name, 200), ")");
         text += "\n";
     }
     if (val_corpus) text += "validation: " + val_corpus->describe() + "\n";
     return text;
 }
 
-std::vector<std::string> TrainingData::resume(const nlohmann::ordered_json& state, int64_t rows_consumed) {
-    try {
-        return train->resume(state, static_cast<uint64_t>(rows_consumed));
-    } catch (const nlohmann::json::exception& error) {
-        throw UserError(
-            join("the checkpoint's \"data\" cannot be read (", error.what(), "): was it written by another version?"));
-    }
+BlendState TrainingData::state(int64_t rows_consumed) const {
+    BlendState state = train->state(static_cast<uint64_t>(rows_consumed));
+    if (val_corpus) state.validation = val_corpus->fingerprint();
+    return state;
+}
+
+std::vector<std::string> TrainingData::resume(const BlendState& state, int64_t rows_consumed) {
+    std::vector<std::string> lines = train->resume(state, static_cast<uint64_t>(rows_consumed));
+    if (state.datasets.empty())
+        lines.push_back("data.train cannot be compared: the checkpoint does not say what it held");
+    if (!val_corpus) return lines;
+    const std::string change = fingerprint_change(state.validation, val_corpus->fingerprint());
+    if (!change.empty()) lines.push_back("data.val " + change);
+    return lines;
+}
+
+void TrainingData::take_fingerprints() const {
+    for (const std::unique_ptr<Corpus>& corpus : corpora) corpus->fingerprint();
+    if (val_corpus) val_corpus->fingerprint();
+}
+
+std::vector<std::string> TrainingData::sampled() const {
+    std::vector<std::string> names;
+    for (const std::unique_ptr<Corpus>& corpus : corpora)
+        if (!corpus->fingerprint().is_whole()) names.push_back(corpus->key());
+    if (val_corpus && !val_corpus->fingerprint().is_whole()) names.push_back(val_corpus->key());
+    return names;
 }
 
 std::string TrainingData::describe_blend(int64_t rows_consumed) const {

@@ -26,8 +26,15 @@ struct TrainingData {
     int64_t epoch_tokens() const;
     // "data: ..." and "validation: ...", one line for each dataset.
     std::string describe() const;
-    // Goes on where a checkpoint was: what BlendedRows::resume() says, for the log.
-    std::vector<std::string> resume(const nlohmann::ordered_json& state, int64_t rows_consumed);
+    // What a checkpoint keeps after `rows_consumed` rows.
+    BlendState state(int64_t rows_consumed) const;
+    // Goes on where a checkpoint was. Returns a line for each thing that is not as it was: BlendedRows::resume(), and
+    // what the validation losses are measured on.
+    std::vector<std::string> resume(const BlendState& state, int64_t rows_consumed);
+    // Remembers what all files hold, for state() and resume(), before anything is trained on. Throws UserError.
+    void take_fingerprints() const;
+    // Names of the data that are too large to be compared whole.
+    std::vector<std::string> sampled() const;
     // "data: 50.00% of the rows ...", a line for each dataset of a blend.
     std::string describe_blend(int64_t rows_consumed) const;
     // Every corpus that has not been read whole yet.

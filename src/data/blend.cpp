@@ -7,8 +7,17 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/rng.h"
+#include "src/text.h"
 
 namespace ingot {
+
+using nlohmann::ordered_json;
+
+namespace {
+
+constexpr size_t kShownName = 200;  // of a dataset, in lines for people
+
+}  // namespace
 
 std::vector<int64_t> blend_shares(const std::vector<double>& weights) {
     const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
@@ -27,6 +36,83 @@ std::vector<int64_t> blend_shares(const std::vector<double>& weights) {
     for (; left < 0; ++left) *std::max_element(shares.begin(), shares.end()) -= 1;
     return shares;
 }
+
+// ---- What a checkpoint keeps ----
+
+namespace {
+
+ordered_json fingerprint_json(const Fingerprint& fingerprint) {
+    ordered_json object = {{"content", fingerprint.content}};
+    if (!fingerprint.times.empty()) object["times"] = fingerprint.times;
+    return object;
+}
+
+Fingerprint fingerprint_of(const JsonFields& fields, const char* key) {
+    if (!fields.has(key)) return {};  // an older checkpoint
+    const JsonFields object = fields.object(key);
+    constexpr size_t kDigits = 64;
+    return {object.text("content", kDigits), object.has("times") ? object.text("times", kDigits) : ""};
+}
+
+BlendState::Dataset dataset_of(const JsonFields& fields, int64_t rows_consumed) {
+    constexpr size_t kLongestName = size_t{1} << 20;  // a config has no more
+    constexpr int64_t kManyTokens = int64_t{1} << 60;
+    BlendState::Dataset dataset;
+    dataset.name = fields.text("name", kLongestName);
+    dataset.share = fields.integer("share", 1, kBlendRows);
+    dataset.tokens = fields.integer("tokens", 1, kManyTokens);
+    const int64_t first_row = fields.integer("first_row", 0, rows_consumed);
+    const int64_t next_row = fields.integer("next_row", first_row, rows_consumed);
+    dataset.first_row = static_cast<uint64_t>(first_row);
+    dataset.next_row = static_cast<uint64_t>(next_row);
+    if (fields.has("bookmark")) {
+        const JsonFields bookmark = fields.object("bookmark");
+        // A group has a row at least.
+        dataset.bookmark = {.group = bookmark.integer("group", 0, next_row),
+                            .first_row = static_cast<uint64_t>(bookmark.integer("first_row", 0, next_row))};
+    }
+    dataset.fingerprint = fingerprint_of(fields, "fingerprint");
+    return dataset;
+}
+
+}  // namespace
+
+void to_json(ordered_json& json, const BlendState& state) {
+    json = {{"first_row", state.first_row}, {"datasets", ordered_json::array()}};
+    for (const BlendState::Dataset& dataset : state.datasets) {
+        ordered_json entry = {{"name", dataset.name},
+                              {"share", dataset.share},
+                              {"tokens", dataset.tokens},
+                              {"first_row", dataset.first_row},
+                              {"next_row", dataset.next_row}};
+        if (dataset.bookmark)
+            entry["bookmark"] = {{"group", dataset.bookmark->group}, {"first_row", dataset.bookmark->first_row}};
+        if (!dataset.fingerprint.content.empty()) entry["fingerprint"] = fingerprint_json(dataset.fingerprint);
+        json["datasets"].push_back(std::move(entry));
+    }
+    if (!state.validation.content.empty()) json["validation"] = fingerprint_json(state.validation);
+}
+
+BlendState blend_state_from_json(const JsonFields& fields, int64_t rows_consumed) {
+    BlendState state;
+    if (!fields.has("datasets")) return state;
+    const int64_t first_row = fields.integer("first_row", 0, rows_consumed);
+    state.first_row = static_cast<uint64_t>(first_row);
+    int64_t shares = 0, rows = 0;
+    for (const JsonFields& entry : fields.objects("datasets", kBlendRows)) {
+        state.datasets.push_back(dataset_of(entry, rows_consumed));
+        shares += state.datasets.back().share;
+        rows += static_cast<int64_t>(state.datasets.back().next_row - state.datasets.back().first_row);
+    }
+    if (state.datasets.empty()) return state;
+    if (shares != kBlendRows) fields.refuse("datasets", join("datasets whose shares sum to ", kBlendRows));
+    if (rows != rows_consumed - first_row)
+        fields.refuse("datasets", join("datasets that have read ", rows_consumed - first_row, " rows together"));
+    state.validation = fingerprint_of(fields, "validation");
+    return state;
+}
+
+// ---- The rows ----
 
 BlendedRows::BlendedRows(std::vector<Dataset> datasets, uint64_t seed)
     : Rows(datasets.at(0).rows->context_length()), datasets_(std::move(datasets)), seed_(seed) {
@@ -91,26 +177,27 @@ std::vector<uint64_t> BlendedRows::counts(uint64_t begin, uint64_t end) const {
     return result;
 }
 
-nlohmann::ordered_json BlendedRows::state(uint64_t rows_consumed) const {
+BlendState BlendedRows::state(uint64_t rows_consumed) const {
     const std::vector<uint64_t> consumed = counts(origin_.first_row, rows_consumed);
-    nlohmann::ordered_json state = {{"first_row", origin_.first_row}, {"datasets", nlohmann::ordered_json::array()}};
+    BlendState state;
+    state.first_row = origin_.first_row;
     for (size_t d = 0; d < datasets_.size(); ++d) {
+        const DatasetRows& rows = *datasets_[d].rows;
         const uint64_t next = origin_.first_rows[d] + consumed[d];
-        const nlohmann::ordered_json bookmark = datasets_[d].rows->bookmark(next);
-        nlohmann::ordered_json entry = {{"name", datasets_[d].name},
-                                        {"share", datasets_[d].share},
-                                        {"tokens", datasets_[d].rows->corpus().num_tokens()},
-                                        {"first_row", origin_.first_rows[d]},
-                                        {"next_row", next}};
-        if (!bookmark.is_null()) entry["bookmark"] = bookmark;
-        state["datasets"].push_back(std::move(entry));
+        state.datasets.push_back({.name = datasets_[d].name,
+                                  .share = datasets_[d].share,
+                                  .tokens = rows.corpus().num_tokens(),
+                                  .first_row = origin_.first_rows[d],
+                                  .next_row = next,
+                                  .bookmark = rows.bookmark(next),
+                                  .fingerprint = rows.corpus().fingerprint()});
     }
     return state;
 }
 
-std::vector<std::string> BlendedRows::resume(const nlohmann::ordered_json& state, uint64_t rows_consumed) {
+std::vector<std::string> BlendedRows::resume(const BlendState& state, uint64_t rows_consumed) {
     std::vector<std::string> lines;
-    const nlohmann::ordered_json then = state.value("datasets", nlohmann::ordered_json::array());
+    const std::vector<BlendState::Dataset>& then = state.datasets;
     origin_ = {.first_row = rows_consumed, .first_rows = std::vector<uint64_t>(datasets_.size(), 0)};
     if (then.empty()) {
         if (datasets_.size() == 1)
@@ -121,35 +208,42 @@ std::vector<std::string> BlendedRows::resume(const nlohmann::ordered_json& state
     }
     bool is_same = then.size() == datasets_.size();
     for (size_t d = 0; is_same && d < datasets_.size(); ++d)
-        is_same = then[d].at("share") == datasets_[d].share &&
-                  (then[d].at("name") == datasets_[d].name ||
-                   then[d].at("tokens") == datasets_[d].rows->corpus().num_tokens());
+        is_same = then[d].share == datasets_[d].share &&
+                  (then[d].name == datasets_[d].name || then[d].tokens == datasets_[d].rows->corpus().num_tokens());
     std::vector<bool> is_taken(then.size(), false);
     for (size_t d = 0; d < datasets_.size(); ++d) {
         Dataset& dataset = datasets_[d];
+        const std::string name = excerpt(dataset.name, kShownName);
         const int64_t tokens = dataset.rows->corpus().num_tokens();
         const auto find = [&](auto&& matches) {
             size_t i = 0;
             while (i < then.size() && (is_taken[i] || !matches(then[i]))) ++i;
             return i;
         };
-        size_t i = is_same ? d : find([&](const auto& entry) { return entry.at("name") == dataset.name; });
-        if (i == then.size()) i = find([&](const auto& entry) { return entry.at("tokens") == tokens; });
+        size_t i = is_same ? d : find([&](const auto& entry) { return entry.name == dataset.name; });
+        if (i == then.size()) i = find([&](const auto& entry) { return entry.tokens == tokens; });
         if (i == then.size()) {
-            lines.push_back(join(dataset.name, " is new: it begins with its first row"));
+            lines.push_back(join(name, " is new: it begins with its first row"));
             continue;
         }
         is_taken[i] = true;
-        const uint64_t next = then[i].at("next_row");
-        origin_.first_rows[d] = is_same ? then[i].at("first_row").get<uint64_t>() : next;
-        if (!is_same) lines.push_back(join(dataset.name, " goes on with its row ", next));
-        if (then[i].at("tokens") == tokens)
-            dataset.rows->resume_at(then[i].value("bookmark", nlohmann::ordered_json()));
-        else
-            lines.push_back(join(dataset.name, " has ", tokens, " tokens, it had ", then[i].at("tokens").dump(),
+        origin_.first_rows[d] = is_same ? then[i].first_row : then[i].next_row;
+        if (!is_same) lines.push_back(join(name, " goes on with its row ", then[i].next_row));
+        if (then[i].tokens != tokens) {
+            lines.push_back(join(name, " has ", tokens, " tokens, it had ", then[i].tokens,
                                  ": rows come in another order, and some text may come again"));
+            continue;
+        }
+        const std::string change = fingerprint_change(then[i].fingerprint, dataset.rows->corpus().fingerprint());
+        if (!change.empty()) lines.push_back(name + " " + change);
+        // A bookmark counts the rows of the same documents.
+        if (then[i].fingerprint.content != dataset.rows->corpus().fingerprint().content &&
+            !then[i].fingerprint.content.empty())
+            continue;
+        if (then[i].bookmark && !dataset.rows->resume_at(*then[i].bookmark, then[i].next_row))
+            lines.push_back(name + " has no such group of rows as the checkpoint says: they are counted again");
     }
-    if (is_same) origin_.first_row = state.at("first_row");
+    if (is_same) origin_.first_row = state.first_row;
     return lines;
 }
 
@@ -164,7 +258,7 @@ std::vector<std::string> BlendedRows::describe(uint64_t rows_consumed) const {
                       100 * static_cast<double>(consumed[d]) / all,
                       100 * static_cast<double>(datasets_[d].share) / static_cast<double>(kBlendRows),
                       datasets_[d].rows->epochs(next));
-        lines.push_back(datasets_[d].name + ": " + text);
+        lines.push_back(excerpt(datasets_[d].name, kShownName) + ": " + text);
     }
     return lines;
 }

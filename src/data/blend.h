@@ -7,11 +7,13 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "src/data/keyed_cache.h"
 #include "src/data/rows.h"
+#include "src/json_text.h"
 
 namespace ingot {
 
@@ -20,6 +22,23 @@ constexpr int64_t kBlendRows = 1024;
 // How many of kBlendRows rows each weight gets: the whole part of its share, and one more for the largest remainders
 // (equal ones: the first). Sums to kBlendRows.
 std::vector<int64_t> blend_shares(const std::vector<double>& weights);
+
+// Where the datasets of a run stand, as a checkpoint keeps it.
+struct BlendState {
+    struct Dataset {
+        std::string name;
+        int64_t share = kBlendRows, tokens = 0;
+        uint64_t first_row = 0, next_row = 0;  // at the blend's first row, and now
+        std::optional<Bookmark> bookmark;
+        Fingerprint fingerprint;
+    };
+    uint64_t first_row = 0;         // of the run, with which the blend begins
+    std::vector<Dataset> datasets;  // none: one that has read all rows of the run
+    Fingerprint validation;         // of data.val; empty if there is none
+};
+void to_json(nlohmann::ordered_json& json, const BlendState& state);
+// From a checkpoint after `rows_consumed` rows. Throws UserError for a value that cannot be.
+BlendState blend_state_from_json(const JsonFields& fields, int64_t rows_consumed);
 
 // Where the blend begins: at row `first_row` of the run each dataset goes on at a row of its own. All 0, unless the
 // blend of a run was changed.
@@ -52,12 +71,12 @@ class BlendedRows : public Rows {
     std::vector<uint64_t> counts(uint64_t begin, uint64_t end) const;
 
     // Where the datasets stand after `rows_consumed` rows of the run: for the checkpoint.
-    nlohmann::ordered_json state(uint64_t rows_consumed) const;
+    BlendState state(uint64_t rows_consumed) const;
     // Goes on from what state() said. With the same datasets and shares the rows are those that would have come. Else
     // the blend begins anew at `rows_consumed`: each dataset that was there before (of the same name, else of the same
-    // size) goes on at its own next row, others begin. Returns a line for each thing that changed. An empty state is
-    // one dataset that has read `rows_consumed` rows.
-    std::vector<std::string> resume(const nlohmann::ordered_json& state, uint64_t rows_consumed);
+    // size) goes on at its own next row, others begin. Returns a line for each thing that changed. Throws UserError for
+    // a place that the datasets do not have.
+    std::vector<std::string> resume(const BlendState& state, uint64_t rows_consumed);
 
     // "data/a: 2,048 rows, 50.0% of all, epoch 1.25", a line for each dataset, of the run's first rows.
     std::vector<std::string> describe(uint64_t rows_consumed) const;

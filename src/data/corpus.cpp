@@ -124,6 +124,17 @@ int64_t Corpus::num_documents() const {
     return count;
 }
 
+Fingerprint Corpus::fingerprint() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!fingerprint_) {
+        std::vector<std::string> files;
+        for (const Shard& shard : shards_) files.insert(files.end(), shard.files().begin(), shard.files().end());
+        fingerprint_ =
+            fingerprint_of(files, join(rules_.eot_token, rules_.eot_side == EotSide::start ? " opens" : " closes"));
+    }
+    return *fingerprint_;
+}
+
 std::string Corpus::describe() const {
     const char* const opens_or_closes = eot_side() == EotSide::start ? "EOT opens documents" : "EOT closes documents";
     const int64_t num_indexed =
@@ -153,7 +164,8 @@ void Corpus::append_documents(int64_t segment, std::vector<int64_t>* starts, con
     const bool is_known = index != nullptr && !shards_[s].has_own_index();
     if (!is_known || !index->append_starts(segment - first_segments_[s], starts)) {
         if (is_known) {
-            std::fprintf(stderr, "note: %s is damaged: the documents are looked for again\n", index->place.c_str());
+            std::fprintf(stderr, "note: %s is damaged: the documents are looked for again\n",
+                         printable_line(index->place).c_str());
             std::error_code ignored;
             std::filesystem::remove(index->place, ignored);  // the next run makes it again
         }

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <stop_token>
 #include <string>
@@ -15,6 +16,7 @@
 
 #include "src/config.h"
 #include "src/data/document_index.h"
+#include "src/data/fingerprint.h"
 #include "src/data/shard.h"
 
 namespace ingot {
@@ -50,6 +52,8 @@ class Corpus {
     // Whether every shard's index is known: then everything was read once, now or by an earlier run.
     bool is_read() const;
     int64_t num_documents() const;  // if is_read()
+    // Of all files and of how documents are found in them, as they were when it was first asked for.
+    Fingerprint fingerprint() const;
     // "2 shards, 31.5M tokens, 1,762 documents, EOT closes documents", for the log.
     std::string describe() const;
 
@@ -94,6 +98,7 @@ class Corpus {
     bool keeps_in_memory_ = false;
     mutable std::mutex mutex_;  // guards what follows
     mutable std::vector<std::shared_ptr<const DocumentIndex>> indexes_;
+    mutable std::optional<Fingerprint> fingerprint_;
 };
 
 // How many segments are shuffled together (order.h). A power of two, and enough that neighbours are far apart: a group

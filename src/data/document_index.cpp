@@ -14,6 +14,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/rng.h"
 #include "src/checksum.h"
+#include "src/text.h"
 
 namespace ingot {
 
@@ -217,7 +218,7 @@ std::shared_ptr<const DocumentIndex> read_index(const Shard& shard, const IndexK
             why = fault.what();
         }
         std::fprintf(stderr, "note: %s is not used, since %s: the documents are looked for again\n",
-                     place.path().c_str(), why.c_str());
+                     printable_line(place.path()).c_str(), printable_line(why).c_str());
     }
     return nullptr;
 }
@@ -254,7 +255,8 @@ std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenR
             clean_up();
             why = fault.what();
         }
-        std::fprintf(stderr, "note: no document index is kept at %s: %s\n", place.path().c_str(), why.c_str());
+        std::fprintf(stderr, "note: no document index is kept at %s: %s\n", printable_line(place.path()).c_str(),
+                     printable_line(why).c_str());
     }
     if (!keeps_in_memory && is_kept) {
         // Its ids are to be checked all the same.

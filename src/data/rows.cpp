@@ -267,19 +267,33 @@ int64_t BestFitRows::epoch_tokens() const {
     return static_cast<int64_t>(std::ceil(static_cast<double>(corpus_.num_tokens()) / fill));
 }
 
-nlohmann::ordered_json BestFitRows::bookmark(uint64_t row) const {
+std::optional<Bookmark> BestFitRows::bookmark(uint64_t row) const {
     // The last group known to begin at or before the row; if the row before was read, the next group's beginning is.
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto next = std::upper_bound(first_rows_.begin(), first_rows_.end(), row);
-    if (next == first_rows_.begin()) return nullptr;
-    return {{"group", first_group_ + (next - first_rows_.begin()) - 1}, {"first_row", *(next - 1)}};
+    if (next == first_rows_.begin()) return std::nullopt;
+    return Bookmark{first_group_ + (next - first_rows_.begin()) - 1, *(next - 1)};
 }
 
-void BestFitRows::resume_at(const nlohmann::ordered_json& bookmark) {
-    if (!bookmark.is_object()) return;
+bool BestFitRows::resume_at(const Bookmark& bookmark, uint64_t row) {
+    // What can be said without counting: a row has at least one token and at most T, and `row` lies in the group or
+    // begins the next one. In floating point, since a file may name any numbers.
+    const double tokens = static_cast<double>(corpus_.num_tokens());
+    const int64_t epoch = bookmark.group / num_groups();
+    const double first_row = static_cast<double>(bookmark.first_row);
+    const bool is_possible = first_row * static_cast<double>(context_length_) >= static_cast<double>(epoch) * tokens &&
+                             first_row <= static_cast<double>(epoch + 1) * tokens && bookmark.first_row <= row &&
+                             static_cast<double>(row - bookmark.first_row) <= tokens;
+    if (!is_possible) return false;
+    // With one group every epoch has the same documents, and so as many rows.
+    if (num_groups() == 1) {
+        const auto rows_of_epoch = static_cast<uint64_t>(group(bookmark.group, {})->rows.count());
+        if (bookmark.first_row != static_cast<uint64_t>(epoch) * rows_of_epoch) return false;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
-    first_group_ = bookmark.at("group");
-    first_rows_ = {bookmark.at("first_row").get<uint64_t>()};
+    first_group_ = bookmark.group;
+    first_rows_ = {bookmark.first_row};
+    return true;
 }
 
 // ---- Validation ----

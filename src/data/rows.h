@@ -11,7 +11,7 @@
 
 #include <memory>
 #include <mutex>
-#include <nlohmann/json.hpp>
+#include <optional>
 #include <stop_token>
 #include <vector>
 
@@ -46,6 +46,14 @@ class Rows {
 // Tokens [begin, end) of a row become padding: token 0, no target, a document of their own.
 void fill_padding(int64_t begin, int64_t end, const RowView& out);
 
+// Where a group of documents begins, so that rows need not be counted from the first one. Groups are numbered through
+// all epochs.
+struct Bookmark {
+    int64_t group = 0;
+    uint64_t first_row = 0;
+    bool operator==(const Bookmark&) const = default;
+};
+
 // An endless dataset: epoch after epoch, each with all of the corpus once, in an order of its own. A row is a pure
 // function of (corpus, seed, row): ask for any, in any order.
 class DatasetRows : public Rows {
@@ -61,9 +69,10 @@ class DatasetRows : public Rows {
     virtual double epochs(uint64_t num_rows) const = 0;
     // About how many tokens of rows an epoch takes, padding included, for planning.
     virtual int64_t epoch_tokens() const = 0;
-    // What makes it quick to go on at `row` in another process; resume_at() takes it. Null: nothing is needed.
-    virtual nlohmann::ordered_json bookmark(uint64_t) const { return nullptr; }
-    virtual void resume_at(const nlohmann::ordered_json&) {}
+    // What makes it quick to go on at `row` in another process; resume_at() takes it.
+    virtual std::optional<Bookmark> bookmark(uint64_t) const { return std::nullopt; }
+    // False: the bookmark cannot be one of this corpus before `row`, and is not used: rows are counted from the first.
+    virtual bool resume_at(const Bookmark&, uint64_t) { return true; }
 
   protected:
     std::shared_ptr<const EpochOrder> order(int64_t epoch) const;
@@ -114,8 +123,8 @@ class BestFitRows : public DatasetRows {
     void prepare_after(uint64_t row, const std::stop_token& stop) const override;
     double epochs(uint64_t num_rows) const override;
     int64_t epoch_tokens() const override;
-    nlohmann::ordered_json bookmark(uint64_t row) const override;
-    void resume_at(const nlohmann::ordered_json& bookmark) override;
+    std::optional<Bookmark> bookmark(uint64_t row) const override;
+    bool resume_at(const Bookmark& bookmark, uint64_t row) override;
 
   private:
     // Groups are numbered through all epochs.

@@ -103,7 +103,7 @@ auto Shard::with_ids(Function&& function) const {
 }
 
 Shard::Shard(const std::string& path, const DataEntry& entry, const std::string& mask)
-    : path_(path), real_path_(real_path_of(path)), file_(map_file(path)) {
+    : path_(path), real_path_(real_path_of(path)), files_({path}), file_(map_file(path)) {
     stamp_of(path, &stamp_.bytes, &stamp_.mtime_ns);
     const int64_t file_bytes = static_cast<int64_t>(file_.size);
     const std::span<const std::byte> beginning =
@@ -120,6 +120,7 @@ Shard::Shard(const std::string& path, const DataEntry& entry, const std::string&
         case DataFormat::megatron: {
             const std::string index = index_path(path);
             index_ = map_file(index);
+            files_.push_back(index);
             stamp_of(index, &stamp_.index_bytes, &stamp_.index_mtime_ns);
             megatron_ =
                 intact(index_, index_.size, [&] { return MegatronIndex(bytes_of_file(index_), file_bytes, index); });
@@ -131,6 +132,7 @@ Shard::Shard(const std::string& path, const DataEntry& entry, const std::string&
     }
     if (mask.empty()) return;
     mask_ = map_file(mask);
+    files_.push_back(mask);
     REQUIRE(static_cast<int64_t>(mask_.size) == layout_.count, mask, " has ", mask_.size, " bytes, but ", path, " has ",
             layout_.count, " tokens: a mask has one byte a token; check that they belong together");
 }

@@ -33,6 +33,8 @@ class Shard {
 
     const std::string& path() const { return path_; }
     const std::string& real_path() const { return real_path_; }  // links followed
+    // All files that the rows depend on: the tokens, Megatron's index and the mask, if there are any.
+    const std::vector<std::string>& files() const { return files_; }
     int64_t num_tokens() const { return layout_.count; }
     TokenType type() const { return layout_.type; }
     bool has_own_index() const { return megatron_.has_value(); }  // documents come from Megatron's .idx, not from EOT
@@ -84,6 +86,7 @@ class Shard {
     void require_intact_ids(int64_t end) const;
 
     std::string path_, real_path_;
+    std::vector<std::string> files_;
     MappedFile file_, index_, mask_;
     TokenLayout layout_;
     std::optional<MegatronIndex> megatron_;

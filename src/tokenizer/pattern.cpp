@@ -7,6 +7,7 @@
 #include <cctype>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <vector>
 
 #include "kernels/core/check.h"
@@ -45,8 +46,7 @@ class Translator {
     };
 
     [[noreturn]] void refuse(const std::string& what) const {
-        const std::string shown = in_.size() <= 80 ? in_ : in_.substr(0, 80) + "...";
-        throw UserError(join(where_, " ", what, " at character ", at_ + 1, ": ", shown,
+        throw UserError(join(where_, " ", what, " at character ", at_ + 1, ": ", excerpt(in_, 80),
                              ": known are literals, classes, \\p{L} and other categories, \\s, (?:), (?i:), (?=), (?!) "
                              "and quantifiers; use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)"));
     }
@@ -284,12 +284,17 @@ struct Pattern::Compiled {
 
 Pattern::Pattern(const std::string& regex, const std::string& where)
     : compiled_(std::make_unique<Compiled>()), where_(where) {
+    constexpr size_t kLongest = 16384;  // the published ones have less than 500 bytes
+    REQUIRE(regex.size() <= kLongest, where, " has ", regex.size(), " bytes, at most ", kLongest,
+            " are compiled: use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)");
     const std::string text = translate_pattern(regex, where);
+    regex_ = excerpt(regex, 80);
     int error = 0;
     size_t offset = 0;
     compiled_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
-                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
-    REQUIRE(compiled_->code != nullptr, where, ": ", message_of(error), " at byte ", offset, " of ", text,
+                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT, &error,
+                                    &offset, nullptr);
+    REQUIRE(compiled_->code != nullptr, where, ": ", message_of(error), " at byte ", offset, " of ", excerpt(text, 80),
             ": use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)");
     uint32_t matches_empty = 0;
     pcre2_pattern_info(compiled_->code, PCRE2_INFO_MATCHEMPTY, &matches_empty);
@@ -304,25 +309,67 @@ Pattern::Pattern(const std::string& regex, const std::string& where)
     compiled_->stack = pcre2_jit_stack_create(kStackBytes, kMaxStackBytes, nullptr);
     CHECK(compiled_->data != nullptr && compiled_->context != nullptr, "pcre2: out of memory");
     pcre2_jit_stack_assign(compiled_->context, nullptr, compiled_->stack);
-    // A stretch of a hundred megabytes of spaces is one match too.
-    pcre2_set_match_limit(compiled_->context, UINT32_MAX);
+    constexpr uint32_t kHeapKibibytes = 1 << 20;  // where there is no machine code
+    pcre2_set_heap_limit(compiled_->context, kHeapKibibytes);
 }
 
 Pattern::~Pattern() = default;
 Pattern::Pattern(Pattern&&) noexcept = default;
 Pattern& Pattern::operator=(Pattern&&) noexcept = default;
 
+namespace {
+
+// How often a match that begins at one place may be tried on with what is behind: a stretch of a hundred megabytes of
+// spaces is one match too, and the published patterns try each of its characters once or twice. Those whose number of
+// ways grows exponentially come to the end of this in a fraction of a second for a text of any usual length.
+uint32_t match_limit(size_t bytes) {
+    constexpr uint64_t kFirst = 1'000'000, kPerByte = 4;
+    return static_cast<uint32_t>(std::min<uint64_t>(kFirst + kPerByte * bytes, UINT32_MAX));
+}
+
+double thread_seconds() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+}  // namespace
+
 bool Pattern::find(std::string_view text, size_t offset, size_t* begin, size_t* end) {
-    const int found = pcre2_match(compiled_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), offset,
-                                  PCRE2_NO_UTF_CHECK, compiled_->data, compiled_->context);
-    if (found == PCRE2_ERROR_NOMATCH) return false;
-    // With room for one pair of offsets, 0 says that there were groups.
-    REQUIRE(found >= 0, where_, ": ", message_of(found), " at byte ", offset,
-            " of the text: use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)");
-    const PCRE2_SIZE* const offsets = pcre2_get_ovector_pointer(compiled_->data);
-    *begin = offsets[0];
-    *end = offsets[1];
-    return true;
+    pcre2_set_match_limit(compiled_->context, match_limit(text.size() - offset));
+    // The limit holds for each place where a match may begin. So that a pattern which reads on to the end from each of
+    // them is noticed, places are tried in stretches, and what all of them take together has a limit too. A published
+    // pattern finds its match at the first place or skims over a hundred megabytes in a second.
+    constexpr double kMostSeconds = 2, kShort = 0.01;
+    double first_seconds = -1, last_seconds = 0;
+    for (size_t stretch = 16, from = offset; from <= text.size();) {
+        const size_t last = std::min(text.size(), from + stretch);
+        pcre2_set_offset_limit(compiled_->context, last);
+        const int found = pcre2_match(compiled_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                                      PCRE2_NO_UTF_CHECK, compiled_->data, compiled_->context);
+        // With room for one pair of offsets, 0 says that there were groups.
+        if (found >= 0) {
+            const PCRE2_SIZE* const offsets = pcre2_get_ovector_pointer(compiled_->data);
+            *begin = offsets[0];
+            *end = offsets[1];
+            return true;
+        }
+        if (found != PCRE2_ERROR_NOMATCH) too_slow(text, from, message_of(found));
+        for (from = last + 1; from < text.size() && (static_cast<uint8_t>(text[from]) & 0xc0) == 0x80;) ++from;
+        const double now = thread_seconds();
+        if (first_seconds < 0) first_seconds = last_seconds = now;
+        if (now - first_seconds > kMostSeconds) too_slow(text, from, "matching takes too long");
+        if (now - last_seconds < kShort) stretch *= 2;
+        last_seconds = now;
+    }
+    return false;
+}
+
+void Pattern::too_slow(std::string_view text, size_t offset, const std::string& why) const {
+    constexpr size_t kShown = 40;
+    throw UserError(join(where_, ": ", why, " for the pattern ", regex_, " at byte ", offset, " of the text (",
+                         excerpt(std::string(text.substr(offset, kShown)), kShown),
+                         "): use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)"));
 }
 
 std::string Pattern::library_version() {

@@ -26,8 +26,9 @@ class Pattern {
     Pattern(Pattern&&) noexcept;
     Pattern& operator=(Pattern&&) noexcept;
 
-    // The leftmost match at or after `offset` in `text`, which is valid UTF-8; false if there is none. It keeps scratch
-    // memory, so one thread at a time.
+    // The leftmost match at or after `offset` in `text`, which is valid UTF-8; false if there is none. Throws UserError
+    // where matching would take too long: some patterns have exponentially many ways to match. It keeps scratch memory,
+    // so one thread at a time.
     bool find(std::string_view text, size_t offset, size_t* begin, size_t* end);
 
     // "10.42 2022-12-11", and "14.0.0".
@@ -36,8 +37,9 @@ class Pattern {
 
   private:
     struct Compiled;
+    [[noreturn]] void too_slow(std::string_view text, size_t offset, const std::string& why) const;
     std::unique_ptr<Compiled> compiled_;
-    std::string where_;
+    std::string where_, regex_;  // as errors show it
 };
 
 // The pattern as PCRE2 reads it. Throws UserError as the constructor does. Seen from outside for tests.

@@ -2,10 +2,9 @@
 
 #include <array>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "kernels/core/check.h"
+#include "src/files.h"
 
 namespace ingot {
 
@@ -36,9 +35,6 @@ class BytesTokenizer : public Tokenizer {
     std::string source_;
 };
 
-// Those of models with a quarter of a million tokens have 35 MB. A checkpoint has one checksum for 64 MiB of a file.
-constexpr uintmax_t kMaxBytes = uintmax_t{64} << 20;
-
 }  // namespace
 
 std::unique_ptr<Tokenizer> bytes_tokenizer() {
@@ -50,16 +46,10 @@ std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name) {
 }
 
 std::string read_tokenizer_file(const std::string& path) {
-    std::ifstream stream(path, std::ios::binary);
-    REQUIRE(stream && !std::filesystem::is_directory(path), "cannot read the tokenizer ", path,
-            ": give \"bytes\", or the path of a tokenizer.json");
     std::error_code error;
-    const uintmax_t size = std::filesystem::file_size(path, error);
-    REQUIRE(!error && size <= kMaxBytes, path, " has ", error ? 0 : size, " bytes, a tokenizer.json has at most ",
-            kMaxBytes, ": check the path");
-    std::ostringstream text;
-    text << stream.rdbuf();
-    return text.str();
+    REQUIRE(std::filesystem::is_regular_file(path, error), "cannot read the tokenizer ", path,
+            ": give \"bytes\", or the path of a tokenizer.json");
+    return read_file(path, kMaxTokenizerBytes);
 }
 
 }  // namespace ingot

@@ -46,6 +46,9 @@ std::unique_ptr<Tokenizer> parse_tokenizer(std::string source, const std::string
 // "bytes", or the path of a tokenizer.json. Throws UserError.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name);
 
+// Those of models with a quarter of a million tokens have 35 MB. A checkpoint has one checksum for 64 MiB of a file.
+constexpr size_t kMaxTokenizerBytes = size_t{64} << 20;
+
 // The bytes of a tokenizer.json. Throws UserError if there is no such file, or if it is larger than any tokenizer.
 std::string read_tokenizer_file(const std::string& path);
 

@@ -1,9 +1,9 @@
 // tokenizer.json, read strictly: whatever would give other tokens than what is built here is refused by its name.
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/core/check.h"
+#include "src/json_text.h"
 #include "src/text.h"
 #include "src/tokenizer/byte_level_bpe.h"
 #include "src/tokenizer/unicode.h"
@@ -42,15 +42,9 @@ class TokenizerReader {
     TokenizerReader(std::string source, const std::string& name) : name_(name) {
         for (size_t byte = 0; byte < letters_.size(); ++byte)
             bytes_of_letters_[letters_[byte]] = static_cast<char>(static_cast<uint8_t>(byte));
-        json root;
-        try {
-            root = json::parse(source);
-        } catch (const json::exception& error) {
-            const std::string what = error.what();
-            const size_t end = what.find("] ");
-            throw UserError(join(name_, ": ", (end == std::string::npos ? what : what.substr(end + 2)).substr(0, 200),
-                                 ": it must be the tokenizer.json of a byte-level BPE"));
-        }
+        constexpr JsonLimits kLimits = {.max_bytes = kMaxTokenizerBytes,
+                                        .advice = "it must be the tokenizer.json of a byte-level BPE"};
+        const json root = parse_json(source, name_, kLimits);
         REQUIRE(root.is_object() && root.value("model", json()).is_object() && root.at("model").contains("vocab"),
                 name_, " has no \"model\" with a \"vocab\": it must be the tokenizer.json of a byte-level BPE");
         known_keys(root, "",
@@ -71,11 +65,6 @@ class TokenizerReader {
     static bool is_null(const json& object, const char* key) {
         return !object.contains(key) || object.at(key).is_null();
     }
-    static std::string shown(const json& value) {
-        const std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-        return text.size() <= 60 ? text : text.substr(0, 60) + "...";
-    }
-
     [[noreturn]] void unsupported(const std::string& path, const json& value, const std::string& known) const {
         throw UserError(join(name_, ": ", path, " is ", shown(value), ", which is not supported: it must be ", known));
     }
@@ -83,7 +72,7 @@ class TokenizerReader {
         REQUIRE(object.is_object(), name_, ": ", path, " is ", shown(object), ", it must be an object");
         for (const auto& entry : object.items())
             REQUIRE(known.count(entry.key()) == 1, name_, ": unknown key ", path, path.empty() ? "" : ".",
-                    entry.key().substr(0, 60),
+                    excerpt(entry.key(), 60),
                     ", so its tokens could be others: use a file of the GPT-2, Llama-3 or Qwen kind");
     }
     bool boolean(const json& object, const std::string& path, const char* key, bool otherwise) const {

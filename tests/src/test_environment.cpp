@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "src/text.h"
+
 namespace ingot::test {
 namespace {
 
@@ -32,16 +34,27 @@ TEST(Environment, TellsTheKernelOfAttention) {
 
     const auto then = environment(planned, config_with("bf16", "sm80", 64)),
                now = environment(planned, config_with("bf16", "sm90", 64));
-    EXPECT_EQ(environment_changes(then, then), "");
-    EXPECT_NE(environment_changes(then, now).find("attention was \"sm80\", is \"sm90"), std::string::npos);
+    using Changes = std::vector<std::string>;
+    EXPECT_EQ(environment_changes(then, then), Changes{});
+    EXPECT_EQ(environment_changes(then, now), Changes{"attention was \"sm80\", is \"sm90\""});
     EXPECT_NE(environment_hash(then), environment_hash(now));
 
     // Checkpoints of before the kernel was recorded, and those of a GPU that a CPU goes on from.
     auto silent = now;
     silent.erase("attention");
-    EXPECT_EQ(environment_changes(silent, now), "the checkpoint does not say what attention was, here it is \"sm90\"");
-    EXPECT_EQ(environment_changes(now, silent), "attention was \"sm90\", here is none");
-    EXPECT_EQ(environment_changes(silent, silent), "");
+    EXPECT_EQ(environment_changes(silent, now),
+              Changes{"the checkpoint does not say what attention was, here it is \"sm90\""});
+    EXPECT_EQ(environment_changes(now, silent), Changes{"attention was \"sm90\", here is none"});
+    EXPECT_EQ(environment_changes(silent, silent), Changes{});
+
+    // A file may name any key and any text.
+    silent["\x1b[2J"] = std::string(5000, 'x') + "\u009b";
+    const Changes hostile = environment_changes(silent, now);
+    ASSERT_EQ(hostile.size(), 2u);
+    for (const std::string& change : hostile) {
+        EXPECT_EQ(change, printable_line(change));
+        EXPECT_LT(change.size(), 300u);
+    }
 }
 
 }  // namespace

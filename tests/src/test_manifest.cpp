@@ -6,6 +6,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
+
+#include "src/text.h"
 
 namespace ingot::test {
 namespace {
@@ -68,21 +71,49 @@ TEST_F(Manifest, FilesAreCheckedInChunks) {
     EXPECT_NE(error_of([&] { verify_file(folder_, record); }).find("longer"), std::string::npos);
 }
 
+// What a run of three steps with four rows each writes.
+nlohmann::ordered_json small_manifest() {
+    const Config config = parse_config(R"({"model": {"n_layers": 1, "d_model": 16, "n_heads": 1, "context_length": 8,
+        "vocab_size": 10}, "data": {"train": ["a.bin"]}, "training": {"steps": 5, "batch_tokens": 32}})",
+                                       "test", {});
+    StepReport report{.step = 3, .loss = 2.5, .tokens = 96};
+    nlohmann::ordered_json manifest;
+    manifest["format_version"] = kCheckpointFormatVersion;
+    manifest["step"] = 3;
+    manifest["tokens"] = 96;
+    manifest["rows_consumed"] = 12;
+    BlendState::Dataset dataset;
+    dataset.name = "a.bin";
+    dataset.tokens = 50;
+    dataset.next_row = 12;
+    BlendState data;
+    data.datasets.push_back(dataset);
+    manifest["data"] = data;
+    manifest["seed"] = config.seed;
+    manifest["step_state"] = {{"updates_applied", 3}, {"loss_scale", 1.0}, {"good_steps", 3}, {"consecutive_skips", 0}};
+    manifest["report"] = report_to_json(report);
+    manifest["world_size"] = 1;
+    manifest["environment"] = {{"ingot", "1"}, {"world_size", 1}};
+    manifest["config"] = config_to_json(config);
+    manifest["files"] = to_json({{.name = kModelFile, .bytes = 4, .sha256 = {sha256("abcd", 4)}},
+                                 {.name = kOptimizerFile, .bytes = 4, .sha256 = {sha256("abcd", 4)}}});
+    return manifest;
+}
+
 TEST_F(Manifest, EveryChangedByteAndEveryCutIsNoticed) {
-    nlohmann::ordered_json manifest = {{"format_version", kCheckpointFormatVersion}, {"step", 7}, {"files", {}}};
+    nlohmann::ordered_json manifest = small_manifest();
     const std::string text = manifest_text(manifest);
     write("manifest.json", text);
-    const nlohmann::ordered_json read = read_manifest(folder_);
-    EXPECT_EQ(read["step"], 7);
+    EXPECT_EQ(read_manifest(folder_).step, 3);
+    const nlohmann::ordered_json read = nlohmann::ordered_json::parse(text);
     EXPECT_EQ(read.items().begin().key(), "format_version");
     EXPECT_EQ(std::prev(read.end()).key(), "sha256");
     for (size_t at = 0; at < text.size(); ++at) {
-        for (const int bit : {0, 5}) {
-            std::string changed = text;
-            changed[at] = static_cast<char>(changed[at] ^ (1 << bit));
-            write("manifest.json", changed);
-            EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint) << "byte " << at << ", bit " << bit;
-        }
+        const size_t bit = at % 7;
+        std::string changed = text;
+        changed[at] = static_cast<char>(changed[at] ^ (1 << bit));
+        write("manifest.json", changed);
+        EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint) << "byte " << at << ", bit " << bit;
         write("manifest.json", text.substr(0, at));
         EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint) << "cut to " << at;
     }
@@ -98,6 +129,64 @@ TEST_F(Manifest, EveryChangedByteAndEveryCutIsNoticed) {
     } catch (const DamagedCheckpoint&) {
         FAIL() << "another version is not damage";
     } catch (const UserError&) {}
+}
+
+// The seal is right in all of these: anybody can compute one.
+TEST_F(Manifest, ValuesThatCannotBeAreRefused) {
+    const nlohmann::json good = small_manifest();
+    const auto refused = [&](const char* pointer, const nlohmann::json& value) {
+        nlohmann::ordered_json changed = small_manifest();
+        changed[nlohmann::ordered_json::json_pointer(pointer)] = value;
+        write("manifest.json", manifest_text(changed));
+        const std::string error = error_of([&] { read_manifest(folder_); });
+        EXPECT_NE(error.find("manifest.json: "), std::string::npos) << pointer << " " << value.dump() << ": " << error;
+        EXPECT_EQ(error, printable_line(error)) << pointer;
+    };
+    const int64_t top = std::numeric_limits<int64_t>::max();
+    for (const nlohmann::json& value : {nlohmann::json(-1), nlohmann::json(top), nlohmann::json(uint64_t{1} << 63),
+                                        nlohmann::json("3"), nlohmann::json(3.5), nlohmann::json::object()})
+        for (const char* const pointer :
+             {"/step", "/tokens", "/rows_consumed", "/seed", "/step_state/updates_applied", "/step_state/good_steps",
+              "/step_state/consecutive_skips", "/report/step", "/report/tokens", "/files/0/chunk_bytes"})
+            refused(pointer, value);
+    for (const nlohmann::json& value : {nlohmann::json(0), nlohmann::json(3), nlohmann::json(-1), nlohmann::json("1"),
+                                        nlohmann::json(32768), nlohmann::json(1e-5), nlohmann::json()})
+        refused("/step_state/loss_scale", value);
+    for (const char* const pointer : {"/environment", "/data", "/config", "/step_state", "/report", "/files"})
+        for (const nlohmann::json& value : {nlohmann::json(3), nlohmann::json("a"), nlohmann::json({1, 2})})
+            refused(pointer, value);
+    refused("/step", 2);  // the report is of step 3
+    refused("/report/loss", "abc");
+    refused("/environment/blas", nlohmann::json::array());
+    refused("/environment/blas", std::string(2000, 'x'));
+    refused("/environment/\x1b[2J", nullptr);
+    refused("/matmul_choices", {{"a", 1}});
+    refused("/world_size", 0);
+    refused("/config/model/n_kv_heads", 3);
+    refused("/config/surplus", 1);
+    refused("/files/0/name", "../../x.safetensors");
+    refused("/files/0/name", kOptimizerFile);
+    refused("/files/0/name", std::string(200, 'x'));
+    refused("/files/0/bytes", uint64_t{1} << 63);
+    refused("/files/0/bytes", int64_t{1} << 40);  // its checksums are those of one chunk
+    refused("/files/0/sha256", nlohmann::json::array());
+    refused("/files/0/sha256/0", std::string(64, 'g'));
+    refused("/files/0/sha256/0", std::string(63, 'a'));
+    // What a later program may have to say is no fault.
+    nlohmann::ordered_json more = small_manifest();
+    more["later"] = {{"a", {1, 2, 3}}};
+    write("manifest.json", manifest_text(more));
+    EXPECT_EQ(read_manifest(folder_).step, 3);
+}
+
+// Then nothing would say that the weights are whole.
+TEST_F(Manifest, AFileThatIsNotListedIsDamage) {
+    for (const size_t left_out : {0, 1}) {
+        nlohmann::ordered_json manifest = small_manifest();
+        manifest["files"].erase(left_out);
+        write("manifest.json", manifest_text(manifest));
+        EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint);
+    }
 }
 
 }  // namespace

@@ -85,13 +85,22 @@ TEST(Log, ReportsSurviveJson) {
     EXPECT_EQ(object["grad_norm"], "inf");
     EXPECT_TRUE(object["val_loss"].is_null());
     EXPECT_TRUE(object["mfu"].is_null());
-    const StepReport again = report_from_json(object);
+    const nlohmann::json read = object;
+    const StepReport again = report_from_json(JsonFields(read, "manifest.json", "report", "check it"));
     EXPECT_EQ(again.loss, report.loss);  // shortest form that reads back as the same bits
     EXPECT_EQ(again.grad_norm, report.grad_norm);
     EXPECT_EQ(again.tokens, report.tokens);
     EXPECT_EQ(again.skipped, true);
     report.loss = std::numeric_limits<double>::quiet_NaN();
     EXPECT_EQ(report_to_json(report)["loss"], "nan");
+    for (const char* const key : {"loss", "tokens", "memory_bytes", "skipped"})
+        for (const nlohmann::json& value : {nlohmann::json("abc"), nlohmann::json(-1.5), nlohmann::json()}) {
+            if (std::string(key) == "loss" && value.is_number()) continue;
+            nlohmann::json changed = object;
+            changed[key] = value;
+            EXPECT_THROW(report_from_json(JsonFields(changed, "manifest.json", "report", "check it")), UserError)
+                << key;
+        }
 }
 
 TEST(Log, LineReadsWell) {

@@ -127,8 +127,63 @@ TEST_F(BlendTest, FilesThatWereMovedAreTheSameDataset) {
     EXPECT_EQ(grown.source(40).row, 40u);
     // A checkpoint of a version that wrote no state: one dataset goes on.
     BlendedRows old = blend({{"a", 1, 50, 1024}});
-    EXPECT_TRUE(old.resume(nlohmann::ordered_json::object(), 33).empty());
+    EXPECT_TRUE(old.resume(BlendState{}, 33).empty());
     EXPECT_EQ(old.source(40).row, 40u);
+}
+
+nlohmann::json json_of(const BlendState& state) {
+    const nlohmann::ordered_json json = state;
+    return json;
+}
+
+TEST_F(BlendTest, StatesSurviveJson) {
+    const BlendedRows rows = blend({{"a", 1, 50, 700}, {"b", 2, 60, 324}});
+    const BlendState state = rows.state(1500);
+    const nlohmann::json json = json_of(state);
+    const BlendState again = blend_state_from_json(JsonFields(json, "manifest.json", "data", "check it"), 1500);
+    EXPECT_EQ(json_of(again), json);
+    EXPECT_EQ(again.datasets[1].next_row, state.datasets[1].next_row);
+    EXPECT_EQ(again.datasets[1].fingerprint, state.datasets[1].fingerprint);
+}
+
+// Each of these was read without a look before: most made wrong rows, some read outside of memory.
+TEST_F(BlendTest, StatesThatCannotBeAreRefused) {
+    const BlendedRows rows = blend({{"a", 1, 50, 700}, {"b", 2, 60, 324}});
+    const nlohmann::json good = json_of(rows.state(1500));
+    const auto refused = [&](const char* pointer, const nlohmann::json& value) {
+        nlohmann::json changed = good;
+        changed[nlohmann::json::json_pointer(pointer)] = value;
+        EXPECT_THROW(blend_state_from_json(JsonFields(changed, "manifest.json", "data", "check it"), 1500), UserError)
+            << pointer << " " << value.dump();
+    };
+    for (const nlohmann::json& value :
+         {nlohmann::json(-1), nlohmann::json(1501), nlohmann::json(uint64_t{1} << 63), nlohmann::json(1.5),
+          nlohmann::json("1"), nlohmann::json(), nlohmann::json::array(), nlohmann::json(int64_t{1} << 60)})
+        for (const char* const pointer :
+             {"/first_row", "/datasets/0/first_row", "/datasets/1/next_row", "/datasets/0/share"})
+            refused(pointer, value);
+    refused("/first_row", 1);           // the rows of the datasets no longer sum to those of the run
+    refused("/datasets/0/share", 701);  // nor the shares to all
+    refused("/datasets/0/next_row", 1);
+    refused("/datasets/0/name", 3);
+    refused("/datasets/0/tokens", 0);
+    refused("/datasets", 3);
+    refused("/datasets/1", nullptr);
+    refused("/datasets/0/bookmark", 3);
+    refused("/datasets/0/bookmark", {{"group", -1}, {"first_row", 0}});
+    refused("/datasets/0/bookmark", {{"group", 0}, {"first_row", int64_t{1} << 60}});
+    refused("/datasets/0/bookmark", {{"group", 0}});
+    refused("/datasets/0/fingerprint", {{"content", std::string(65, 'a')}});
+    refused("/validation", {{"content", 1}});
+}
+
+TEST_F(BlendTest, OtherContentOfTheSameSizeIsSaid) {
+    const BlendState then = blend({{"a", 1, 50, 1024}}).state(33);
+    BlendedRows other = blend({{"a", 2, 50, 1024}});
+    const std::vector<std::string> lines = other.resume(then, 33);
+    ASSERT_EQ(lines.size(), 1u);
+    EXPECT_NE(lines[0].find("a does not hold what it did"), std::string::npos) << lines[0];
+    EXPECT_EQ(other.source(40).row, 40u) << "it goes on all the same";
 }
 
 TEST_F(BlendTest, SaysWhatWasRead) {

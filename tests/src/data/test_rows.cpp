@@ -586,7 +586,7 @@ TEST_F(GroupsTest, BestFitHasEveryDocumentOnceAndWhole) {
 TEST_F(GroupsTest, BestFitGoesOnFromABookmark) {
     const BestFitRows rows(*corpus_, config(true, true), 30, 3);
     std::vector<Row> all;
-    std::vector<nlohmann::ordered_json> bookmarks;
+    std::vector<std::optional<Bookmark>> bookmarks;
     for (uint64_t r = 0; r < 900; ++r) {
         bookmarks.push_back(rows.bookmark(r));
         all.push_back(row_of(rows, r));
@@ -594,10 +594,29 @@ TEST_F(GroupsTest, BestFitGoesOnFromABookmark) {
     EXPECT_GT(rows.epochs(900), 1.5);
     for (const uint64_t r : {0, 1, 500, 899}) {
         BestFitRows later(*corpus_, config(true, true), 30, 3);
-        later.resume_at(bookmarks[r]);
+        if (bookmarks[r]) {
+            EXPECT_TRUE(later.resume_at(*bookmarks[r], r));
+        }
         for (uint64_t i = r; i < 900; i += 7) EXPECT_EQ(row_of(later, i), all[i]);
         EXPECT_EQ(row_of(later, 0), all[0]) << "rows before the bookmark are there too";
         EXPECT_EQ(row_of(BestFitRows(*corpus_, config(true, true), 30, 3), r), all[r]) << "without one";
+    }
+}
+
+// A file may name any group: what cannot be is not used, and rows are counted from the first one.
+TEST_F(GroupsTest, BestFitTakesNoBookmarkThatCannotBe) {
+    const BestFitRows rows(*corpus_, config(true, true), 30, 3);
+    const Row right = row_of(rows, 500);
+    const int64_t far = int64_t{1} << 60;
+    for (const auto& [bookmark, row] : std::vector<std::pair<Bookmark, uint64_t>>{
+             {{.group = far, .first_row = 0}, 500},
+             {{.group = 0, .first_row = static_cast<uint64_t>(far)}, 500},
+             {{.group = 0, .first_row = 0}, static_cast<uint64_t>(far)},
+             {{.group = far, .first_row = static_cast<uint64_t>(far)}, static_cast<uint64_t>(far)},
+             {{.group = 0, .first_row = 400}, 399}}) {
+        BestFitRows later(*corpus_, config(true, true), 30, 3);
+        EXPECT_FALSE(later.resume_at(bookmark, row)) << bookmark.group << " " << bookmark.first_row;
+        EXPECT_EQ(row_of(later, 500), right);
     }
 }
 
