@@ -224,8 +224,8 @@ class Chaos(TrainerCase):
 
     def disturb(self, operation):
         """One process, one operation. Gives what was done."""
-        process = subprocess.Popen(self.command("chaos", "--resume", "auto", sets=self.sets + ["training.steps=100000"]),
-                                   cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command = self.command("chaos", "--resume", "auto", sets=self.sets + ["training.steps=100000"])
+        process = subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
         self.addCleanup(process.kill)
         self.foreign = set()
@@ -270,7 +270,7 @@ class Chaos(TrainerCase):
         saved += [int(step) for step in re.findall(r"after step (\d+), which is saved", error)]
         for step in set(saved) | before.keys():
             num_newer = sum(other > step for other in after)
-            self.assertTrue(step in after or num_newer >= KEEP, f"step {step} is lost, whole are {sorted(after)}: {text}")
+            self.assertTrue(step in after or num_newer >= KEEP, f"step {step} is lost of {sorted(after)}: {text}")
         for name in self.foreign:
             self.assertTrue((self.where / "checkpoints" / name).exists(), f"{name} is gone: {text}")
         if (self.folder / "victim").exists():

@@ -1,8 +1,8 @@
-"""What ends a run ahead of its last step, and what is kept of it: data that become shorter or wrong while they are read,
-signals at any moment, limits of the system, losses that are not finite. CPU only.
+"""What ends a run ahead of its last step, and what is kept of it: data that become shorter or wrong while they are
+read, signals at any moment, limits of the system, losses that are not finite. CPU only.
 
-Seen to catch: no handler for SIGBUS (the run dies without a line); a batch that is used before its files were looked at;
-bad ids of data.val that end a run without a save; a decision that a checkpoint does not keep.
+Seen to catch: no handler for SIGBUS (the run dies without a line); the last page of a file that is not looked at; bad
+ids of data.val that end a run without a save; a decision that a checkpoint does not keep; signals that are not caught.
 """
 
 import json
@@ -71,7 +71,8 @@ class Data(TrainerCase):
     def test_a_shard_that_another_is_copied_over(self):
         sets = LONG + self.data("over")
         other = self.shard("over", "val").read_bytes()
-        self.ends_and_goes_on("over", self.shard("over"), lambda path: path.write_bytes(other), sets, "restore the file")
+        spoil = lambda path: path.write_bytes(other)
+        self.ends_and_goes_on("over", self.shard("over"), spoil, sets, "restore the file")
 
     def test_a_shard_that_is_read_whole_documents_at_a_time(self):
         sets = LONG + self.data("fit") + ["data.packing=best_fit"]
@@ -149,7 +150,7 @@ class Signals(TrainerCase):
                 code, output, error = self.run_with(name, lambda process: process.send_signal(number), sets=LONG,
                                                     preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
                 self.assertEqual(code, 75, output + error)
-                self.assertRegex(error, rf"stopped by signal {number.value}( \(.*\))?, after step \d+, which is saved: go")
+                self.assertRegex(error, rf"stopped by signal {number.value}( \(.*\))?, after step \d+, which is saved: ")
                 self.assertEqual(len(self.checkpoints(name)), 1)
 
     def test_a_second_interrupt_ends_at_once(self):
@@ -166,7 +167,8 @@ class Signals(TrainerCase):
             process.send_signal(signal.SIGINT)
 
         # The save takes longer than that.
-        sets = LONG + ["model.d_model=512", "model.d_ff=4096", "training.batch_tokens=32", "training.micro_batch_size=1"]
+        sets = LONG + ["model.d_model=512", "model.d_ff=4096", "training.batch_tokens=32",
+                       "training.micro_batch_size=1"]
         code, output, error = self.run_with("impatient", interrupt, sets=sets, step=2)
         self.assertEqual(code, 130, output + error)
 
@@ -226,7 +228,8 @@ class NonFinite(TrainerCase):
     def test_a_kill_between_the_save_and_the_end(self):
         """The step whose loss ends the run was saved, its line was not: the run that goes on ends at the same step."""
         sets = ["training.steps=40", "optimizer.lr=10", "optimizer.grad_clip=0", "model.init_std=10",
-                "optimizer.weight_decay=100", "eval.every=0", "sample.every=0", "checkpoint.every=1", "training.on_nonfinite=stop"]
+                "optimizer.weight_decay=100", "eval.every=0", "sample.every=0", "checkpoint.every=1",
+                "training.on_nonfinite=stop"]
         self.run_train("diverged", sets=sets, code=3)
         last = self.log("diverged")[-1]["step"]
         self.assertLess(last, 40)

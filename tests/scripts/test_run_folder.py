@@ -1,8 +1,8 @@
 """The folder of a run: it may be renamed, removed or shared with others while the run trains, and hold files that are
 not the run's. Nothing that was committed is lost, and nothing of others is written to. CPU only.
 
-Seen to catch: writing by the folder's path instead of its descriptor; a lock that is the file alone; pruning that counts
-names; a config.json replaced whatever it holds; files opened for writing through links.
+Seen to catch: a folder that is not compared with its path; a lock that is the file alone; pruning that counts names; a
+config.json replaced whatever it holds; files opened for writing through links.
 """
 
 import json
