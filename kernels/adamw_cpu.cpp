@@ -57,7 +57,8 @@ void gradient_norm_cpu(const GradientNorm& a) {
     double partial[kBlocks];
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < kBlocks; ++block) {
-        const auto [begin, end] = block_range(n, kBlocks, block);
+        const auto range = block_range(n, kBlocks, block);
+        const int64_t begin = range.first, end = range.second;  // clang takes no structured bindings into a region
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = begin; i < end; ++i) {

@@ -48,7 +48,8 @@ void backward_cpu(const EmbeddingBackward& a) {
     const int64_t blocks = (C + kColumns - 1) / kColumns;
 #pragma omp parallel for schedule(static) if (is_worth_threads(2 * N * C))
     for (int64_t block = 0; block < blocks; ++block) {
-        const auto [begin, end] = block_range(C, blocks, block);
+        const auto range = block_range(C, blocks, block);
+        const int64_t begin = range.first, end = range.second;  // clang takes no structured bindings into a region
         for (int64_t n = 0; n < N; ++n) {
             T* const row = dweight + tokens[n] * C;
 #pragma omp simd

@@ -16,11 +16,11 @@ template <typename T>
 void normal_cpu(const FillNormal& a) {
     T* const data = a.out.get<T>();
     const float std = static_cast<float>(a.std);
-    const auto [columns, row_stride] = fill_rows(a.out);
+    const FillRows rows = fill_rows(a.out);
     const int64_t count = a.out.numel();
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; ++i)
-        data[i / columns * row_stride + i % columns] =
+        data[i / rows.columns * rows.row_stride + i % rows.columns] =
             static_cast<T>(std * random_normal(a.seed, a.stream, static_cast<uint64_t>(i)));
 }
 

@@ -25,9 +25,6 @@ namespace ingot {
 
 namespace {
 
-constexpr int64_t kFirstSteps = 3;    // load, record graphs, and fill the queue
-constexpr int64_t kTracedSteps = 10;  // at most
-
 Config config_of(const BenchStepOptions& options) {
     Config config = read_config(options.config, options.overrides);
     resolve_steps(&config, int64_t{1} << 40);  // where epochs stand, any number of steps will do
@@ -35,6 +32,9 @@ Config config_of(const BenchStepOptions& options) {
 }
 
 #if INGOT_HAS_CUDA
+
+constexpr int64_t kFirstSteps = 3;    // load, record graphs, and fill the queue
+constexpr int64_t kTracedSteps = 10;  // at most
 
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

@@ -113,7 +113,7 @@ std::vector<double> normals(int64_t count, uint64_t seed, double scale, double o
 
 std::vector<double> rounded(const std::vector<double>& values, DType dtype) {
     std::vector<double> result(values.size());
-    double cell;
+    double cell = 0;
     for (size_t i = 0; i < values.size(); ++i) {
         store(dtype, &cell, 0, values[i]);
         result[i] = load(dtype, &cell, 0);
