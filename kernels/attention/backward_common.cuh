@@ -152,7 +152,7 @@ __device__ void finish(const BackwardArgs& a) {
     static_assert(kQueries % kFinishRows == 0);
     const int* const adders = a.adders + static_cast<int64_t>(blockIdx.x / (kQueries / kFinishRows)) * 4;
     const bool is_written = !a.is_deterministic || adders[0] <= adders[1];
-    Sums<1, HS / 8> dq;
+    float dq[1][HS / 8][4];
 #pragma unroll
     for (int n = 0; n < HS / 8; ++n)
 #pragma unroll

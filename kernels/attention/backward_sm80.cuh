@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         start_statistics<kQueries>(delta_row, a.delta + static_cast<int64_t>(opaque(head)) * a.padded_N + q0);
     };
 
-    Sums<kRowBlocks, HS / 8> dk, dv;
+    float dk[kRowBlocks][HS / 8][4], dv[kRowBlocks][HS / 8][4];
     set_zero<kRowBlocks, HS / 8>(dk);
     set_zero<kRowBlocks, HS / 8>(dv);
     uint32_t v_operand[Shape::kKeepsV ? HS / 16 : 1][kRowBlocks][4];
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                                  static_cast<int>(s.w)};
         const bool is_compared = !seen.is_all_of(q0, q0 + kQueries) || (kHasAlibi && side.crosses_diagonal);
 
-        Sums<kRowBlocks, kQueries / 8> p;
+        float p[kRowBlocks][kQueries / 8][4];
         {
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane), chunks_lane = chunks_first<HS>(lane);
             float start[kRowBlocks][4] = {};
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             place(&lane, &warp);
             const MatrixLane<HS> chunks_lane = chunks_first<HS>(lane);
             uint32_t ds[kRowBlocks][kPart / 16][4];
-            Sums<kRowBlocks, kPart / 8> dp;
+            float dp[kRowBlocks][kPart / 8][4];
             set_zero<kRowBlocks, kPart / 8>(dp);
 #pragma unroll(Shape::kKeepsV ? HS / 16 : 2)
             for (int d = 0; d < HS / 16; ++d) {
@@ -432,7 +432,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             const int first_column = warp % Shape::kDqColumnWarps * Shape::kDqColumns;
             const MatrixLane<kQueries> ds_lane = chunks_first<kQueries>(lane);
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
-            Sums<Shape::kDqRowBlocks, Shape::kDqColumns / 8> dq;
+            float dq[Shape::kDqRowBlocks][Shape::kDqColumns / 8][4];
             set_zero<Shape::kDqRowBlocks, Shape::kDqColumns / 8>(dq);
 #pragma unroll 2
             for (int j = 0; j < kKeys / 16; ++j) {

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
     if (num_tiles > 0) start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head, keys.begin + (num_tiles - 1) * kKeys, a.N);
     commit_copies();
 
-    Sums<kRowBlocks, HS / 8> out;
+    float out[kRowBlocks][HS / 8][4];
     float reference[kRowBlocks][2], total[kRowBlocks][2];  // total: of this lane's columns
     set_zero<kRowBlocks, HS / 8>(out);
 #pragma unroll
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
         const AlibiSide side = alibi_side(row0, row1, k0, k0 + kKeys);
         const bool is_seen = !seen.is_nothing_of(k0, k0 + kKeys);
         const bool is_compared = !seen.is_all_of(k0, k0 + kKeys) || (kHasAlibi && side.crosses_diagonal);
-        Sums<kRowBlocks, kKeys / 8> scores;
+        float scores[kRowBlocks][kKeys / 8][4];
         if (!is_seen) {
             // Never read, but what is written on one path alone would keep its registers all through the loop.
             set_zero<kRowBlocks, kKeys / 8>(scores);

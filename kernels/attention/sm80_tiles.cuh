@@ -46,12 +46,11 @@ __device__ void start_tile(uint32_t tile, const View& view, int head_index, int 
     }
 }
 
-// A warp's part of a product: kRowBlocks x kColumnBlocks fragments of 16 x 8.
+// A warp's accumulator of a matrix multiplication is float[kRowBlocks][kColumnBlocks][4]: kRowBlocks x kColumnBlocks
+// fragments of 16 x 8. It is written out where it is used, since an alias template for it stops nvcc 12.4 (an internal
+// error in scope_stk.c).
 template <int kRowBlocks, int kColumnBlocks>
-using Sums = float[kRowBlocks][kColumnBlocks][4];
-
-template <int kRowBlocks, int kColumnBlocks>
-__device__ void set_zero(Sums<kRowBlocks, kColumnBlocks>& sums) {
+__device__ void set_zero(float (&sums)[kRowBlocks][kColumnBlocks][4]) {
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
@@ -78,7 +77,7 @@ __device__ void multiply_pair(float (&left)[4], float (&right)[4], const uint32_
 // warp has to itself, so that memory sees whole lines. Row r of the tile is token first_token + r; none from N on.
 template <DType kType, int HS, int kRowBlocks>
 __device__ void store_rows(uint32_t tile, uint16_t* head, int64_t token_stride, int first_token, int N, int lane,
-                           const Sums<kRowBlocks, HS / 8>& sums, const float (&factors)[kRowBlocks][2]) {
+                           const float (&sums)[kRowBlocks][HS / 8][4], const float (&factors)[kRowBlocks][2]) {
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
