@@ -136,6 +136,7 @@ elseif(NOT INGOT_ONEDNN)
   string(APPEND products " (oneDNN: OFF, asked for)")
 endif()
 if(cblas_library)
+  string(APPEND products " (cblas.h in ${cblas_include})")
   message(STATUS "Products on the CPU: ${products}")
 endif()
 

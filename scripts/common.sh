@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2086
+# shellcheck shell=bash disable=SC2086,SC2034
 # Shared by quickstart and test: what is missing, how it is installed, what is built. Sourced, not run.
 
 say() { printf '\n== %s\n' "$*"; }
@@ -12,15 +12,10 @@ fault() {
     exit 1
 }
 
+# Ctrl-C ends the script, also where the command that ran takes it for a request and ends with 0, as apt-get does.
+end_on_interrupt() { trap 'printf "\nStopped: run it again to go on.\n" >&2; exit 130' INT; }
+
 have() { command -v "$1" >/dev/null 2>&1; }
-have_file() { # is one of these below /usr or /usr/local?
-    local file
-    for file in "$@"; do
-        [ ! -e "/usr/$file" ] && [ ! -e "/usr/local/$file" ] || return 0
-    done
-    return 1
-}
-have_header() { [ -n "$(find /usr/include /usr/local/include -name "$1" -print -quit 2>/dev/null)" ]; }
 have_python() { # have_python PACKAGE...: in this Python or in .venv
     local imports
     imports=$(IFS=,; echo "$*")
@@ -28,29 +23,102 @@ have_python() { # have_python PACKAGE...: in this Python or in .venv
 }
 have_matplotlib() { have_python matplotlib; }
 
-apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
-# oneDNN makes the CPU device faster on x86-64. Where a distribution has OpenBLAS and no oneDNN, it does without.
-lacks_onednn() {
-    [ "$HOSTTYPE" = x86_64 ] && ! have_file include/oneapi/dnnl/dnnl.h &&
-        { apt_knows libdnnl-dev || ! apt_knows libopenblas-openmp-dev; }
+# at_least A B: is version A = x.y not below B?
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+# ---- Who runs this ----
+
+# Through sudo? Then only apt-get runs as root, and all else as the person, who owns what is built and trained.
+is_through_sudo() { [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; }
+
+# become_person SCRIPT ARGUMENTS...: starts the script again as that person; it does not return.
+become_person() {
+    echo "Going on as $SUDO_USER: only installing needs root."
+    exec sudo -u "$SUDO_USER" -H -- env INGOT_TOOLKIT_OFFERED=1 bash "$@"
 }
 
-# ---- Packages: this list, and the line in README.md ----
+# Ends with what to do where files of an earlier run, as root for example, could not be written.
+check_owner() {
+    local me first
+    me=$(id -u)
+    first=$(
+        for folder in . data runs; do
+            [ ! -e "$folder" ] || find "$folder" -maxdepth 0 ! -writable ! -user "$me"
+        done
+        for place in build data/tiny runs/tiny .venv train bench libingot.so; do
+            [ ! -e "$place" ] || find "$place" ! -type l ! -writable ! -user "$me" -print -quit
+        done
+    )
+    first=${first%%$'\n'*}
+    [ -z "$first" ] || die "$first belongs to $(stat -c %U "$first"), and $(id -un) cannot write it (was this run with" \
+        "sudo before?). Take over all of this folder, then run this again:  sudo chown -R $(id -un): '$PWD'"
+}
 
-# The Debian and Ubuntu packages that are missing, one a line. With "tests" also what only the tests need.
-missing_packages() {
-    have g++ || echo g++
-    have cmake || echo cmake
+# ---- Packages ----
+
+# The packages of cmake/packages.txt that this machine may need; with "tests" also what only the tests need.
+all_packages() {
+    local package condition machine compiler
+    machine=$(uname -m)
+    compiler=$({ ${CXX:-c++} --version || true; } 2>/dev/null)
+    while read -r package condition; do
+        case $package/$condition in
+            \#* | /*) ;;
+            */ | */"$machine") echo "$package" ;;
+            */tests) [ "${1:-}" != tests ] || echo "$package" ;;
+            */clang) case $compiler in *clang*) echo "$package" ;; esac ;;
+        esac
+    done <cmake/packages.txt
+}
+
+# What must be there before CMake can say what else is missing.
+missing_tools() {
+    local version
+    if [ -n "${CXX:-}" ]; then
+        have "${CXX%% *}" || die "CXX is $CXX, and there is no such compiler: install it, or unset CXX"
+    else
+        have c++ || have g++ || have clang++ || echo g++
+    fi
+    if have cmake; then
+        version=$(cmake --version | sed -n '1s/[^0-9]*\([0-9.]*\).*/\1/p')
+        at_least "$version" 3.22 || die "cmake is $version, and the build needs 3.22 or later: install a newer one" \
+            "(python3 -m pip install cmake), first in PATH"
+    else
+        echo cmake
+    fi
     have ninja || echo ninja-build
     have python3 || echo python3
-    have_header cblas.h || echo libopenblas-openmp-dev
-    ! lacks_onednn || echo libdnnl-dev
-    have_file include/nlohmann/json.hpp || echo nlohmann-json3-dev
-    have_file include/CLI/CLI.hpp || echo libcli11-dev
-    have_header evp.h || echo libssl-dev
-    have_file include/pcre2.h || echo libpcre2-dev
-    have_file include/utf8proc.h || echo libutf8proc-dev
-    [ "${1:-}" != tests ] || have_file include/gtest/gtest.h || echo libgtest-dev
+}
+
+# The Debian and Ubuntu packages that are missing, one a line: what the build itself would not find. Without the tools
+# to ask it, all that it may need; apt-get passes over what is installed.
+missing_packages() {
+    local tools folder tests=OFF
+    tools=$(missing_tools) || exit $?
+    if [ -n "$tools" ]; then
+        # A compiler or a cmake that is here is the right one, whichever package it came from.
+        { echo "$tools" && all_packages "$@" | grep -vxE 'g\+\+|cmake|ninja-build|python3'; } | leave_out_unknown
+        return
+    fi
+    [ "${1:-}" != tests ] || tests=ON
+    folder=$(mktemp -d)
+    if ! cmake -G Ninja -S . -B "$folder" -DINGOT_LIST_MISSING="$folder/missing" -DINGOT_TESTS=$tests \
+        >"$folder/log" 2>&1; then
+        tail -n 20 "$folder/log" >&2
+        rm -rf "$folder"
+        die "cmake cannot say what is missing: its last lines stand above"
+    fi
+    grep . "$folder/missing" | leave_out_unknown || true
+    rm -rf "$folder"
+}
+
+apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
+# oneDNN makes the CPU device faster. A release of the system that has OpenBLAS and no oneDNN does without.
+leave_out_unknown() {
+    local package
+    while read -r package; do
+        [ "$package" = libdnnl-dev ] && ! apt_knows libdnnl-dev && apt_knows libopenblas-openmp-dev || echo "$package"
+    done
 }
 
 # For .venv, which holds matplotlib and, with "tests", the packages of prepare.py; not worth stopping for.
@@ -59,35 +127,95 @@ missing_extras() {
         python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
-# apt_get OPTIONS: as root or through sudo, or returns 1 where neither can be had without a question.
-can_install() { have apt-get && { [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }; }; }
+# How apt-get becomes root here: "root" it is already, "sudo" that asks nothing, "password" that sudo asks for at this
+# terminal, or "none".
+way_to_root() {
+    if [ "$(id -u)" = 0 ]; then
+        echo root
+    elif ! have sudo; then
+        echo none
+    elif sudo -n DEBIAN_FRONTEND=noninteractive apt-get --version >/dev/null 2>&1; then
+        echo sudo
+    elif [ -t 0 ]; then
+        echo password
+    else
+        echo none
+    fi
+}
+
+# Waits for another apt-get or a system that updates itself to end.
 apt_get() {
+    set -- -o DPkg::Lock::Timeout=600 "$@"
     if [ "$(id -u)" = 0 ]; then
         DEBIAN_FRONTEND=noninteractive apt-get "$@"
     else
         sudo DEBIAN_FRONTEND=noninteractive apt-get "$@"
     fi
 }
+# That option is for dpkg's lock; the lock of the package lists needs a loop.
+apt_update() {
+    local log tries=0
+    log=$(mktemp)
+    until apt_get update -q 2>&1 | tee "$log"; do
+        if ! grep -q lists/lock "$log" || [ "$tries" -ge 60 ]; then
+            echo "Not every package list could be reached: going on with those that are here"
+            break
+        fi
+        tries=$((tries + 1))
+        echo "Another program reads the package lists: waiting for it"
+        sleep 5
+    done
+    rm -f "$log"
+}
+
+# ask_sudo PACKAGES: says what for, and lets sudo ask for the password; 1 if it does not let this person.
+ask_sudo() {
+    echo "To install from this system's package lists: $1"
+    echo "That needs root, so sudo asks for your password (Ctrl-C: nothing is installed)."
+    sudo -v
+}
 
 # install_missing [tests]: asks apt-get only when something is missing, so that it works without network otherwise.
 install_missing() {
-    local packages extras
-    packages=$(missing_packages "$@" | tr '\n' ' ')
-    extras=$(missing_extras "$@" | tr '\n' ' ')
-    if [ -z "$packages" ]; then
-        echo "Every package that the build needs is here."
-        if [ -n "$extras" ] && can_install; then
-            apt_get install -y -q --no-install-recommends $extras || echo "Going on without $extras"
+    local packages extras root line round
+    for round in 1 2; do  # the second for what only a compiler and cmake could tell
+        packages=$(missing_packages "$@")
+        packages=${packages//$'\n'/ }
+        extras=$(missing_extras "$@")
+        root=$(way_to_root)
+        if [ -z "$packages" ]; then
+            echo "Every package that the build needs is here."
+            case $root in
+                root | sudo) [ -z "$extras" ] || apt_get install -y -q --no-install-recommends $extras ||
+                    echo "Going on without $extras" ;;
+            esac
+            return 0
         fi
-        return 0
-    fi
-    local install="apt-get install -y --no-install-recommends $packages$extras"
-    have apt-get || die "these packages are missing: $packages; install them with your system's package manager"
-    can_install || die "some packages are missing; run this once, then again what you ran:  sudo $install"
-    echo "Installing $packages$extras"
-    apt_get update -q || echo "Not every package list could be reached: going on with those that are here"
-    apt_get install -y -q --no-install-recommends $packages $extras ||
-        die "apt-get could not install them: mend what it says above (is there a network?), then run this again"
+        have apt-get || die "these packages are missing: $packages; install them with your system's package manager"
+        packages="$packages${extras:+ $extras}"
+        line="apt-get install -y --no-install-recommends $packages"
+        case $root in
+            none)
+                have sudo || die "some packages are missing, and there is no sudo here: let an administrator run this" \
+                    "once, as root, then run yours again:  apt-get update && $line"
+                die "some packages are missing; run this once, then again what you ran:  sudo apt-get update &&" \
+                    "sudo $line"
+                ;;
+            password)
+                ask_sudo "$packages" || die "sudo does not let $(id -un) install them: let an administrator run this" \
+                    "once, as root, then run yours again:  apt-get update && $line"
+                ;;
+        esac
+        [ "$round" = 2 ] || apt_update
+        packages=$(leave_out_unknown <<<"${packages// /$'\n'}")
+        packages=${packages//$'\n'/ }
+        echo "Installing $packages"
+        apt_get install -y -q --no-install-recommends $packages ||
+            die "apt-get could not install them: mend what it says above (is there a network?), then run this again"
+    done
+    packages=$(missing_packages "$@")
+    [ -z "$packages" ] || die "apt-get has installed them, and yet the build finds nothing of" ${packages//$'\n'/ }": is" \
+        "another compiler or another prefix in use (CXX is ${CXX:-not set}, PATH is $PATH)?"
 }
 
 # make_venv [PACKAGE...]: puts them (matplotlib) into .venv unless this Python has them; returns 1 where that fails.
@@ -101,65 +229,91 @@ make_venv() {
 # What prepare.py needs for more than bytes of text; neither it nor the tests of the rest do.
 data_packages="tokenizers pyarrow zstandard"
 
-# ---- The GPU ----
+# ---- Building ----
 
-has_gpu() { have nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU 0'; }
-
-# The newest CUDA that the driver can run, as "13.0"; nothing if it does not say.
-driver_cuda() { nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p' | head -n 1; }
-
-find_nvcc() {
-    local nvcc
-    for nvcc in "$(command -v nvcc)" /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc; do
-        if [ -x "$nvcc" ]; then
-            echo "$nvcc"
-            return 0
-        fi
-    done
-    return 1
+# choose_processor: sets processor_options for cmake, and says so where the processor is older than the build's default.
+choose_processor() {
+    local flags lacking march=x86-64
+    processor_options=()
+    [ "$(uname -m)" = x86_64 ] || return 0
+    flags=$(sed -n '/^flags/{s/.*: //p;q}' "${CPUINFO:-/proc/cpuinfo}" 2>/dev/null)
+    [ -n "$flags" ] || return 0
+    lacking=$(flags_not_in "$flags" avx avx2 fma bmi1 bmi2 f16c movbe abm)
+    [ -n "$lacking" ] || return 0
+    [ -n "$(flags_not_in "$flags" pni ssse3 sse4_1 sse4_2 popcnt)" ] || march=x86-64-v2
+    echo "This processor lacks$lacking: building for $march, without oneDNN. It works, and is slower."
+    processor_options=(-DINGOT_MARCH="$march" -DINGOT_ONEDNN=OFF)
 }
-toolkit_cuda() { "$1" --version | sed -n 's/.*release \([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p'; }
+flags_not_in() { # flags_not_in FLAGS FLAG...: those of the latter that are not among the former
+    local flag flags=" $1 "
+    shift
+    for flag in "$@"; do
+        case $flags in *" $flag "*) ;; *) printf ' %s' "$flag" ;; esac
+    done
+}
 
-# at_least A B: is version A = x.y not below B?
-at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
-
-# toolkit_fits DRIVER TOOLKIT: prints why not. Within one major version an older driver runs a newer toolkit's programs.
-toolkit_fits() {
-    if ! at_least "$2" 12.4; then
-        echo "the CUDA toolkit is $2, Ingot needs 12.4 or later"
-    elif ! at_least "$1" "${2%%.*}.0"; then
-        echo "the driver runs CUDA $1, the toolkit is $2: update the driver, or install a toolkit ${1%%.*}.x"
-    else
+# stale_because FOLDER: why a configured build folder is not for this checkout and this system; nothing if it is.
+stale_because() {
+    local cache=$1/CMakeCache.txt compiler now name
+    [ -e "$cache" ] || return 0
+    cached() { sed -n "s/^$1:[A-Z]*=//p" "$cache"; }
+    made_with() { sed -n "s/^set($2 \"\(.*\)\")/\1/p" "$1"/CMakeFiles/*/"$3" 2>/dev/null | tail -n 1; }
+    if ! [ "$(cached CMAKE_HOME_DIRECTORY)" -ef . ] || ! [ "$(cached CMAKE_CACHEFILE_DIR)" -ef "$1" ]; then
+        echo "it was made in $(cached CMAKE_CACHEFILE_DIR)"
         return 0
     fi
-    return 1
-}
-
-# Which GPU architecture to build for: that of the first GPU here, else sm_80, so that the code is at least compiled.
-cuda_architecture() {
-    local capability=""
-    if have nvidia-smi; then
-        capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ')
+    name=$(cached CMAKE_GENERATOR)
+    if [ "$name" != Ninja ]; then
+        echo "it was made for ${name:-another program} instead of Ninja"
+        return 0
     fi
-    case $capability in
-        [0-9]*) echo "$capability" ;;
-        *) echo 80 ;;
-    esac
+    for name in CMAKE_COMMAND CMAKE_MAKE_PROGRAM CMAKE_CXX_COMPILER INGOT_NVCC; do
+        now=$(cached $name)
+        case $now in
+            '' | *-NOTFOUND) ;;
+            *) [ -x "$now" ] || { echo "$now is no longer there"; return 0; } ;;
+        esac
+    done
+    compiler=$(cached CMAKE_CXX_COMPILER)
+    if [ -n "${CXX:-}" ] && [ "${CXX#* }" = "$CXX" ] && ! [ "$compiler" -ef "$(command -v "$CXX")" ]; then
+        echo "it was made with $compiler, and CXX is $CXX"
+        return 0
+    fi
+    now=$("$compiler" -dumpfullversion -dumpversion 2>/dev/null | head -n 1)
+    name=$(made_with "$1" CMAKE_CXX_COMPILER_VERSION CMakeCXXCompiler.cmake)
+    [ -z "$name" ] || [ "$name" = "$now" ] || { echo "$compiler was $name then and is $now now"; return 0; }
+    name=$(made_with "$1" CMAKE_CUDA_COMPILER_VERSION CMakeCUDACompiler.cmake)
+    compiler=$(cached INGOT_NVCC)
+    if [ -n "$name" ] && [ -x "$compiler" ]; then
+        now=$(toolkit_cuda "$compiler")
+        case $name in "$now" | "$now".*) ;; *) echo "$compiler was $name then and is $now now" ;; esac
+    fi
 }
-
-# ---- Building ----
 
 # build PRESET [cmake options]
 build() {
-    local preset=$1 log
+    local preset=$1 log why
     shift
     mkdir -p build
+    why=$(stale_because "build/$preset")
+    if [ -n "$why" ]; then
+        echo "build/$preset is from elsewhere: $why. Removing it, to build anew."
+        rm -rf "build/$preset" || die "build/$preset is from elsewhere and could not be removed: remove it, then run this again"
+    fi
     log=build/configure-$preset.log
+    { : >"$log"; } 2>/dev/null || die "$log cannot be written: is the disk full? Mend that, then run this again"
     if ! cmake --preset "$preset" "$@" >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         fault "cmake could not configure the build: its last lines stand above, all of them in $log"
     fi
-    grep -E '^-- (CUDA device|BLAS)' "$log" || true
-    cmake --build --preset "$preset" ||
-        fault "the build failed: the compiler's message stands above; with little memory try again (it goes on)"
+    grep -E '^-- (CUDA device|Products)' "$log" || true
+    log=build/build-$preset.log
+    if ! cmake --build --preset "$preset" 2>&1 | tee "$log"; then
+        # The kernel kills what takes the last memory, and g++ or ninja says so.
+        if grep -qE 'Killed|signal 9|out of memory|virtual memory exhausted' "$log"; then
+            die "the compiler was killed, most likely since memory ran out: end other programs, or let one compiler run at" \
+                "a time (it goes on where it stopped):  CMAKE_BUILD_PARALLEL_LEVEL=1 $0"
+        fi
+        fault "the build failed: the compiler's message stands above, and in $log"
+    fi
 }
