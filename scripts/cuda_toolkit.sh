@@ -46,13 +46,14 @@ known_to() {
 }
 # names GPUS: "NVIDIA T4 (sm_75) and NVIDIA L4 (sm_89)"
 names() {
-    sed 's/^\([0-9]*\)\.\([0-9]*\), *[^,]*, *\(.*\)/\3 (sm_\1\2)/' <<<"$1" | sort -u | sed -n 'H;${x;s/\n//;s/\n/ and /g;p}'
+    sed 's/^\([0-9]*\)\.\([0-9]*\), *[^,]*, *\(.*\)/\3 (sm_\1\2)/' <<<"$1" | sort -u | paste -sd '|' - | sed 's/|/ and /g'
 }
 
-# choose_devices MODE: sets cuda_options for cmake and visible_gpus, and says why in a line. MODE is "ask" before a missing
-# toolkit is installed, "yes" to install it, or "test": nothing is installed, and without a GPU the kernels are compiled.
+# choose_devices MODE: sets cuda_options for cmake and visible_gpus, and says why in a line. MODE is "ask" before a
+# missing toolkit is installed, "yes" to install it, or "test": nothing is installed, and where there is no GPU the kernels
+# are compiled all the same.
 choose_devices() {
-    local mode=$1 all usable buildable driver nvcc why toolkit architectures
+    local mode=$1 all usable buildable left_out driver nvcc why toolkit architectures
     cuda_options=(-DINGOT_CUDA=OFF)
     visible_gpus=""
     if ! has_gpu; then
@@ -91,12 +92,13 @@ choose_devices() {
             "Install a newer toolkit to use it."
         return 0
     fi
-    architectures=$(sed 's/^\([0-9]*\)\.\([0-9]*\),.*/\1\2/' <<<"$buildable" | sort -un | sed -n 'H;${x;s/\n//;s/\n/;/g;p}')
+    architectures=$(sed 's/^\([0-9]*\)\.\([0-9]*\),.*/\1\2/' <<<"$buildable" | sort -un | paste -sd ';' -)
     cuda_options=(-DINGOT_CUDA=ON -DINGOT_NVCC="$nvcc" -DINGOT_CUDA_ARCHITECTURES="$architectures")
     echo "Devices: CPU and $(names "$buildable")."
     if [ "$buildable" != "$all" ]; then
-        visible_gpus=$(sed 's/^[^,]*, *\([^,]*\),.*/\1/' <<<"$buildable" | sed -n 'H;${x;s/\n//;s/\n/,/g;p}')
-        echo "Left out, since too old for the kernels or too new for the toolkit: $(names "$(grep -vxF "$buildable" <<<"$all")")."
+        visible_gpus=$(sed 's/^[^,]*, *\([^,]*\),.*/\1/' <<<"$buildable" | paste -sd ',' -)
+        left_out=$(grep -vxF "$buildable" <<<"$all")
+        echo "Left out, since too old for the kernels or too new for the toolkit: $(names "$left_out")."
         echo "To keep ./train off them:  export CUDA_VISIBLE_DEVICES=$visible_gpus"
     fi
 }

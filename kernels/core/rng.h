@@ -69,7 +69,7 @@ INGOT_HD inline float natural_log(float x) {
     memcpy(&bits, &x, sizeof bits);
     int32_t exponent = static_cast<int32_t>(bits >> 23) - 126;
     bits = (bits & 0x007fffffu) | 0x3f000000u;
-    float m = 0;  // GCC 11 does not see that memcpy fills it
+    float m = 0;                  // GCC 11 does not see that memcpy fills it
     memcpy(&m, &bits, sizeof m);  // in [0.5, 1)
     if (m < 0.70710678f) {
         exponent -= 1;

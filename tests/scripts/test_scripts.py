@@ -25,7 +25,7 @@ import unittest
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TOOLS = ("bash", "sh", "cat", "dirname", "find", "grep", "head", "mkdir", "mktemp", "readlink", "rm", "sed", "sleep",
+TOOLS = ("bash", "sh", "cat", "dirname", "find", "grep", "head", "mkdir", "mktemp", "paste", "readlink", "rm", "sed", "sleep",
          "sort", "stat", "tail", "tee", "tr", "uname", "env", "chmod")
 H100 = "9.0, GPU-1, NVIDIA H100 80GB HBM3"
 DRIVER = """case "$*" in
