@@ -1,5 +1,5 @@
-# What the build takes from the system. What is not found is a Debian package in INGOT_MISSING; this is the one place that
-# decides it, for the build itself and for scripts/common.sh, which installs what is missing.
+# What the build takes from the system. What is not found is a Debian package in INGOT_MISSING; this is the one place
+# that decides it, for the build itself and for scripts/common.sh, which installs what is missing.
 set(INGOT_MISSING "")           # packages
 set(INGOT_MISSING_REQUIRED "")  # those of them that the build cannot do without
 set(INGOT_MISSING_WHAT "")      # what these hold, for people
@@ -39,9 +39,10 @@ if(NOT OpenMP_CXX_FOUND)
 endif()
 
 # ---- A BLAS with the C interface ----
-# A header and a library may each be there and yet not belong together: several packages have a cblas.h, some of them for
-# 64-bit integers or without extern "C", and Debian's alternatives choose header and library one by one. So what counts
-# is that a program compiles and links against the pair. The reference BLAS is not looked for: it is many times slower.
+# A header and a library may each be there and yet not belong together: several packages have a cblas.h, some of them
+# for 64-bit integers or without extern "C", and Debian's alternatives choose header and library one by one. So what
+# counts is that a program compiles and links against the pair. The reference BLAS is not looked for: it is many times
+# slower.
 set(INGOT_CBLAS_INCLUDE "" CACHE PATH "Folder of the cblas.h to take (with INGOT_CBLAS_LIBRARY; default: looked for)")
 set(INGOT_CBLAS_LIBRARY "" CACHE FILEPATH "The BLAS to take (with INGOT_CBLAS_INCLUDE; default: OpenBLAS, BLIS, ...)")
 

@@ -50,8 +50,8 @@ check_owner() {
         done
     )
     first=${first%%$'\n'*}
-    [ -z "$first" ] || die "$first belongs to $(stat -c %U "$first"), and $(id -un) cannot write it (was this run with" \
-        "sudo before?). Take over all of this folder, then run this again:  sudo chown -R $(id -un): '$PWD'"
+    [ -z "$first" ] || die "$first belongs to $(stat -c %U "$first"), and $(id -un) cannot write it (was this run as" \
+        "root before?). Take over all of this folder, then run this again:  sudo chown -R $(id -un): '$PWD'"
 }
 
 # ---- Packages ----
@@ -214,8 +214,8 @@ install_missing() {
             die "apt-get could not install them: mend what it says above (is there a network?), then run this again"
     done
     packages=$(missing_packages "$@")
-    [ -z "$packages" ] || die "apt-get has installed them, and yet the build finds nothing of" ${packages//$'\n'/ }": is" \
-        "another compiler or another prefix in use (CXX is ${CXX:-not set}, PATH is $PATH)?"
+    [ -z "$packages" ] || die "apt-get has installed them, and yet the build finds nothing of ${packages//$'\n'/ }:" \
+        "is another compiler or another prefix in use (CXX is ${CXX:-not set}, PATH is $PATH)?"
 }
 
 # make_venv [PACKAGE...]: puts them (matplotlib) into .venv unless this Python has them; returns 1 where that fails.
@@ -298,7 +298,7 @@ build() {
     why=$(stale_because "build/$preset")
     if [ -n "$why" ]; then
         echo "build/$preset is from elsewhere: $why. Removing it, to build anew."
-        rm -rf "build/$preset" || die "build/$preset is from elsewhere and could not be removed: remove it, then run this again"
+        rm -rf "build/$preset" || die "build/$preset could not be removed: remove it yourself, then run this again"
     fi
     log=build/configure-$preset.log
     { : >"$log"; } 2>/dev/null || die "$log cannot be written: is the disk full? Mend that, then run this again"
@@ -311,8 +311,8 @@ build() {
     if ! cmake --build --preset "$preset" 2>&1 | tee "$log"; then
         # The kernel kills what takes the last memory, and g++ or ninja says so.
         if grep -qE 'Killed|signal 9|out of memory|virtual memory exhausted' "$log"; then
-            die "the compiler was killed, most likely since memory ran out: end other programs, or let one compiler run at" \
-                "a time (it goes on where it stopped):  CMAKE_BUILD_PARALLEL_LEVEL=1 $0"
+            die "the compiler was killed, most likely since memory ran out: end other programs, or let one compiler" \
+                "run at a time (it goes on where it stopped):  CMAKE_BUILD_PARALLEL_LEVEL=1 $0"
         fi
         fault "the build failed: the compiler's message stands above, and in $log"
     fi

@@ -7,7 +7,9 @@ has_gpu() { have nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU [0-9]';
 driver_cuda() { nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p' | head -n 1; }
 
 # The GPUs, one a line: "9.0, GPU-<uuid>, NVIDIA H100 80GB HBM3". Lines without a capability say nothing of use.
-list_gpus() { nvidia-smi --query-gpu=compute_cap,uuid,name --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]'; }
+list_gpus() {
+    nvidia-smi --query-gpu=compute_cap,uuid,name --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]'
+}
 
 find_nvcc() {
     local nvcc
@@ -46,20 +48,21 @@ known_to() {
 }
 # names GPUS: "NVIDIA T4 (sm_75) and NVIDIA L4 (sm_89)"
 names() {
-    sed 's/^\([0-9]*\)\.\([0-9]*\), *[^,]*, *\(.*\)/\3 (sm_\1\2)/' <<<"$1" | sort -u | paste -sd '|' - | sed 's/|/ and /g'
+    sed 's/^\([0-9]*\)\.\([0-9]*\), *[^,]*, *\(.*\)/\3 (sm_\1\2)/' <<<"$1" | sort -u |
+        paste -sd '|' - | sed 's/|/ and /g'
 }
 
 # choose_devices MODE: sets cuda_options for cmake and visible_gpus, and says why in a line. MODE is "ask" before a
-# missing toolkit is installed, "yes" to install it, or "test": nothing is installed, and where there is no GPU the kernels
-# are compiled all the same.
+# missing toolkit is installed, "yes" to install it, or "test": nothing is installed, and where there is no GPU the
+# kernels are compiled all the same.
 choose_devices() {
     local mode=$1 all usable buildable left_out driver nvcc why toolkit architectures
     cuda_options=(-DINGOT_CUDA=OFF)
     visible_gpus=""
     if ! has_gpu; then
         if [ "$mode" = test ] && nvcc=$(find_nvcc) && at_least "$(toolkit_cuda "$nvcc")" 12.4; then
-            echo "Devices: CPU. There is no NVIDIA GPU with a driver here, but nvcc: the kernels are compiled, for sm_80," \
-                "and their tests are skipped."
+            echo "Devices: CPU. There is no NVIDIA GPU with a driver here, but nvcc: the kernels are compiled for" \
+                "sm_80, and their tests are skipped."
             cuda_options=(-DINGOT_CUDA=ON -DINGOT_NVCC="$nvcc" -DINGOT_CUDA_ARCHITECTURES=80)
         elif grep -qs 0x10de /sys/bus/pci/devices/*/vendor; then
             echo "Device: CPU. An NVIDIA card is here, but no driver answers (nvidia-smi): install one to use the card."
@@ -72,12 +75,12 @@ choose_devices() {
     driver=$(driver_cuda)
     all=$(list_gpus) || true
     if [ -z "$driver" ] || [ -z "$all" ]; then
-        echo "Device: CPU (nvidia-smi does not say which GPU this is, or which CUDA its driver runs: is the driver old?)."
+        echo "Device: CPU (nvidia-smi does not say which GPU this is, or which CUDA it runs: is the driver old?)."
         return 0
     fi
     usable=$(new_enough <<<"$all")
     if [ -z "$usable" ]; then
-        echo "Device: CPU. The kernels need a GPU of sm_80 or later (A100, RTX 30, or newer), and here is $(names "$all")."
+        echo "Device: CPU. The kernels need a GPU of sm_80 or later (A100, RTX 30, newer), and here is $(names "$all")."
         return 0
     fi
     nvcc=$(find_nvcc) || { offer_toolkit "$driver" "$mode" && nvcc=$(find_nvcc); } || return 0
@@ -88,8 +91,8 @@ choose_devices() {
     fi
     buildable=$(known_to "$nvcc" <<<"$usable")
     if [ -z "$buildable" ]; then
-        echo "Device: CPU. The CUDA toolkit $toolkit is older than the GPU and cannot build for it: $(names "$usable")." \
-            "Install a newer toolkit to use it."
+        echo "Device: CPU. The CUDA toolkit $toolkit is older than the GPU and cannot build for it:" \
+            "$(names "$usable"). Install a newer toolkit to use it."
         return 0
     fi
     architectures=$(sed 's/^\([0-9]*\)\.\([0-9]*\),.*/\1\2/' <<<"$buildable" | sort -un | paste -sd ';' -)

@@ -1,106 +1,28 @@
-"""quickstart, test and what they share: packages and who installs them, the choice of devices and of a processor,
-old build folders, Ctrl-C, options; the pages; prepare.py's progress.
+"""quickstart, test and what they share: packages and who installs them, old build folders, Ctrl-C, options; the pages;
+prepare.py's progress.
 
-The commands that they ask (nvidia-smi, nvcc, id, apt-get) are stood in for by scripts of a line, so that every machine
-can be had. The whole quickstart is no test here: it installs, builds and trains for minutes.
+The commands that they ask (id, apt-get, sudo, cmake) are stood in for by scripts of a line, so that every machine can
+be had. The whole quickstart is no test here: it installs, builds and trains for minutes, in scripts/dev/first_contact.
 
-Seen to catch: versions compared as text (12.10 before 12.4); a package or a file that README.md names wrongly; no
-question of sudo's at a terminal; no `trap` for Ctrl-C, and none of its own for training; a GPU taken unseen; the log of
-an earlier run shown as the reason.
+Seen to catch: a package or a file that README.md names wrongly; no question of sudo's at a terminal; no `trap` for
+Ctrl-C, and none of its own for training; the log of an earlier run shown as the reason.
 """
 
 import importlib.util
 import io
 import os
 import pathlib
-import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 from unittest import mock
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TOOLS = ("bash", "sh", "cat", "dirname", "find", "grep", "head", "mkdir", "mktemp", "paste", "readlink", "rm", "sed", "sleep",
-         "sort", "stat", "tail", "tee", "tr", "uname", "env", "chmod")
-H100 = "9.0, GPU-1, NVIDIA H100 80GB HBM3"
-DRIVER = """case "$*" in
-  *compute_cap*) printf '%s\\n' GPUS ;;
-  -L) echo 'GPU 0: of some kind (UUID: GPU-1)' ;;
-  *) echo '| NVIDIA-SMI 580.65   Driver Version: 580.65   CUDA Version: DRIVER  |' ;;
-esac"""
-NVCC = """case "$*" in
-  *list-gpu-arch*) printf 'compute_%s\\n' ARCHITECTURES ;;
-  *) echo 'Cuda compilation tools, release TOOLKIT, VTOOLKIT.88' ;;
-esac"""
-# What nvcc --list-gpu-arch says.
-ARCHITECTURES = {"12.0": "80 86 89 90", "12.4": "80 86 89 90", "12.8": "80 86 89 90 100 120",
-                 "13.0": "75 80 86 89 90 100 120"}
-
-
-class Scripts(unittest.TestCase):
-    """Runs shell code over the scripts on a machine that has the tools above and what a test adds."""
-
-    def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(self.temporary.cleanup)
-        self.bin = pathlib.Path(self.temporary.name)
-        for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool))
-        (self.bin / "python3").symlink_to(sys.executable)
-        self.fake("id", "echo 1000")  # no root, and no sudo
-        self.fake("apt-get", "echo apt-get \"$@\"")
-
-    def fake(self, name, body):
-        path = self.bin / name
-        path.unlink(missing_ok=True)  # of TOOLS it is a link, and writing would go through it
-        path.write_text(f"#!/bin/sh\n{body}\n")
-        path.chmod(0o755)
-
-    def environment(self, **more):
-        return {"PATH": str(self.bin), "HOME": "/nonexistent", **more}
-
-    def run_shell(self, code, *arguments, cwd=ROOT, **more):
-        return subprocess.run(["bash", "-euo", "pipefail", "-c", code, *arguments], cwd=cwd, text=True,
-                              capture_output=True, stdin=subprocess.DEVNULL, env=self.environment(**more))
-
-    def copy_that_builds_nothing(self):
-        """A checkout where everything is installed, built and prepared."""
-        copy = self.bin / "copy"
-        shutil.copytree(ROOT / "scripts", copy / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "data/tiny").mkdir(parents=True)
-        (copy / "data/tiny/meta.json").touch()
-        common = copy / "scripts/common.sh"
-        common.write_text(common.read_text() + "install_missing() { :; }; build() { :; }; make_venv() { return 1; }\n")
-        return copy
-
-    def at_terminal(self, code, typed=""):
-        """What a terminal shows when a person types this, and the exit code."""
-        process, terminal = pty.fork()
-        if process == 0:
-            os.chdir(ROOT)
-            os.execve(shutil.which("bash"), ["bash", "-euo", "pipefail", "-c", code], self.environment())
-        os.write(terminal, typed.encode())
-        shown = b""
-        while True:
-            try:
-                data = os.read(terminal, 4096)
-            except OSError:  # Linux's way to say that the other side was closed
-                break
-            if not data:
-                break
-            shown += data
-        os.close(terminal)
-        return shown.decode().replace("\r\n", "\n"), os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-    def shell(self, code, exit_code=0, **more):
-        result = self.run_shell(f". {ROOT}/scripts/common.sh; . {ROOT}/scripts/cuda_toolkit.sh; {code}", **more)
-        self.assertEqual(result.returncode, exit_code, result.stdout + result.stderr)
-        return result.stdout
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from scripts_case import ROOT, Scripts  # noqa: E402
 
 
 class Options(Scripts):
@@ -167,7 +89,7 @@ class Packages(Scripts):
     def test_without_cmake_all_of_them(self):
         self.fake("uname", "echo x86_64")
         self.assertEqual(self.shell("missing_packages tests").split(),  # python3 is among the tools above
-                         [package[0] for package in self.names() if package[1:] != ["clang"] and package[0] != "python3"])
+                         [name for name, *condition in self.names() if condition != ["clang"] and name != "python3"])
         self.assertNotIn("libgtest-dev", self.shell("missing_packages"))
         self.fake("c++", "echo Debian clang version 14.0.6")
         self.assertIn("libomp-dev", self.shell("missing_packages"))
@@ -206,15 +128,16 @@ class Packages(Scripts):
 
     def test_what_is_installed_and_still_not_found_is_no_success(self):
         self.fake("id", "echo 0")
-        result = self.run_shell(". scripts/common.sh; missing_packages() { echo libpcre2-dev; }; missing_extras() { :; };"
-                                "install_missing")
+        result = self.run_shell(". scripts/common.sh; missing_packages() { echo libpcre2-dev; };"
+                                "missing_extras() { :; }; install_missing")
         self.assertEqual((result.returncode, result.stdout.count("install -y")), (2, 2), result.stdout)
         self.assertRegex(result.stderr, "^error: apt-get has installed them, and yet .* libpcre2-dev.*\n$")
 
     def test_another_program_that_reads_the_lists_is_waited_for(self):
         self.fake("id", "echo 0")
         self.fake("sleep", f"echo slept >> {self.bin}/slept")
-        self.fake("apt-get", f"[ -e {self.bin}/slept ] || {{ echo 'E: Could not get lock /var/lib/apt/lists/lock'; exit 100; }}")
+        self.fake("apt-get", f"[ -e {self.bin}/slept ] || {{ echo 'E: Could not get lock /var/lib/apt/lists/lock'; "
+                             "exit 100; }")
         self.assertIn("waiting", self.shell("apt_update"))
         self.assertEqual((self.bin / "slept").read_text(), "slept\n")
         self.fake("apt-get", "echo 'E: no network'; exit 100")  # no reason to wait
@@ -233,7 +156,7 @@ class Packages(Scripts):
 esac""")
         shown, code = self.at_terminal(missing, "wrong\n")
         self.assertEqual(code, 2, shown)
-        self.assertRegex(shown, "error: sudo does not let .* administrator .*  apt-get update && apt-get install -y .*cmake")
+        self.assertRegex(shown, "error: sudo does not let .* administrator .*  apt-get update && apt-get .*cmake")
         shown, code = self.at_terminal(missing, "secret\n")
         self.assertEqual(code, 0, shown)
         self.assertRegex(shown, r"(?s)To install from this system's package lists: cmake\n.*sudo asks for your password"
@@ -251,158 +174,6 @@ esac""")
         self.fake("id", "echo 0")
         self.fake("apt-get", "exit 100")
         self.assertIn("Going on without python3-venv", self.shell(f"{extras} install_missing"))
-
-
-class Devices(Scripts):
-    def choose(self, mode="ask", driver=None, toolkit=None, system="debian 12", gpus=(H100,)):
-        if driver is not None:
-            self.fake("nvidia-smi", DRIVER.replace("DRIVER", driver).replace("GPUS", " ".join(f"'{gpu}'" for gpu in gpus)))
-        if toolkit is not None:
-            self.fake("nvcc", self.nvcc(toolkit))
-        name, version = system.split()
-        release = self.bin / "os-release"
-        release.write_text(f'ID={name}\nVERSION_ID="{version}"\n')
-        # A toolkit that this machine may have elsewhere does not count.
-        find = 'find_nvcc() { command -v nvcc; }; uname() { echo x86_64; };'
-        output = self.shell(f'{find} OS_RELEASE={release}; choose_devices {mode}; echo "${{cuda_options[*]}}$visible_gpus"')
-        *lines, options = output.splitlines()
-        return "\n".join(lines), options
-
-    @staticmethod
-    def nvcc(toolkit):
-        return NVCC.replace("TOOLKIT", toolkit).replace("ARCHITECTURES", ARCHITECTURES[toolkit])
-
-    def test_versions_are_compared_as_numbers(self):
-        for a, b, code in (("12.10", "12.4", 0), ("12.4", "12.4", 0), ("12.3", "12.4", 1), ("9.2", "12.4", 1),
-                           ("13.0", "12.9", 0)):
-            with self.subTest(f"{a} {b}"):
-                self.shell(f"at_least {a} {b}", exit_code=code)
-
-    def test_no_gpu(self):
-        text, options = self.choose(toolkit="13.0")
-        self.assertIn("Device: CPU", text)
-        self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_driver_that_does_not_answer(self):
-        self.fake("nvidia-smi", "echo 'NVIDIA-SMI has failed'; exit 9")
-        self.assertEqual(self.choose(toolkit="13.0")[1], "-DINGOT_CUDA=OFF")
-
-    def test_gpu_and_toolkit_that_fits(self):
-        for driver, toolkit in (("13.0", "13.0"), ("13.1", "12.8"), ("12.4", "12.8")):
-            with self.subTest(f"{driver} {toolkit}"):
-                text, options = self.choose(driver=driver, toolkit=toolkit)
-                self.assertIn("NVIDIA H100", text)
-                self.assertIn("-DINGOT_CUDA=ON", options)
-                self.assertIn("-DINGOT_CUDA_ARCHITECTURES=90", options)
-
-    def test_driver_and_toolkit_that_do_not_fit(self):
-        for driver, toolkit, says in (("12.8", "13.0", "update the driver"), ("13.0", "12.0", "12.4 or later")):
-            with self.subTest(f"{driver} {toolkit}"):
-                text, options = self.choose(driver=driver, toolkit=toolkit)
-                self.assertIn(says, text)
-                self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_no_toolkit_without_a_yes(self):
-        self.fake("id", "echo 0")
-        text, options = self.choose(driver="13.0")  # standard input is no terminal: nobody can say yes
-        self.assertIn("cuda-nvcc-13-0 cuda-cudart-dev-13-0 libcublas-dev-13-0", text)
-        self.assertIn("GB to download", text)
-        self.assertIn("--yes", text)
-        self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_toolkit_for_an_older_driver(self):
-        self.assertIn("cuda-nvcc-12-8", self.choose(driver="12.2")[0])
-        self.assertIn("update the driver", self.choose(driver="11.8")[0])
-
-    def test_toolkit_on_another_system(self):
-        text, options = self.choose(mode="yes", driver="13.0", system="fedora 42")
-        self.assertIn("install the CUDA toolkit 13.0", text)
-        self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_toolkit_with_a_yes(self):
-        self.fake("id", "echo 0")
-        (self.bin / "python3").unlink()
-        self.fake("python3", "echo fetch \"$3\"")
-        nvcc = self.bin / "nvcc"
-        self.fake("nvcc.new", self.nvcc("13.0"))
-        # The last call of apt-get puts nvcc there.
-        self.fake("apt-get", f"echo apt-get \"$@\"; case \"$*\" in *cuda-nvcc*) cat {nvcc}.new > {nvcc}; "
-                             f"chmod 755 {nvcc};; esac")
-        text, options = self.choose(mode="yes", driver="13.0", system="ubuntu 24.04")
-        self.assertIn("/ubuntu2404/x86_64/cuda-keyring", text)
-        self.assertIn("-DINGOT_CUDA=ON", options)
-
-    def test_toolkit_that_cannot_be_installed(self):
-        self.fake("id", "echo 0")
-        (self.bin / "python3").unlink()
-        self.fake("python3", "exit 1")  # no network
-        text, options = self.choose(mode="yes", driver="13.0")
-        self.assertIn("could not be installed", text)
-        self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-
-    def test_a_gpu_that_is_too_old(self):
-        """Told before a toolkit is offered, and with one that would build for it."""
-        self.fake("id", "echo 0")
-        for gpu, name in (("7.5, GPU-1, Tesla T4", r"Tesla T4 \(sm_75\)"),
-                          ("6.1, GPU-1, NVIDIA GeForce GTX 1080", r"GTX 1080 \(sm_61\)")):
-            for toolkit in (None, "13.0"):
-                for mode in ("yes", "test"):
-                    with self.subTest(gpu=gpu, toolkit=toolkit, mode=mode):
-                        text, options = self.choose(mode, driver="13.0", toolkit=toolkit, gpus=(gpu,))
-                        self.assertRegex(text, rf"^Device: CPU\. The kernels need a GPU of sm_80 .*{name}\.$")
-                        self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_a_gpu_that_is_newer_than_the_toolkit(self):
-        for mode in ("ask", "test"):
-            text, options = self.choose(mode, driver="13.0", toolkit="12.4",
-                                        gpus=("12.0, GPU-1, NVIDIA GeForce RTX 5090",))
-            self.assertRegex(text, r"^Device: CPU\. The CUDA toolkit 12\.4 is older .*RTX 5090 \(sm_120\)\. Install a newer")
-            self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_several_gpus(self):
-        cards = ("7.5, GPU-a, Tesla T4", "8.0, GPU-b, NVIDIA A100", "9.0, GPU-c, NVIDIA H100", "9.0, GPU-d, NVIDIA H100")
-        text, options = self.choose(driver="13.0", toolkit="12.8", gpus=cards[1:])
-        self.assertRegex(text, r"^Devices: CPU and NVIDIA A100 \(sm_80\) and NVIDIA H100 \(sm_90\)\.$")
-        self.assertTrue(options.endswith("-DINGOT_CUDA_ARCHITECTURES=80;90"), options)
-        text, options = self.choose(driver="13.0", toolkit="12.8", gpus=cards[:2])
-        self.assertRegex(text, r"Left out.*: Tesla T4 \(sm_75\)\.\n.*CUDA_VISIBLE_DEVICES=GPU-b$")
-        self.assertTrue(options.endswith("-DINGOT_CUDA_ARCHITECTURES=80GPU-b"), options)
-
-    def test_a_driver_that_does_not_say_which_gpu(self):
-        text, options = self.choose(driver="11.4", toolkit="12.8", gpus=('Field "compute_cap" is not a valid field.',))
-        self.assertIn("is the driver old?", text)
-        self.assertEqual(options, "-DINGOT_CUDA=OFF")
-
-    def test_the_tests_compile_for_a_gpu_that_is_not_here(self):
-        text, options = self.choose("test", toolkit="12.8")
-        self.assertIn("their tests are skipped", text)
-        self.assertTrue(options.endswith("-DINGOT_CUDA_ARCHITECTURES=80"), options)
-        self.assertEqual(self.choose("test", toolkit="12.0")[1], "-DINGOT_CUDA=OFF")
-
-    def test_the_tests_install_no_toolkit(self):
-        self.fake("id", "echo 0")
-        self.assertIn("install the CUDA toolkit", self.choose("test", driver="13.0")[0])
-
-
-class Processor(Scripts):
-    V2 = "fpu sse sse2 pni ssse3 cx16 sse4_1 sse4_2 popcnt lahf_lm"
-    V3 = V2 + " movbe avx f16c avx2 fma bmi1 bmi2 abm"
-
-    def choose(self, flags, machine="x86_64"):
-        self.fake("uname", f"echo {machine}")
-        cpuinfo = self.bin / "cpuinfo"
-        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n")
-        return self.shell('choose_processor; echo "${processor_options[*]}"', CPUINFO=str(cpuinfo))
-
-    def test_it_gets_what_it_can_run(self):
-        self.assertEqual(self.choose(self.V3), "\n")
-        self.assertEqual(self.choose("", machine="aarch64"), "\n")
-        text = self.choose(self.V2)
-        self.assertIn("This processor lacks avx avx2 fma bmi1 bmi2 f16c movbe abm: building for x86-64-v2", text)
-        self.assertIn("-DINGOT_MARCH=x86-64-v2 -DINGOT_ONEDNN=OFF", text)
-        self.assertIn("-DINGOT_MARCH=x86-64-v2 ", self.choose(self.V3.replace("avx2 ", "")))
-        self.assertIn("-DINGOT_MARCH=x86-64 ", self.choose("fpu sse sse2 pni"))
 
 
 class Owners(Scripts):
@@ -443,8 +214,8 @@ class Owners(Scripts):
         log.write_text("of an earlier run\n")
         result = check()
         self.assertEqual(result.returncode, 2)
-        self.assertRegex(result.stderr, r"^error: build/configure-release.log belongs to root, and nobody cannot write it"
-                                        r".*  sudo chown -R nobody: '.*a checkout'\n$")
+        self.assertRegex(result.stderr, r"^error: build/configure-release.log belongs to root, and nobody cannot write "
+                                        r"it.*  sudo chown -R nobody: '.*a checkout'\n$")
 
 
 class Builds(Scripts):
@@ -454,7 +225,7 @@ class Builds(Scripts):
         super().setUp()
         self.checkout = self.bin / "checkout"
         (self.checkout / "build/release").mkdir(parents=True)
-        self.fake("cmake", 'case $1 in --build) echo "BUILDS"; exit CODE ;; *) echo "-- Products on the CPU: some" ;; esac')
+        self.fake("cmake", 'case $1 in --build) echo "BUILDS"; exit CODE ;; esac; echo "-- Products on the CPU: some"')
         self.fake("g++", "echo 12.2.0")
 
     def build(self, exit_code=0, says="fine", code=0, **more):
@@ -467,8 +238,9 @@ class Builds(Scripts):
 
     def cache(self, version="12.2.0", **more):
         fields = {"CMAKE_HOME_DIRECTORY": self.checkout, "CMAKE_CACHEFILE_DIR": self.checkout / "build/release",
-                  "CMAKE_GENERATOR": "Ninja", "CMAKE_COMMAND": self.bin / "cmake", "CMAKE_MAKE_PROGRAM": self.bin / "sh",
-                  "CMAKE_CXX_COMPILER": self.bin / "g++", "INGOT_NVCC": "INGOT_NVCC-NOTFOUND", **more}
+                  "CMAKE_GENERATOR": "Ninja", "CMAKE_COMMAND": self.bin / "cmake",
+                  "CMAKE_MAKE_PROGRAM": self.bin / "sh", "CMAKE_CXX_COMPILER": self.bin / "g++",
+                  "INGOT_NVCC": "INGOT_NVCC-NOTFOUND", **more}
         folder = self.checkout / "build/release"
         (folder / "CMakeFiles/3.25.1").mkdir(parents=True, exist_ok=True)
         (folder / "CMakeCache.txt").write_text("".join(f"{name}:INTERNAL={value}\n" for name, value in fields.items()))
