@@ -35,6 +35,27 @@ class CudaStandard(unittest.TestCase):
                 self.assertRegex(compiled[source], r"-std=c\+\+20\b")
 
 
+class Options(unittest.TestCase):
+    def test_a_warning_is_an_error_only_where_that_was_asked_for(self):
+        build = pathlib.Path(os.environ["INGOT_BUILD_DIR"])
+        is_asked_for = "INGOT_WARNINGS_AS_ERRORS:BOOL=ON" in (build / "CMakeCache.txt").read_text()
+        ours = [entry for entry in json.loads((build / "compile_commands.json").read_text())
+                if pathlib.Path(entry["file"]).is_relative_to(ROOT) and "/_deps/" not in entry["file"]]
+        self.assertGreater(len(ours), 20)
+        for entry in ours:
+            with self.subTest(entry["file"]):
+                self.assertEqual(bool(re.search(r" -Werror[ =]", entry["command"])), is_asked_for)
+
+    def test_an_architecture_that_the_kernels_are_not_for(self):
+        for architectures in ("75", "80;61", "native"):
+            with self.subTest(architectures), tempfile.TemporaryDirectory() as build:
+                result = subprocess.run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", build, "-DINGOT_TESTS=OFF",
+                                         "-DINGOT_CUDA=ON", "-DINGOT_NVCC=/bin/true",
+                                         f"-DINGOT_CUDA_ARCHITECTURES={architectures}"], text=True, capture_output=True)
+                self.assertEqual(result.returncode, 1)
+                self.assertRegex(" ".join(result.stderr.split()), "kernels need sm_80 or later.*-DINGOT_CUDA=OFF")
+
+
 class Missing(unittest.TestCase):
     """What CMake says is missing on a system that has nothing but its compiler and what a test puts there."""
 
