@@ -53,9 +53,11 @@ class Options(Scripts):
     def test_by_another_shell_and_by_a_link(self):
         link = self.bin / "link to it"
         link.symlink_to(ROOT / "scripts/quickstart")
-        self.fake("dash", 'exec /bin/dash "$@"')
-        for command in ("sh scripts/quickstart", "dash scripts/quickstart", "bash --posix scripts/quickstart",
-                        f"'{link}'", f"sh '{link}'", "sh scripts/test"):
+        commands = ["sh scripts/quickstart", "bash --posix scripts/quickstart", f"'{link}'", f"sh '{link}'",
+                    "sh scripts/test"]
+        if shutil.which("dash"):
+            commands.append(f"{shutil.which('dash')} scripts/quickstart")
+        for command in commands:
             with self.subTest(command):
                 result = self.run_shell(f"{command} --help")
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
