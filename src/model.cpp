@@ -58,7 +58,6 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
       dtype_(dtype),
       stats_(accumulation_dtype(dtype)),
       max_tokens_(max_tokens),
-      max_positions_(max_positions),
       recompute_(is_training ? recompute : Recompute::block),
       z_loss_(z_loss),
       attention_(attention) {

@@ -137,7 +137,7 @@ class Model {
     ModelConfig config_;
     ParameterTable table_;
     DType dtype_, stats_;
-    int64_t max_tokens_, max_positions_;
+    int64_t max_tokens_;
     Recompute recompute_;
     double z_loss_;
     int64_t chunk_;  // tokens whose logits exist at a time

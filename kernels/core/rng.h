@@ -6,9 +6,9 @@
 // or a square root: operations that IEEE 754 rounds exactly, and that no compiler may contract.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "kernels/core/hd.h"
 
@@ -62,15 +62,30 @@ INGOT_HD inline float root(float a) {
 #endif
 }
 
+// Not by memcpy: GCC 11 warns then that what it fills may be uninitialized.
+INGOT_HD inline uint32_t bits_of(float a) {
+#ifdef __CUDA_ARCH__
+    return __float_as_uint(a);
+#else
+    return std::bit_cast<uint32_t>(a);
+#endif
+}
+
+INGOT_HD inline float float_of(uint32_t a) {
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(a);
+#else
+    return std::bit_cast<float>(a);
+#endif
+}
+
 // Natural logarithm of a normal float: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), and the polynomial of Cephes logf
 // (Moshier 1989) in m - 1.
 INGOT_HD inline float natural_log(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
+    uint32_t bits = bits_of(x);
     int32_t exponent = static_cast<int32_t>(bits >> 23) - 126;
     bits = (bits & 0x007fffffu) | 0x3f000000u;
-    float m = 0;                  // GCC 11 does not see that memcpy fills it
-    memcpy(&m, &bits, sizeof m);  // in [0.5, 1)
+    float m = float_of(bits);  // in [0.5, 1)
     if (m < 0.70710678f) {
         exponent -= 1;
         m = m + m;
