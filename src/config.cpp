@@ -25,6 +25,65 @@ using nlohmann::json;
 
 namespace {
 
+// What other trainers and model files call a field, and its path here.
+constexpr std::pair<const char*, const char*> kOtherNames[] = {
+    {"learning_rate", "optimizer.lr"},
+    {"max_lr", "optimizer.lr"},
+    {"min_lr", "schedule.final_lr_fraction"},
+    {"min_learning_rate", "schedule.final_lr_fraction"},
+    {"adam_beta1", "optimizer.beta1"},
+    {"adam_beta2", "optimizer.beta2"},
+    {"adam_epsilon", "optimizer.eps"},
+    {"max_grad_norm", "optimizer.grad_clip"},
+    {"clip_grad_norm", "optimizer.grad_clip"},
+    {"gradient_clipping", "optimizer.grad_clip"},
+    {"max_steps", "training.steps"},
+    {"max_iters", "training.steps"},
+    {"num_steps", "training.steps"},
+    {"num_epochs", "training.epochs"},
+    {"num_train_epochs", "training.epochs"},
+    {"batch_size", "training.micro_batch_size"},
+    {"per_device_train_batch_size", "training.micro_batch_size"},
+    {"global_batch_size", "training.batch_tokens"},
+    {"total_batch_size", "training.batch_tokens"},
+    {"dtype", "training.precision"},
+    {"mixed_precision", "training.precision"},
+    {"gradient_checkpointing", "training.recompute"},
+    {"activation_checkpointing", "training.recompute"},
+    {"n_layer", "model.n_layers"},
+    {"num_layers", "model.n_layers"},
+    {"num_hidden_layers", "model.n_layers"},
+    {"n_embd", "model.d_model"},
+    {"hidden_size", "model.d_model"},
+    {"dim", "model.d_model"},
+    {"n_head", "model.n_heads"},
+    {"num_heads", "model.n_heads"},
+    {"num_attention_heads", "model.n_heads"},
+    {"num_kv_heads", "model.n_kv_heads"},
+    {"num_key_value_heads", "model.n_kv_heads"},
+    {"intermediate_size", "model.d_ff"},
+    {"ffn_dim", "model.d_ff"},
+    {"block_size", "model.context_length"},
+    {"seq_len", "model.context_length"},
+    {"max_seq_len", "model.context_length"},
+    {"sequence_length", "model.context_length"},
+    {"max_position_embeddings", "model.context_length"},
+    {"tie_word_embeddings", "model.tie_embeddings"},
+    {"rms_norm_eps", "model.norm_eps"},
+    {"layer_norm_epsilon", "model.norm_eps"},
+    {"initializer_range", "model.init_std"},
+    {"lr_scheduler", "schedule.type"},
+    {"lr_scheduler_type", "schedule.type"},
+    {"warmup_iters", "schedule.warmup_steps"},
+    {"eval_interval", "eval.every"},
+    {"eval_steps", "eval.every"},
+    {"save_interval", "checkpoint.every"},
+    {"save_steps", "checkpoint.every"},
+    {"save_total_limit", "checkpoint.keep"},
+    {"out_dir", "run_dir"},
+    {"output_dir", "run_dir"},
+};
+
 std::string suggestion(const std::string& path) {
     const std::string key = path.substr(path.rfind('.') + 1);
     std::string best;
@@ -41,6 +100,9 @@ std::string suggestion(const std::string& path) {
             best = name;
         }
     }
+    // A field's own name comes first, then another trainer's, then what is spelled nearly so.
+    for (const auto& [other, name] : kOtherNames)
+        if (key == other) return join("; did you mean ", name, "?");
     return best.empty() ? remove : "; did you mean " + best + "?";
 }
 
@@ -222,11 +284,29 @@ Config fields_of(const json& root, const std::string& source) {
     return config;
 }
 
+// The paths of all values that are given; null stands for what is not.
+void collect_paths(const json& value, const std::string& path, std::set<std::string>* paths) {
+    if (value.is_object())
+        for (const auto& [key, inner] : value.items())
+            collect_paths(inner, path.empty() ? key : path + "." + key, paths);
+    else if (!value.is_null())
+        paths->insert(path);
+}
+
 Config fields_of(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
     json root = parse_json(text, source, kConfigLimits);
     Reader(root, "", source);  // an object, or nothing can be set in it
-    for (const std::string& override_text : overrides) apply_override(root, override_text);
-    return fields_of(root, source);
+    std::set<std::string> chosen;
+    if (!is_resolved_config(root)) collect_paths(root, "", &chosen);
+    json set = json::object();
+    for (const std::string& override_text : overrides) {
+        apply_override(root, override_text);
+        apply_override(set, override_text);
+    }
+    collect_paths(set, "", &chosen);
+    Config config = fields_of(root, source);
+    config.chosen = std::move(chosen);
+    return config;
 }
 
 Config resolved(Config config, const std::string& source) {
@@ -305,6 +385,16 @@ Config read_config(const std::string& file, const std::vector<std::string>& over
     config = resolved(std::move(config), file);
     check_name(config.name);
     return config;
+}
+
+bool is_resolved_config(const json& value) {
+    if (!value.is_object()) return false;
+    for (const char* const section :
+         {"model", "data", "training", "optimizer", "schedule", "eval", "sample", "checkpoint", "log"})
+        if (!value.contains(section) || !value.at(section).is_object()) return false;
+    const json& model = value.at("model");
+    return value.value("run_dir", json()).is_string() && model.value("head_dim", json()).is_number() &&
+           model.value("d_ff", json()).is_number();
 }
 
 }  // namespace ingot

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -130,6 +131,9 @@ struct Config {
     SampleConfig sample;
     CheckpointConfig checkpoint;
     LogConfig log;
+    // The paths of the fields that were chosen ("eval.every"): by --set, or in a file that leaves others to Ingot. What
+    // a resolved config spells out was not chosen.
+    std::set<std::string> chosen;
 };
 
 // Reads FILE (JSON, comments allowed), applies overrides ("optimizer.lr=3e-4"; the value is JSON, or a bare string),
@@ -142,6 +146,10 @@ Config parse_config(const std::string& text, const std::string& source, const st
 
 // The same from what JSON says: a config within another file.
 Config config_from_json(const nlohmann::json& value, const std::string& source);
+
+// Whether JSON says what config_to_json() writes, or an older version wrote: the sections are all there, and the fields
+// are filled in that people leave to Ingot. Editing such a file by hand does not make it another.
+bool is_resolved_config(const nlohmann::json& value);
 
 // Turns training.epochs into training.steps, and fills the defaults that depend on them, once the number of training
 // tokens is known. Does nothing where steps are given. Throws UserError as read_config() does.

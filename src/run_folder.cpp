@@ -46,16 +46,11 @@ std::string why_other(int held, int folder, const std::string& name, int flags) 
     return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? " was renamed or removed" : "";
 }
 
-// Whether a text says no less than what write_config() writes, or an older version wrote: no comments, the sections all
-// there, and the fields filled in that people leave to Ingot. Editing such a file by hand does not make it another.
+// Whether a text is what write_config() writes: JSON without comments, and a resolved config.
 bool is_resolved(const std::string& text, const std::string& path) {
     try {
         parse_config(text, path, {});
-        const nlohmann::ordered_json object = nlohmann::ordered_json::parse(text);
-        for (const char* section : {"data", "training", "optimizer", "schedule", "eval", "sample", "checkpoint", "log"})
-            if (!object.contains(section)) return false;
-        return object.at("run_dir").is_string() && object.at("model").at("head_dim").is_number() &&
-               object.at("model").at("d_ff").is_number();
+        return is_resolved_config(nlohmann::json::parse(text));
     } catch (const std::exception&) {
         return false;
     }

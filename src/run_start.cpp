@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "kernels/core/check.h"
+#include "src/config_notes.h"
 #include "src/device_choice.h"
 #include "src/generate.h"
 
@@ -36,6 +37,11 @@ std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, Check
     return checkpoint;
 }
 
+void print_notes(const Config& config, const Device& device) {
+    for (const std::string& note : settings_without_effect(config, device.is_cpu()))
+        std::printf("note: %s\n", note.c_str());
+}
+
 void print_plan(const TrainingPlan& plan) {
     std::printf("%s%s", plan.features().c_str(), plan.memory_table().c_str());
 }
@@ -55,6 +61,7 @@ int dry_run(Config config) {
     std::string why;
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
     const Device device = is_planned ? Device::planned_cuda() : training_device(config);
+    print_notes(config, device);
     try {
         training_tokenizer(config);
         const TrainingData data(config);

@@ -26,6 +26,8 @@ std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, Check
 // Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
 
+// A line for each setting that changes nothing.
+void print_notes(const Config& config, const Device& device);
 void print_plan(const TrainingPlan& plan);
 void print_data(const TrainingData& data);
 

@@ -467,6 +467,7 @@ int train_in_folder(const TrainOptions& options, Config config) {
     }
     resolve_micro_batch(&config, device);
     TrainingPlan plan(config, device);
+    print_notes(config, device);
     print_data(data);
     if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
     print_plan(plan);

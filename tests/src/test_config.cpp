@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "kernels/core/check.h"
+#include "src/config_notes.h"
 
 namespace ingot::test {
 namespace {
@@ -203,6 +204,8 @@ TEST(Config, EveryKeyIsRead) {
 TEST(Config, UnknownAndMisplacedKeys) {
     expect_error({"optimizer.learning_rate=1"}, {"configs/trial.json", "unknown key optimizer.learning_rate"});
     expect_error({"model.n_layer=1"}, {"unknown key model.n_layer", "did you mean model.n_layers?"});
+    expect_error({"optimizer.learning_rate=1"}, {"unknown key optimizer.learning_rate", "did you mean optimizer.lr?"});
+    expect_error({"training.block_size=64"}, {"did you mean model.context_length?"});
     expect_error({"optimizer.bta1=0.5"}, {"did you mean optimizer.beta1?"});
     expect_error({"modle.d_ff=4"}, {"unknown key modle", "did you mean model?"});
     expect_error({"lr=0.1"}, {"unknown key lr", "it belongs at optimizer.lr"});
@@ -407,6 +410,39 @@ TEST(Config, EditorsMayBeToldTheSchema) {
     text.insert(1, "\"$schema\": \"schema.json\",");
     EXPECT_EQ(error_of({}, text), "accepted");
     expect_error({"model.$schema=x"}, {"unknown key model.$schema"});
+}
+
+// Seen to catch: what a resolved config spells out taken for chosen, --set over one not taken for it.
+TEST(Config, SettingsWithoutEffectAreNoted) {
+    const auto notes = [](const Config& config, bool is_cpu = false) {
+        std::string text;
+        for (const std::string& note : settings_without_effect(config, is_cpu)) text += note + "\n";
+        return text;
+    };
+    EXPECT_EQ(notes(parse(kMinimal), true), "");
+    const std::pair<const char*, const char*> chosen[] = {
+        {"model.rope_theta=5e5", "model.rope_theta has no effect: model.position is \"alibi\"\n"},
+        {"model.rope_theta=10000", "model.rope_theta has no effect: model.position is \"alibi\"\n"},
+        {"schedule.decay_steps=100", "schedule.decay_steps has no effect: schedule.type is \"cosine\"\n"},
+        {"eval.every=7", "eval.every has no effect: data.val names nothing to evaluate on\n"},
+        {"sample.tokens=7", "sample.tokens has no effect: sample.every is 0\n"},
+        {"training.tune=false", ""},
+        {"training.deterministic=false", ""},
+        {"checkpoint.host_memory=5", ""},
+        {"training.max_skipped_steps=5", ""}};
+    for (const auto& [setting, note] : chosen) EXPECT_EQ(notes(parse(kMinimal, {setting})), note) << setting;
+    EXPECT_EQ(notes(parse(kMinimal, {"model.rope_theta=5e5", "model.position=rope"})), "");
+    EXPECT_EQ(notes(parse(kMinimal, {"eval.every=7", "data.val=[\"b.bin\"]"})), "");
+    EXPECT_EQ(notes(parse(kMinimal, {"checkpoint.host_memory=5", "checkpoint.async=false"})),
+              "checkpoint.host_memory has no effect: checkpoint.async is false\n");
+    EXPECT_EQ(notes(parse(kMinimal, {"training.max_skipped_steps=5", "training.on_nonfinite=stop"})),
+              "training.max_skipped_steps has no effect: training.on_nonfinite is \"stop\"\n");
+    EXPECT_EQ(notes(parse(kMinimal, {"training.tune=false"}), true), "training.tune has no effect: the CPU trains\n");
+    EXPECT_EQ(notes(parse(kMinimal, {"training.deterministic=true"}), true),
+              "training.deterministic has no effect: the CPU trains, where all sums have one order\n");
+    const std::string resolved = config_to_json(parse(kMinimal)).dump();
+    EXPECT_EQ(notes(parse(resolved), true), "");
+    EXPECT_EQ(notes(parse(resolved, {"model.rope_theta=5e5"})), notes(parse(kMinimal, {"model.rope_theta=5e5"})));
 }
 
 TEST(Config, SixteenBitsNeedAGpu) {
