@@ -405,7 +405,8 @@ class Tools(unittest.TestCase):
                                 ("step --confg x.json",
                                  "unknown argument --confg: did you mean --config? see ./bench step --help"),
                                 ("kernels --rows many", "Could not convert: --rows = many: see ./bench kernels --help"),
-                                ("step --config nowhere.json", "cannot read the config nowhere.json: check the path")):
+                                ("step --config nowhere.json",
+                                 "cannot read the config nowhere.json: No such file or directory: check the path")):
             with self.subTest(arguments=arguments):
                 result = subprocess.run([bench, *arguments.split()], capture_output=True, text=True)
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", f"error: {text}\n"))
