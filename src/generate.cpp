@@ -1,5 +1,6 @@
 #include "src/generate.h"
 
+#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +24,9 @@ namespace ingot {
 namespace {
 
 constexpr size_t kMaxPromptBytes = size_t{64} << 20;
+// Threads meet a few times in every layer of every token. Where all the weights are multiplied in less than a
+// millisecond they gain nothing by it, and wait for each other on cores that others use (BENCHMARKS.md).
+constexpr int64_t kWeightsWorthThreads = 4'000'000;
 
 // One document of tokens[0 .. n) whose first has the position `position`; nothing to predict.
 void fill_text(const int32_t* tokens, size_t n, int64_t position, HostBatch* batch) {
@@ -248,6 +252,7 @@ int generate(const GenerateOptions& options) {
         std::fprintf(stderr, "note: the prompt has %ld tokens, the model's context is %ld: the last %ld are read\n",
                      static_cast<long>(num_prompt), static_cast<long>(context), static_cast<long>(max_tokens));
 
+    if (device.is_cpu() && model.table().flat_size() < kWeightsWorthThreads) omp_set_num_threads(1);
     catch_stop_signals();
     TextStream stream(isatty(STDOUT_FILENO) == 1, write_output);
     stream.put(prompt);
