@@ -4,7 +4,8 @@ What a process sets up once (a GPU's context, attributes of kernels, addresses) 
 test_ingot_torch.py, which runs this too where another Python has PyTorch. On a GPU all of it runs there, on the second
 GPU too where there are two; else a part of it on the CPU.
 
-Seen to catch: an attention kernel of Hopper started by a thread without a current context.
+The fault that it was written for: a kernel of Hopper could not be started by autograd's thread where that was the first
+to start one, since the thread had no current context.
 """
 
 import concurrent.futures
