@@ -114,9 +114,9 @@ class Taken(TrainerCase):
         victim = self.folder / "victim"
         victim.mkdir()
 
-        def redirect(_):
-            (disk / "run" / "checkpoints").unlink()
-            (disk / "run" / "checkpoints").symlink_to(victim)
+        def redirect(_):  # at once: the run may look at any moment
+            (disk / "run" / "other").symlink_to(victim)
+            (disk / "run" / "other").rename(disk / "run" / "checkpoints")
 
         result = self.run_with("linked", redirect, "--resume", "auto", sets=LONG, step=20)
         step = self.assert_stopped(result, "runs/linked/checkpoints was replaced by another")
