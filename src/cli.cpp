@@ -9,6 +9,7 @@
 #include "src/config_fields.h"
 #include "src/device_choice.h"
 #include "src/evaluate.h"
+#include "src/export.h"
 #include "src/generate.h"
 #include "src/info.h"
 #include "src/output.h"
@@ -36,7 +37,7 @@ const CommandSpec kTrain = {
     .usage =
         "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
         "          [--dry-run] [--profile FROM:TO]\n"
-        "  ./train eval | generate | tokenize | data | info [options]\n",
+        "  ./train eval | generate | export | tokenize | data | info [options]\n",
     .before =
         "\nThe first three commands to try:\n"
         "  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards\n"
@@ -46,6 +47,7 @@ const CommandSpec kTrain = {
         "\nCommands:\n"
         "  eval      the loss of a checkpoint on other text       ./train eval --help\n"
         "  generate  text from a checkpoint                       ./train generate --help\n"
+        "  export    the model for transformers or llama.cpp      ./train export --help\n"
         "  tokenize  text to token ids                            ./train tokenize --help\n"
         "  data      packed rows, decoded, as training reads them ./train data --help\n"
         "  info      what was built, and what would be used       ./train info --help\n"
@@ -129,6 +131,24 @@ const CommandSpec kGenerate = {
         {"--top-p", "P", "and among those that make up P of the probability; 1: all (0.95)\n"},
         {"--seed", "N", "another number, another text (1)\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
+    }};
+
+const CommandSpec kExport = {
+    .name = "export",
+    .title = "./train export: a checkpoint's model for other programs.",
+    .usage = "  ./train export --checkpoint DIR --format hf|gguf --output PATH [--dtype bf16|fp16|fp32]\n",
+    .before =
+        "\nhf: a folder that Hugging Face's transformers loads, and what builds on it. gguf: a file for llama.cpp.\n"
+        "The checkpoint itself stays as it is. What is at PATH already is refused.\n",
+    .after =
+        "\nExamples:\n"
+        "  ./train export --checkpoint runs/tiny --format hf --output exports/tiny\n"
+        "  ./train export --checkpoint runs/tiny --format gguf --output tiny.gguf --dtype fp32\n",
+    .options = {
+        {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
+        {"--format", "NAME", "hf or gguf\n"},
+        {"--output", "PATH", "the folder (hf) or file (gguf) to write\n"},
+        {"--dtype", "NAME", "of the weights: bf16, fp16 or fp32 (bf16)\n"},
     }};
 
 const CommandSpec kTokenize = {
@@ -267,6 +287,18 @@ int run_generate(const Arguments& arguments) {
     return generate(options);
 }
 
+int run_export(const Arguments& arguments) {
+    ExportOptions options;
+    options.checkpoint = required(arguments, "--checkpoint", "name a run's folder, e.g. --checkpoint runs/tiny");
+    required(arguments, "--format", "give hf (a folder for transformers) or gguf (a file for llama.cpp)");
+    const bool is_gguf = arguments.choice("--format", {"hf", "gguf"}) == "gguf";
+    options.format = is_gguf ? ExportFormat::gguf : ExportFormat::huggingface;
+    options.output = required(arguments, "--output", "name what is to be written");
+    const std::string dtype = arguments.choice("--dtype", {"bf16", "fp16", "fp32"});
+    options.dtype = dtype == "bf16" ? DType::bf16 : dtype == "fp16" ? DType::f16 : DType::f32;
+    return export_model(options);
+}
+
 int run_tokenize(const Arguments& arguments) {
     TokenizeOptions options;
     options.tokenizer =
@@ -287,7 +319,7 @@ int run_data(const Arguments& arguments) {
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
-    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kTokenize, kData, kInfo};
+    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kExport, kTokenize, kData, kInfo};
     const Arguments arguments = Arguments::parse(commands, argc, argv);
     const std::string& name = arguments.command().name;
     if (arguments.has("--help")) {
@@ -302,6 +334,7 @@ int run_command_line(int argc, char** argv) {
     end_with_the_reader();
     if (name == "eval") return run_eval(arguments);
     if (name == "generate") return run_generate(arguments);
+    if (name == "export") return run_export(arguments);
     if (name == "tokenize") return run_tokenize(arguments);
     if (name == "data") return run_data(arguments);
     if (arguments.has("--schema")) {
