@@ -47,7 +47,8 @@ void create_layout(cublasLtMatrixLayout_t* layout, const Tensor& matrix) {
 
 std::string describe(const Product& p) {
     return join("out ", p.out.describe(), ", a ", p.a.describe(), p.a_transposed ? " transposed" : "", ", b ",
-                p.b.describe(), p.b_transposed ? " transposed" : "", ", addend ", p.addend.describe());
+                p.b.describe(), p.b_transposed ? " transposed" : "", ", addend ", p.addend.describe(), ", bias ",
+                p.bias.describe());
 }
 
 MatmulPlan::MatmulPlan(const Product& p) : key(key_of(p)), product(text_of(key)) {
@@ -55,6 +56,7 @@ MatmulPlan::MatmulPlan(const Product& p) : key(key_of(p)), product(text_of(key))
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set(operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(operation, CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    if (p.bias) set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     create_layout(&first, p.b);
     create_layout(&second, p.a);
     create_layout(&addend, p.addend ? p.addend : p.out);
@@ -70,6 +72,11 @@ MatmulPlan::~MatmulPlan() {
 cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const Product& p,
                       const LtAlgorithm& algorithm) {
     const float alpha = 1, beta = p.addend ? 1 : 0;
+    if (p.bias) {
+        const cublasStatus_t status = cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                                     &p.bias.data, sizeof p.bias.data);
+        if (status != CUBLAS_STATUS_SUCCESS) return status;
+    }
     return cublasLtMatmul(context.cublaslt, plan.operation, &alpha, p.b.data, plan.first, p.a.data, plan.second, &beta,
                           p.addend ? p.addend.data : p.out.data, plan.addend, p.out.data, plan.out, &algorithm.raw,
                           context.cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes, context.stream);

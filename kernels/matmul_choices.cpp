@@ -49,7 +49,8 @@ ProductKey key_of(const Product& p) {
             .a_transposed = p.a_transposed,
             .b_transposed = p.b_transposed,
             .adds = static_cast<bool>(p.addend),
-            .in_place = addend.data == p.out.data};
+            .in_place = addend.data == p.out.data,
+            .has_bias = static_cast<bool>(p.bias)};
 }
 
 std::string text_of(const ProductKey& key) {
@@ -61,7 +62,8 @@ std::string text_of(const ProductKey& key) {
                 !key.adds      ? ""
                 : key.in_place ? " added in place"
                                : " with an addend",
-                ", strides ", four(key.a_stride, key.b_stride, key.out_stride, key.addend_stride), ", align ",
+                key.has_bias ? " with bias" : "", ", strides ",
+                four(key.a_stride, key.b_stride, key.out_stride, key.addend_stride), ", align ",
                 four(key.a_alignment, key.b_alignment, key.out_alignment, key.addend_alignment));
 }
 

@@ -72,13 +72,14 @@ struct ProductKey {
     int64_t M, N, K, out_stride, a_stride, b_stride, addend_stride;
     uint32_t out_alignment, a_alignment, b_alignment, addend_alignment;
     DType dtype, out_dtype;
-    bool a_transposed, b_transposed, adds, in_place;
+    bool a_transposed, b_transposed, adds, in_place, has_bias;
     bool operator==(const ProductKey&) const = default;
 };
 ProductKey key_of(const Product&);
 
 // "bf16 65536x2304x768 nt to bf16, strides 768 768 2304, align 256 256 256": M x N x K, n or t for a and b. Strides and
-// alignments are those of a, b, out and the addend. Keys that differ have texts that differ.
+// alignments are those of a, b, out and the addend; "with bias" stands before them. Keys that differ have texts that
+// differ.
 std::string text_of(const ProductKey&);
 
 // cuBLASLt's description of an algorithm, which may be stored and used again with the same version of the library.

@@ -50,12 +50,42 @@ void product_cpu(const Product& p) {
                 std::memcpy(out + m * ldc + n0, addend + m * ldd + n0, static_cast<size_t>(n1 - n0) * sizeof(T));
         gemm(p.a_transposed, p.b_transposed, m1 - m0, n1 - n0, K, T(1), p.a_transposed ? a + m0 : a + m0 * lda, lda,
              p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0, ldc);
+        if (!p.bias) return;
+        const T* const bias = p.bias.get<T>();
+        for (int64_t m = m0; m < m1; ++m)
+#pragma omp simd
+            for (int64_t n = n0; n < n1; ++n) out[m * ldc + n] += bias[n];
     };
     LoopErrors errors;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t block = 0; block < row_blocks * column_blocks; ++block)
         errors.run(block, [&] { multiply_block(block / column_blocks, block % column_blocks); });
     errors.rethrow();
+}
+
+// The rows are summed in a fixed number of blocks, whatever the number of threads, and the blocks in index order.
+constexpr int64_t kBiasBlocks = 32;
+
+template <typename T>
+void backward_bias_cpu(const MatmulBackwardBias& a) {
+    const int64_t N = a.dout.shape[0], O = a.dout.shape[1];
+    const T* const dout = a.dout.get<T>();
+    T* const partial = static_cast<T*>(a.workspace.data);  // (kBiasBlocks, O)
+#pragma omp parallel for schedule(static) if (is_worth_threads(N * O))
+    for (int64_t block = 0; block < kBiasBlocks; ++block) {
+        T* const sums = partial + block * O;
+        std::fill_n(sums, O, T(0));
+        const auto [begin, end] = block_range(N, kBiasBlocks, block);
+        for (int64_t row = begin; row < end; ++row)
+#pragma omp simd
+            for (int64_t o = 0; o < O; ++o) sums[o] += dout[row * a.dout.stride[0] + o];
+    }
+    T* const dbias = a.dbias.get<T>();
+    for (int64_t o = 0; o < O; ++o) {
+        T sum = 0;
+        for (int64_t block = 0; block < kBiasBlocks; ++block) sum += partial[block * O + o];
+        dbias[o] = a.accumulate ? dbias[o] + sum : sum;
+    }
 }
 
 // (rows, columns) of this dtype and device; rows may lie apart, but not overlap: a BLAS reads no such matrix.
@@ -77,7 +107,7 @@ void run(const Device& device, const Product& product) {
 }  // namespace
 
 Product product_of(const MatmulForward& a) {
-    return {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true};
+    return {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true, .bias = a.bias};
 }
 
 Product product_of(const MatmulBackwardInput& a) {
@@ -98,6 +128,7 @@ void matmul_forward(const Device& device, const MatmulForward& a) {
     check_matrix(device, "matmul_forward", "weight", a.weight, O, I, dtype);
     check_matrix(device, "matmul_forward", "out", a.out, N, O, dtype);
     if (a.residual) check_matrix(device, "matmul_forward", "residual", a.residual, N, O, dtype);
+    if (a.bias) check_tensor("matmul_forward", "bias", a.bias, {O}, dtype, device.kind());
     run(device, product_of(a));
 }
 
@@ -121,6 +152,27 @@ void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a)
     check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
     check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
     run(device, product_of(a));
+}
+
+size_t matmul_backward_bias_workspace(const Device& device, int64_t outputs) {
+    // A plan without a GPU is one for an H100 of 132 multiprocessors.
+    if (device.is_planned()) return static_cast<size_t>(132 * kMatmulBackwardBiasBlocks * outputs) * sizeof(float);
+    size_t bytes = 0;
+    INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBiasBlocks * outputs) * sizeof(double),
+                   bytes = matmul_backward_bias_workspace_cuda(device, outputs));
+    return bytes;
+}
+
+void matmul_backward_bias(const Device& device, const MatmulBackwardBias& a) {
+    CHECK(a.dout.rank == 2, "matmul_backward_bias: dout is ", a.dout.describe());
+    const int64_t N = a.dout.shape[0], O = a.dout.shape[1];
+    check_view("matmul_backward_bias", "dout", a.dout, {N, O}, a.dout.dtype, device.kind());
+    check_tensor("matmul_backward_bias", "dbias", a.dbias, {O}, accumulation_dtype(a.dout.dtype), device.kind());
+    check_workspace("matmul_backward_bias", a.workspace, matmul_backward_bias_workspace(device, O), device.kind());
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.dout.dtype, "matmul_backward_bias",
+                                  [&](auto scalar) { backward_bias_cpu<decltype(scalar)>(a); }),
+                   matmul_backward_bias_cuda(device, a));
 }
 
 }  // namespace ingot

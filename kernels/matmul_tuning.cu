@@ -111,6 +111,7 @@ void fill_operands(const Device& device, const Product& p) {
     fill_normal(device, {.out = p.out, .seed = 3, .stream = 0, .std = 1});
     if (p.addend && p.addend.data != p.out.data)
         fill_normal(device, {.out = p.addend, .seed = 4, .stream = 0, .std = 1});
+    if (p.bias) fill_normal(device, {.out = p.bias, .seed = 5, .stream = 0, .std = 1});
 }
 
 std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Product& p) {

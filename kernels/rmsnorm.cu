@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/rmsnorm.h"
@@ -337,49 +338,8 @@ __global__ void __launch_bounds__(kThreads) scalar_backward_kernel(const __grid_
     }
 }
 
-// dweight (C) [+]= the sum of partial (num_blocks, C) over its rows, always in the same order. A block takes 32
-// columns, and each of its warps every 32nd row; kBatch loads are on their way before the first is used.
-__global__ void __launch_bounds__(1024)
-    sum_partials_kernel(float* dweight, const float* partial, int num_blocks, int width, bool accumulate) {
-    constexpr int kBatch = 9;  // 288 rows at a time: two blocks on each of 132 multiprocessors are one batch
-    __shared__ float sums[kWarpSize][kWarpSize + 1];
-    const int c = blockIdx.x * kWarpSize + threadIdx.x;
-#if __CUDA_ARCH__ >= 900
-    cudaGridDependencySynchronize();
-#endif
-    float sum = 0;
-    for (int first = threadIdx.y; c < width && first < num_blocks; first += kBatch * kWarpSize) {
-        float values[kBatch];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-            const int block = first + i * kWarpSize;
-            values[i] = block < num_blocks ? partial[static_cast<int64_t>(block) * width + c] : 0.0f;
-        }
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) sum += values[i];
-    }
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    // Now a warp per column.
-    const float total = group_sum<kWarpSize>(sums[threadIdx.x][threadIdx.y]);
-    const int column = blockIdx.x * kWarpSize + threadIdx.y;
-    if (threadIdx.x == 0 && column < width) dweight[column] = accumulate ? dweight[column] + total : total;
-}
-
-// Follows the kernel that wrote `partial`; on Hopper without the usual pause between two kernels (programmatic
-// dependent launch).
-void launch_sum_partials(const CudaContext& context, float* dweight, const float* partial, int num_blocks, int width,
-                         bool accumulate) {
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<uint32_t>((width + kWarpSize - 1) / kWarpSize));
-    config.blockDim = dim3(kWarpSize, kWarpSize);
-    config.stream = context.stream;
-    config.attrs = &overlap;
-    config.numAttrs = context.properties.major >= 9 ? 1 : 0;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, sum_partials_kernel, dweight, partial, num_blocks, width, accumulate));
+__global__ void __launch_bounds__(1024) sum_partials_kernel(PartialSums sums) {
+    add_partial_sums(sums);
 }
 
 uint32_t num_rows(const Tensor& x) {
@@ -495,7 +455,12 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
     CUDA_CHECK_LAUNCH("rmsnorm_backward");
     CHECK(blocks <= static_cast<uint32_t>(context.properties.multiProcessorCount * kRmsNormBackwardBlocks),
           "rmsnorm_backward starts ", blocks, " blocks, more than its workspace is planned for");
-    launch_sum_partials(context, dweight, args.partial, static_cast<int>(blocks), args.width, accumulate);
+    launch_partial_sums(context, sum_partials_kernel,
+                        {.out = dweight,
+                         .partial = args.partial,
+                         .num_blocks = static_cast<int>(blocks),
+                         .width = args.width,
+                         .accumulate = accumulate});
     CUDA_CHECK_LAUNCH("rmsnorm_backward (dweight)");
 }
 

@@ -21,7 +21,16 @@ void rope_backward(const Device&, const Rope&);  // x holds the gradient
 // The CUDA twin of both: direction is 1 or -1.
 void rope_cuda(const Device&, const Rope&, int direction);
 
-// Fills a table on the host; angles are computed in double.
-void fill_rope_table(const Tensor& table, double theta);
+// The stretching of long wavelengths with which Llama 3.1 reads longer contexts ("rope_type": "llama3"). A wavelength
+// above original_context / low_freq_factor is multiplied by `factor`, one below original_context / high_freq_factor
+// stays as it is, and in between the frequency is interpolated.
+struct RopeStretch {
+    double factor = 1, low_freq_factor = 1, high_freq_factor = 4, original_context = 8192;
+};
+
+// Fills a table on the host; angles are computed in double. `stretch` may be null.
+void fill_rope_table(const Tensor& table, double theta, const RopeStretch* stretch = nullptr);
+// How much the wavelength of the frequency (radians per position) is stretched: 1 to factor.
+double rope_stretch_of(double frequency, const RopeStretch& stretch);
 
 }  // namespace ingot

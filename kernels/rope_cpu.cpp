@@ -57,7 +57,18 @@ void rope_backward(const Device& device, const Rope& a) {
     rotate(device, a, -1);
 }
 
-void fill_rope_table(const Tensor& table, double theta) {
+double rope_stretch_of(double frequency, const RopeStretch& s) {
+    constexpr double kTwoPi = 6.283185307179586;
+    const double wavelength = kTwoPi / frequency;
+    if (wavelength < s.original_context / s.high_freq_factor) return 1;
+    if (wavelength > s.original_context / s.low_freq_factor) return s.factor;
+    // How far from fully stretched (0) to untouched (1).
+    const double share =
+        (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+    return 1 / ((1 - share) / s.factor + share);
+}
+
+void fill_rope_table(const Tensor& table, double theta, const RopeStretch* stretch) {
     CHECK(table.rank == 2 && table.shape[1] % 2 == 0, "fill_rope_table: table is ", table.describe(),
           ", it must be (T, HS) with an even HS");
     check_tensor("fill_rope_table", "table", table, {table.shape[0], table.shape[1]}, table.dtype, DeviceKind::cpu);
@@ -66,7 +77,8 @@ void fill_rope_table(const Tensor& table, double theta) {
         using S = decltype(scalar);
         S* const out = table.get<S>();
         for (int64_t d = 0; d < half; ++d) {
-            const double frequency = std::pow(theta, -static_cast<double>(d) / static_cast<double>(half));
+            double frequency = std::pow(theta, -static_cast<double>(d) / static_cast<double>(half));
+            if (stretch != nullptr) frequency /= rope_stretch_of(frequency, *stretch);
             for (int64_t t = 0; t < T; ++t) {
                 const double angle = static_cast<double>(t) * frequency;
                 out[t * 2 * half + d] = static_cast<S>(std::cos(angle));

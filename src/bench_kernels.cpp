@@ -447,6 +447,13 @@ class Bench {
                        return [this, args] { matmul_backward_weight(device_, args); };
                    });
         }
+        report("qkv backward, bias", join(N, " x ", 3 * C), static_cast<double>(N * 3 * C) * element, 0, [&] {
+            const auto bytes = static_cast<int64_t>(matmul_backward_bias_workspace(device_, 3 * C));
+            const MatmulBackwardBias args{.dbias = tensor(DType::f32, {3 * C}),
+                                          .dout = tensor(dtype_, {N, 3 * C}),
+                                          .workspace = tensor(DType::u8, {bytes})};
+            return [this, args] { matmul_backward_bias(device_, args); };
+        });
     }
 
     BenchKernelsOptions options_;

@@ -50,9 +50,10 @@ void check_tensors(const std::string& path, const SafetensorsFile& file, const P
         for (const OuterPart& part : parameter.parts)
             for (const std::string& prefix : prefixes) {
                 const Tensor tensor = file.tensor(prefix + part.name);
-                const bool fits = parameter.is_matrix ? tensor.rank == 2 && tensor.shape[0] == part.rows &&
-                                                            tensor.shape[1] == parameter.columns
-                                                      : tensor.rank == 1 && tensor.shape[0] == parameter.columns;
+                const bool fits =
+                    parameter.is_matrix
+                        ? tensor.rank == 2 && tensor.shape[0] == part.rows && tensor.shape[1] == parameter.columns
+                        : tensor.rank == 1 && tensor.shape[0] == part.rows * parameter.columns;
                 REQUIRE(fits && tensor.dtype == DType::f32, path, ": ", prefix, part.name, " is ", tensor.describe(),
                         ", the model of its manifest has ", part.rows, " x ", parameter.columns,
                         " in f32: was the checkpoint put together from two?");

@@ -15,6 +15,7 @@
 namespace ingot {
 
 enum class Position { alibi, rope, none };
+enum class RopeScalingType { none, llama3 };
 enum class Recompute {
     none,
     light,
@@ -29,12 +30,22 @@ enum class NonFinite { skip, stop };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class Precision { automatic, fp32, bf16, fp16 };
 
+// How RoPE's wavelengths are stretched for contexts longer than those that a model was trained on: kernels/rope.h.
+struct RopeScaling {
+    RopeScalingType type = RopeScalingType::none;
+    double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
+    int64_t original_context_length = 8192;
+    bool operator==(const RopeScaling&) const = default;
+};
+
 struct ModelConfig {
     int64_t n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0;
     int64_t context_length = 0, vocab_size = 0;
     Position position = Position::alibi;
     double rope_theta = 10000;
+    RopeScaling rope_scaling;
     bool tie_embeddings = true;
+    bool qkv_bias = false;
     bool qk_norm = false;
     double norm_eps = 1e-5;
     double init_std = 0.02;

@@ -26,6 +26,11 @@ struct EnumNames<Position> {
         {"alibi", Position::alibi}, {"rope", Position::rope}, {"none", Position::none}};
 };
 template <>
+struct EnumNames<RopeScalingType> {
+    static constexpr std::pair<const char*, RopeScalingType> values[] = {{"none", RopeScalingType::none},
+                                                                         {"llama3", RopeScalingType::llama3}};
+};
+template <>
 struct EnumNames<Recompute> {
     static constexpr std::pair<const char*, Recompute> values[] = {
         {"none", Recompute::none}, {"light", Recompute::light}, {"block", Recompute::block}};
@@ -115,6 +120,18 @@ std::vector<NamedField> all_fields();
 constexpr double kManySteps = 1099511627776.0;  // 2^40
 constexpr OnResume kFixed = OnResume::fixed, kFromNow = OnResume::from_now, kFree = OnResume::free;
 
+template <typename Visitor>
+void visit_fields(Visitor& v, RopeScaling& c) {
+    v.field("type", c.type, {kFixed, "How RoPE's wavelengths are stretched: not at all, or as in Llama 3.1"});
+    v.field("factor", c.factor, {kFixed, "llama3: how much the longest wavelengths are stretched", 1, 1e6});
+    v.field("low_freq_factor", c.low_freq_factor,
+            {kFixed, "llama3: wavelengths above original_context_length / this are stretched in full", 0, 1e6, true});
+    v.field("high_freq_factor", c.high_freq_factor,
+            {kFixed, "llama3: wavelengths below original_context_length / this stay as they are", 0, 1e6, true});
+    v.field("original_context_length", c.original_context_length,
+            {kFixed, "llama3: the context that the model was first trained on", 1, 16777216});
+}
+
 // Bounds of sizes lie far above any model that fits a machine: they keep products of sizes inside 64 bits.
 template <typename Visitor>
 void visit_fields(Visitor& v, ModelConfig& c) {
@@ -131,7 +148,9 @@ void visit_fields(Visitor& v, ModelConfig& c) {
         {kFixed, "Size of the tokenizer's vocabulary (V); null: what meta.json beside data.train says", 2, 16777216});
     v.field("position", c.position, {kFixed, "How positions enter: ALiBi (Press 2022), RoPE (Su 2021) or not at all"});
     v.field("rope_theta", c.rope_theta, {kFixed, "Base of RoPE's wavelengths", 1, 1e12});
+    v.section("rope_scaling", c.rope_scaling, false);
     v.field("tie_embeddings", c.tie_embeddings, {kFixed, "Whether the head uses the embedding's weights"});
+    v.field("qkv_bias", c.qkv_bias, {kFixed, "Whether queries, keys and values have a bias, as in Qwen2"});
     v.field("qk_norm", c.qk_norm, {kFixed, "RMSNorm over each query and key head"});
     v.field("norm_eps", c.norm_eps, {kFixed, "Epsilon of RMSNorm", 0, 0.1, true});
     v.field("init_std", c.init_std, {kFixed, "Standard deviation of initial weights", 0, 10, true});

@@ -8,6 +8,8 @@ namespace ingot {
 std::vector<std::string> settings_without_effect(const Config& c, bool is_cpu) {
     const std::string position = join("model.position is \"", name_of_choice(c.model.position), "\"");
     const std::string schedule = join("schedule.type is \"", name_of_choice(c.schedule.type), "\"");
+    const bool has_scaling = c.model.rope_scaling.type != RopeScalingType::none;
+    const char* const scaling = "model.rope_scaling.type is \"none\"";
     const char* const no_val = "data.val names nothing to evaluate on";
     const char* const no_samples = "sample.every is 0";
     const char* const on_cpu = "the CPU trains";
@@ -18,6 +20,10 @@ std::vector<std::string> settings_without_effect(const Config& c, bool is_cpu) {
     };
     const Rule rules[] = {
         {"model.rope_theta", c.model.position == Position::rope, position},
+        {"model.rope_scaling.factor", has_scaling, scaling},
+        {"model.rope_scaling.low_freq_factor", has_scaling, scaling},
+        {"model.rope_scaling.high_freq_factor", has_scaling, scaling},
+        {"model.rope_scaling.original_context_length", has_scaling, scaling},
         {"data.eot", c.data.eot_token >= 0, "there is no data.eot_token, so that every shard is one document"},
         {"training.tune", !is_cpu, on_cpu},
         {"training.deterministic", !is_cpu, join(on_cpu, ", where all sums have one order")},

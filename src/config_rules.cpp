@@ -136,6 +136,13 @@ void check_rules(const Config& c) {
     REQUIRE(m.n_heads % m.n_kv_heads == 0, "model.n_heads ", m.n_heads, " is not divisible by model.n_kv_heads ",
             m.n_kv_heads, ": each key/value head serves the same number of query heads; try n_kv_heads ",
             m.n_heads % 2 == 0 ? m.n_heads / 2 : 1);
+    REQUIRE(m.rope_scaling.type == RopeScalingType::none || m.position == Position::rope,
+            "model.rope_scaling.type is \"", name_of_choice(m.rope_scaling.type), "\", but model.position is \"",
+            name_of_choice(m.position), "\": set it to \"none\", or model.position to \"rope\"");
+    REQUIRE(m.rope_scaling.type == RopeScalingType::none ||
+                m.rope_scaling.low_freq_factor < m.rope_scaling.high_freq_factor,
+            "model.rope_scaling.low_freq_factor ", m.rope_scaling.low_freq_factor, " is not below high_freq_factor ",
+            m.rope_scaling.high_freq_factor, ": Llama 3.1 has 1 and 4");
     REQUIRE(m.head_dim % 2 == 0, "model.head_dim ", m.head_dim, " is odd: use an even one up to 256");
     REQUIRE(c.data.eot_token < m.vocab_size, "data.eot_token is ", c.data.eot_token, ", it must lie in [-1, ",
             m.vocab_size - 1, "]: model.vocab_size is ", m.vocab_size);

@@ -126,6 +126,7 @@ Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64
     size_t workspace = rmsnorm_backward_workspace(device, residual_[0]);
     if (config.qk_norm)
         workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
+    if (config.qkv_bias) workspace = std::max(workspace, matmul_backward_bias_workspace(device, dqkv_.shape[1]));
     workspace = std::max(workspace, embedding_backward_workspace(device, dresidual_));
     workspace = std::max(workspace, attention_backward_workspace(device, dattention_.split_last(NH, HS), attention_));
     plan->add("workspace.backward", DType::u8, {static_cast<int64_t>(workspace)}, &workspace_);
@@ -149,7 +150,12 @@ void Model::initialize_constants() {
         Tensor host = rope_table_;
         host.data = memory.get();
         host.device = DeviceKind::cpu;
-        fill_rope_table(host, config_.rope_theta);
+        const RopeScaling& scaling = config_.rope_scaling;
+        const RopeStretch stretch = {.factor = scaling.factor,
+                                     .low_freq_factor = scaling.low_freq_factor,
+                                     .high_freq_factor = scaling.high_freq_factor,
+                                     .original_context = static_cast<double>(scaling.original_context_length)};
+        fill_rope_table(host, config_.rope_theta, scaling.type == RopeScalingType::llama3 ? &stretch : nullptr);
         device_.copy(rope_table_, host);
     }
 }
@@ -243,7 +249,7 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
     rmsnorm_forward(
         device_,
         {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
-    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv});
+    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv, .bias = w.qkv_bias});
     const Heads heads = attention_heads(acts, n);
     if (config_.qk_norm) {
         const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS);
@@ -453,6 +459,9 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
             {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
     matmul_backward_weight(device_,
                            {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm, .accumulate = accumulate});
+    if (config_.qkv_bias)
+        matmul_backward_bias(device_,
+                             {.dbias = dw.qkv_bias, .dout = dqkv, .workspace = workspace_, .accumulate = accumulate});
     matmul_backward_input(device_, {.dx = dattention_norm, .dout = dqkv, .weight = w.qkv});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.attention_norm,

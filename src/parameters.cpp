@@ -12,10 +12,47 @@ namespace {
 constexpr int64_t kAlignment = 64;
 }
 
-void ParameterTable::add(std::string name, int layer, int64_t rows, int64_t columns, bool is_matrix, double init_std,
-                         std::vector<OuterPart> parts) {
-    parameters_.push_back({std::move(name), rows, columns, is_matrix, init_std, layer, flat_size_, std::move(parts)});
-    flat_size_ += (rows * columns + kAlignment - 1) / kAlignment * kAlignment;
+void ParameterTable::add(Parameter parameter) {
+    parameter.offset = flat_size_;
+    flat_size_ += (parameter.numel() + kAlignment - 1) / kAlignment * kAlignment;
+    parameters_.push_back(std::move(parameter));
+}
+
+void ParameterTable::add_matrix(std::string name, int layer, int64_t rows, int64_t columns, double init_std,
+                                std::vector<OuterPart> parts) {
+    add({.name = std::move(name),
+         .rows = rows,
+         .columns = columns,
+         .is_matrix = true,
+         .init_std = init_std,
+         .init_value = 0,
+         .layer = layer,
+         .offset = 0,
+         .parts = std::move(parts)});
+}
+
+void ParameterTable::add_norm(std::string name, int layer, int64_t size, std::string outer) {
+    add({.name = std::move(name),
+         .rows = 1,
+         .columns = size,
+         .is_matrix = false,
+         .init_std = 0,
+         .init_value = 1,
+         .layer = layer,
+         .offset = 0,
+         .parts = {{std::move(outer), 0, 1}}});
+}
+
+void ParameterTable::add_bias(std::string name, int layer, int64_t size, std::vector<OuterPart> parts) {
+    add({.name = std::move(name),
+         .rows = size,
+         .columns = 1,
+         .is_matrix = false,
+         .init_std = 0,
+         .init_value = 0,
+         .layer = layer,
+         .offset = 0,
+         .parts = std::move(parts)});
 }
 
 ParameterTable::ParameterTable(const ModelConfig& config) : tied_(config.tie_embeddings) {
@@ -24,27 +61,30 @@ ParameterTable::ParameterTable(const ModelConfig& config) : tied_(config.tie_emb
     const double std = config.init_std;
     // Projections back into the residual stream: 2L of them add up, so each is smaller (GPT-2, Radford et al. 2019).
     const double out_std = std / std::sqrt(2.0 * static_cast<double>(config.n_layers));
-    add("embedding", -1, VP, C, true, std, {{"model.embed_tokens.weight", 0, V}});
+    add_matrix("embedding", -1, VP, C, std, {{"model.embed_tokens.weight", 0, V}});
     for (int64_t l = 0; l < config.n_layers; ++l) {
         const std::string inner = join("layers.", l, "."), outer = join("model.layers.", l, ".");
         const int layer = static_cast<int>(l);
-        add(inner + "attention_norm", layer, 1, C, false, 0, {{outer + "input_layernorm.weight", 0, 1}});
-        add(inner + "qkv", layer, Q + 2 * KV, C, true, std,
-            {{outer + "self_attn.q_proj.weight", 0, Q},
-             {outer + "self_attn.k_proj.weight", Q, KV},
-             {outer + "self_attn.v_proj.weight", Q + KV, KV}});
+        const auto qkv_parts = [&](const char* kind) -> std::vector<OuterPart> {
+            return {{outer + "self_attn.q_proj." + kind, 0, Q},
+                    {outer + "self_attn.k_proj." + kind, Q, KV},
+                    {outer + "self_attn.v_proj." + kind, Q + KV, KV}};
+        };
+        add_norm(inner + "attention_norm", layer, C, outer + "input_layernorm.weight");
+        add_matrix(inner + "qkv", layer, Q + 2 * KV, C, std, qkv_parts("weight"));
+        if (config.qkv_bias) add_bias(inner + "qkv_bias", layer, Q + 2 * KV, qkv_parts("bias"));
         if (config.qk_norm) {
-            add(inner + "q_norm", layer, 1, HS, false, 0, {{outer + "self_attn.q_norm.weight", 0, 1}});
-            add(inner + "k_norm", layer, 1, HS, false, 0, {{outer + "self_attn.k_norm.weight", 0, 1}});
+            add_norm(inner + "q_norm", layer, HS, outer + "self_attn.q_norm.weight");
+            add_norm(inner + "k_norm", layer, HS, outer + "self_attn.k_norm.weight");
         }
-        add(inner + "attention_out", layer, C, Q, true, out_std, {{outer + "self_attn.o_proj.weight", 0, C}});
-        add(inner + "mlp_norm", layer, 1, C, false, 0, {{outer + "post_attention_layernorm.weight", 0, 1}});
-        add(inner + "gate_up", layer, 2 * F, C, true, std,
-            {{outer + "mlp.gate_proj.weight", 0, F}, {outer + "mlp.up_proj.weight", F, F}});
-        add(inner + "down", layer, C, F, true, out_std, {{outer + "mlp.down_proj.weight", 0, C}});
+        add_matrix(inner + "attention_out", layer, C, Q, out_std, {{outer + "self_attn.o_proj.weight", 0, C}});
+        add_norm(inner + "mlp_norm", layer, C, outer + "post_attention_layernorm.weight");
+        add_matrix(inner + "gate_up", layer, 2 * F, C, std,
+                   {{outer + "mlp.gate_proj.weight", 0, F}, {outer + "mlp.up_proj.weight", F, F}});
+        add_matrix(inner + "down", layer, C, F, out_std, {{outer + "mlp.down_proj.weight", 0, C}});
     }
-    add("final_norm", -1, 1, C, false, 0, {{"model.norm.weight", 0, 1}});
-    if (!config.tie_embeddings) add("head", -1, VP, C, true, std, {{"lm_head.weight", 0, V}});
+    add_norm("final_norm", -1, C, "model.norm.weight");
+    if (!config.tie_embeddings) add_matrix("head", -1, VP, C, std, {{"lm_head.weight", 0, V}});
 }
 
 const Parameter& ParameterTable::find(const std::string& name) const {
@@ -85,6 +125,7 @@ LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int6
     const std::string prefix = join("layers.", layer, ".");
     const std::pair<const char*, Tensor*> slots[] = {{"attention_norm", &tensors.attention_norm},
                                                      {"qkv", &tensors.qkv},
+                                                     {"qkv_bias", &tensors.qkv_bias},
                                                      {"q_norm", &tensors.q_norm},
                                                      {"k_norm", &tensors.k_norm},
                                                      {"attention_out", &tensors.attention_out},
@@ -108,7 +149,7 @@ void initialize_parameters(const Device& device, const ParameterTable& table, ui
                     device,
                     {.out = tensor, .seed = seed, .stream = stream_of(part.name.c_str()), .std = parameter.init_std});
             else
-                fill_value(device, {.out = tensor, .value = 1});
+                fill_value(device, {.out = tensor, .value = parameter.init_value});
         }
     }
 }

@@ -20,9 +20,10 @@ struct OuterPart {
 
 struct Parameter {
     std::string name;       // inner: "layers.3.qkv"
-    int64_t rows, columns;  // 1-D tensors (norm weights): rows = 1
+    int64_t rows, columns;  // 1-D tensors: columns = 1 where parts are ranges of it (biases), else rows = 1 (norms)
     bool is_matrix;         // 2-D tensors decay, 1-D ones do not
-    double init_std;        // matrices: N(0, init_std); norm weights: 1
+    double init_std;        // matrices: N(0, init_std)
+    double init_value;      // 1-D tensors: weights of norms 1, biases 0
     int layer;              // -1: embedding, final norm, head
     int64_t offset;         // in elements, in the flat space
     std::vector<OuterPart> parts;
@@ -45,8 +46,12 @@ class ParameterTable {
     int64_t num_matmul_parameters() const;
 
   private:
-    void add(std::string name, int layer, int64_t rows, int64_t columns, bool is_matrix, double init_std,
-             std::vector<OuterPart> parts);
+    // A matrix of N(0, init_std); one axis of ones or zeros.
+    void add_matrix(std::string name, int layer, int64_t rows, int64_t columns, double init_std,
+                    std::vector<OuterPart> parts);
+    void add_norm(std::string name, int layer, int64_t size, std::string outer);
+    void add_bias(std::string name, int layer, int64_t size, std::vector<OuterPart> parts);
+    void add(Parameter parameter);
     std::vector<Parameter> parameters_;
     int64_t flat_size_ = 0;
     bool tied_;
@@ -59,7 +64,7 @@ Tensor part_view(const Tensor& flat, const Parameter& parameter, const OuterPart
 
 // One layer's tensors in a flat space of weights or of gradients.
 struct LayerTensors {
-    Tensor attention_norm, qkv, q_norm, k_norm, attention_out, mlp_norm, gate_up, down;
+    Tensor attention_norm, qkv, qkv_bias, q_norm, k_norm, attention_out, mlp_norm, gate_up, down;
 };
 LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer);
 

@@ -27,6 +27,8 @@ constexpr KernelPart kKernelParts[] = {
     {"fill.cu", "round_to_kernel", StepPart::other},
     {"left_out.cu", "left_out_forward_kernel", StepPart::attention_forward},
     {"left_out.cu", "left_out_backward_kernel", StepPart::attention_backward},
+    {"matmul_bias.cu", "bias_kernel", StepPart::bias_backward},
+    {"matmul_bias.cu", "sum_partials_kernel", StepPart::bias_backward},
     {"naive.cu", "softmax_kernel", StepPart::other},
     {"naive.cu", "softmax_backward_kernel", StepPart::other},
     {"naive.cu", "round_kernel", StepPart::other},
@@ -103,6 +105,8 @@ const char* name_of(StepPart part) {
             return "swiglu forward";
         case StepPart::products:
             return "products";
+        case StepPart::bias_backward:
+            return "bias backward";
         case StepPart::cross_entropy:
             return "cross-entropy";
         case StepPart::loss_sum:
@@ -215,6 +219,7 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
         at(StepPart::attention_forward).bytes = forwards * L * N * (group + query) * e;
         at(StepPart::attention_backward).bytes = L * N * (2 * query + 2 * group) * e;
     }
+    if (m.qkv_bias) at(StepPart::bias_backward).bytes = L * (N * e + 2 * stats) * (query + 2 * group);
     at(StepPart::swiglu_forward).bytes = L * 3 * N * F * e;
     // Where out was not kept, backward writes it again.
     at(StepPart::swiglu_backward).bytes = L * (shape.recompute == Recompute::none ? 5 : 6) * N * F * e;

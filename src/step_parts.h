@@ -25,6 +25,7 @@ enum class StepPart : uint8_t {
     loss_sum,
     embedding_backward,
     rmsnorm_backward,
+    bias_backward,
     attention_backward,
     swiglu_backward,
     gradient_norm,

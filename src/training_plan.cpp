@@ -177,15 +177,19 @@ std::string TrainingPlan::features() const {
         6.0 * static_cast<double>(m.n_layers * m.n_heads * m.head_dim) * static_cast<double>(m.context_length + 1);
 
     std::string text =
-        line("model: %.2fM parameters, %ld layers, width %ld, MLP %ld, context %ld, vocabulary %ld%s%s",
+        line("model: %.2fM parameters, %ld layers, width %ld, MLP %ld, context %ld, vocabulary %ld%s%s%s",
              parameters / 1e6, static_cast<long>(m.n_layers), static_cast<long>(m.d_model), static_cast<long>(m.d_ff),
              static_cast<long>(m.context_length), static_cast<long>(m.vocab_size),
-             m.tie_embeddings ? ", tied embeddings" : "", m.qk_norm ? ", QK-norm" : "");
+             m.tie_embeddings ? ", tied embeddings" : "", m.qkv_bias ? ", QKV bias" : "", m.qk_norm ? ", QK-norm" : "");
     text += line("compute: %.3g MFLOPs per token in products, up to %.3g in attention", product_flops / 1e6,
                  attention_flops / 1e6);
-    text += line("attention: causal, %s, %ld query / %ld kv heads of %ld, documents %s",
-                 positions[static_cast<int>(m.position)], heads, kv_heads, static_cast<long>(m.head_dim),
-                 config_.data.mask_documents ? "masked" : "not masked");
+    const std::string stretched =
+        m.rope_scaling.type == RopeScalingType::llama3
+            ? join(" stretched ", m.rope_scaling.factor, "x beyond ", m.rope_scaling.original_context_length, " tokens")
+            : "";
+    text += line("attention: causal, %s%s, %ld query / %ld kv heads of %ld, documents %s",
+                 positions[static_cast<int>(m.position)], stretched.c_str(), heads, kv_heads,
+                 static_cast<long>(m.head_dim), config_.data.mask_documents ? "masked" : "not masked");
     const AttentionChoice attention = choose_attention(device_, model.dtype(), m.head_dim, t.attention_options());
     text += line("attention kernel: %s, since %s%s", name_of(attention.kernel), attention.reason.c_str(),
                  attention.kernel != AttentionKernel::sm80 && attention.kernel != AttentionKernel::sm90 ? ""

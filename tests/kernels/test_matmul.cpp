@@ -106,6 +106,49 @@ TEST(Matmul, GradientsAgreeWithFiniteDifferences) {
     check_gradients(loss, {{"x", x, dx.values()}, {"weight", weight, dweight.values()}, {"residual", residual, w}});
 }
 
+// In double; and what the order of a sum costs in fp32.
+TEST(Matmul, Bias) {
+    for (const Shape& s : kShapes)
+        for (const auto& [dtype, bound] : {std::pair{DType::f64, 1e-14}, {DType::f32, 1e-5}}) {
+            const Values v(s);
+            const std::vector<double> terms = rounded(normals(s.O, 6), DType::f32);
+            const Buffer x(cpu, dtype, {s.N, s.I}, v.x), weight(cpu, dtype, {s.O, s.I}, v.weight);
+            const Buffer residual(cpu, dtype, {s.N, s.O}, v.residual), bias(cpu, dtype, {s.O}, terms);
+            const Buffer out(cpu, dtype, {s.N, s.O}), sum(cpu, dtype, {s.N, s.O});
+            matmul_forward(cpu, {.out = out, .x = x, .weight = weight, .bias = bias});
+            matmul_forward(cpu, {.out = sum, .x = x, .weight = weight, .residual = residual, .bias = bias});
+            std::vector<double> start(v.residual.size()), both = v.residual, columns(terms.size());
+            for (size_t i = 0; i < start.size(); ++i) {
+                const size_t column = i % terms.size();
+                start[i] = terms[column];
+                both[i] += terms[column];
+                columns[column] += v.dout[i];
+            }
+            const std::vector<double> weight_t = transposed(v.weight, s.O, s.I);
+            EXPECT_TRUE(close(out.values(), product(v.x, weight_t, s.N, s.I, s.O, start), bound));
+            EXPECT_TRUE(close(sum.values(), product(v.x, weight_t, s.N, s.I, s.O, both), bound));
+
+            // dout lies in a wider buffer.
+            std::vector<double> wide(static_cast<size_t>(s.N * (s.O + 3)), std::nan(""));
+            for (size_t i = 0; i < v.dout.size(); ++i)
+                wide[i / terms.size() * (terms.size() + 3) + i % terms.size()] = v.dout[i];
+            const Buffer dout(cpu, dtype, {s.N, s.O + 3}, wide), dbias(cpu, dtype, {s.O}, terms);
+            const Buffer workspace(cpu, DType::u8, {static_cast<int64_t>(matmul_backward_bias_workspace(cpu, s.O))});
+            const auto backward = [&](bool accumulate) {
+                matmul_backward_bias(cpu, {.dbias = dbias,
+                                           .dout = dout.tensor().slice(1, 0, s.O),
+                                           .workspace = workspace,
+                                           .accumulate = accumulate});
+            };
+            std::vector<double> added = terms;
+            for (size_t i = 0; i < added.size(); ++i) added[i] += columns[i];
+            backward(true);
+            EXPECT_TRUE(close(dbias.values(), added, bound));
+            backward(false);
+            EXPECT_TRUE(close(dbias.values(), columns, bound));
+        }
+}
+
 // Every operand is a column range of a wider buffer; what lies beside the result is untouched.
 TEST(Matmul, RowsMayBeStrided) {
     const Shape s = {19, 11, 13};
@@ -188,6 +231,10 @@ TEST(Matmul, Refuses) {
     EXPECT_THROW(matmul_forward(cpu, {.out = half_out, .x = half, .weight = half_weight, .residual = {}}), Error);
     EXPECT_THROW(matmul_backward_input(cpu, {.dx = out, .dout = out, .weight = weight}), Error);
     EXPECT_THROW(matmul_backward_weight(cpu, {.dweight = x, .dout = out, .x = x}), Error);
+    const Buffer long_bias(cpu, DType::f32, {6}), wide_bias(cpu, DType::f64, {5}), small(cpu, DType::u8, {8});
+    EXPECT_THROW(matmul_forward(cpu, {.out = out, .x = x, .weight = weight, .bias = long_bias}), Error);
+    EXPECT_THROW(matmul_forward(cpu, {.out = out, .x = x, .weight = weight, .bias = wide_bias}), Error);
+    EXPECT_THROW(matmul_backward_bias(cpu, {.dbias = long_bias, .dout = out, .workspace = small}), Error);
     Tensor column = x;
     column.stride[1] = 2;
     EXPECT_THROW(matmul_forward(cpu, {.out = out, .x = column, .weight = weight, .residual = {}}), Error);

@@ -164,6 +164,61 @@ TEST(MatmulCuda, ShapesThatAreNoMultiplesOfEight) {
             for (const int64_t gap : {0, 3}) check_all(device, Problem(dtype, N, O, I, gap));
 }
 
+namespace {
+
+// The product with a bias in its epilogue, and the bias's gradient.
+void check_bias(const Device& device, const Problem& p) {
+    SCOPED_TRACE(p.describe());
+    const Device cpu = Device::cpu();
+    const std::vector<double> terms = rounded(normals(p.O, 9), p.dtype);
+    const auto with_bias = [&](const Device& on, DType dtype, Residual residual) {
+        const Matrix x(on, dtype, p.N, p.I, p.gap, p.x), weight(on, dtype, p.O, p.I, 0, p.weight);
+        const Matrix addend(on, dtype, p.N, p.O, 0, p.residual), out(on, dtype, p.N, p.O, p.gap);
+        const Buffer bias(on, dtype, {p.O}, terms);
+        const Tensor none;
+        matmul_forward(on, {.out = out,
+                            .x = x,
+                            .weight = weight,
+                            .residual = residual == Residual::none ? none : static_cast<const Tensor&>(addend),
+                            .bias = bias});
+        return out.values();
+    };
+    for (const Residual residual : {Residual::none, Residual::separate}) {
+        const auto exact = with_bias(cpu, DType::f64, residual);
+        const auto plain = rounded(with_bias(cpu, DType::f32, residual), p.dtype);
+        EXPECT_TRUE(close(with_bias(device, p.dtype, residual), exact, bound(p.dtype, p.dtype, p.I, plain, exact)));
+    }
+    const auto backward = [&](const Device& on, DType dtype, bool accumulate) {
+        const Matrix dout(on, dtype, p.N, p.O, p.gap, p.dout);
+        const Buffer dbias(on, accumulation_dtype(dtype), {p.O}, terms);
+        const Buffer workspace(on, DType::u8, {static_cast<int64_t>(matmul_backward_bias_workspace(on, p.O))});
+        matmul_backward_bias(on, {.dbias = dbias, .dout = dout, .workspace = workspace, .accumulate = accumulate});
+        return dbias.values();
+    };
+    for (const bool accumulate : {false, true}) {
+        const auto exact = backward(cpu, DType::f64, accumulate), plain = backward(cpu, DType::f32, accumulate);
+        const auto first = backward(device, p.dtype, accumulate);
+        EXPECT_TRUE(close(first, exact, bound(DType::f32, DType::f32, p.N, plain, exact)));
+        EXPECT_TRUE(same(backward(device, p.dtype, accumulate), first)) << "other bits the second time";
+    }
+}
+
+}  // namespace
+
+TEST(MatmulCuda, BiasSmall) {
+    INGOT_CUDA_OR_SKIP(device);
+    for (const DType dtype : kDTypes) check_bias(device, Problem(dtype, 16, 24, 40, 8));
+}
+
+TEST(MatmulCuda, Bias) {
+    INGOT_CUDA_OR_SKIP(device);
+    const int64_t shapes[][3] = {{1, 8, 8},        {64, 1152, 256}, {1000, 768, 64},
+                                 {8192, 2048, 64}, {33, 65, 17},    {70, 1, 7}};
+    for (const auto& [N, O, I] : shapes)
+        for (const DType dtype : kDTypes)
+            for (const int64_t gap : {0, 3, 8}) check_bias(device, Problem(dtype, N, O, I, gap));
+}
+
 TEST(MatmulCuda, WeightGradientAccumulatesInFp32) {
     INGOT_CUDA_OR_SKIP(device);
     constexpr int64_t N = 512, O = 256, I = 128, kMicroSteps = 4;

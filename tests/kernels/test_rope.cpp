@@ -90,6 +90,33 @@ TEST(Rope, ProductsDependOnTheDistance) {
     EXPECT_GT(std::abs(product(17, 5) - product(5, 17)), 1e-3);
 }
 
+// The definition in Llama 3.1's own code (apply_scaling), with its numbers: factor 8, frequencies up to 1 and from 4
+// cycles in 8192 tokens on.
+TEST(Rope, StretchesLongWavelengths) {
+    const RopeStretch stretch = {.factor = 8};
+    const double two_pi = 2 * std::acos(-1.0);
+    const auto of_wavelength = [&](double tokens) { return rope_stretch_of(two_pi / tokens, stretch); };
+    EXPECT_EQ(of_wavelength(6.3), 1);
+    EXPECT_EQ(of_wavelength(2047), 1);
+    EXPECT_EQ(of_wavelength(8193), 8);
+    EXPECT_EQ(of_wavelength(1e6), 8);
+    // 2 cycles: a third of the way from 1 to 4, so that the frequency is (2/3) / 8 + 1/3 = 5/12 of what it was.
+    EXPECT_NEAR(of_wavelength(4096), 2.4, 1e-12);
+
+    const int64_t HS = 64, rows = 3;
+    const Buffer table(cpu, DType::f64, {rows, HS}), plain(cpu, DType::f64, {rows, HS});
+    fill_rope_table(table, 5e5, &stretch);
+    fill_rope_table(plain, 5e5);
+    const double* const data = table.tensor().get<double>();
+    for (int64_t d = 0; d < HS / 2; ++d) {
+        const double frequency = std::pow(5e5, -2.0 * static_cast<double>(d) / static_cast<double>(HS));
+        const double angle = 2 * frequency / rope_stretch_of(frequency, stretch);
+        EXPECT_NEAR(data[2 * HS + d], std::cos(angle), 1e-15) << d;
+        EXPECT_NEAR(data[2 * HS + HS / 2 + d], std::sin(angle), 1e-15) << d;
+    }
+    EXPECT_FALSE(same(table.values(), plain.values()));
+}
+
 TEST(Rope, Refuses) {
     const Buffer table(cpu, DType::f32, {T, 4}), good(cpu, DType::i32, {2}, {0, 6}), late(cpu, DType::i32, {2}, {0, 7});
     const Buffer x(cpu, DType::f32, {2, 3, 4}), odd(cpu, DType::f32, {2, 3, 5}), wide(cpu, DType::f64, {2, 3, 4});

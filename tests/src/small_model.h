@@ -107,7 +107,8 @@ class SmallModel {
                     for (int64_t i = 0; i < tensor.numel(); ++i)
                         data[i] = static_cast<T>(parameter.is_matrix
                                                      ? 20 * data[i]
-                                                     : 1 + 0.3f * random_normal(seed, stream_of(part.name.c_str()),
+                                                     : static_cast<float>(data[i]) +
+                                                           0.3f * random_normal(seed, stream_of(part.name.c_str()),
                                                                                 static_cast<uint64_t>(i)));
                 }
         });
@@ -139,20 +140,23 @@ class SmallModel {
     StepBlock step;
 };
 
-// Every choice of position, group size, tying and QK-norm.
+// Every choice of position, group size, tying and QK-norm; and of position and group size with biases.
 inline void for_all_configs(const std::function<void(const ModelConfig&, const std::string&)>& visit) {
     for (const auto& [position, name] :
          {std::pair{Position::alibi, "alibi"}, {Position::rope, "rope"}, {Position::none, "none"}})
         for (const int64_t G : {1, 2, 3})
             for (const bool is_tied : {true, false})
-                for (const bool qk_norm : {false, true}) {
+                for (const auto& [qk_norm, qkv_bias] : {std::pair{false, false}, {true, false}, {false, true}}) {
+                    if (qkv_bias && !is_tied) continue;
                     ModelConfig config = tiny_config();
                     config.position = position;
                     config.n_heads = G == 1 ? 2 : G;
                     config.n_kv_heads = config.n_heads / G;
                     config.tie_embeddings = is_tied;
                     config.qk_norm = qk_norm;
-                    visit(config, join(name, " G ", G, is_tied ? " tied" : " untied", qk_norm ? " QK-norm" : ""));
+                    config.qkv_bias = qkv_bias;
+                    visit(config, join(name, " G ", G, is_tied ? " tied" : " untied", qk_norm ? " QK-norm" : "",
+                                       qkv_bias ? " biases" : ""));
                 }
 }
 

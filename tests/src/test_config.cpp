@@ -141,7 +141,13 @@ TEST(Config, EveryKeyIsRead) {
                                                 "model.vocab_size=999",
                                                 "model.position=rope",
                                                 "model.rope_theta=5e5",
+                                                "model.rope_scaling.type=llama3",
+                                                "model.rope_scaling.factor=32",
+                                                "model.rope_scaling.low_freq_factor=2",
+                                                "model.rope_scaling.high_freq_factor=5",
+                                                "model.rope_scaling.original_context_length=16",
                                                 "model.tie_embeddings=false",
+                                                "model.qkv_bias=true",
                                                 "model.qk_norm=true",
                                                 "model.norm_eps=1e-6",
                                                 "model.init_std=0.1",
@@ -423,6 +429,8 @@ TEST(Config, SettingsWithoutEffectAreNoted) {
     const std::pair<const char*, const char*> chosen[] = {
         {"model.rope_theta=5e5", "model.rope_theta has no effect: model.position is \"alibi\"\n"},
         {"model.rope_theta=10000", "model.rope_theta has no effect: model.position is \"alibi\"\n"},
+        {"model.rope_scaling.factor=8",
+         "model.rope_scaling.factor has no effect: model.rope_scaling.type is \"none\"\n"},
         {"schedule.decay_steps=100", "schedule.decay_steps has no effect: schedule.type is \"cosine\"\n"},
         {"eval.every=7", "eval.every has no effect: data.val names nothing to evaluate on\n"},
         {"sample.tokens=7", "sample.tokens has no effect: sample.every is 0\n"},
@@ -443,6 +451,15 @@ TEST(Config, SettingsWithoutEffectAreNoted) {
     const std::string resolved = config_to_json(parse(kMinimal)).dump();
     EXPECT_EQ(notes(parse(resolved), true), "");
     EXPECT_EQ(notes(parse(resolved, {"model.rope_theta=5e5"})), notes(parse(kMinimal, {"model.rope_theta=5e5"})));
+}
+
+TEST(Config, StretchedRopeNeedsRope) {
+    expect_error({"model.rope_scaling.type=llama3"}, {"model.rope_scaling.type", "\"alibi\"", "\"rope\""});
+    expect_error({"model.rope_scaling.type=yarn"}, {"model.rope_scaling.type", "llama3"});
+    expect_error({"model.position=rope", "model.rope_scaling.type=llama3", "model.rope_scaling.low_freq_factor=4"},
+                 {"low_freq_factor 4 is not below high_freq_factor 4"});
+    const Config c = parse(kMinimal, {"model.position=rope", "model.rope_scaling={\"type\":\"llama3\",\"factor\":8}"});
+    EXPECT_EQ(c.model.rope_scaling, (RopeScaling{.type = RopeScalingType::llama3, .factor = 8}));
 }
 
 TEST(Config, SixteenBitsNeedAGpu) {

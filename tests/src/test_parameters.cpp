@@ -16,7 +16,7 @@ struct Outer {
     int64_t rows, columns;  // rows = 0: one axis
 };
 
-// The state dict of LlamaForCausalLM, in its order (q_norm and k_norm as in Qwen3).
+// The state dict of LlamaForCausalLM, in its order (biases as in Qwen2, q_norm and k_norm as in Qwen3).
 std::vector<Outer> llama_names(const ModelConfig& c) {
     std::vector<Outer> names = {{"model.embed_tokens.weight", c.vocab_size, c.d_model}};
     for (int64_t l = 0; l < c.n_layers; ++l) {
@@ -25,6 +25,11 @@ std::vector<Outer> llama_names(const ModelConfig& c) {
         names.push_back({p + "self_attn.q_proj.weight", c.n_heads * c.head_dim, c.d_model});
         names.push_back({p + "self_attn.k_proj.weight", c.n_kv_heads * c.head_dim, c.d_model});
         names.push_back({p + "self_attn.v_proj.weight", c.n_kv_heads * c.head_dim, c.d_model});
+        if (c.qkv_bias) {
+            names.push_back({p + "self_attn.q_proj.bias", 0, c.n_heads * c.head_dim});
+            names.push_back({p + "self_attn.k_proj.bias", 0, c.n_kv_heads * c.head_dim});
+            names.push_back({p + "self_attn.v_proj.bias", 0, c.n_kv_heads * c.head_dim});
+        }
         if (c.qk_norm) names.push_back({p + "self_attn.q_norm.weight", 0, c.head_dim});
         if (c.qk_norm) names.push_back({p + "self_attn.k_norm.weight", 0, c.head_dim});
         names.push_back({p + "self_attn.o_proj.weight", c.d_model, c.n_heads * c.head_dim});
@@ -94,7 +99,8 @@ TEST(Parameters, OffsetsAreAlignedAndDisjoint) {
             }
             EXPECT_LE(row, parameter.rows);
             EXPECT_EQ(parameter.layer >= 0, parameter.name.rfind("layers.", 0) == 0);
-            EXPECT_EQ(parameter.is_matrix, parameter.name.find("norm") == std::string::npos);
+            EXPECT_EQ(parameter.is_matrix, parameter.name.find("norm") == std::string::npos &&
+                                               parameter.name.find("bias") == std::string::npos);
         }
         EXPECT_LE(end, table.flat_size());
         EXPECT_EQ(table.flat_size() % 64, 0);
@@ -103,12 +109,13 @@ TEST(Parameters, OffsetsAreAlignedAndDisjoint) {
 
 TEST(Parameters, LayerTensorsAreViewsOfTheTable) {
     ModelConfig config = tiny_config();
-    config.qk_norm = true;
+    config.qk_norm = config.qkv_bias = true;
     const ParameterTable table(config);
     const Buffer flat(Device::cpu(), DType::f32, {table.flat_size()});
     const LayerTensors tensors = layer_tensors(table, flat, 1);
     for (const auto& [name, tensor] : {std::pair{"attention_norm", &tensors.attention_norm},
                                        {"qkv", &tensors.qkv},
+                                       {"qkv_bias", &tensors.qkv_bias},
                                        {"q_norm", &tensors.q_norm},
                                        {"k_norm", &tensors.k_norm},
                                        {"attention_out", &tensors.attention_out},
@@ -120,8 +127,9 @@ TEST(Parameters, LayerTensorsAreViewsOfTheTable) {
         EXPECT_EQ(tensor->rank, parameter.is_matrix ? 2 : 1) << name;
         EXPECT_EQ(tensor->numel(), parameter.numel()) << name;
     }
-    config.qk_norm = false;
+    config.qk_norm = config.qkv_bias = false;
     EXPECT_FALSE(layer_tensors(ParameterTable(config), flat, 1).q_norm);
+    EXPECT_FALSE(layer_tensors(ParameterTable(config), flat, 1).qkv_bias);
 }
 
 TEST(Parameters, CountsOfAKnownModel) {
@@ -148,14 +156,15 @@ TEST(Initialization, StandardDeviations) {
     config.d_ff = 96;
     config.vocab_size = 200;
     config.tie_embeddings = false;
-    config.qk_norm = true;
+    config.qk_norm = config.qkv_bias = true;
     config.init_std = 0.05;
     const ParameterTable table(config);
     const Weights weights(table, 3);
     for (const Outer& outer : llama_names(config)) {
         const std::vector<double> values = weights.part(table, outer.name);
         if (outer.rows == 0) {
-            EXPECT_TRUE(same(values, std::vector<double>(values.size(), 1))) << outer.name;
+            const double value = outer.name.ends_with(".bias") ? 0 : 1;
+            EXPECT_TRUE(same(values, std::vector<double>(values.size(), value))) << outer.name;
             continue;
         }
         const bool is_out =

@@ -35,7 +35,7 @@ double joint_norm(const std::vector<Differentiated>& inputs) {
 std::vector<double> numeric_gradient(const std::function<double()>& loss, const Tensor& values) {
     CHECK(values.is_contiguous(), "finite differences of ", values.describe());
     // Truncation grows as step^4 and rounding as 1 / step: for functions of order one they meet near 1e-3.
-    constexpr double kStep = 2e-3;
+    constexpr double kStep = 1e-3;
     double* const data = values.get<double>();
     std::vector<double> gradient(static_cast<size_t>(values.numel()));
     for (size_t i = 0; i < gradient.size(); ++i) {
