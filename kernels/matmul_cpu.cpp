@@ -53,7 +53,6 @@ void product_cpu(const Product& p) {
         if (!p.bias) return;
         const T* const bias = p.bias.get<T>();
         for (int64_t m = m0; m < m1; ++m)
-#pragma omp simd
             for (int64_t n = n0; n < n1; ++n) out[m * ldc + n] += bias[n];
     };
     LoopErrors errors;

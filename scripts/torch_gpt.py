@@ -8,7 +8,7 @@ import math
 from typing import Any, Callable
 
 from torch_rows import IGNORED
-from torch_twin import WeightSource, alibi_slopes
+from torch_twin import WeightSource, alibi_slopes, rope_frequencies
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class Block(nn.Module):
         c, heads, kv_heads, hs = m["d_model"], m["n_heads"], m["n_kv_heads"], m["head_dim"]
         self.heads, self.kv_heads, self.hs, self.eps = heads, kv_heads, hs, m["norm_eps"]
         self.attention_norm = nn.Parameter(torch.ones(c))
-        self.qkv = nn.Linear(c, (heads + 2 * kv_heads) * hs, bias=False)
+        self.qkv = nn.Linear(c, (heads + 2 * kv_heads) * hs, bias=m.get("qkv_bias", False))
         self.attention_out = nn.Linear(heads * hs, c, bias=False)
         self.mlp_norm = nn.Parameter(torch.ones(c))
         self.gate_up = nn.Linear(c, 2 * m["d_ff"], bias=False)
@@ -79,10 +79,10 @@ class Gpt(nn.Module):
         self.head = nn.Linear(m["d_model"], m["vocab_size"], bias=False)
         if m["tie_embeddings"]:
             self.head.weight = self.embedding.weight
-        context, hs = m["context_length"], m["head_dim"]
+        context = m["context_length"]
         self.rope_table = None
         if m["position"] == "rope":
-            frequencies = m["rope_theta"] ** (-torch.arange(hs // 2, dtype=torch.float64) / (hs // 2))
+            frequencies = rope_frequencies(m)
             angles = torch.arange(context)[:, None] * torch.cat((frequencies, frequencies))
             self.rope_table = (angles.cos().float(), angles.sin().float())
 
@@ -137,6 +137,10 @@ class Gpt(nn.Module):
             at = f"model.layers.{number}."
             layer.attention_norm.copy_(weight(at + "input_layernorm.weight", (c,)))
             layer.qkv.weight.copy_(torch.cat([projection(at, letter) for letter in "qkv"]))
+            if layer.qkv.bias is not None:
+                layer.qkv.bias.copy_(torch.cat([weight(f"{at}self_attn.{letter}_proj.bias",
+                                                       (heads.get(letter, m["n_kv_heads"]) * hs,))
+                                                for letter in "qkv"]))
             layer.attention_out.weight.copy_(weight(at + "self_attn.o_proj.weight", (c, m["n_heads"] * hs)))
             layer.mlp_norm.copy_(weight(at + "post_attention_layernorm.weight", (c,)))
             layer.gate_up.weight.copy_(torch.cat([weight(f"{at}mlp.{x}_proj.weight", (f, c)) for x in ("gate", "up")]))

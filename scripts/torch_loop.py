@@ -41,7 +41,7 @@ import time
 from typing import Any, NamedTuple, Tuple
 
 from torch_rows import IGNORED, Rows
-from torch_twin import alibi_slopes, fail, initial_weights, learning_rate
+from torch_twin import alibi_slopes, fail, initial_weights, learning_rate, rope_frequencies
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +133,8 @@ def parameter_shapes(m: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                    at + "self_attn.o_proj.weight": (c, q), at + "post_attention_layernorm.weight": (c,),
                    at + "mlp.gate_proj.weight": (f, c), at + "mlp.up_proj.weight": (f, c),
                    at + "mlp.down_proj.weight": (c, f)}
+        if m.get("qkv_bias", False):
+            shapes |= {f"{at}self_attn.{letter}_proj.bias": (q if letter == "q" else kv,) for letter in "qkv"}
         if m["qk_norm"]:
             shapes |= {at + "self_attn.q_norm.weight": (hs,), at + "self_attn.k_norm.weight": (hs,)}
     if not m["tie_embeddings"]:
@@ -148,8 +150,7 @@ class RoundingGpt:
         weight = initial_weights(config, device)
         self.weights = {name: weight(name, shape).requires_grad_() for name, shape in parameter_shapes(m).items()}
         self.slopes = alibi_slopes(m["n_heads"]).to(device) if m["position"] == "alibi" else None
-        half = m["head_dim"] // 2
-        self.frequencies = m["rope_theta"] ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+        self.frequencies = rope_frequencies(m, device)
 
     def store(self, x: Tensor) -> Tensor:
         return Stored.apply(x, self.dtype)  # type: ignore[return-value]
@@ -180,8 +181,14 @@ class RoundingGpt:
     def attention(self, x: Tensor, at: str, bias: Tensor, positions: Tensor) -> Tensor:
         """Heads of all tokens, before the projection back; x (B, T, C)."""
         rows, context, _ = x.shape
-        q, k, v = (self.store(x @ self.copy(f"{at}self_attn.{letter}_proj.weight").T)
-                   .view(rows, context, -1, self.m["head_dim"]).transpose(1, 2) for letter in "qkv")
+
+        def project(letter: str) -> Tensor:
+            y = x @ self.copy(f"{at}self_attn.{letter}_proj.weight").T
+            if self.m.get("qkv_bias", False):
+                y = y + self.copy(f"{at}self_attn.{letter}_proj.bias")
+            return self.store(y)
+
+        q, k, v = (project(letter).view(rows, context, -1, self.m["head_dim"]).transpose(1, 2) for letter in "qkv")
         if self.m["qk_norm"]:
             q, k = self.norm(q, at + "self_attn.q_norm.weight"), self.norm(k, at + "self_attn.k_norm.weight")
         if self.m["position"] == "rope":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write float64 reference fixtures for the tests: logits, gradients and ten optimizer steps of two tiny models.
+"""Write float64 reference fixtures for the tests: logits, gradients and ten optimizer steps of three tiny models.
 
 The model is a pre-norm Llama-like decoder written in plain PyTorch, with explicit masked softmax attention and with
 autograd for every gradient. It shares no code with the CUDA implementation that is tested against it.
@@ -14,7 +14,7 @@ row-major element index i, in unsigned 32-bit arithmetic (every product and shif
     x  = fnv1a32(bytes of name) ^ (i * 0x9E3779B9)     fnv1a32: start at 0x811C9DC5; per byte: ^= byte, *= 0x01000193
     x ^= x >> 16;  x *= 0x85EBCA6B;  x ^= x >> 13;  x *= 0xC2B2AE35;  x ^= x >> 16
     u  = x / 2^32 - 0.5                                exact in float64
-    2-D weights: 0.6 * u        1-D (norm) weights: 1 + 0.5 * u
+    2-D weights: 0.6 * u        1-D weights of norms: 1 + 0.5 * u        biases: 0.5 * u
 
 `name` is the parameter's name in a LlamaForCausalLM checkpoint, such as `model.layers.0.self_attn.q_proj.weight`.
 
@@ -80,6 +80,9 @@ class Config:
     vocab_size: int = 61
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_factor: float = 1.0  # above 1: wavelengths are stretched as in Llama 3.1
+    rope_original_context: int = 8
+    qkv_bias: bool = False
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.95
@@ -102,6 +105,9 @@ CASES = (
            packed=True, z_loss=0.0),
     Config("rope_untied_qknorm", n_heads=2, n_kv_heads=1, position="rope", tie_embeddings=False, qk_norm=True,
            packed=False, z_loss=1e-3),
+    # A base of 40 and a context of 8 put pairs into all three ranges of the stretch.
+    Config("rope_stretched_bias", n_heads=4, n_kv_heads=2, position="rope", tie_embeddings=True, qk_norm=False,
+           packed=True, z_loss=0.0, qkv_bias=True, rope_theta=40.0, rope_factor=4.0),
 )
 
 
@@ -136,6 +142,9 @@ def parameter_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
         shapes[prefix + "self_attn.k_proj.weight"] = (cfg.n_kv_heads * hs, c)
         shapes[prefix + "self_attn.v_proj.weight"] = (cfg.n_kv_heads * hs, c)
         shapes[prefix + "self_attn.o_proj.weight"] = (c, cfg.n_heads * hs)
+        if cfg.qkv_bias:
+            for which, heads in (("q", cfg.n_heads), ("k", cfg.n_kv_heads), ("v", cfg.n_kv_heads)):
+                shapes[f"{prefix}self_attn.{which}_proj.bias"] = (heads * hs,)
         if cfg.qk_norm:
             shapes[prefix + "self_attn.q_norm.weight"] = (hs,)
             shapes[prefix + "self_attn.k_norm.weight"] = (hs,)
@@ -153,7 +162,10 @@ def initial_params(cfg: Config) -> Params:
     params = {}
     for name, shape in parameter_shapes(cfg).items():
         u = [x / 2.0**32 - 0.5 for x in hash_u32(name, math.prod(shape))]
-        values = [0.6 * t for t in u] if len(shape) == 2 else [1.0 + 0.5 * t for t in u]
+        if len(shape) == 2:
+            values = [0.6 * t for t in u]
+        else:
+            values = [0.5 * t if name.endswith(".bias") else 1.0 + 0.5 * t for t in u]
         params[name] = torch.tensor(values, dtype=torch.float64).reshape(shape).requires_grad_()
     return params
 
@@ -237,10 +249,22 @@ def alibi_slopes(n_heads: int) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float64)
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """RoPE on x (rows, heads, context, head_dim): turn the pair (d, d + HS/2) by position * theta^(-2d/HS)."""
+def stretched(frequency: float, cfg: Config) -> float:
+    """Radians per position after Llama 3.1's stretch, with its factors of 1 and 4."""
+    cycles = cfg.rope_original_context * frequency / (2 * math.pi)
+    if cycles <= 1:
+        return frequency / cfg.rope_factor
+    if cycles >= 4:
+        return frequency
+    untouched = (cycles - 1) / 3
+    return (1 - untouched) * frequency / cfg.rope_factor + untouched * frequency
+
+
+def rotate(x: Tensor, positions: Tensor, cfg: Config) -> Tensor:
+    """RoPE on x (rows, heads, context, head_dim): turn the pair (d, d + HS/2) by position * its frequency."""
     half = x.shape[-1] // 2
-    frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    frequencies = torch.tensor([stretched(cfg.rope_theta ** (-d / half), cfg) for d in range(half)],
+                               dtype=torch.float64)
     angles = positions[:, None, :, None].to(torch.float64) * frequencies
     cos, sin = torch.cos(angles), torch.sin(angles)
     first, second = x[..., :half], x[..., half:]
@@ -252,7 +276,10 @@ def attention(cfg: Config, params: Params, prefix: str, x: Tensor, batch: Batch,
     hs = cfg.head_dim
 
     def project(which: str, heads: int) -> Tensor:
-        y = stored(x @ params[f"{prefix}{which}_proj.weight"].T)
+        y = x @ params[f"{prefix}{which}_proj.weight"].T
+        if cfg.qkv_bias:
+            y = y + params[f"{prefix}{which}_proj.bias"]
+        y = stored(y)
         return y.reshape(rows, context, heads, hs).transpose(1, 2)  # (rows, heads, context, head_dim)
 
     q = project("q", cfg.n_heads)
@@ -262,8 +289,8 @@ def attention(cfg: Config, params: Params, prefix: str, x: Tensor, batch: Batch,
         q = stored(rmsnorm(q, params[prefix + "q_norm.weight"], cfg.norm_eps))
         k = stored(rmsnorm(k, params[prefix + "k_norm.weight"], cfg.norm_eps))
     if cfg.position == "rope":
-        q = stored(rotate(q, batch.positions, cfg.rope_theta))
-        k = stored(rotate(k, batch.positions, cfg.rope_theta))
+        q = stored(rotate(q, batch.positions, cfg))
+        k = stored(rotate(k, batch.positions, cfg))
 
     # Query head h reads key/value head h // G: indexing repeats the heads, and autograd sums their gradients.
     kv_head = torch.arange(cfg.n_heads) // (cfg.n_heads // cfg.n_kv_heads)
@@ -513,7 +540,7 @@ def self_check(cfg: Config) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write the float64 PyTorch reference fixtures torch_<case>.safetensors: logits, gradients and "
-        "ten AdamW steps of two tiny models. The weights and batches come from a formula, so runs are reproducible.",
+        "ten AdamW steps of three tiny models. The weights and batches come from a formula, so runs are reproducible.",
         epilog="Cases: " + ", ".join(cfg.name for cfg in CASES) + ".",
     )
     parser.add_argument("--output", metavar="DIR", type=pathlib.Path, required=True,

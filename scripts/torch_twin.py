@@ -124,7 +124,7 @@ def initial_weights(config: dict[str, Any], device: str = "cpu") -> WeightSource
 
     def weight(name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
-            return torch.ones(shape, device=device)
+            return (torch.zeros if name.endswith(".bias") else torch.ones)(shape, device=device)
         std = m["init_std"]
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             std /= math.sqrt(2.0 * m["n_layers"])
@@ -157,6 +157,19 @@ def alibi_slopes(heads: int) -> Tensor:
     n2 = 2 ** (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (h + 1) / n2) for h in range(n2)]
     return torch.tensor(slopes + [2.0 ** (-4.0 * (2 * (h - n2) + 1) / n2) for h in range(n2, heads)])
+
+
+def rope_frequencies(m: dict[str, Any], device: str = "cpu") -> Tensor:
+    """Radians per position of each pair (HS/2), in float64, stretched where model.rope_scaling says so."""
+    half = m["head_dim"] // 2
+    frequencies = m["rope_theta"] ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+    scaling = m.get("rope_scaling", {"type": "none"})
+    if scaling["type"] == "none":
+        return frequencies
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    cycles = scaling["original_context_length"] * frequencies / (2 * math.pi)
+    share = ((cycles - low) / (high - low)).clamp(0, 1)
+    return frequencies * ((1 - share) / scaling["factor"] + share)
 
 
 # ---- Learning rate: src/schedule.cpp ---------------------------------------------------------------------------------

@@ -42,7 +42,12 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         config.context_length = c.at("context_length");
         config.position = c.at("position") == "rope" ? Position::rope : Position::alibi;
         config.rope_theta = c.at("rope_theta");
+        if (const double factor = c.at("rope_factor"); factor > 1)
+            config.rope_scaling = {.type = RopeScalingType::llama3,
+                                   .factor = factor,
+                                   .original_context_length = c.at("rope_original_context")};
         config.tie_embeddings = c.at("tie_embeddings");
+        config.qkv_bias = c.at("qkv_bias");
         config.qk_norm = c.at("qk_norm");
         config.norm_eps = c.at("norm_eps");
         settings.lr = c.at("lr");
@@ -81,7 +86,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
                 using T = decltype(scalar);
                 for (int64_t i = 0; i < tensor.numel(); ++i) {
                     const double u = hash(part.name, static_cast<uint32_t>(i)) * 0x1p-32 - 0.5;
-                    tensor.get<T>()[i] = static_cast<T>(parameter.is_matrix ? 0.6 * u : 1 + 0.5 * u);
+                    tensor.get<T>()[i] = static_cast<T>(parameter.is_matrix ? 0.6 * u : parameter.init_value + 0.5 * u);
                 }
             });
         });
@@ -231,7 +236,8 @@ TEST_P(TorchFixture, GradientsIn16BitsOnCuda) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, TorchFixture, testing::Values("alibi_packed_gqa", "rope_untied_qknorm"),
+INSTANTIATE_TEST_SUITE_P(Cases, TorchFixture,
+                         testing::Values("alibi_packed_gqa", "rope_untied_qknorm", "rope_stretched_bias"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
