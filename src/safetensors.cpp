@@ -105,39 +105,44 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
     return found->second;
 }
 
-void write_safetensors(OutputFile file, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums,
-                       const Device& device) {
+std::string safetensors_head(const std::vector<NamedTensor>& tensors,
+                             const std::map<std::string, std::string>& metadata) {
     ordered_json header = ordered_json::object();
     if (!metadata.empty()) header["__metadata__"] = metadata;
     uint64_t offset = 0;
-    // Large elements first: the format allows no gaps, and so each tensor starts at a multiple of its element size.
-    std::vector<NamedTensor> sorted = tensors;
-    std::stable_sort(sorted.begin(), sorted.end(), [](const NamedTensor& a, const NamedTensor& b) {
-        return size_of(a.tensor.dtype) > size_of(b.tensor.dtype);
-    });
-    for (const NamedTensor& named : sorted) {
-        const Tensor& tensor = named.tensor;
-        CHECK(!header.contains(named.name), "write_safetensors: two tensors are named ", named.name);
-        CHECK(tensor.is_contiguous() && (tensor.device == DeviceKind::cpu || tensor.device == device.kind()),
-              "write_safetensors: ", named.name, " is ", tensor.describe());
+    for (const auto& [name, tensor] : tensors) {
+        CHECK(!header.contains(name), "safetensors_head: two tensors are named ", name);
         const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                         [&](const auto& candidate) { return tensor.dtype == candidate.second; });
         const uint64_t end = offset + static_cast<uint64_t>(tensor.bytes());
-        header[named.name] = {{"dtype", dtype->first},
-                              {"shape", std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)},
-                              {"data_offsets", {offset, end}}};
+        header[name] = {{"dtype", dtype->first},
+                        {"shape", std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)},
+                        {"data_offsets", {offset, end}}};
         offset = end;
     }
     std::string text = header.dump();
     text.resize((text.size() + 7) / 8 * 8, ' ');  // so that data starts aligned
     const uint64_t header_bytes = text.size();
+    return std::string(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes) + text;
+}
+
+void write_safetensors(OutputFile file, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums,
+                       const Device& device) {
+    // Large elements first: the format allows no gaps, and so each tensor starts at a multiple of its element size.
+    std::vector<NamedTensor> sorted = tensors;
+    std::stable_sort(sorted.begin(), sorted.end(), [](const NamedTensor& a, const NamedTensor& b) {
+        return size_of(a.tensor.dtype) > size_of(b.tensor.dtype);
+    });
+    for (const auto& [name, tensor] : sorted)
+        CHECK(tensor.is_contiguous() && (tensor.device == DeviceKind::cpu || tensor.device == device.kind()),
+              "write_safetensors: ", name, " is ", tensor.describe());
     const auto write = [&](const void* data, size_t bytes) {
         file.write(data, bytes);
         if (checksums != nullptr) checksums->update(data, bytes);
     };
-    write(&header_bytes, 8);
-    write(text.data(), text.size());
+    const std::string head = safetensors_head(sorted, metadata);
+    write(head.data(), head.size());
     constexpr int64_t kPiece = 32 << 20;
     std::shared_ptr<void> staging;
     DeviceEvent fetched(device);

@@ -42,6 +42,11 @@ struct NamedTensor {
     Tensor tensor;
 };
 
+// The bytes of a file before those of its tensors, which follow in this order without gaps. Looks at names, dtypes and
+// shapes alone.
+std::string safetensors_head(const std::vector<NamedTensor>& tensors,
+                             const std::map<std::string, std::string>& metadata);
+
 // Writes, syncs and closes `file`, tensors of larger elements first, so that each is aligned; throws Error
 // (kExitAllocation for a full disk or a failed write) naming the path. `checksums`, if given, sees all bytes of the
 // file. Tensors that lie on `device` are fetched through its download queue, a piece at a time.
