@@ -15,6 +15,13 @@
 
 namespace ingot {
 
+// GPT-2's pattern, which ByteLevel applies unless "use_regex" is false.
+constexpr const char* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+// The letters that stand for bytes in a tokenizer.json: printable Latin-1 for itself, the rest in order from U+0100 on
+// (Radford 2019, encoder.py, bytes_to_unicode).
+std::array<std::string, 256> byte_letters();
+
 // One step of pre-tokenization; each works on the pieces that the one before has left.
 struct PreTokenizerStep {
     enum class Kind {

@@ -12,14 +12,6 @@ namespace ingot {
 
 using nlohmann::json;
 
-namespace {
-
-// GPT-2's, which ByteLevel applies unless "use_regex" is false.
-constexpr const char* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr int64_t kMaxTokens = 16777216;  // as model.vocab_size
-
-// The letters that stand for bytes in the file: printable Latin-1 for itself, the rest in order from U+0100 on
-// (Radford 2019, encoder.py, bytes_to_unicode).
 std::array<std::string, 256> byte_letters() {
     std::array<std::string, 256> letters;
     int next = 0x100;
@@ -36,6 +28,10 @@ std::array<std::string, 256> byte_letters() {
     }
     return letters;
 }
+
+namespace {
+
+constexpr int64_t kMaxTokens = 16777216;  // as model.vocab_size
 
 class TokenizerReader {
   public:
