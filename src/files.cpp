@@ -72,16 +72,16 @@ void file_failed(const std::string& what, const std::string& path, int error) {
         case ENOSPC:
         case EDQUOT:
             code = kExitAllocation;
-            advice = "free some space, then go on with --resume auto";
+            advice = "free some space, then run it again (training: with --resume auto)";
             break;
         case EFBIG:
             code = kExitAllocation;
-            advice = "raise the limit of a file's size (ulimit -f), then go on with --resume auto";
+            advice = "raise the limit of a file's size (ulimit -f), then run it again (training: with --resume auto)";
             break;
         case EIO:
         case ESTALE:
             code = kExitAllocation;
-            advice = "its disk failed or is gone: mend it, then go on with --resume auto";
+            advice = "its disk failed or is gone: mend it, then run it again (training: with --resume auto)";
             break;
         case EISDIR:
         case ENOTDIR:

@@ -101,7 +101,7 @@ TEST_F(Folders, WhatIsInTheWayIsAnErrorWithAdvice) {
     EXPECT_TRUE(fs::exists(path("held/full/inner")));
     EXPECT_EQ(error_of([&] { Folder(path("nothing")); }).substr(0, 2), "2 ");
     EXPECT_EQ(error_of([] { file_failed("write", "x", ENOSPC); }),
-              "5 cannot write x: No space left on device: free some space, then go on with --resume auto");
+              "5 cannot write x: No space left on device: free some space, then run it again (training: with --resume auto)");
     EXPECT_EQ(error_of([] { file_failed("write", "x", EIO); }).substr(0, 2), "5 ");
     EXPECT_EQ(error_of([] { file_failed("write", "x", EFBIG); }).substr(0, 2), "5 ");
 }
@@ -111,7 +111,7 @@ TEST_F(Folders, AFullDiskFailsTheWrite) {
     if (full.get() < 0) GTEST_SKIP() << "this machine has no /dev/full";
     OutputFile file(std::move(full), "full");
     EXPECT_EQ(error_of([&] { file.write("x", 1); }),
-              "5 cannot write full: No space left on device: free some space, then go on with --resume auto");
+              "5 cannot write full: No space left on device: free some space, then run it again (training: with --resume auto)");
 }
 
 TEST_F(Folders, ARemovedFolderTakesNothing) {
