@@ -45,7 +45,7 @@ check_owner() {
         for folder in . data runs; do
             [ ! -e "$folder" ] || find "$folder" -maxdepth 0 ! -writable ! -user "$me"
         done
-        for place in build data/tiny runs/tiny .venv train bench libingot.so; do
+        for place in build data/tiny runs/tiny .venv .venv-interop train bench libingot.so; do
             [ ! -e "$place" ] || find "$place" ! -type l ! -writable ! -user "$me" -print -quit
         done
     )
@@ -223,11 +223,38 @@ make_venv() {
     [ $# -gt 0 ] || set -- matplotlib
     have_python "$@" && return 0
     .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1
-    # No builds from source: a picture or a test is not worth a compiler's hour. Few retries: without network it ends soon.
-    .venv/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 "$@"
+    pip_install .venv "$@"
+}
+# No builds from source: a picture or a test is not worth a compiler's hour. Few retries: without network it ends soon.
+pip_install() { # pip_install VENV [OPTION...] PACKAGE...
+    local venv=$1
+    shift
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 "$@"
 }
 # What prepare.py needs for more than bytes of text; neither it nor the tests of the rest do.
 data_packages="tokenizers pyarrow zstandard"
+
+# What exports and imports are tested against, in .venv-interop, so that .venv stays small: PyTorch from PyPI brings all
+# of CUDA along, also for a machine without a GPU. Packages that this Python has are not installed again.
+interop_packages="torch transformers"
+interop_gib=10  # what has to be free: about 6 GB are installed from 3 GB that are downloaded
+# Returns 1 where that fails, and says why.
+make_interop_venv() {
+    local python imports=${interop_packages// /, } free
+    for python in python3 .venv-interop/bin/python; do
+        "$python" -c "import $imports" 2>/dev/null && return 0
+    done
+    if ! python3 -c 'import torch' 2>/dev/null; then
+        free=$(df -Pk . | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*% .*/\1/p')
+        free=$((free / 1048576))
+        [ "$free" -ge "$interop_gib" ] || { echo "$free GiB are free, and they need $interop_gib"; return 1; }
+        echo "Downloading PyTorch and transformers into .venv-interop: about 3 GB, 6 GB installed"
+    fi
+    .venv-interop/bin/python -m pip --version >/dev/null 2>&1 ||
+        python3 -m venv --clear --system-site-packages .venv-interop || return 1
+    # What pip has downloaded is not kept: it would be another 3 GB.
+    pip_install .venv-interop --no-cache-dir $interop_packages
+}
 
 # ---- Building ----
 

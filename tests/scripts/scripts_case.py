@@ -47,7 +47,8 @@ class Scripts(unittest.TestCase):
         (copy / "data/tiny").mkdir(parents=True)
         (copy / "data/tiny/meta.json").touch()
         common = copy / "scripts/common.sh"
-        common.write_text(common.read_text() + "install_missing() { :; }; build() { :; }; make_venv() { return 1; }\n")
+        common.write_text(common.read_text() + "install_missing() { :; }; build() { :; }; make_venv() { return 1; }\n"
+                          "make_interop_venv() { return 1; }\n")
         return copy
 
     def at_terminal(self, code, typed=""):

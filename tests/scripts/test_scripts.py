@@ -177,6 +177,16 @@ esac""")
         self.fake("apt-get", "exit 100")
         self.assertIn("Going on without python3-venv", self.shell(f"{extras} install_missing"))
 
+    def test_pytorch_is_not_fetched_again_nor_onto_a_full_disk(self):
+        command = f". {ROOT}/scripts/common.sh; make_interop_venv"
+        self.fake("df", "printf 'head\\n/dev/x 9 1 1048576 90%% /\\n'")
+        self.fake("python3", "exit 1")  # has no package
+        result = self.run_shell(command, cwd=self.bin)
+        self.assertEqual((result.returncode, result.stdout), (1, "1 GiB are free, and they need 10\n"), result.stderr)
+        self.fake("python3", "exit 0")
+        result = self.run_shell(command, cwd=self.bin)
+        self.assertEqual((result.returncode, result.stdout), (0, ""), result.stderr)
+
 
 class Owners(Scripts):
     def test_through_sudo_all_but_the_installation_is_the_persons(self):
