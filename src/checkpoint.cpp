@@ -64,7 +64,7 @@ void check_tensors(const std::string& path, const SafetensorsFile& file, const P
 }
 
 // Throws DamagedCheckpoint if anything in it is not what was written.
-Checkpoint verified_checkpoint(const std::string& folder) {
+Checkpoint verified_checkpoint(const std::string& folder, bool with_moments) {
     Checkpoint checkpoint;
     checkpoint.folder = folder;
     checkpoint.manifest = read_manifest(folder);
@@ -73,13 +73,17 @@ Checkpoint verified_checkpoint(const std::string& folder) {
     if (is_step_name(name) && name != step_name(checkpoint.manifest.step))
         throw DamagedCheckpoint(join(folder, ": its manifest is that of step ", checkpoint.manifest.step,
                                      ": was the folder renamed? give it its own name again"));
-    verify_files(folder, checkpoint.manifest.files);
+    std::vector<FileRecord> files = checkpoint.manifest.files;
+    if (!with_moments) std::erase_if(files, [](const FileRecord& file) { return file.name == kOptimizerFile; });
+    verify_files(folder, files);
     const ParameterTable table(checkpoint.manifest.config.model);
     const std::string model = folder + "/" + kModelFile, optimizer = folder + "/" + kOptimizerFile;
     checkpoint.weights = std::make_shared<SafetensorsFile>(model);
     check_tensors(model, *checkpoint.weights, table, {""});
-    checkpoint.moments = std::make_shared<SafetensorsFile>(optimizer);
-    check_tensors(optimizer, *checkpoint.moments, table, {"m.", "v."});
+    if (with_moments) {
+        checkpoint.moments = std::make_shared<SafetensorsFile>(optimizer);
+        check_tensors(optimizer, *checkpoint.moments, table, {"m.", "v."});
+    }
     if (checkpoint.manifest.find(kTokenizerFile) != nullptr)
         checkpoint.tokenizer_json = read_tokenizer_file(folder + "/" + kTokenizerFile);
     return checkpoint;
@@ -95,21 +99,21 @@ std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor
     return tensors;
 }
 
-Checkpoint open_checkpoint(const std::string& folder) {
+Checkpoint open_checkpoint(const std::string& folder, bool with_moments) {
     std::error_code error;
     const bool exists = fs::exists(folder, error);
     REQUIRE(exists, "there is no checkpoint ", folder, ": name a run folder, or a step folder in its checkpoints/");
     REQUIRE(fs::is_directory(folder, error), folder,
             " is a file: name the folder of a run, or a step folder in its checkpoints/");
     if (is_step_name(name_of_folder(folder)) || fs::exists(folder + "/manifest.json", error))
-        return verified_checkpoint(folder);
+        return verified_checkpoint(folder, with_moments);
     std::vector<std::string> all = list_checkpoints(folder);
     REQUIRE(!all.empty(), folder,
             " holds no checkpoint: name a run folder with some in its checkpoints/, or a step folder");
     const size_t count = all.size();
     while (!all.empty()) {
         try {
-            return verified_checkpoint(all.back());
+            return verified_checkpoint(all.back(), with_moments);
         } catch (const UserError& fault) {
             // Gone: a run that goes on has removed it, and written a newer one before.
             const bool is_gone = !fs::exists(all.back(), error);

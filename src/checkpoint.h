@@ -37,7 +37,7 @@ struct TrainingState {
 struct Checkpoint {
     std::string folder;
     Manifest manifest;
-    // Mapped, so that they can be read after a run that goes on has removed the folder.
+    // Mapped, so that they can be read after a run that goes on has removed it. Moments that nobody asked for are null.
     std::shared_ptr<const SafetensorsFile> weights, moments;
     std::string tokenizer_json;  // the bytes of its file; empty if the run has none
 };
@@ -47,8 +47,9 @@ std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint);
 
 // Opens a step folder, or the newest checkpoint of a run folder that verifies; damaged ones are named on stderr and
 // passed over, and so is one that is not of the step in its folder's name. Takes no lock: a run may go on there. Throws
-// UserError if there is none, if none is whole, or if a whole one cannot be read by this program.
-Checkpoint open_checkpoint(const std::string& folder);
+// UserError if there is none, if none is whole, or if a whole one cannot be read by this program. Without moments their
+// file is neither read nor asked for: two thirds of the bytes, which those who only want the model need not wait for.
+Checkpoint open_checkpoint(const std::string& folder, bool with_moments = true);
 
 // Copies weights into a model of the checkpoint's configuration.
 void load_weights(const Checkpoint& checkpoint, Model* model);

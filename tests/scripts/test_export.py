@@ -7,6 +7,7 @@ disk, folders above the output that stay, a header that gives the checkpoint's o
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,7 +16,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from trainer_case import TRAIN, TrainerCase  # noqa: E402
+from trainer_case import ROOT, TRAIN, TrainerCase  # noqa: E402
 
 DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 
@@ -85,6 +86,23 @@ class Export(TrainerCase):
         self.export(output="made/again", checkpoint="runs/small/checkpoints/step-00000002")  # bf16 is the default
         for path in (self.folder / "made/bf16").iterdir():
             self.assertTrue(path.read_bytes() == (self.folder / "made/again" / path.name).read_bytes(), path.name)
+
+    def test_the_moments_are_not_read(self):
+        """They are two thirds of a checkpoint. The weights are read whole: a changed byte is found."""
+        copy = self.folder / "runs/copy"
+        shutil.copytree(self.checkpoint / "checkpoints/step-00000002", copy)
+        (copy / "optimizer-00000-of-00001.safetensors").unlink()
+        self.export(output="from-copy", checkpoint="runs/copy")
+        model = copy / "model-00000-of-00001.safetensors"
+        raw = bytearray(model.read_bytes())
+        raw[-1] ^= 1
+        model.write_bytes(raw)
+        self.refused("model-00000-of-00001.safetensors", checkpoint="runs/copy")
+
+    def test_the_modeling_file_is_ours_to_the_byte(self):
+        self.export(output="to-read")
+        self.assertEqual((self.folder / "to-read/modeling_ingot.py").read_bytes(),
+                         (ROOT / "src/modeling_ingot.py").read_bytes())
 
     def test_without_a_tokenizer(self):
         bare = self.folder / "bare"  # without the meta.json that names the tokenizer
