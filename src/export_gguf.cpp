@@ -1,9 +1,208 @@
 #include "src/export_gguf.h"
 
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "kernels/core/check.h"
+#include "src/export.h"
+#include "src/export_gguf_tokenizer.h"
+#include "src/folder.h"
+#include "src/gguf.h"
+#include "src/output.h"
+#include "src/parameters.h"
+#include "src/progress.h"
+#include "src/signals.h"
+#include "src/text.h"
+
 namespace ingot {
 
-void export_gguf(const Checkpoint& checkpoint, const std::string&, DType) {
-    throw UserError(join(checkpoint.folder, ": --format gguf is not there yet"));
+namespace fs = std::filesystem;
+
+namespace {
+
+// ---- What llama.cpp can compute ----
+
+// The name of the architecture in llama.cpp whose graph is this model. Throws UserError where there is none.
+std::string architecture_of(const ModelConfig& model) {
+    const char* const instead = ": export with --format hf, which has it";
+    constexpr int64_t kMaxLayers = 512;
+    REQUIRE(model.n_layers <= kMaxLayers, "model.n_layers is ", model.n_layers, ", and llama.cpp takes at most ",
+            kMaxLayers, instead);
+    REQUIRE(model.position != Position::none, "model.position is \"none\", and no architecture of llama.cpp attends ",
+            "without positions", instead);
+    if (model.position == Position::alibi) {
+        REQUIRE(!model.qk_norm, "model.position is \"alibi\" and model.qk_norm is true, and no architecture of ",
+                "llama.cpp has both", instead);
+        return "refact";
+    }
+    return model.qk_norm ? "qwen3" : "llama";
+}
+
+void add_model(const Config& config, const std::string& architecture, DType dtype, GgufFile* file) {
+    const ModelConfig& model = config.model;
+    // llama_ftype: of the matrices.
+    const int64_t file_type = dtype == DType::f32 ? 0 : dtype == DType::f16 ? 1 : 32;
+    const auto key = [&](const char* name) { return join(architecture, ".", name); };
+    file->add_string("general.architecture", architecture);
+    file->add_string("general.type", "model");
+    file->add_string("general.name", config.name);
+    file->add_uint32("general.file_type", file_type);
+    file->add_uint32(key("vocab_size"), model.vocab_size);
+    file->add_uint32(key("context_length"), model.context_length);
+    file->add_uint32(key("embedding_length"), model.d_model);
+    file->add_uint32(key("block_count"), model.n_layers);
+    file->add_uint32(key("feed_forward_length"), model.d_ff);
+    file->add_uint32(key("attention.head_count"), model.n_heads);
+    file->add_uint32(key("attention.head_count_kv"), model.n_kv_heads);
+    file->add_uint32(key("attention.key_length"), model.head_dim);
+    file->add_uint32(key("attention.value_length"), model.head_dim);
+    file->add_float32(key("attention.layer_norm_rms_epsilon"), model.norm_eps);
+    if (model.position == Position::rope) {
+        file->add_uint32(key("rope.dimension_count"), model.head_dim);
+        file->add_float32(key("rope.freq_base"), model.rope_theta);
+    }
+}
+
+// ---- Tensors ----
+
+// "blk.3.attn_q.weight" for "model.layers.3.self_attn.q_proj.weight".
+std::string gguf_name(const std::string& name) {
+    static const std::pair<std::string, const char*> parts[] = {{"model.embed_tokens.", "token_embd."},
+                                                                {"model.norm.", "output_norm."},
+                                                                {"lm_head.", "output."},
+                                                                {"input_layernorm.", "attn_norm."},
+                                                                {"self_attn.q_proj.", "attn_q."},
+                                                                {"self_attn.k_proj.", "attn_k."},
+                                                                {"self_attn.v_proj.", "attn_v."},
+                                                                {"self_attn.o_proj.", "attn_output."},
+                                                                {"self_attn.q_norm.", "attn_q_norm."},
+                                                                {"self_attn.k_norm.", "attn_k_norm."},
+                                                                {"post_attention_layernorm.", "ffn_norm."},
+                                                                {"mlp.gate_proj.", "ffn_gate."},
+                                                                {"mlp.up_proj.", "ffn_up."},
+                                                                {"mlp.down_proj.", "ffn_down."}};
+    const std::string layers = "model.layers.";
+    std::string block, rest = name;
+    if (name.rfind(layers, 0) == 0) {
+        const size_t dot = name.find('.', layers.size());
+        block = "blk." + name.substr(layers.size(), dot + 1 - layers.size());
+        rest = name.substr(dot + 1);
+    }
+    for (const auto& [from, to] : parts)
+        if (rest.rfind(from, 0) == 0) return block + to + rest.substr(from.size());
+    throw Error(kExitFault, join("gguf: no name for the tensor ", name));
+}
+
+// llama.cpp's `llama` rotates neighbours, rows 2i and 2i + 1 of a head; ours are half a head apart. The scores are the
+// same where the rows of Q and K are reordered alike.
+void write_interleaved(OutputFile* file, const Tensor& source, int64_t head_size, DType dtype,
+                       const std::string& name) {
+    for (int64_t head = 0; head < source.shape[0]; head += head_size)
+        for (int64_t i = 0; i < head_size; ++i) {
+            const int64_t row = head + i / 2 + (i % 2) * (head_size / 2);
+            write_rounded(file, source.slice(0, row, row + 1), dtype, name);
+        }
+}
+
+void add_tensors(const Checkpoint& checkpoint, const std::string& architecture, DType dtype, GgufFile* file) {
+    const ModelConfig& model = checkpoint.manifest.config.model;
+    const ParameterTable table(model);
+    for (const Parameter& parameter : table.parameters())
+        for (const OuterPart& part : parameter.parts) {
+            const Tensor source = checkpoint.weights->tensor(part.name);
+            const std::vector<int64_t> shape(source.shape, source.shape + source.rank);
+            const std::vector<int64_t> expected = parameter.is_matrix
+                                                      ? std::vector<int64_t>{part.rows, parameter.columns}
+                                                      : std::vector<int64_t>{part.rows * parameter.columns};
+            REQUIRE(source.dtype == DType::f32 && shape == expected, checkpoint.folder, ": ", part.name, " is ",
+                    source.describe(), ", which does not fit the model's config: was it put together from two?");
+            // llama.cpp adds and multiplies vectors in fp32 alone.
+            const DType written = parameter.is_matrix ? dtype : DType::f32;
+            const bool is_rotated = part.name.find(".self_attn.q_proj.") != std::string::npos ||
+                                    part.name.find(".self_attn.k_proj.") != std::string::npos;
+            const bool interleaves = architecture == "llama" && is_rotated;
+            file->add_tensor(
+                gguf_name(part.name), written, shape,
+                [source, written, interleaves, head_size = model.head_dim, name = part.name](OutputFile* output) {
+                    if (interleaves)
+                        write_interleaved(output, source, head_size, written, name);
+                    else
+                        write_rounded(output, source, written, name);
+                });
+        }
+}
+
+// ---- The file ----
+
+std::string file_name_of(const std::string& path) {
+    const std::string name = fs::path(path).filename().string();
+    REQUIRE(!name.empty() && name != "." && name != "..", "--output ", path,
+            " names a folder: name the file to write, e.g. model.gguf");
+    return name;
+}
+
+Folder parent_of(const std::string& path) {
+    const std::string parent = fs::path(path).parent_path().string();
+    if (parent.empty()) return Folder(".");
+    std::error_code error;
+    fs::create_directories(parent, error);
+    if (error) file_failed("create the folder", parent, error.value());
+    return Folder(parent);
+}
+
+void refuse_what_is_there(const Folder& folder, const std::string& name, const std::string& path) {
+    REQUIRE(!folder.has(name), path, " is there already: remove it, or give another --output");
+}
+
+// Writes PATH under another name beside it first, so that it is there in full or not at all.
+void commit(const GgufFile& content, const Checkpoint& checkpoint, const std::string& path) {
+    const std::string name = file_name_of(path);
+    const Folder folder = parent_of(path);
+    refuse_what_is_there(folder, name, path);
+    const auto bytes = static_cast<uint64_t>(content.bytes());
+    const uint64_t available = folder.available_bytes();
+    if (available < bytes)
+        throw Error(kExitAllocation, join("cannot write ", path, ": it needs ", format_bytes(bytes), ", ",
+                                          format_bytes(available), " are free: free some space, or write elsewhere"));
+    catch_stop_signals();
+    const std::string draft = join(name, ".tmp-", getpid());
+    OutputFile file = folder.create(draft);
+    try {
+        Progress progress("exporting", static_cast<int64_t>(content.num_tensors()), "tensors");
+        content.write(&file, [&](int64_t) {
+            progress.advance(1);
+            if (stop_signal() == 0) return;
+            throw Error(static_cast<ExitCode>(exit_code_of_signal(stop_signal())),
+                        join("stopped by ", describe_signal(stop_signal()), ": nothing was written"));
+        });
+        checkpoint.weights->require_intact();
+        file.sync_and_close();
+        refuse_what_is_there(folder, name, path);
+        folder.rename(draft, name);
+    } catch (...) {
+        folder.remove(draft);
+        throw;
+    }
+    folder.sync();
+}
+
+}  // namespace
+
+void export_gguf(const Checkpoint& checkpoint, const std::string& path, DType dtype) {
+    const Config& config = checkpoint.manifest.config;
+    const std::string architecture = architecture_of(config.model);
+    GgufFile file;
+    add_model(config, architecture, dtype, &file);
+    const std::vector<std::string> notes = add_gguf_tokenizer(checkpoint, &file);
+    add_tensors(checkpoint, architecture, dtype, &file);
+    commit(file, checkpoint, path);
+    for (const std::string& note : notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+    const char* const type = dtype == DType::f32 ? "fp32" : dtype == DType::f16 ? "fp16" : "bf16";
+    std::fprintf(stderr, "wrote %s: %s, %s, architecture %s, from %s (step %ld)\n", printable_line(path).c_str(),
+                 format_bytes(static_cast<size_t>(file.bytes())).c_str(), type, architecture.c_str(),
+                 printable_line(checkpoint.folder).c_str(), static_cast<long>(checkpoint.manifest.step));
 }
 
 }  // namespace ingot
