@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 
 #include "kernels/core/check.h"
+#include "kernels/rope.h"
 #include "src/export.h"
 #include "src/export_gguf_tokenizer.h"
 #include "src/folder.h"
@@ -37,6 +39,9 @@ std::string architecture_of(const ModelConfig& model) {
                 "llama.cpp has both", instead);
         return "refact";
     }
+    REQUIRE(!model.qk_norm || model.rope_scaling.type == RopeScalingType::none,
+            "model.qk_norm is true and model.rope_scaling.type is not \"none\", and no architecture of llama.cpp has ",
+            "both", instead);
     return model.qk_norm ? "qwen3" : "llama";
 }
 
@@ -106,8 +111,26 @@ void write_interleaved(OutputFile* file, const Tensor& source, int64_t head_size
         }
 }
 
+// What llama.cpp divides RoPE's frequencies by.
+void add_rope_factors(const ModelConfig& model, GgufFile* file) {
+    const RopeScaling& scaling = model.rope_scaling;
+    const RopeStretch stretch = {.factor = scaling.factor,
+                                 .low_freq_factor = scaling.low_freq_factor,
+                                 .high_freq_factor = scaling.high_freq_factor,
+                                 .original_context = static_cast<double>(scaling.original_context_length)};
+    std::vector<float> factors;
+    for (int64_t i = 0; i < model.head_dim / 2; ++i) {
+        const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(model.head_dim);
+        factors.push_back(static_cast<float>(rope_stretch_of(std::pow(model.rope_theta, exponent), stretch)));
+    }
+    file->add_tensor("rope_freqs.weight", DType::f32, {model.head_dim / 2},
+                     [factors](OutputFile* output) { output->write(factors.data(), factors.size() * sizeof(float)); });
+}
+
 void add_tensors(const Checkpoint& checkpoint, const std::string& architecture, DType dtype, GgufFile* file) {
     const ModelConfig& model = checkpoint.manifest.config.model;
+    if (model.position == Position::rope && model.rope_scaling.type == RopeScalingType::llama3)
+        add_rope_factors(model, file);
     const ParameterTable table(model);
     for (const Parameter& parameter : table.parameters())
         for (const OuterPart& part : parameter.parts) {
