@@ -223,9 +223,12 @@ void export_gguf(const Checkpoint& checkpoint, const std::string& path, DType dt
     commit(file, checkpoint, path);
     for (const std::string& note : notes) std::fprintf(stderr, "note: %s\n", note.c_str());
     const char* const type = dtype == DType::f32 ? "fp32" : dtype == DType::f16 ? "fp16" : "bf16";
-    std::fprintf(stderr, "wrote %s: %s, %s, architecture %s, from %s (step %ld)\n", printable_line(path).c_str(),
+    const std::string shown = printable_line(path);
+    std::fprintf(stderr, "wrote %s: %s, %s, architecture %s, from %s (step %ld)\n", shown.c_str(),
                  format_bytes(static_cast<size_t>(file.bytes())).c_str(), type, architecture.c_str(),
                  printable_line(checkpoint.folder).c_str(), static_cast<long>(checkpoint.manifest.step));
+    if (!config.data.tokenizer.empty())
+        std::fprintf(stderr, "run it with llama.cpp: llama-completion -m %s -no-cnv -p \"The \"\n", shown.c_str());
 }
 
 }  // namespace ingot

@@ -23,7 +23,8 @@ constexpr const char* kInstead = ": export with --format hf, which keeps the tok
 constexpr const char* kGpt2PatternInClasses =
     R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
+    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kQwen2Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
@@ -114,13 +115,19 @@ class TokenizerTranslator {
         for (const auto& entry : root_.at("model").at("vocab").items())
             // What is not written in letters of bytes is never made by merges, and llama.cpp could not write it.
             vocabulary->set(entry.value(), entry.key(), is_in_letters(entry.key()) ? kNormal : kUnused);
+        std::set<std::string> added;
         for (const json& token : root_.value("added_tokens", json::array())) {
             const std::string content = token.at("content");
+            constexpr size_t kLongest = 1024;
+            REQUIRE(content.size() <= kLongest, name_, ": the added token ", excerpt(content, 60), " has ",
+                    content.size(), " bytes, at most ", kLongest, " are exported", kInstead);
+            added.insert(content);
             for (const char* flag : {"lstrip", "rstrip", "single_word"})
                 REQUIRE(!is_true(token, flag, false), name_, ": the added token ", excerpt(content, 60), " has ", flag,
                         ", which llama.cpp does not follow", kInstead);
             vocabulary->set(token.at("id"), content, is_true(token, "special", false) ? kControl : kUserDefined);
         }
+        refuse_overlaps(added);
         for (const std::string& text : vocabulary->texts)
             REQUIRE(text.find('\0') == std::string::npos, name_, ": the token ", excerpt(text, 60),
                     " holds a NUL character, at which llama.cpp ends its text", kInstead);
@@ -148,6 +155,28 @@ class TokenizerTranslator {
     bool uses_nfc() const { return root_.value("normalizer", json()).dump().find("\"NFC\"") != std::string::npos; }
 
   private:
+    // Where added tokens overlap in a text, the leftmost is found here, the longest in llama.cpp. Refuses a token whose
+    // end is the beginning of another that is as long or longer, unless what is found here instead is longer still.
+    void refuse_overlaps(const std::set<std::string>& added) const {
+        constexpr int kMost = 100000;  // a file with more is no file of people
+        int looked_at = 0;
+        for (const std::string& left : added)
+            for (size_t begin = 1; begin < left.size(); ++begin) {
+                const std::string shared = left.substr(begin);
+                for (auto right = added.lower_bound(shared); right != added.end(); ++right) {
+                    if (right->compare(0, shared.size(), shared) != 0) break;
+                    if (right->size() < left.size()) continue;
+                    const std::string text = left + right->substr(shared.size());
+                    size_t found = text.size();
+                    while (added.count(text.substr(0, found)) == 0) --found;
+                    const bool is_same = found > right->size() || text.compare(0, found, *right) == 0;
+                    REQUIRE(is_same && ++looked_at < kMost, name_, ": the added tokens ", excerpt(left, 60), " and ",
+                            excerpt(*right, 60), " overlap in ", excerpt(text, 60),
+                            ", where llama.cpp finds the longer one, and not the first", kInstead);
+                }
+            }
+    }
+
     bool is_in_letters(const std::string& text) const {
         for (size_t i = 0; i < text.size();) {
             const auto length = static_cast<size_t>(utf8_length(text.data() + i, text.size() - i));

@@ -98,7 +98,7 @@ def dot(a, b) -> float:
 
 
 def reference_logits(config: dict, weights: dict, tokens: list[int]) -> list[list[float]]:
-    """The logits of each position in double precision, from the definitions in README.md. `config`: the section model."""
+    """The logits of each position in double precision, from the papers' definitions. `config`: the section model."""
     def matrix(name):
         (rows, columns), values = weights[name]
         return [values[row * columns:(row + 1) * columns] for row in range(rows)]
@@ -235,13 +235,13 @@ def tokenizer_json(vocabulary: dict[str, int], merges: list[str], pre_tokenizer:
 # ---- A text ----
 
 WORDS = ("the quick brown fox isn't here WE'LL see I'D they're don't Don'T it's l'été naïve Straße élèves Ünïcode "
-         "Быстрая лиса прыгает через собаку Ελληνικά γλώσσα שלום עולם مرحبا بالعالم नमस्ते दुनिया สวัสดี 吾輩は猫である 名前はまだ無い "
-         "你好世界 안녕하세요 세계 ﬁn ǅ ªº ⅷ Ⅻ ½ x² ٣٤٥ १२३ 𝟘𝟙 0 7 12 123 1234 12345 3.14159 1e-9 0xFF 1,000,000 "
-         "😀 👨‍👩‍👧 🇪🇺 ❤️ e\u0301 q\u0307\u0323 \u200b \ufeff \u00ad ... !!! ?! -- => != <div> </p> a_b __init__ #include "
-         "std::vector<int> return; {'a':[1,2]} // TODO $HOME %d\\n C:\\dir user@host [PAD300] <| |> <think> "
+         "Быстрая лиса прыгает через собаку Ελληνικά γλώσσα שלום עולם مرحبا بالعالم नमस्ते दुनिया สวัสดี 吾輩は猫である "
+         "名前はまだ無い 你好世界 안녕하세요 세계 ﬁn ǅ ªº ⅷ Ⅻ ½ x² ٣٤٥ १२३ 𝟘𝟙 0 7 12 123 1234 12345 3.14159 1e-9 0xFF 1,000,000 "
+         "😀 👨‍👩‍👧 🇪🇺 ❤️ e\u0301 q\u0307\u0323 \u200b \ufeff \u00ad ... !!! ?! -- => != <div> </p> a_b __init__ "
+         "#include std::vector<int> return; {'a':[1,2]} // TODO $HOME %d\\n C:\\dir user@host [PAD300] <| |> <think> "
          "<|endoftext|>").split(" ")
-SPACES = [" "] * 30 + ["  ", "    ", "\t", "\n", "\n\n", "\r\n", " \n", "\n  ", "        ", "\t\t", "\n\n\n\n", "\u00a0",
-                       "\u3000", "\u0085", "\u2028", "\v", "", "\x00", " \u00a0 "]
+SPACES = [" "] * 30 + ["  ", "    ", "\t", "\n", "\n\n", "\r\n", " \n", "\n  ", "        ", "\t\t", "\n\n\n\n",
+                       "\u00a0", "\u3000", "\u0085", "\u2028", "\v", "", "\x00", " \u00a0 "]
 
 
 def mixed_text(seed: int, num_bytes: int) -> str:

@@ -46,6 +46,7 @@ class Scripts(unittest.TestCase):
         shutil.copytree(ROOT / "scripts", copy / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
         (copy / "data/tiny").mkdir(parents=True)
         (copy / "data/tiny/meta.json").touch()
+        (copy / "scripts/dev/llama_cpp").write_text("#!/bin/sh\nexit 1\n")
         common = copy / "scripts/common.sh"
         common.write_text(common.read_text() + "install_missing() { :; }; build() { :; }; make_venv() { return 1; }\n"
                           "make_interop_venv() { return 1; }\n")
