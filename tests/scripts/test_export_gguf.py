@@ -100,10 +100,12 @@ def vocabulary():
     return words, [merges[40], *merges]
 
 
-def write_tokenizer(path, **options):
-    words, merges = vocabulary()
-    path.write_text(json.dumps(tokenizer_json(words, merges, **options)))
-    return len(words)
+@functools.lru_cache(maxsize=None)
+def all_pairs():
+    """Merges of any two bytes, so that where a text is split into words shows in its tokens whatever the text is."""
+    merges = [f"{left} {right}" for left in byte_letters() for right in byte_letters()]
+    texts = [*byte_letters(), *(merge.replace(" ", "") for merge in merges)]
+    return {text: index for index, text in enumerate(texts)}, merges
 
 
 class ExportCase(unittest.TestCase):
@@ -156,11 +158,12 @@ class ExportCase(unittest.TestCase):
         step, = (run / "checkpoints").glob("step-*")
         return json.loads((step / "manifest.json").read_text())["config"]["model"]
 
-    def tokenizer_run(self, name, **options):
+    def tokenizer_run(self, name, bpe=None, model=None, **options):
         tokenizer = self.folder / f"{name}.tokenizer.json"
-        num_words = write_tokenizer(tokenizer, **options)
-        return self.run_folder(name, {"vocab_size": num_words + 8},
-                               {"tokenizer": tokenizer.name, "eot_token": num_words}), tokenizer
+        words, merges = bpe or vocabulary()
+        tokenizer.write_text(json.dumps(tokenizer_json(words, merges, **options)))
+        return self.run_folder(name, {"vocab_size": len(words) + 8, **(model or {})},
+                               {"tokenizer": tokenizer.name, "eot_token": len(words)}), tokenizer
 
 
 class Contents(ExportCase):
@@ -408,6 +411,15 @@ class LlamaCpp(ExportCase):
                 data = (unicodedata.normalize("NFC", text) if "normalizer" in options else text).encode()
                 self.assert_same_tokens(tokenizer, file, data)
                 self.assert_same_text(run, file, "The quick 12345 <|endoftext|>foxes\n\n  ")
+
+    def test_words(self):
+        small = {"n_layers": 1, "d_model": 16, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "d_ff": 16}
+        text = mixed_text(4, 300_000)
+        for name, (options, _) in TOKENIZERS.items():
+            with self.subTest(tokenizer=name):
+                run, tokenizer = self.tokenizer_run(f"words of {name}", all_pairs(), small, **options)
+                data = (unicodedata.normalize("NFC", text) if "normalizer" in options else text).encode()
+                self.assert_same_tokens(tokenizer, self.export(run)[0], data)
 
     def test_byte_tokenizer(self):
         file, _ = self.export(self.run_folder("refact", MODELS["refact"][0]))
