@@ -12,10 +12,8 @@
 #include "src/export_gguf_tokenizer.h"
 #include "src/folder.h"
 #include "src/gguf.h"
-#include "src/output.h"
 #include "src/parameters.h"
 #include "src/progress.h"
-#include "src/signals.h"
 #include "src/text.h"
 
 namespace ingot {
@@ -189,17 +187,11 @@ void commit(const GgufFile& content, const Checkpoint& checkpoint, const std::st
     if (available < bytes)
         throw Error(kExitAllocation, join("cannot write ", path, ": it needs ", format_bytes(bytes), ", ",
                                           format_bytes(available), " are free: free some space, or write elsewhere"));
-    catch_stop_signals();
     const std::string draft = join(name, ".tmp-", getpid());
     OutputFile file = folder.create(draft);
     try {
         Progress progress("exporting", static_cast<int64_t>(content.num_tensors()), "tensors");
-        content.write(&file, [&](int64_t) {
-            progress.advance(1);
-            if (stop_signal() == 0) return;
-            throw Error(static_cast<ExitCode>(exit_code_of_signal(stop_signal())),
-                        join("stopped by ", describe_signal(stop_signal()), ": nothing was written"));
-        });
+        content.write(&file, [&] { progress.advance(1); });
         checkpoint.weights->require_intact();
         file.sync_and_close();
         refuse_what_is_there(folder, name, path);

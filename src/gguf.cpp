@@ -123,14 +123,14 @@ int64_t GgufFile::bytes() const {
     return bytes;
 }
 
-void GgufFile::write(OutputFile* file, const std::function<void(int64_t)>& advance) const {
+void GgufFile::write(OutputFile* file, const std::function<void()>& advance) const {
     const std::string head = header();
     file->write(head.data(), head.size());
     for (const TensorInfo& tensor : tensors_) {
         tensor.write(file);
         const char padding[kAlignment] = {};
         file->write(padding, static_cast<size_t>(aligned(tensor.bytes()) - tensor.bytes()));
-        advance(tensor.bytes());
+        advance();
     }
 }
 

@@ -31,8 +31,8 @@ class GgufFile {
     size_t num_tensors() const { return tensors_.size(); }
     // Of the whole file.
     int64_t bytes() const;
-    // Calls `advance` with the bytes of each tensor after it was written; it may throw to stop.
-    void write(OutputFile* file, const std::function<void(int64_t)>& advance) const;
+    // Calls `advance` after each tensor.
+    void write(OutputFile* file, const std::function<void()>& advance) const;
 
   private:
     struct TensorInfo {
