@@ -12,6 +12,7 @@
 #include "src/export_gguf_tokenizer.h"
 #include "src/folder.h"
 #include "src/gguf.h"
+#include "src/output_folder.h"
 #include "src/parameters.h"
 #include "src/progress.h"
 #include "src/text.h"
@@ -173,15 +174,11 @@ Folder parent_of(const std::string& path) {
     return Folder(parent);
 }
 
-void refuse_what_is_there(const Folder& folder, const std::string& name, const std::string& path) {
-    REQUIRE(!folder.has(name), path, " is there already: remove it, or give another --output");
-}
-
 // Writes PATH under another name beside it first, so that it is there in full or not at all.
 void commit(const GgufFile& content, const Checkpoint& checkpoint, const std::string& path) {
     const std::string name = file_name_of(path);
     const Folder folder = parent_of(path);
-    refuse_what_is_there(folder, name, path);
+    OutputFolder::require_absent(path);
     const auto bytes = static_cast<uint64_t>(content.bytes());
     const uint64_t available = folder.available_bytes();
     if (available < bytes)
@@ -194,7 +191,7 @@ void commit(const GgufFile& content, const Checkpoint& checkpoint, const std::st
         content.write(&file, [&] { progress.advance(1); });
         checkpoint.weights->require_intact();
         file.sync_and_close();
-        refuse_what_is_there(folder, name, path);
+        OutputFolder::require_absent(path);
         folder.rename(draft, name);
     } catch (...) {
         folder.remove(draft);

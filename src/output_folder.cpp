@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 namespace {
 
 [[noreturn]] void refuse_present(const std::string& path) {
-    throw UserError(join(path, " is there already: name a folder that is not, or move it away"));
+    throw UserError(join(path, " is there already: give another name, or move it away"));
 }
 
 // Makes the folders that `folder` needs, and adds them to `made`.

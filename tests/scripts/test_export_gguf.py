@@ -2,9 +2,9 @@
 
 The tests of llama.cpp need its library: INGOT_LLAMA_CPP names the folder that scripts/dev/llama_cpp prints.
 
-Seen to catch: K permuted with the number of query heads; no permutation; the two halves of a head swapped; neighbours
-for qwen3; heads times size taken for the width; padded rows without names of their own; merges in reverse order; the
-first of two equal merges kept; a pre-tokenizer of another pattern; biases left out; llama3 factors upside down.
+Seen to catch: no permutation; the two halves of a head swapped; K left as it was; neighbours for qwen3; llama3 factors
+upside down; a head size of width / heads; another theta or epsilon; norms in bf16; merges in reverse order; a
+pre-tokenizer of another pattern; a draft that stays.
 """
 
 import array
@@ -161,6 +161,8 @@ class ExportCase(unittest.TestCase):
     def tokenizer_run(self, name, bpe=None, model=None, **options):
         tokenizer = self.folder / f"{name}.tokenizer.json"
         words, merges = bpe or vocabulary()
+        if "llama3" in name:  # words that no merges make, as Llama 3 has: with ignore_merges alone they are tokens
+            merges = merges[::2]
         tokenizer.write_text(json.dumps(tokenizer_json(words, merges, **options)))
         return self.run_folder(name, {"vocab_size": len(words) + 8, **(model or {})},
                                {"tokenizer": tokenizer.name, "eot_token": len(words)}), tokenizer
@@ -257,7 +259,7 @@ class Contents(ExportCase):
                 self.assertEqual(keys["tokenizer.ggml.tokens"], tokens + pads)
                 types = [1] * len(words) + [3] + [4] * (len(added) - 1) + [5] * len(pads)
                 self.assertEqual(keys["tokenizer.ggml.token_type"], types)
-                self.assertEqual(keys["tokenizer.ggml.merges"], merges[1:])
+                self.assertEqual(keys["tokenizer.ggml.merges"], merges[::2] if "llama3" in name else merges[1:])
                 self.assertEqual((keys["tokenizer.ggml.pre"], keys["tokenizer.ggml.eos_token_id"]), (pre, len(words)))
                 self.assertEqual("normalizes text to NFC" in said, "normalizer" in options)
 

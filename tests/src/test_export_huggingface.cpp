@@ -198,7 +198,7 @@ TEST_F(Exports, NothingIsLeftOfOneThatFails) {
 }
 
 TEST_F(Exports, AFolderThatIsThereStaysAsItIs) {
-    const std::string is_there = " is there already: name a folder that is not, or move it away";
+    const std::string is_there = " is there already: give another name, or move it away";
     fs::create_directory(root_ / "empty");
     fs::create_symlink("nowhere", root_ / "dangling");
     std::ofstream(root_ / "file") << "text";
