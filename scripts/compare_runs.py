@@ -24,7 +24,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from regular_files import open_regular, read_regular  # noqa: E402
 
-FIELDS = ("loss", "val_loss", "grad_norm", "lr", "tokens", "loss_scale", "skipped")
+FIELDS = ("loss", "val_loss", "hellaswag", "grad_norm", "lr", "tokens", "loss_scale", "skipped")
+NEW_FIELDS = ("hellaswag",)  # that logs of older versions do not have
 
 EXAMPLES = """\
 examples:
@@ -107,6 +108,7 @@ def read_log(run: pathlib.Path) -> dict[int, dict]:
                     entry = parse_json(line)
                     if not isinstance(entry, dict):
                         raise ValueError("it is no JSON object")
+                    entry = {**dict.fromkeys(NEW_FIELDS), **entry}
                     missing = [field for field in ("step", *FIELDS) if field not in entry]
                     if missing:
                         raise ValueError(f"it has no {missing[0]}")

@@ -74,10 +74,13 @@ const CommandSpec kTrain = {
 
 const CommandSpec kEval = {
     .name = "eval",
-    .title = "./train eval: the loss of a checkpoint on token shards, all of them, each token once.",
+    .title =
+        "./train eval: the loss of a checkpoint on token shards, all of them, each token once; or its accuracy on\n"
+        "HellaSwag.",
     .usage =
         "  ./train eval --checkpoint DIR --data GLOB... [--format auto|llmc|megatron|raw] [--dtype uint16|uint32]\n"
-        "          [--json] [--device auto|cpu|cuda]\n",
+        "          [--json] [--device auto|cpu|cuda]\n"
+        "  ./train eval --checkpoint DIR --hellaswag FILE [--json] [--device auto|cpu|cuda]\n",
     .before =
         "\nPrints one line on stdout, everything else on stderr:\n"
         "  loss 3.41273 | perplexity 30.35 | bits/byte 1.23 | targets 864\n"
@@ -85,12 +88,19 @@ const CommandSpec kEval = {
         "same\n"
         "per byte of text, where the tokenizer tells how many bytes there are. targets: how many tokens were "
         "predicted.\n"
-        "Documents are told apart as in training. It may run while the run goes on.\n",
+        "Documents are told apart as in training. It may run while the run goes on.\n"
+        "With --hellaswag:\n"
+        "  hellaswag 0.2650 | acc 0.2510 | 10042 examples\n"
+        "hellaswag: how often the right ending has the lowest mean loss per token. acc: the lowest sum. FILE is the\n"
+        "JSONL of the data set (hellaswag_val.jsonl), which the run's tokenizer reads, or what llm.c writes of it, or "
+        "of\n"
+        "another multiple-choice set, as token ids. data/README.md says what the model reads.\n",
     .after =
         "\nExamples:\n"
         "  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'\n"
         "  ./train eval --checkpoint runs/tiny/checkpoints/step-00000300 --data 'data/books/*.bin' --json\n"
-        "  ./train eval --checkpoint runs/tiny --data old/val.bin --format raw --dtype uint16\n",
+        "  ./train eval --checkpoint runs/tiny --data old/val.bin --format raw --dtype uint16\n"
+        "  ./train eval --checkpoint runs/tiny --hellaswag hellaswag_val.jsonl\n",
     .options = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--data", "GLOB", "token shards made with the run's tokenizer; quote the *; may be repeated\n", true},
@@ -98,6 +108,7 @@ const CommandSpec kEval = {
          "of the shards: auto (Megatron's beside an .idx, else llm.c's), llmc, megatron, or raw\n"
          "(ids without a header)\n"},
         {"--dtype", "NAME", "of raw ids: uint16 or uint32\n"},
+        {"--hellaswag", "FILE", "instead of --data: HellaSwag as JSONL, or in llm.c's binary format\n"},
         {"--json", "", "print one JSON object in full precision instead\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
     }};
@@ -260,8 +271,14 @@ int run_train(const Arguments& arguments) {
 int run_eval(const Arguments& arguments) {
     EvaluateOptions options;
     options.checkpoint = required(arguments, "--checkpoint", "name a run's folder, e.g. --checkpoint runs/tiny");
-    required(arguments, "--data", "name token shards, e.g. --data 'data/tiny/val-*.bin'");
-    options.data = arguments.texts("--data");
+    if (arguments.has("--hellaswag")) {
+        for (const char* const other : {"--data", "--format", "--dtype"})
+            if (arguments.has(other)) arguments.refuse(join("--hellaswag and ", other, " are both given: keep one"));
+        options.hellaswag = arguments.text("--hellaswag");
+    } else {
+        required(arguments, "--data", "name token shards, e.g. --data 'data/tiny/val-*.bin', or give --hellaswag FILE");
+        options.data = arguments.texts("--data");
+    }
     options.format = named_value<DataFormat>(arguments, "--format");
     options.dtype = named_value<RawType>(arguments, "--dtype");
     const bool is_raw = options.format == DataFormat::raw, has_dtype = options.dtype != RawType::automatic;

@@ -108,6 +108,7 @@ struct ScheduleConfig {
 struct EvalConfig {
     int64_t every = 0;  // 0: at the end alone
     int64_t tokens = 10485760;
+    std::string hellaswag;  // a file (hellaswag.h); empty: none
 };
 
 struct SampleConfig {

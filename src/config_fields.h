@@ -250,6 +250,8 @@ template <typename Visitor>
 void visit_fields(Visitor& v, EvalConfig& c) {
     v.field("every", c.every, {kFree, "Steps between evaluations; 0: at the end alone", 0, kManySteps});
     v.field("tokens", c.tokens, {kFromNow, "Tokens of an evaluation, at most those of data.val", 1, kManySteps});
+    v.derived("hellaswag", c.hellaswag,
+              {kFree, "HellaSwag, as JSONL or in llm.c's binary format: its accuracy is measured too; null: none"});
 }
 
 template <typename Visitor>

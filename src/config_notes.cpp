@@ -30,7 +30,7 @@ std::vector<std::string> settings_without_effect(const Config& c, bool is_cpu) {
         {"training.max_skipped_steps", c.training.on_nonfinite == NonFinite::skip, "training.on_nonfinite is \"stop\""},
         {"schedule.decay_steps", c.schedule.type == ScheduleType::wsd, schedule},
         {"schedule.final_lr_fraction", c.schedule.type != ScheduleType::constant, schedule},
-        {"eval.every", !c.data.val.empty(), no_val},
+        {"eval.every", !c.data.val.empty() || !c.eval.hellaswag.empty(), no_val},
         {"eval.tokens", !c.data.val.empty(), no_val},
         {"sample.prompts", c.sample.every > 0, no_samples},
         {"sample.tokens", c.sample.every > 0, no_samples},

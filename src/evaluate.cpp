@@ -13,6 +13,7 @@
 #include "src/dataset_meta.h"
 #include "src/device_choice.h"
 #include "src/device_step.h"
+#include "src/hellaswag.h"
 #include "src/output.h"
 #include "src/progress.h"
 #include "src/signals.h"
@@ -76,9 +77,73 @@ nlohmann::ordered_json evaluation_json(const Evaluation& evaluation) {
     return object;
 }
 
-int evaluate(const EvaluateOptions& options) {
-    const auto [device, reason] = choose_device(options.device);
-    const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
+namespace {
+
+// A checkpoint's model, ready to evaluate micro-batches of so many rows.
+struct LoadedModel {
+    LoadedModel(const Checkpoint& checkpoint, const Device& device, int64_t micro_batch)
+        : LoadedModel(checkpoint.manifest.config, device, micro_batch) {
+        step.write(StepBlock{});
+        model.initialize_constants();
+        load_weights(checkpoint, &model);
+    }
+    MemoryPlan plan;
+    Model model;
+    BatchBuffers buffers;
+    DeviceStep step;
+    std::shared_ptr<void> memory;
+
+  private:
+    LoadedModel(const Config& config, const Device& device, int64_t micro_batch)
+        : model(device, config.model, compute_type(config.training.precision, device),
+                micro_batch * config.model.context_length, config.model.context_length, Recompute::none, 0, false,
+                &plan),
+          buffers(device, model.max_tokens(), &plan),
+          step(device, "step", &plan),
+          memory(plan.allocate(device)) {}
+};
+
+// What all evaluations say of themselves on stderr. `data`: "data: 2 shards, ...".
+void print_head(const Checkpoint& checkpoint, const std::string& data, const ChosenDevice& chosen,
+                const LoadedModel& loaded) {
+    std::fprintf(stderr, "checkpoint: %s (step %ld)\n%s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
+                 static_cast<long>(checkpoint.manifest.step), data.c_str(), chosen.device.name().c_str(),
+                 chosen.reason.empty() ? "" : join(" (", chosen.reason, ")").c_str(),
+                 format_bytes(loaded.plan.total_bytes()).c_str());
+}
+
+void print_result(const Checkpoint& checkpoint, const std::string& line, nlohmann::ordered_json object, bool is_json) {
+    if (!is_json) {
+        write_output(line + "\n");
+        return;
+    }
+    object["checkpoint"] = checkpoint.folder;
+    object["step"] = checkpoint.manifest.step;
+    // A folder name need not be UTF-8, JSON must be.
+    write_output(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+int evaluate_hellaswag(const EvaluateOptions& options, const ChosenDevice& chosen, const Checkpoint& checkpoint,
+                       Tokenizer* tokenizer) {
+    const Config& config = checkpoint.manifest.config;
+    const HellaSwag hellaswag(options.hellaswag, "--hellaswag", tokenizer, config.model);
+    LoadedModel loaded(checkpoint, chosen.device, batch_rows(config, chosen.device));
+    catch_stop_signals();
+    print_head(checkpoint, "hellaswag: " + hellaswag.describe(), chosen, loaded);
+    const std::optional<HellaSwagResult> result =
+        hellaswag.measure(&loaded.model, &loaded.buffers, loaded.step, [] { return stop_signal() != 0; });
+    if (!result) {
+        std::fprintf(stderr, "stopped by signal %d: no result\n", stop_signal());
+        return exit_code_of_signal(stop_signal());
+    }
+    REQUIRE(result->is_finite, "a loss of ", checkpoint.folder,
+            " is not finite: this run has diverged; take an earlier checkpoint");
+    print_result(checkpoint, hellaswag_line(*result), hellaswag_json(*result), options.is_json);
+    return kExitDone;
+}
+
+int evaluate_shards(const EvaluateOptions& options, const ChosenDevice& chosen, const Checkpoint& checkpoint,
+                    const Tokenizer* tokenizer) {
     const Config& config = checkpoint.manifest.config;
     std::vector<DataEntry> entries;
     for (const std::string& path : options.data) {
@@ -87,7 +152,6 @@ int evaluate(const EvaluateOptions& options) {
         entry.format = options.format;
         entry.dtype = options.dtype;
     }
-    const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
     const std::string& json = checkpoint.tokenizer_json;
     for (const DatasetMeta& meta : dataset_metas(entries)) {
         check_dataset_meta(meta, config, json.empty() ? "" : sha256(json.data(), json.size()));
@@ -95,25 +159,14 @@ int evaluate(const EvaluateOptions& options) {
             std::fprintf(stderr, "note: %s says that its shards have masks; eval counts every target all the same\n",
                          meta.path.c_str());
     }
-    const std::vector<int64_t> bytes_of_token = text_bytes(tokenizer.get(), config);
+    const std::vector<int64_t> bytes_of_token = text_bytes(tokenizer, config);
     const Corpus corpus(entries, "--data", corpus_options(config, nullptr));
     const ValidationRows rows(corpus, config.data, config.model.context_length, std::numeric_limits<int64_t>::max());
 
-    const int64_t micro_batch = batch_rows(config, device), max_tokens = micro_batch * config.model.context_length;
-    MemoryPlan plan;
-    Model model(device, config.model, compute_type(config.training.precision, device), max_tokens,
-                config.model.context_length, Recompute::none, 0, false, &plan);
-    BatchBuffers buffers(device, max_tokens, &plan);
-    const DeviceStep step(device, "step", &plan);
-    const std::shared_ptr<void> memory = plan.allocate(device);
-    step.write(StepBlock{});
-    model.initialize_constants();
-    load_weights(checkpoint, &model);
-    std::fprintf(stderr, "checkpoint: %s (step %ld)\ndata: %s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
-                 static_cast<long>(checkpoint.manifest.step), corpus.describe().c_str(), device.name().c_str(),
-                 reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());
-
+    const int64_t micro_batch = batch_rows(config, chosen.device);
+    LoadedModel loaded(checkpoint, chosen.device, micro_batch);
     catch_stop_signals();
+    print_head(checkpoint, "data: " + corpus.describe(), chosen, loaded);
     Evaluation evaluation;
     int64_t bytes = 0;
     Progress progress("evaluating", rows.num_rows(), "rows");
@@ -125,31 +178,33 @@ int evaluate(const EvaluateOptions& options) {
             return exit_code_of_signal(stop_signal());
         }
         const int64_t num_rows = std::min(micro_batch, rows.num_rows() - row);
-        HostBatch* const host = buffers.next();
+        HostBatch* const host = loaded.buffers.next();
         fill_batch(rows, static_cast<uint64_t>(row), num_rows, micro_batch, host);
         for (const int32_t target : host->targets)
             if (target >= 0) bytes += bytes_of_token[static_cast<size_t>(target)];
-        model.evaluate(buffers.upload(), step.get());
+        loaded.model.evaluate(loaded.buffers.upload(), loaded.step.get());
         progress.advance(num_rows);
     }
     progress.finish();
-    const StepSums sums = step.read().sums;
+    const StepSums sums = loaded.step.read().sums;
     evaluation.loss_sum = sums.loss;
     evaluation.targets = sums.targets;
-    if (tokenizer) evaluation.bytes = bytes;
+    if (tokenizer != nullptr) evaluation.bytes = bytes;
     REQUIRE(evaluation.targets > 0, "--data holds nothing to predict: every document in it is a single token");
     REQUIRE(std::isfinite(evaluation.loss()), "the loss of ", checkpoint.folder, " is ", evaluation.loss(),
             ": this run has diverged; take an earlier checkpoint");
-    if (options.is_json) {
-        nlohmann::ordered_json object = evaluation_json(evaluation);
-        object["checkpoint"] = checkpoint.folder;
-        object["step"] = checkpoint.manifest.step;
-        // A folder name need not be UTF-8, JSON must be.
-        write_output(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
-    } else {
-        write_output(evaluation_line(evaluation) + "\n");
-    }
+    print_result(checkpoint, evaluation_line(evaluation), evaluation_json(evaluation), options.is_json);
     return kExitDone;
+}
+
+}  // namespace
+
+int evaluate(const EvaluateOptions& options) {
+    const ChosenDevice chosen = choose_device(options.device);
+    const Checkpoint checkpoint = open_checkpoint(options.checkpoint);
+    const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);
+    if (!options.hellaswag.empty()) return evaluate_hellaswag(options, chosen, checkpoint, tokenizer.get());
+    return evaluate_shards(options, chosen, checkpoint, tokenizer.get());
 }
 
 }  // namespace ingot

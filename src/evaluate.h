@@ -1,4 +1,4 @@
-// `./train eval`: the loss of a checkpoint on token shards.
+// `./train eval`: the loss of a checkpoint on token shards, or its accuracy on HellaSwag.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ namespace ingot {
 
 struct EvaluateOptions {
     std::string checkpoint;         // a step folder or a run folder
-    std::vector<std::string> data;  // paths or globs
+    std::vector<std::string> data;  // paths or globs; empty where hellaswag is given
+    std::string hellaswag = "";     // a file (hellaswag.h); empty where data are given
     // Of all of them. raw ids need a dtype, which others say themselves (RawType::automatic).
     DataFormat format = DataFormat::automatic;
     RawType dtype = RawType::automatic;
@@ -36,7 +37,8 @@ std::string evaluation_line(const Evaluation& evaluation);
 // The same in full precision; perplexity beyond the range of a double is null, bits_per_byte too where it is unknown.
 nlohmann::ordered_json evaluation_json(const Evaluation& evaluation);
 
-// Prints one line on stdout, everything else on stderr. Returns the exit code; throws Error.
+// Prints one line on stdout, everything else on stderr: evaluation_line(), or hellaswag_line(). Returns the exit code;
+// throws Error.
 int evaluate(const EvaluateOptions& options);
 
 }  // namespace ingot

@@ -48,6 +48,7 @@ ordered_json report_to_json(const StepReport& report) {
     object["step"] = report.step;
     object["loss"] = number(report.loss);
     object["val_loss"] = report.val_loss ? number(*report.val_loss) : ordered_json(nullptr);
+    object["hellaswag"] = report.hellaswag ? number(*report.hellaswag) : ordered_json(nullptr);
     object["grad_norm"] = number(report.grad_norm);
     object["lr"] = number(report.lr);
     object["tokens"] = report.tokens;
@@ -79,14 +80,15 @@ StepReport report_from_json(const JsonFields& fields) {
 }
 
 std::string report_line(const StepReport& report, int64_t steps) {
-    char text[256], val[32] = "", mfu[32] = "", skipped[16] = "";
+    char text[256], val[32] = "", hellaswag[32] = "", mfu[32] = "", skipped[16] = "";
     if (report.val_loss) std::snprintf(val, sizeof val, " | val %.4f", *report.val_loss);
+    if (report.hellaswag) std::snprintf(hellaswag, sizeof hellaswag, " | hellaswag %.4f", *report.hellaswag);
     if (report.mfu) std::snprintf(mfu, sizeof mfu, " | %.1f%% MFU", 100 * *report.mfu);
     if (report.skipped) std::snprintf(skipped, sizeof skipped, " | SKIPPED");
     const double remaining = static_cast<double>(steps - report.step) * report.step_seconds;
-    std::snprintf(text, sizeof text, "step %6ld/%ld | loss %.4f%s | norm %.2f | lr %.1e | %s tok/s%s | %s%s | eta %s",
-                  static_cast<long>(report.step), static_cast<long>(steps), report.loss, val, report.grad_norm,
-                  report.lr, short_count(report.tokens_per_second).c_str(), mfu,
+    std::snprintf(text, sizeof text, "step %6ld/%ld | loss %.4f%s%s | norm %.2f | lr %.1e | %s tok/s%s | %s%s | eta %s",
+                  static_cast<long>(report.step), static_cast<long>(steps), report.loss, val, hellaswag,
+                  report.grad_norm, report.lr, short_count(report.tokens_per_second).c_str(), mfu,
                   format_bytes(report.memory_bytes).c_str(), skipped, short_duration(remaining).c_str());
     return text;
 }

@@ -14,7 +14,7 @@ namespace ingot {
 struct StepReport {
     int64_t step = 0;  // 1 .. steps
     double loss = 0, grad_norm = 0, lr = 0;
-    std::optional<double> val_loss = std::nullopt;
+    std::optional<double> val_loss = std::nullopt, hellaswag = std::nullopt;
     int64_t tokens = 0;  // consumed since the run began
     double tokens_per_second = 0, step_seconds = 0, data_wait_seconds = 0;
     std::optional<double> mfu = std::nullopt;  // share of the device's peak; none where no peak is known
@@ -25,12 +25,12 @@ struct StepReport {
 
 // One JSON object; floats in shortest round-trip form, non-finite ones as strings, null where a value does not apply.
 nlohmann::ordered_json report_to_json(const StepReport& report);
-// What a checkpoint keeps of a report: all but what is found anew (val_loss) or depends on the device (mfu). Throws
-// UserError for a value that cannot be.
+// What a checkpoint keeps of a report: all but what is found anew (val_loss, hellaswag) or depends on the device (mfu).
+// Throws UserError for a value that cannot be.
 StepReport report_from_json(const JsonFields& fields);
 
-// "step   1200/19073 | loss 3.4127 | val 3.4402 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 45.1% MFU | 71.2 GiB | eta
-// 4h31m"
+// "step   1200/19073 | loss 3.4127 | val 3.4402 | hellaswag 0.2650 | norm 0.41 | lr 5.9e-04 | 612k tok/s | 45.1% MFU |
+// 71.2 GiB | eta 4h31m"
 std::string report_line(const StepReport& report, int64_t steps);
 
 // runs/NAME/log.jsonl: one object per optimizer step.

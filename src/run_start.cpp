@@ -46,8 +46,9 @@ void print_plan(const TrainingPlan& plan) {
     std::printf("%s%s", plan.features().c_str(), plan.memory_table().c_str());
 }
 
-void print_data(const TrainingData& data) {
+void print_data(const TrainingData& data, const HellaSwag* hellaswag) {
     std::printf("%s", data.describe().c_str());
+    if (hellaswag != nullptr) std::printf("hellaswag: %s\n", hellaswag->describe().c_str());
 }
 
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config) {
@@ -57,16 +58,22 @@ std::unique_ptr<Tokenizer> training_tokenizer(const Config& config) {
     return tokenizer;
 }
 
+std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* tokenizer) {
+    if (config.eval.hellaswag.empty()) return nullptr;
+    return std::make_unique<HellaSwag>(config.eval.hellaswag, "eval.hellaswag", tokenizer, config.model);
+}
+
 int dry_run(Config config) {
     std::string why;
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
     const Device device = is_planned ? Device::planned_cuda() : training_device(config);
     print_notes(config, device);
     try {
-        training_tokenizer(config);
+        const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
+        const std::unique_ptr<HellaSwag> hellaswag = training_hellaswag(config, tokenizer.get());
         const TrainingData data(config);
         data.require_targets();
-        print_data(data);
+        print_data(data, hellaswag.get());
         if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     } catch (const UserError& error) {
         if (config.training.steps == 0)

@@ -9,6 +9,7 @@
 #include "src/checkpoint.h"
 #include "src/checkpoint_store.h"
 #include "src/config.h"
+#include "src/hellaswag.h"
 #include "src/tokenizer/tokenizer.h"
 #include "src/training_data.h"
 #include "src/training_plan.h"
@@ -26,10 +27,15 @@ std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, Check
 // Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
 
+// Of eval.hellaswag: null if the config has none. `tokenizer` may be null. Throws UserError if it cannot be read, or
+// does not fit the model.
+std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* tokenizer);
+
 // A line for each setting that changes nothing.
 void print_notes(const Config& config, const Device& device);
 void print_plan(const TrainingPlan& plan);
-void print_data(const TrainingData& data);
+// `hellaswag` may be null.
+void print_data(const TrainingData& data, const HellaSwag* hellaswag);
 
 // What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
 // them on this machine. Returns the exit code.

@@ -67,9 +67,9 @@ std::string bits_promise(const std::vector<std::string>& differences, const std:
 
 class Trainer {
   public:
-    // All but the range outlive the trainer. `tokenizer` may be null.
+    // All but the range outlive the trainer. `tokenizer` and `hellaswag` may be null.
     Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
-            Tokenizer* tokenizer, const StepRange& profile, TrainingPlan* plan);
+            Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan);
     // Goes on from the checkpoint, or begins.
     void start(const std::optional<Checkpoint>& checkpoint);
     int run();
@@ -83,6 +83,8 @@ class Trainer {
     bool queue_step();   // false: the run must stop, the unfinished step is dropped
     void finish_step();  // waits for the oldest queued step and takes its report
     bool evaluate();     // false: the run must stop
+    bool measure_loss();
+    bool measure_hellaswag();
     void save(SaveMode mode);
     void note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode);
     void write_log();
@@ -110,6 +112,7 @@ class Trainer {
     CheckpointStore& store_;
     TrainingData& data_;
     Tokenizer* const tokenizer_;
+    const HellaSwag* const hellaswag_;
     const StepRange profile_;
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
@@ -128,12 +131,13 @@ class Trainer {
 };
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
-                 Tokenizer* tokenizer, const StepRange& profile, TrainingPlan* plan)
+                 Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan)
     : config_(config),
       folder_(folder),
       store_(*store),
       data_(*data),
       tokenizer_(tokenizer),
+      hellaswag_(hellaswag),
       profile_(profile),
       plan_(*plan),
       queue_(config, plan) {}
@@ -261,8 +265,13 @@ void Trainer::finish_step() {
     report_is_pending_ = true;
 }
 
-// Mean loss over the validation rows.
 bool Trainer::evaluate() {
+    return measure_loss() && measure_hellaswag();
+}
+
+// Mean loss over the validation rows.
+bool Trainer::measure_loss() {
+    if (!data_.val) return true;
     plan_.eval_step.write(StepBlock{});
     const int64_t micro_batch = config_.training.micro_batch_size;
     Progress progress("evaluating", data_.val->num_rows(), "rows");
@@ -276,6 +285,14 @@ bool Trainer::evaluate() {
     const StepSums sums = plan_.eval_step.read().sums;
     training_.report.val_loss = sums.loss / static_cast<double>(sums.targets);
     return true;
+}
+
+bool Trainer::measure_hellaswag() {
+    if (hellaswag_ == nullptr) return true;
+    const std::optional<HellaSwagResult> result =
+        hellaswag_->measure(&plan_.model, &plan_.batch, plan_.eval_step, [this] { return must_stop(); });
+    if (result) training_.report.hellaswag = result->accuracy();
+    return result.has_value();
 }
 
 // A save that fails (a full disk) leaves the older checkpoints whole, and the run alive unless it was the last one.
@@ -305,7 +322,7 @@ void Trainer::save(SaveMode mode) {
 
 void Trainer::write_log() {
     if (log_) log_->write(training_.report);
-    if (is_due(config_.log.every) || is_last() || training_.report.val_loss)
+    if (is_due(config_.log.every) || is_last() || training_.report.val_loss || training_.report.hellaswag)
         std::printf("%s\n", report_line(training_.report, config_.training.steps).c_str());
     report_is_pending_ = false;
 }
@@ -415,7 +432,7 @@ int Trainer::loop() {
         if (is_last() || (is_due(config_.checkpoint.every) && saved_step_ != training_.step))
             save(is_last() ? SaveMode::last_chance : SaveMode::running);
         if (report_is_pending_) {
-            if (data_.val && (is_due(config_.eval.every) || is_last()) && !evaluate()) return stop();
+            if ((is_due(config_.eval.every) || is_last()) && !evaluate()) return stop();
             if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
             write_log();
             if (const int code = stop_for_nonfinite(); code != kExitDone) return code;
@@ -449,6 +466,7 @@ int train_in_folder(const TrainOptions& options, Config config) {
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
+    const std::unique_ptr<HellaSwag> hellaswag = training_hellaswag(config, tokenizer.get());
     TrainingData data(config, &folder.folder());
     data.require_targets();
     data.take_fingerprints();
@@ -468,14 +486,14 @@ int train_in_folder(const TrainOptions& options, Config config) {
     resolve_micro_batch(&config, device);
     TrainingPlan plan(config, device);
     print_notes(config, device);
-    print_data(data);
+    print_data(data, hellaswag.get());
     if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
     print_plan(plan);
     std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? checkpoint->manifest.matmul_choices : std::vector<MatmulChoice>{});
     if (stop_signal() != 0) return stopped_before_training();
-    Trainer trainer(config, folder, &store, &data, tokenizer.get(), options.profile, &plan);
+    Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, &plan);
     trainer.start(checkpoint);
     return trainer.run();
 }

@@ -55,9 +55,10 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device)
             config.training.micro_batch_size * config.model.context_length, config.model.context_length,
             config.training.recompute, config.training.z_loss, true, &memory_, config.training.attention_options()),
       optimizer(model, &memory_),
-      // Validation and samples fill them; training's batches are the loader's.
-      batch(device, model.max_tokens(), &memory_,
-            config.data.val.empty() && config.sample.every == 0 ? nullptr : host_plan()),
+      // Evaluation and samples fill them; training's batches are the loader's.
+      batch(
+          device, model.max_tokens(), &memory_,
+          config.data.val.empty() && config.eval.hellaswag.empty() && config.sample.every == 0 ? nullptr : host_plan()),
       loader_ring(Loader::kBatches),
       step(device, "step", &memory_),
       eval_step(device, "eval_step", &memory_),

@@ -185,6 +185,7 @@ TEST(Config, EveryKeyIsRead) {
                                                 "schedule.decay_steps=12",
                                                 "eval.every=13",
                                                 "eval.tokens=14",
+                                                "eval.hellaswag=a.jsonl",
                                                 "sample.every=15",
                                                 "sample.prompts=[\"hi\"]",
                                                 "sample.tokens=16",
@@ -441,6 +442,7 @@ TEST(Config, SettingsWithoutEffectAreNoted) {
     for (const auto& [setting, note] : chosen) EXPECT_EQ(notes(parse(kMinimal, {setting})), note) << setting;
     EXPECT_EQ(notes(parse(kMinimal, {"model.rope_theta=5e5", "model.position=rope"})), "");
     EXPECT_EQ(notes(parse(kMinimal, {"eval.every=7", "data.val=[\"b.bin\"]"})), "");
+    EXPECT_EQ(notes(parse(kMinimal, {"eval.every=7", "eval.hellaswag=a.jsonl"})), "");
     EXPECT_EQ(notes(parse(kMinimal, {"checkpoint.host_memory=5", "checkpoint.async=false"})),
               "checkpoint.host_memory has no effect: checkpoint.async is false\n");
     EXPECT_EQ(notes(parse(kMinimal, {"training.max_skipped_steps=5", "training.on_nonfinite=stop"})),
