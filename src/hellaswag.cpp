@@ -284,8 +284,9 @@ int64_t lowest(const std::vector<double>& scores) {
 
 }  // namespace
 
-std::optional<HellaSwagResult> HellaSwag::measure(Model* model, BatchBuffers* buffers, const DeviceStep& step,
-                                                  const std::function<bool()>& must_stop) const {
+std::optional<std::vector<std::vector<double>>> HellaSwag::losses(Model* model, BatchBuffers* buffers,
+                                                                  const DeviceStep& step,
+                                                                  const std::function<bool()>& must_stop) const {
     const int64_t N = model->max_tokens();
     CHECK(N >= context_length_, "a batch of ", N, " tokens holds no document of ", context_length_);
     std::vector<std::vector<double>> sums;  // of each example, of each ending
@@ -315,23 +316,30 @@ std::optional<HellaSwagResult> HellaSwag::measure(Model* model, BatchBuffers* bu
         }
         packer.finish();
         model->evaluate(buffers->upload(), step.get());
-        const std::vector<float> losses = read_losses(*model);
+        const std::vector<float> values = read_losses(*model);
         for (const Placed& place : placed) {
             double& sum = sums[static_cast<size_t>(place.example)][static_cast<size_t>(place.ending)];
-            for (int64_t i = 0; i < place.count; ++i) sum += losses[static_cast<size_t>(place.begin + i)];
+            for (int64_t i = 0; i < place.count; ++i) sum += values[static_cast<size_t>(place.begin + i)];
         }
         progress.advance(static_cast<int64_t>(e - first));
     }
+    return sums;
+}
+
+std::optional<HellaSwagResult> HellaSwag::measure(Model* model, BatchBuffers* buffers, const DeviceStep& step,
+                                                  const std::function<bool()>& must_stop) const {
+    const std::optional<std::vector<std::vector<double>>> sums = losses(model, buffers, step, must_stop);
+    if (!sums) return std::nullopt;
     HellaSwagResult result;
     result.examples = static_cast<int64_t>(examples_.size());
     for (size_t i = 0; i < examples_.size(); ++i) {
         const MultipleChoice& example = examples_[i];
-        std::vector<double> means = sums[i];
+        std::vector<double> means = (*sums)[i];
         for (size_t c = 0; c < means.size(); ++c) means[c] /= static_cast<double>(example.endings[c].size());
         const int64_t by_mean = lowest(means);
         result.is_finite = result.is_finite && by_mean >= 0;
         result.correct_by_mean += by_mean == example.label;
-        result.correct_by_sum += lowest(sums[i]) == example.label;
+        result.correct_by_sum += lowest((*sums)[i]) == example.label;
     }
     return result;
 }

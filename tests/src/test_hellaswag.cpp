@@ -3,11 +3,16 @@
 #include "src/hellaswag.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
 #include <random>
 
 #include "kernels/core/check.h"
+#include "tests/src/small_model.h"
 
 namespace ingot::test {
 namespace {
@@ -82,6 +87,69 @@ TEST(HellaSwag, DamageIsRefusedOrIsAnExample) {
     }
     EXPECT_GT(refused, 5000);
     EXPECT_LT(refused, 20000);  // another token is another example
+}
+
+// A file that goes with the test.
+struct ExampleFile {
+    explicit ExampleFile(const std::vector<std::byte>& bytes)
+        : path(testing::TempDir() + "hellaswag-" + std::to_string(getpid()) + ".bin") {
+        std::ofstream(path, std::ios::binary)
+            .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    }
+    ~ExampleFile() { std::filesystem::remove(path); }
+    std::string path;
+};
+
+// Seen to catch: documents of a batch that see each other, positions that run on from one to the next (RoPE's table is
+// left), losses of the token before.
+TEST(HellaSwag, PackedLossesAreThoseOfSingleDocuments) {
+    std::vector<std::vector<uint16_t>> bodies;
+    std::mt19937 chance(3);
+    for (uint16_t i = 0; i < 7; ++i) {
+        std::vector<uint16_t> body = {0, 3};
+        for (int part = 0; part < 4; ++part) {
+            body.push_back(static_cast<uint16_t>(1 + chance() % 6));
+            for (uint16_t n = body.back(); n > 0; --n) body.push_back(static_cast<uint16_t>(chance() % 11));
+        }
+        bodies.push_back(body);
+    }
+    const ExampleFile file(llmc_file(bodies));
+    for (const Position position : {Position::alibi, Position::rope, Position::none})
+        for (const int64_t num_tokens : {12, 31, 64}) {
+            ModelConfig config = tiny_config();
+            config.position = position;
+            config.context_length = 11;
+            MemoryPlan plan;
+            Model model(Device::cpu(), config, DType::f32, num_tokens, config.context_length, Recompute::none, 0, false,
+                        &plan);
+            BatchBuffers buffers(Device::cpu(), num_tokens, &plan);
+            const DeviceStep step(Device::cpu(), "step", &plan);
+            const std::shared_ptr<void> memory = plan.allocate(Device::cpu(), true);
+            SmallModel single(config, {.dtype = DType::f32, .max_tokens = 16, .is_training = false});
+            model.initialize_constants();
+            Device::cpu().copy(model.weights(), single.model.weights());
+            step.write(StepBlock{});
+            const HellaSwag hellaswag(file.path, "key", nullptr, config);
+            const auto losses = hellaswag.losses(&model, &buffers, step, [] { return false; });
+            ASSERT_TRUE(losses.has_value());
+            for (size_t e = 0; e < bodies.size(); ++e)
+                for (size_t c = 0; c < 3; ++c) {
+                    const MultipleChoice& example = hellaswag.examples()[e];
+                    Row row;
+                    row.starts = {0};
+                    row.tokens.assign(example.context.begin(), example.context.end());
+                    row.tokens.insert(row.tokens.end(), example.endings[c].begin(), example.endings[c].end());
+                    row.targets.assign(row.tokens.begin() + 1, row.tokens.end());
+                    row.tokens.pop_back();
+                    single.evaluate(row);
+                    const std::vector<double> values = single.losses(row.size());
+                    const auto first = static_cast<int64_t>(example.context.size()) - 1;
+                    const double sum = std::accumulate(values.begin() + first, values.end(), 0.0);
+                    // Sums of the same products in another order: 1e-5 is about 80 ulps.
+                    EXPECT_NEAR((*losses)[e][c], sum, 1e-5 * sum) << "example " << e << ", ending " << c;
+                }
+            EXPECT_FALSE(hellaswag.losses(&model, &buffers, step, [] { return true; }).has_value());
+        }
 }
 
 TEST(HellaSwag, ResultsAreCountedOnce) {
