@@ -232,7 +232,7 @@ pip_install() { # pip_install VENV [OPTION...] PACKAGE...
     "$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: --retries 1 --timeout 30 "$@"
 }
 # What prepare.py needs for more than bytes of text; neither it nor the tests of the rest do.
-data_packages="tokenizers pyarrow zstandard"
+data_packages="tokenizers pyarrow zstandard jinja2"
 
 # What exports and imports are tested against, in .venv-interop, so that .venv stays small: PyTorch from PyPI brings all
 # of CUDA along, also for a machine without a GPU. Packages that this Python has are not installed again.

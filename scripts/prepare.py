@@ -1,190 +1,49 @@
 #!/usr/bin/env python3
 """Turn text into token shards that Ingot trains on.
 
-Documents come from text files (a file is one, or --split-on cuts it), from lines of JSONL and from rows of parquet.
-Each becomes its tokens and one end-of-text token. They are split into train and val by their content and written as
-.bin shards in llm.c's format, with a meta.json beside them. Needs Python 3.9 or later; a tokenizer.json, parquet
-and .zst need the packages tokenizers, pyarrow and zstandard, which may be in .venv.
+Documents come from text files (a file is one, or --split-on cuts it), from lines of JSONL and from rows of parquet;
+with --chat they are conversations. Each becomes its tokens and one end-of-text token. They are split into train and val
+by their content and written as .bin shards in llm.c's format (or in Megatron's, or nanoGPT's), with a meta.json beside
+them. Needs Python 3.9 or later; a tokenizer.json, parquet, .zst and chats need the packages tokenizers, pyarrow,
+zstandard and jinja2, which may be in .venv.
 
-From the command line to the shards: prepare_files.py finds the files, prepare_read.py cuts them into units of work,
-prepare_work.py has processes turn them into tokens by prepare_tokenize.py, prepare_write.py writes them in order into
-a folder of which prepare_folder.py knows what it may hold.
+From the command line (prepare_arguments.py) to the shards: prepare_files.py finds the files, prepare_read.py cuts them
+into units of work, prepare_work.py has processes turn them into tokens by prepare_tokenize.py (conversations by
+prepare_chat_work.py), prepare_write.py writes them in order, by prepare_shards.py, into a folder of which
+prepare_folder.py knows what it may hold.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
 import time
-from typing import NoReturn, Optional
+from typing import TYPE_CHECKING, Optional
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 # flake8: noqa: E402
-from prepare_common import (MAX_TOKENS, MB, ROOT, Interrupted, PrepareError, Progress, Stop, counted, require_packages,
-                            tell)
-from prepare_files import FORMATS, UNKNOWN_KIND, Filter, Listing, Skipped, list_files, machine_text
-from prepare_folder import check_output
+from prepare_arguments import (DEFAULT_TRAIN_MB, check_arguments, parse_arguments, text_field,
+                               vocabulary_to_train)
+from prepare_common import MB, ROOT, Interrupted, PrepareError, Progress, Stop, counted, require_packages, tell
+from prepare_files import UNKNOWN_KIND, Filter, Listing, Skipped, list_files, machine_text
 from prepare_read import Reader, with_crlf
+from prepare_shards import dtype_of
 from prepare_tokenize import MAX_TOKENIZER_BYTES, BytesTokenizer, JsonTokenizer
-from prepare_train import MIN_VOCABULARY, Sample, train_in_child
+from prepare_train import Sample, train_in_child
 from prepare_work import Pool, Worker
 from prepare_write import Output, Work, meta_json, write_file
 from regular_files import read_regular
 
-VERSION = 2  # of the results: unfinished work of another version is not gone on with
-DEFAULT_FIELD = "text"
-DEFAULT_TRAIN_MB = 200
-MAX_PROCESSES = 256
+if TYPE_CHECKING:
+    from prepare_chat import ChatTemplate
+    from prepare_chat_work import Chats
+
+VERSION = 3  # of the results: unfinished work of another version is not gone on with
 ASK_SECONDS = 60  # for ./train to read a tokenizer.json; the largest take two
-ESCAPES = {"\\n": "\n", "\\r": "\r", "\\t": "\t", "\\\\": "\\"}
-
-EXAMPLES = """\
-examples:
-  # the Python files and notes of two folders, one file in twenty kept for validation
-  python3 scripts/prepare.py --input ~/src ~/notes --include '*.py' '*.md' --output data/mine
-
-  # a large text file whose documents are set apart by a line, with GPT-2's tokenizer
-  python3 scripts/prepare.py --input stories.txt --split-on '\\n<|endoftext|>\\n' \\
-      --tokenizer gpt2/tokenizer.json --output data/stories
-
-  # JSONL, with a tokenizer of 8,192 tokens trained on it
-  python3 scripts/prepare.py --input corpus/*.jsonl.zst --tokenizer train:8192 --output data/corpus
-
-  # no data at hand: the text that comes with every machine, enough for a first run
-  python3 scripts/prepare.py --machine-text --output data/tiny
-
-What a file is follows from its name: .jsonl, .ndjson, .json.gz and .json.zst hold a JSON object a line, .parquet rows,
-everything else text; .gz and .zst are unpacked. --format says otherwise. A link goes by its own name, if that says what
-it is, and each file is taken once.
-
-A pattern is compared with the file name and with the path below the input folder; '*' also matches '/'. --exclude
-takes whole folders too. Hidden folders and __pycache__ are never entered. Passed over, counted, and named by an
-example: hidden files (unless a pattern of --include begins with a dot), empty documents, text files with a NUL byte
-(binary), kinds that are not read (.bz2, .xz, .zip, ...), unreadable files. data/README.md has the rest.
-
-Stopped by Ctrl-C, a kill or a full disk, the same command goes on where it was, and ends with the same bytes as if
-nothing had happened. Neither that nor the number of processes changes the output.
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"prepare: error: {message}, see --help\n")
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value
-
-
-def token_count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MAX_TOKENS:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MAX_TOKENS}")
-    return value
-
-
-def process_count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MAX_PROCESSES:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MAX_PROCESSES}")
-    return value
-
-
-def megabytes(text: str) -> int:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is no number of megabytes")
-    return max(1, round(value * MB))
-
-
-def separator(text: str) -> bytes:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty text separates nothing")
-    return os.fsencode(re.sub(r"\\[nrt\\]", lambda match: ESCAPES[match[0]], text))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="prepare", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    description="Turn text into token shards for training.", epilog=EXAMPLES)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", action="extend", metavar="PATH",
-                        help="files and folders of text, JSONL and parquet, also compressed (.gz, .zst)")
-    source.add_argument("--machine-text", action="store_true",
-                        help="the sources of Python's standard library or else the system headers of this machine")
-    parser.add_argument("--tokenizer", default="bytes", metavar="NAME",
-                        help="bytes (the default): one token per byte, 256 ends a document; a tokenizer.json; or "
-                             "train:N: byte-level BPE of N tokens, trained on the input")
-    parser.add_argument("--eot-token", metavar="TOKEN", help="the token of a tokenizer.json that ends a document "
-                        "(default: <|endoftext|>, <|end_of_text|>, </s>, ..., the first that there is)")
-    parser.add_argument("--train-mb", type=megabytes, metavar="X", dest="train_bytes",
-                        help="train:N trains on about this much of the input, in MB of text (default "
-                             f"{DEFAULT_TRAIN_MB})")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the shards and meta.json go")
-    parser.add_argument("--format", choices=FORMATS, help="what all files hold, instead of what their names say")
-    parser.add_argument("--field", metavar="NAME",
-                        help=f"the field of JSONL records, or the column, with the text (default {DEFAULT_FIELD})")
-    parser.add_argument("--mask-field", metavar="NAME",
-                        help="the field or column with the parts of the text that are not to be learnt: a list of "
-                             "[begin, end], in characters; writes .mask files beside the shards")
-    parser.add_argument("--split-on", type=separator, metavar="TEXT",
-                        help="cut text files into documents wherever this stands (\\n: a line break, \\t, \\r, \\\\)")
-    parser.add_argument("--include", nargs="+", action="extend", default=[], metavar="GLOB",
-                        help="take only files that match one of these patterns")
-    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="GLOB",
-                        help="leave out files and folders that match one of these patterns")
-    parser.add_argument("--val-fraction", type=fraction, default=0.05, metavar="X",
-                        help="share of the documents for validation, chosen by content; 0 for none (default 0.05)")
-    parser.add_argument("--shard-tokens", type=token_count, default=100_000_000, metavar="N",
-                        help="end a shard with the document that reaches N tokens (default 100000000)")
-    parser.add_argument("--processes", type=process_count, metavar="N", default=len(os.sched_getaffinity(0)),
-                        help="how many processes tokenise (default: one per core)")
-    parser.add_argument("--overwrite", action="store_true",
-                        help="replace FOLDER if it holds prepared files alone, once the new ones are complete")
-    parser.add_argument("--restart", action="store_true",
-                        help="throw away what a stopped run has left in FOLDER.partial, instead of going on with it")
-    return parser
-
-
-def vocabulary_to_train(args: argparse.Namespace) -> Optional[int]:
-    """The N of train:N; None for another tokenizer."""
-    if not args.tokenizer.startswith("train:"):
-        return None
-    text = args.tokenizer[len("train:"):]
-    if not (text.isascii() and text.isdigit() and MIN_VOCABULARY <= int(text) <= 1 << 24):
-        raise PrepareError(f"'{args.tokenizer}' in --tokenizer names no vocabulary of {MIN_VOCABULARY} (the bytes and "
-                           f"an end-of-text token) to {1 << 24} tokens, write train:8192")
-    return int(text)
-
-
-def check_arguments(args: argparse.Namespace, output: str) -> None:
-    vocab_size = vocabulary_to_train(args)
-    if args.tokenizer != "bytes" and vocab_size is None and not os.path.isfile(args.tokenizer):
-        raise PrepareError(f"unknown tokenizer '{args.tokenizer}' in --tokenizer, it is 'bytes', the path of a "
-                           "tokenizer.json, or 'train:N'")
-    if args.eot_token is not None and (args.tokenizer == "bytes" or vocab_size is not None):
-        raise PrepareError("--eot-token is for a tokenizer.json, leave it out with --tokenizer " + args.tokenizer)
-    if args.train_bytes is not None and vocab_size is None:
-        raise PrepareError("--train-mb is for --tokenizer train:N, leave it out")
-    if args.machine_text and (args.include or args.format or args.split_on):
-        raise PrepareError("--machine-text chooses its own files, each a document, drop --include, --format and "
-                           "--split-on or use --input")
-    for path in args.input or []:
-        if not os.path.lexists(path):
-            raise PrepareError(f"no such file or folder: {path} in --input, check the path")
-        real = os.path.realpath(path)
-        for folder in (output, output + ".partial"):
-            if real == folder or real.startswith(os.path.join(folder, "")):
-                raise PrepareError(f"{path} in --input lies in the output folder {folder}, choose another --output")
-    check_output(output, args.overwrite)
-
 
 def check_listing(listing: Listing, args: argparse.Namespace) -> None:
     """Whether the options have files to work on, and the packages for them are here (else goes on in .venv)."""
@@ -192,6 +51,8 @@ def check_listing(listing: Listing, args: argparse.Namespace) -> None:
     needed: dict[str, str] = {}
     if args.tokenizer != "bytes":
         needed["tokenizers"] = f"--tokenizer {args.tokenizer}"
+    if args.chat:
+        needed["jinja2"] = "--chat"
     for file in listing.files:
         first.setdefault(file.format, file.path)
         if file.format == "parquet":
@@ -203,55 +64,66 @@ def check_listing(listing: Listing, args: argparse.Namespace) -> None:
         for value, option in ((args.field, "--field"), (args.mask_field, "--mask-field")):
             if value is not None and not has_records:
                 raise PrepareError(f"{option} is for JSONL and parquet, and the input is text alone, leave it out or "
-                                   "pass --format jsonl")
-        if args.mask_field is not None and "text" in first:
-            raise PrepareError(f"--mask-field is for JSONL and parquet, and {first['text']} is text, leave it out with "
-                               "--exclude or pass --format jsonl")
+                                   "pass --input-format jsonl")
+        for is_given, option in ((args.mask_field is not None, "--mask-field"), (args.chat, "--chat")):
+            if is_given and "text" in first:
+                raise PrepareError(f"{option} is for JSONL and parquet, and {first['text']} is text, leave it out with "
+                                   "--exclude or pass --input-format jsonl")
         if args.split_on is not None and "text" not in first:
             raise PrepareError("--split-on is for text files, and the input has none, leave it out or pass "
-                               "--format text")
+                               "--input-format text")
     require_packages(needed)
 
 
-ADVICE = {UNKNOWN_KIND: "unpack or convert them, or pass --format if a name is wrong",
+ADVICE = {UNKNOWN_KIND: "unpack or convert them, or pass --input-format if a name is wrong",
           "binary": "text files with a NUL byte in them"}
 
 
 def describe(skipped: Skipped) -> list[str]:
     """What was passed over, by reason, and an example of each."""
     lines = [f"skipped: {skipped.describe() or 'nothing'}"]
-    for reason, example in sorted(skipped.examples.items()):
+    for reason in sorted(skipped.examples):
         advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
-        lines.append(f"         {reason}: such as {example}{advice}")
+        lines.append(f"         {reason}: such as {skipped.such_as(reason)}{advice}")
     return lines
 
 
-def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: Skipped, folder: str, seconds: float,
-            read_before: int) -> str:
+def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: Skipped, args: argparse.Namespace,
+            seconds: float, read_before: int) -> str:
     """read_before: bytes of text that an earlier, stopped run did."""
     lines = []
     for name, split in (("train", output.train.split), ("val", output.val.split)):
         lines.append(f"{name + ':':9}{counted(split.documents, 'document')}, {counted(split.tokens, 'token')}, "
-                     f"{counted(len(split.shards), 'shard')}")
+                     f"{counted(len(split.shards), 'shard' if args.format == 'llmc' else 'file')}")
     text_bytes = output.train.split.bytes + output.val.split.bytes
     if tokenizer.name != "bytes":
         tokens = output.train.split.tokens + output.val.split.tokens
-        lines.append(f"tokens:  {text_bytes / tokens:.3f} bytes each, {tokenizer.eot_name} ends a document")
+        verb = "begins" if tokenizer.eot_side == "start" else "ends"
+        lines.append(f"tokens:  {text_bytes / tokens:.3f} bytes each, {tokenizer.eot_name} {verb} a document")
     lines += describe(skipped)
     if output.replaced:
         were = "was" if output.replaced == 1 else "were"
         lines.append(f"UTF-8:   {counted(output.replaced, 'document')} {were} not, what was unreadable became U+FFFD")
     read = (text_bytes - read_before) / MB
     lines.append(f"time:    {seconds:.1f} s, {read:.1f} MB of text, {read / max(seconds, 1e-9):.1f} MB/s")
+
     def entry(name: str) -> object:
-        path = os.path.join(folder, f"{name}-*.bin")
-        return {"path": path, "mask": os.path.join(folder, f"{name}-*.mask")} if output.train.has_masks else path
+        path = os.path.join(args.output, f"{name}-*.bin" if args.format == "llmc" else f"{name}.bin")
+        found = {"path": path}
+        if args.format == "raw":
+            found.update(format="raw", dtype=dtype_of("raw", tokenizer.width))
+        if output.train.has_masks:
+            found["mask"] = path[:-len(".bin")] + ".mask"
+        return found if len(found) > 1 else path
 
     data: dict[str, object] = {"train": [entry("train")]}
     if output.val.split.documents:
         data["val"] = [entry("val")]
-    name = "bytes" if tokenizer.name == "bytes" else os.path.join(folder, tokenizer.name)
-    data.update({"eot_token": tokenizer.eot, "tokenizer": name})
+    name = "bytes" if tokenizer.name == "bytes" else os.path.join(args.output, tokenizer.name)
+    data["eot_token"] = tokenizer.eot
+    if tokenizer.eot_side == "start":
+        data["eot"] = "start"
+    data["tokenizer"] = name
     lines += ["", "for the config:", f'  "model": {{ ..., "vocab_size": {tokenizer.vocab_size} }},',
               f'  "data": {json.dumps(data)}']
     return "\n".join(lines)
@@ -284,11 +156,19 @@ class Preparation:
     def __init__(self, args: argparse.Namespace, listing: Listing, output: str, stop: Stop) -> None:
         self.args, self.listing, self.stop = args, listing, stop
         self.vocab_size = vocabulary_to_train(args)
-        self.field = args.field or DEFAULT_FIELD
+        self.field = text_field(args)
+        self.has_masks = args.mask_field is not None or args.chat
         self.tokenizer: BytesTokenizer | JsonTokenizer = BytesTokenizer()
         if args.tokenizer != "bytes" and self.vocab_size is None:
             self.tokenizer = JsonTokenizer(args.tokenizer, read_tokenizer(args.tokenizer), args.eot_token)
             note_what_train_cannot_read(args.tokenizer)
+        self.template: Optional[ChatTemplate] = None
+        self.context: Optional[int] = None
+        self.chats: Optional[Chats] = None
+        if args.chat:
+            from prepare_chat import longest_text, read_template
+            self.template = read_template(args.tokenizer, args.chat_template, time.time())
+            self.context = args.context or longest_text(args.tokenizer)
         self.work = Work(output)
         self.output: Optional[Output] = None
         self.read_before = 0  # bytes of text that an earlier run did
@@ -301,7 +181,8 @@ class Preparation:
         name = self.tokenizer.sha256 or args.tokenizer
         return {"version of prepare.py": VERSION, "input files": self.listing.fingerprint(), "--tokenizer": name,
                 "--eot-token": self.tokenizer.eot, "--train-mb": args.train_bytes, "--field": self.field,
-                "--mask-field": args.mask_field, "--split-on": os.fsdecode(args.split_on or b""),
+                "--mask-field": args.mask_field, "--format": args.format, "--chat": args.chat, "--context": self.context,
+                "the chat template": self.template.name() if self.template else None, "--split-on": os.fsdecode(args.split_on or b""),
                 "--val-fraction": args.val_fraction, "--shard-tokens": args.shard_tokens,
                 "formats": sorted({(file.format, file.compression) for file in self.listing.files})}
 
@@ -310,7 +191,7 @@ class Preparation:
             self._begin_or_go_on()
             self._pack()
             assert self.output is not None
-            content = meta_json(self.output, self.tokenizer, self.args.mask_field is not None)
+            content = meta_json(self.output, self.tokenizer, self.args.format, self.has_masks)
             write_file(self.work.folder, "meta.json", content)
             if self.tokenizer.json is not None:
                 write_file(self.work.folder, "tokenizer.json", self.tokenizer.json)
@@ -349,8 +230,10 @@ class Preparation:
                              f"{self.listing.bytes / MB:.1f} MB\n")
         else:
             self.val_below = int(self.args.val_fraction * 2.0**256)
-            self.work.begin({**command, "val below": str(self.val_below)})
+            now = {"now": self.template.now} if self.template else {}
+            self.work.begin({**command, "val below": str(self.val_below), **now})
         self.val_below = int(self.work.command["val below"])
+        self._prepare_chats()
         self._train_tokenizer()
         self.output = self._new_output()
         if self.work.state is not None:
@@ -365,7 +248,18 @@ class Preparation:
         self.read_before = self.output.train.split.bytes + self.output.val.split.bytes
 
     def _new_output(self) -> Output:
-        return Output(self.work.folder, self.tokenizer, self.args.shard_tokens, self.args.mask_field is not None)
+        return Output(self.work.folder, self.tokenizer, self.args.format, self.args.shard_tokens, self.has_masks)
+
+    def _prepare_chats(self) -> None:
+        if self.template is None:
+            return
+        from prepare_chat_work import Chats
+        now = self.work.command.get("now")  # of the run that began this, so that its texts have one date
+        if isinstance(now, float) and 0 <= now < 1e11:
+            self.template.now = now
+        assert isinstance(self.tokenizer, JsonTokenizer)
+        self.chats = Chats(self.template, self.tokenizer, self.context)
+        self.chats.prepare(self.args.eot_token is not None, self.stop)
 
     def _train_tokenizer(self) -> None:
         """Trains, or takes what was trained before the run was stopped."""
@@ -393,7 +287,7 @@ class Preparation:
         assert output is not None
         if output.largest < 0:
             skipped = self.skipped()
-            found = ", ".join(f"{count} {reason}, such as {skipped.examples[reason]}"
+            found = ", ".join(f"{count} {reason}, such as {skipped.such_as(reason)}"
                               for reason, count in sorted(skipped.counts.items()))
             raise PrepareError(f"no documents in the input (skipped: {found or 'none'}), check --input, --include and "
                                "--exclude")
@@ -438,8 +332,11 @@ class Preparation:
         output = self.output
         assert output is not None
         worker = Worker(self.tokenizer, self.field, self.args.mask_field, self.val_below)
+        if self.chats is not None:
+            from prepare_chat_work import ChatWorker
+            worker = ChatWorker(self.tokenizer, self.field, None, self.val_below, self.chats)
         reader = Reader(self.listing, self.field, self.args.mask_field, self.args.split_on or b"", self.tokenizer.cut,
-                        self.stop)
+                        self.stop, self.args.chat)
         pool = Pool(worker, self.args.processes)
         progress = Progress(self.listing.bytes, output.position)
         try:
@@ -475,13 +372,13 @@ def run(args: argparse.Namespace, stop: Stop) -> None:
     if args.machine_text:
         listing = machine_text(args.exclude, output, stop)
     else:
-        listing = list_files(args.input, Filter(args.include, args.exclude), output, stop, args.format)
+        listing = list_files(args.input, Filter(args.include, args.exclude), output, stop, args.input_format)
     check_listing(listing, args)
     preparation = Preparation(args, listing, output, stop)
     preparation.run()
     done = preparation.output
     assert done is not None
-    tell(sys.stdout, summary(done, preparation.tokenizer, preparation.skipped(), args.output,
+    tell(sys.stdout, summary(done, preparation.tokenizer, preparation.skipped(), args,
                              time.monotonic() - start, preparation.read_before) + "\n")
 
 
@@ -495,7 +392,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     stop = Stop()
     try:
-        args = make_parser().parse_args(argv)
+        args = parse_arguments(argv)
         stop.install()
         run(args, stop)
         return 0

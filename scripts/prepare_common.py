@@ -12,6 +12,7 @@ from typing import TextIO
 
 MB = 1e6
 MAX_TOKENS = 2**31 - 1  # the header of a shard counts tokens in an int32
+MAX_EXAMPLES = 3  # that are named of what was skipped for one reason
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterator, Optional
 
-from prepare_common import MB, PrepareError, Stop, counted, tell
+from prepare_common import MAX_EXAMPLES, MB, PrepareError, Stop, counted, tell
 from regular_files import read_regular
 
 MACHINE_TEXT_MIN_BYTES = 1_000_000
@@ -92,19 +92,27 @@ def _matches(name: str, relative: str, patterns: list[str]) -> bool:
 
 
 class Skipped:
-    """How many inputs were passed over for which reason, with an example of each."""
+    """How many inputs were passed over for which reason, with the first few of each."""
 
-    def __init__(self, counts: Optional[dict[str, int]] = None, examples: Optional[dict[str, str]] = None) -> None:
+    def __init__(self, counts: Optional[dict[str, int]] = None,
+                 examples: Optional[dict[str, list[str]]] = None) -> None:
         self.counts: Counter[str] = Counter(counts or {})
-        self.examples: dict[str, str] = dict(examples or {})
+        self.examples: dict[str, list[str]] = {reason: list(names) for reason, names in (examples or {}).items()}
 
-    def add(self, reason: str, example: str, count: int = 1) -> None:
-        self.counts[reason] += count
-        self.examples.setdefault(reason, example)
+    def add(self, reason: str, example: str) -> None:
+        self._add(reason, 1, [example])
 
     def include(self, other: Skipped) -> None:
         for reason, count in other.counts.items():
-            self.add(reason, other.examples[reason], count)
+            self._add(reason, count, other.examples[reason])
+
+    def _add(self, reason: str, count: int, examples: list[str]) -> None:
+        self.counts[reason] += count
+        kept = self.examples.setdefault(reason, [])
+        kept += [example for example in examples if example not in kept][:MAX_EXAMPLES - len(kept)]
+
+    def such_as(self, reason: str) -> str:
+        return ", ".join(self.examples[reason])
 
     def describe(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
@@ -179,7 +187,7 @@ def agreed_format(paths: list[str]) -> str:
     if len(said) > 1:
         first, second = list(said.values())[:2]
         raise PrepareError(f"{first} and {second} are one file, and their names say two things of what it holds, leave "
-                           "one of them out with --exclude or pass --format")
+                           "one of them out with --exclude or pass --input-format")
     return next(iter(said), "")
 
 

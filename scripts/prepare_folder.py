@@ -5,13 +5,17 @@ import os
 import re
 import sys
 
-from prepare_common import MAX_TOKENS, PrepareError, tell
+from prepare_common import MAX_EXAMPLES, PrepareError, tell
 
 MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
 MAX_COUNT = 1 << 62
-# Beside a shard: its mask, and indexes of documents that ./train keeps there.
+# Beside a shard: its mask, Megatron's index, and indexes of documents that ./train keeps there.
 PREPARED_NAME = re.compile(r"meta\.json(\.bin)?|tokenizer\.json(\.bin)?|journal\.jsonl|document-[0-9]+\.tokens|"
-                           r"(train|val)-[0-9]{5}\.(bin|mask|idx|docs|bin\.index)", re.ASCII)
+                           r"(train|val)(-[0-9]{5})?\.(bin|mask|idx|docs|lengths|bin\.index)", re.ASCII)
+
+
+def are_examples(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= MAX_EXAMPLES and all(isinstance(name, str) for name in value)
 
 
 def check_state(state: object) -> None:
@@ -19,7 +23,7 @@ def check_state(state: object) -> None:
     count = (lambda value: type(value) is int and 0 <= value < MAX_COUNT)
     split = {"documents": count, "tokens": count, "bytes": count,
              "shards": lambda value: count(value) and value <= MAX_SHARDS,
-             "open": lambda value: value is None or (count(value) and value <= MAX_TOKENS)}
+             "open": lambda value: value is None or count(value)}
     number = (lambda value: isinstance(value, str) and re.fullmatch("-1|[0-9]{1,78}", value))
     known = {
         "cursor": lambda value: isinstance(value, list) and len(value) == 4 and all(map(count, value)),
@@ -28,7 +32,7 @@ def check_state(state: object) -> None:
                                                  all(map(count, value[:2])) and type(value[2]) is bool),
         "spools": count, "separators": count, "replaced": count, "smallest": number, "largest": number,
         "skipped": lambda value: isinstance(value, dict) and all(map(count, value.values())),
-        "examples": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+        "examples": lambda value: isinstance(value, dict) and all(map(are_examples, value.values())),
     }
     _check_fields(state, known)
     assert isinstance(state, dict)

@@ -1,6 +1,7 @@
 """The rows of a parquet file, in batches of about a unit of work. Needs pyarrow."""
 from __future__ import annotations
 
+import json
 from typing import Iterator, Optional
 
 import pyarrow
@@ -19,7 +20,8 @@ def broken(path: str, error: BaseException) -> PrepareError:
     return PrepareError(f"{path} is no whole parquet file ({what}), copy it again or leave it out with --exclude")
 
 
-def open_parquet(file: InputFile, field: str, mask_field: Optional[str]) -> pyarrow.parquet.ParquetFile:
+def open_parquet(file: InputFile, field: str, mask_field: Optional[str],
+                 is_chat: bool = False) -> pyarrow.parquet.ParquetFile:
     """Checks that the columns are there and of a type that can be used. OSError if the file cannot be opened."""
     with open_regular(file.path):
         pass  # what keeps us from reading it at all is told apart from what is wrong inside
@@ -36,7 +38,12 @@ def open_parquet(file: InputFile, field: str, mask_field: Optional[str]) -> pyar
             raise PrepareError(f"{file.path} has {schema.names.count(name)} columns '{name}', rename all but one, or "
                                f"choose another column with {option}")
     column = schema.field(field).type
-    if not holds_text(column):
+    types = pyarrow.types
+    if is_chat:
+        if not (holds_text(column) or types.is_list(column) or types.is_large_list(column)):
+            raise PrepareError(f"column '{field}' of {file.path} is {column} and no list of messages, choose another "
+                               "one with --field")
+    elif not holds_text(column):
         raise PrepareError(f"column '{field}' of {file.path} is {column} and no text, choose another one with --field")
     return parquet
 
@@ -66,9 +73,12 @@ def as_bytes(column: pyarrow.Array) -> list[Optional[bytes]]:
 
 
 def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask_field: Optional[str],
-         cursor: prepare_read.Cursor) -> Iterator[tuple[prepare_read.Piece, int, Optional[prepare_read.Cursor], int]]:
-    """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them."""
+         cursor: prepare_read.Cursor, is_chat: bool = False) -> Iterator[tuple[prepare_read.Piece, int, Optional[prepare_read.Cursor], int]]:
+    """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them. is_chat: their data are
+    records with the field and, where there are some, tools."""
     columns = [field] if mask_field in (None, field) else [field, mask_field]
+    if is_chat and "tools" in parquet.schema_arrow.names and field != "tools":
+        columns.append("tools")
     total = parquet.metadata.num_rows
     row = 0
     with parquet:
@@ -85,7 +95,7 @@ def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask
                     batch = next(batches, None)
                     if batch is None:
                         break
-                    texts, masks = _columns(batch, field, mask_field)
+                    texts, masks = _records(batch) if is_chat else _columns(batch, field, mask_field)
                 except (pyarrow.ArrowException, OSError) as error:
                     raise broken(file.path, error) from error
                 first, row = row, row + batch.num_rows
@@ -97,9 +107,15 @@ def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask
                                        f"{prepare_read.MAX_RECORD_BYTES / MB:.0f} MB in a row from {first + 1} to "
                                        f"{row}, cut it into several or leave the file out with --exclude")
                 if texts:
-                    piece = prepare_read.Piece("rows", file.path, texts, first + skipped + 1, masks)
+                    data = list(map(json.loads, texts)) if is_chat else texts
+                    piece = prepare_read.Piece("rows", file.path, data, first + skipped + 1, masks)
                     yield (piece, sum(map(len, texts)) + 64 * len(texts), prepare_read.Cursor(0, row),
                            file.size * row // max(1, total))
+
+
+def _records(batch: pyarrow.RecordBatch) -> tuple[list[Optional[bytes]], None]:
+    """As JSON, in which a time or a decimal number is a text."""
+    return [json.dumps(record, default=str).encode() for record in batch.to_pylist()], None
 
 
 def _columns(batch: pyarrow.RecordBatch, field: str,

@@ -34,8 +34,8 @@ class Piece:
     """Documents of one file.
 
     kind file: a whole text file, to be read by the worker. documents: data is a list of texts. lines: data is lines of
-    JSONL, the first of which is number `first`. rows: data is a list of texts, the first of which is row `first`; masks
-    are their lists of ranges. segment: data is a part of one document. unreadable: data says why.
+    JSONL, the first of which is number `first`. rows: data is a list of texts (of records with --chat), the first of
+    which is row `first`; masks are their lists of ranges. segment: data is a part of one document. unreadable: data says why.
     """
     kind: str
     path: str
@@ -71,6 +71,7 @@ class Reader:
     separator: bytes
     cut: Callable[[bytes, int], int]
     stop: Stop
+    is_chat: bool = False
     has_crlf_separator: bool = False  # found so far: the separator, if its line breaks were CRLF
 
     def units(self, cursor: Cursor) -> Iterator[Unit]:
@@ -119,7 +120,8 @@ class Reader:
         """Pieces with their weights, the place after each (None: the end of the file), and the position on the disk."""
         if file.format == "parquet":
             from prepare_parquet import open_parquet, rows
-            return rows(file, open_parquet(file, self.field, self.mask_field), self.field, self.mask_field, cursor)
+            parquet = open_parquet(file, self.field, self.mask_field, self.is_chat)
+            return rows(file, parquet, self.field, self.mask_field, cursor, self.is_chat)
         stream = Stream(file, self.stop)
         return self._lines(stream, cursor) if file.format == "jsonl" else self._text(stream, cursor)
 

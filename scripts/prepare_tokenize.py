@@ -114,6 +114,7 @@ class Tokens(NamedTuple):
 class BytesTokenizer:
     """One token per byte; end-of-text comes after them."""
     name = "bytes"
+    eot_side = "end"  # of a document
     width = 2
     vocab_size = 257
     eot = 256
@@ -150,6 +151,7 @@ class JsonTokenizer:
     What a tokenizer.json adds around a text (a BOS token), and its limits on length, are for prompts and left out.
     """
     name = "tokenizer.json"
+    eot_side = "end"  # of a document; chats may have it at the beginning (prepare_chat_work.py)
 
     def __init__(self, path: str, content: bytes, eot_name: Optional[str]) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
@@ -336,6 +338,10 @@ class JsonTokenizer:
         if self.eot in ids:
             raise PrepareError(f"a text gives the token {self.eot_name}, which would end the document there, since it "
                                "is no special token of this tokenizer, choose another one with --eot-token")
+        return self.pack(ids)
+
+    def pack(self, ids: list[int]) -> bytes:
+        """As files have them: little-endian."""
         packed = array.array(self.code, ids)
         if sys.byteorder == "big":
             packed.byteswap()

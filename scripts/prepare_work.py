@@ -13,12 +13,12 @@ from collections import deque
 from concurrent import futures
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Iterator, Optional
+from typing import Iterator, NamedTuple, Optional
 
 from prepare_common import MAX_TOKENS, MB, PrepareError, Stop
 from prepare_files import Skipped
 from prepare_read import MAX_WHOLE_BYTES, Piece, Unit, without_bom
-from prepare_tokenize import BytesTokenizer, JsonTokenizer, Text, eot_bytes
+from prepare_tokenize import BytesTokenizer, JsonTokenizer, Text, Tokens, eot_bytes
 from regular_files import open_regular
 
 READ_BYTES = 1 << 20
@@ -34,6 +34,17 @@ class Documents:
     targets: bytes = b""  # empty without --mask-field
     lengths: list[int] = field(default_factory=list)
     text_bytes: int = 0
+
+
+class Document(NamedTuple):
+    """A document's tokens; number: the hash that says which split it belongs to."""
+    number: int
+    text_bytes: int
+    tokens: Tokens
+
+    @classmethod
+    def of(cls, key: bytes, text_bytes: int, tokens: Tokens) -> Document:
+        return cls(int.from_bytes(hashlib.sha256(key).digest(), "big"), text_bytes, tokens)
 
 
 @dataclass
@@ -61,6 +72,22 @@ class Worker:
         if unit.pieces[0].kind == "segment":
             self._segment(unit.pieces[0], result)
             return result
+        sides: dict[bool, list[Document]] = {False: [], True: []}
+        for document in self.documents(unit, result):
+            result.smallest = min(result.smallest, document.number)
+            result.largest = max(result.largest, document.number)
+            sides[document.number < self.val_below].append(document)
+        eot, is_first = eot_bytes(self.tokenizer), self.tokenizer.eot_side == "start"
+        for is_val, documents in ((False, result.train), (True, result.val)):
+            tokens = [document.tokens for document in sides[is_val]]
+            documents.ids = b"".join(part for found in tokens
+                                     for part in ((eot, found.ids) if is_first else (found.ids, eot)))
+            documents.targets = b"".join(found.targets or b"" for found in tokens)
+            documents.lengths = [len(found.ids) // self.tokenizer.width + 1 for found in tokens]
+            documents.text_bytes = sum(document.text_bytes for document in sides[is_val])
+        return result
+
+    def documents(self, unit: Unit, result: Result) -> Iterator[Document]:
         texts: list[Text] = []
         paths: list[str] = []
         for piece in unit.pieces:
@@ -72,22 +99,11 @@ class Worker:
                     result.skipped.add("empty", piece.path)
         tokens, replaced = self.tokenizer.encode(texts, self.mask_field is not None)
         result.replaced += replaced
-        sides: dict[bool, list] = {False: [], True: []}
         for text, path, found in zip(texts, paths, tokens):
-            if not found.ids:  # a normalizer may leave nothing
+            if found.ids:
+                yield Document.of(text.data, len(text.data), found)
+            else:  # a normalizer may leave nothing
                 result.skipped.add("empty", path)
-                continue
-            number = int.from_bytes(hashlib.sha256(text.data).digest(), "big")
-            result.smallest = min(result.smallest, number)
-            result.largest = max(result.largest, number)
-            sides[number < self.val_below].append((text, found))
-        for is_val, documents in ((False, result.train), (True, result.val)):
-            eot = eot_bytes(self.tokenizer)
-            documents.ids = b"".join(part for _, found in sides[is_val] for part in (found.ids, eot))
-            documents.targets = b"".join(found.targets or b"" for _, found in sides[is_val])
-            documents.lengths = [len(found.ids) // self.tokenizer.width + 1 for _, found in sides[is_val]]
-            documents.text_bytes = sum(len(text.data) for text, _ in sides[is_val])
-        return result
 
     def _segment(self, piece: Piece, result: Result) -> None:
         tokens, result.replaced = self.tokenizer.encode([Text(piece.data)], False)
@@ -96,8 +112,7 @@ class Worker:
 
     def _texts(self, piece: Piece, result: Result) -> Iterator[Text]:
         if piece.kind == "unreadable":
-            result.skipped.add("unreadable", piece.path)
-            result.warnings.append((piece.path, f"skipped {piece.path}: {piece.data}"))
+            self.skip_unreadable(piece, result)
         elif piece.kind == "file":
             try:
                 document = read_document(piece.path)
@@ -115,6 +130,10 @@ class Worker:
                 ranges = piece.masks[index] if piece.masks is not None else None
                 yield self._text(data, None, ranges, f"row {piece.first + index} of {piece.path}")
 
+    def skip_unreadable(self, piece: Piece, result: Result) -> None:
+        result.skipped.add("unreadable", piece.path)
+        result.warnings.append((piece.path, f"skipped {piece.path}: {piece.data}"))
+
     def _unless_binary(self, path: str, documents: list[bytes], result: Result) -> Iterator[Text]:
         for document in documents:
             if b"\0" in document:
@@ -123,35 +142,8 @@ class Worker:
                 yield Text(document)
 
     def records(self, piece: Piece, result: Result) -> Iterator[Text]:
-        """The texts of lines of JSONL; blank lines are none."""
-        lines = piece.data.split(b"\n")
-        if piece.first == 1:
-            lines[0] = without_bom(lines[0])
-        quoted_names = [(name, option, {json.dumps(name, ensure_ascii=is_ascii).encode("utf-8", "surrogateescape")
-                                        for is_ascii in (False, True)})
-                        for name, option in ((self.field, "--field"), (self.mask_field, "--mask-field")) if name]
-        for number, line in enumerate(lines, piece.first):
-            if not line or line.isspace():
-                continue
-            where = f"line {number} of {piece.path}"
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise PrepareError(f"invalid JSON in {where}: byte {error.start + 1} of the line is no UTF-8, "
-                                   "mend it or leave the file out with --exclude") from error
-            except (ValueError, RecursionError) as error:
-                what = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
-                raise PrepareError(f"invalid JSON in {where}: {what}, mend it, leave the file out with --exclude, or "
-                                   "pass --format text if it is no JSONL") from error
-            if not isinstance(record, dict):
-                raise PrepareError(f"{where} is no JSON object, mend it or pass --format text if the file is no JSONL")
-            for name, option in ((self.field, "--field"), (self.mask_field, "--mask-field")):
-                if name is not None and name not in record:
-                    raise PrepareError(f"no field '{name}' in {where}, choose one of its fields with {option}: "
-                                       f"{', '.join(record) or 'it has none'}")
-            for name, option, quoted in quoted_names:
-                if sum(map(line.count, quoted)) > 1:  # a text may hold it too
-                    self._refuse_twins(line, name, option, where)
+        """The texts of lines of JSONL."""
+        for record, where in self.parsed(piece, (self.field, self.mask_field)):
             text = record[self.field]
             if text is None:
                 text = ""
@@ -164,6 +156,41 @@ class Worker:
                 data = text.encode("utf-8")
                 result.replaced += 1
             yield self._text(data, text, record[self.mask_field] if self.mask_field else None, where)
+
+    def parsed(self, piece: Piece, fields: tuple[Optional[str], ...]) -> Iterator[tuple[dict, str]]:
+        """The objects of lines of JSONL, which have these fields (None: no field), and where each is; blank lines are
+        none."""
+        options = [(name, option) for name, option in zip(fields, ("--field", "--mask-field")) if name is not None]
+        lines = piece.data.split(b"\n")
+        if piece.first == 1:
+            lines[0] = without_bom(lines[0])
+        quoted_names = [(name, option, {json.dumps(name, ensure_ascii=is_ascii).encode("utf-8", "surrogateescape")
+                                        for is_ascii in (False, True)})
+                        for name, option in options]
+        for number, line in enumerate(lines, piece.first):
+            if not line or line.isspace():
+                continue
+            where = f"line {number} of {piece.path}"
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise PrepareError(f"invalid JSON in {where}: byte {error.start + 1} of the line is no UTF-8, "
+                                   "mend it or leave the file out with --exclude") from error
+            except (ValueError, RecursionError) as error:
+                what = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+                raise PrepareError(f"invalid JSON in {where}: {what}, mend it, leave the file out with --exclude, or "
+                                   "pass --input-format text if it is no JSONL") from error
+            if not isinstance(record, dict):
+                raise PrepareError(f"{where} is no JSON object, mend it or pass --input-format text if the file is "
+                                   "no JSONL")
+            for name, option in options:
+                if name not in record:
+                    raise PrepareError(f"no field '{name}' in {where}, choose one of its fields with {option}: "
+                                       f"{', '.join(record) or 'it has none'}")
+            for name, option, quoted in quoted_names:
+                if sum(map(line.count, quoted)) > 1:  # a text may hold it too
+                    self._refuse_twins(line, name, option, where)
+            yield record, where
 
     def _refuse_twins(self, line: bytes, name: str, option: str, where: str) -> None:
         """A record whose field stands twice: Python would take the last one without a word."""
@@ -270,6 +297,7 @@ class Pool:
             theirs.close()
             self.processes.append(process)
             connections.append(ours)
+        self.process_of = dict(zip(connections, self.processes))
         self.num_units = UNITS_PER_PROCESS * num_processes
         self.idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         for connection in connections:
@@ -282,6 +310,7 @@ class Pool:
             connection.send(unit)
             kind, answer, code = connection.recv()
         except (EOFError, OSError) as error:
+            self._explain_death(connection, unit)
             raise PrepareError("a worker process was killed, most likely for memory: run the same command again, with "
                                "fewer --processes", code=1) from error
         finally:
@@ -289,6 +318,15 @@ class Pool:
         if kind == "error":
             raise PrepareError(answer, code)
         return answer
+
+    def _explain_death(self, connection: Connection, unit: Unit) -> None:
+        """Raises if the process ended itself, since a chat template took all of its time (prepare_chat.Bounds)."""
+        process = self.process_of[connection]
+        process.join(1)
+        if process.exitcode == -signal.SIGPROF:
+            raise PrepareError("the chat template took too much time in one operation, in a conversation of "
+                               f"{unit.pieces[0].path}, name another one with --chat-template, or leave the file out "
+                               "with --exclude")
 
     def run(self, units: Iterator[Unit], stop: Stop) -> Iterator[tuple[Unit, Result]]:
         """The results in the order of the units. So is what is raised: an error comes after all results before it."""

@@ -1,191 +1,37 @@
-"""Shards, meta.json, and the folder in which they grow: OUTPUT.partial, whose journal lets a stopped run go on."""
+"""Both splits, meta.json, and the folder in which they grow: OUTPUT.partial, whose journal lets a stopped run go on."""
 from __future__ import annotations
 
 import fcntl
 import json
 import os
 import re
-import shutil
 import stat
-import struct
 import time
-from dataclasses import dataclass, field
 from typing import BinaryIO, Optional
 
 from prepare_common import MAX_TOKENS, PrepareError
 from prepare_files import Skipped
-from prepare_folder import MAX_SHARDS, check_output, check_state, is_prepared, remove_old
+from prepare_folder import check_output, check_state, is_prepared, remove_old
 from prepare_read import Cursor, Unit
+from prepare_shards import COPY_BYTES, LENGTHS_SUFFIX, SplitWriter, dtype_of, reopen
 from prepare_tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
-from prepare_work import Documents, Result
+from prepare_work import Result
 from regular_files import create_new, open_own, write_whole
 
-HEADER_INTS = 256
-MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # by bytes per token
-COPY_BYTES = 1 << 20
 COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
 JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
 JOURNAL_BEGIN = b'{"version of prepare.py": '
 MAX_JOURNAL_BYTES = 1 << 30
 
 
-def header(width: int, tokens: int) -> bytes:
-    return struct.pack(f"<{HEADER_INTS}i", *MAGIC_AND_VERSION[width], tokens, *[0] * (HEADER_INTS - 3))
-
-
-@dataclass
-class Split:
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    shards: list[str] = field(default_factory=list)
-
-
-class ShardWriter:
-    """Writes the documents of one split, and starts a new shard where a document ends."""
-
-    def __init__(self, folder: str, name: str, shard_tokens: int, width: int, has_masks: bool) -> None:
-        self.folder, self.name, self.shard_tokens, self.width = folder, name, shard_tokens, width
-        self.has_masks = has_masks
-        self.split = Split()
-        self.file: Optional[BinaryIO] = None
-        self.mask: Optional[BinaryIO] = None
-        self.tokens = 0  # in the open shard
-
-    def add(self, documents: Documents) -> None:
-        begin = end = 0  # tokens of a run of documents for one shard
-        for length in documents.lengths:
-            if self.tokens + end - begin + length > MAX_TOKENS:
-                begin = self._write(documents, begin, end)
-                self.close()
-            end += length
-            if self.tokens + end - begin >= self.shard_tokens:
-                begin = self._write(documents, begin, end)
-                self.close()
-        self._write(documents, begin, end)
-        self.split.documents += len(documents.lengths)
-        self.split.bytes += documents.text_bytes
-
-    def _write(self, documents: Documents, begin: int, end: int) -> int:
-        if end > begin:
-            self._open()
-            self.file.write(memoryview(documents.ids)[begin * self.width:end * self.width])
-            if self.mask is not None:
-                self.mask.write(memoryview(documents.targets)[begin:end])
-            self._count(end - begin)
-        return end
-
-    def add_spooled(self, spool: BinaryIO, eot: bytes, text_bytes: int) -> None:
-        """A document whose tokens, without EOT, fill the file spool; all of them are targets."""
-        spool.seek(0, os.SEEK_END)
-        length = spool.tell() // self.width + 1
-        if self.tokens + length > MAX_TOKENS:
-            self.close()
-        self._open()
-        spool.seek(0)
-        shutil.copyfileobj(spool, self.file, COPY_BYTES)
-        self.file.write(eot)
-        if self.mask is not None:
-            for begin in range(0, length, COPY_BYTES):
-                self.mask.write(b"\1" * min(COPY_BYTES, length - begin))
-        self._count(length)
-        self.split.documents += 1
-        self.split.bytes += text_bytes
-        if self.tokens >= self.shard_tokens:
-            self.close()
-
-    def _count(self, tokens: int) -> None:
-        self.tokens += tokens
-        self.split.tokens += tokens
-
-    def _path(self, index: int, suffix: str = "bin") -> str:
-        return os.path.join(self.folder, f"{self.name}-{index:05d}.{suffix}")
-
-    def _open(self) -> None:
-        if self.file is not None:
-            return
-        index = len(self.split.shards)
-        if index >= MAX_SHARDS:
-            raise PrepareError(f"more than {MAX_SHARDS} {self.name} shards, raise --shard-tokens "
-                               f"(now {self.shard_tokens})")
-        self.file = create_new(self._path(index), buffering=COPY_BYTES)
-        if self.has_masks:
-            self.mask = create_new(self._path(index, "mask"), buffering=COPY_BYTES)
-        self.split.shards.append(f"{self.name}-{index:05d}.bin")
-        self.file.write(header(self.width, 0))  # the count is known when the shard is closed
-
-    def close(self) -> None:
-        if self.file is None:
-            return
-        self.file.seek(0)
-        self.file.write(header(self.width, self.tokens))
-        self.sync()
-        self.file.close()
-        if self.mask is not None:
-            self.mask.close()
-        self.file = self.mask = None
-        self.tokens = 0
-
-    def sync(self) -> None:
-        for file in (self.file, self.mask):
-            if file is not None:
-                file.flush()
-                os.fsync(file.fileno())  # some disks report that they are full only now
-
-    def abandon(self) -> None:
-        """Lets go of an unfinished shard; what is still in its buffer may no longer fit on the disk."""
-        for file in (self.file, self.mask):
-            if file is not None:
-                try:
-                    file.close()
-                except OSError:
-                    pass
-        self.file = self.mask = None
-
-    def state(self) -> dict:
-        return {"documents": self.split.documents, "tokens": self.split.tokens, "bytes": self.split.bytes,
-                "shards": len(self.split.shards), "open": self.tokens if self.file is not None else None}
-
-    def restore(self, state: dict) -> None:
-        """Takes the files back to what state() told. Raises ValueError if they hold less than that."""
-        num_shards = state["shards"]
-        self.split = Split(state["documents"], state["tokens"], state["bytes"],
-                           [f"{self.name}-{index:05d}.bin" for index in range(num_shards)])
-        begin = HEADER_INTS * 4
-        for index in range(num_shards - (state["open"] is not None)):
-            path = self._path(index)
-            with open_own(path) as file:
-                count = struct.unpack("<3i", file.read(12))[2]
-            sizes = [os.path.getsize(path), begin + count * self.width]
-            sizes += [os.path.getsize(self._path(index, "mask")), count] if self.has_masks else []
-            if sizes[0] != sizes[1] or sizes[2:3] != sizes[3:]:
-                raise ValueError(f"{path} is not whole")
-        if state["open"] is not None:
-            self.tokens = state["open"]
-            self.file = reopen(self._path(num_shards - 1), begin + self.tokens * self.width)
-            if self.has_masks:
-                self.mask = reopen(self._path(num_shards - 1, "mask"), self.tokens)
-
-
-def reopen(path: str, size: int) -> BinaryIO:
-    """Opens a file behind its first size bytes, and cuts off what follows them."""
-    file = open_own(path, buffering=COPY_BYTES)
-    if file.seek(0, os.SEEK_END) < size:
-        file.close()
-        raise ValueError(f"{path} is too short")
-    file.truncate(size)
-    file.seek(size)
-    return file
-
-
 class Output:
     """Both splits, a document in segments, and all that is counted, as of one cursor in the input."""
 
-    def __init__(self, folder: str, tokenizer: BytesTokenizer | JsonTokenizer, shard_tokens: int,
+    def __init__(self, folder: str, tokenizer: BytesTokenizer | JsonTokenizer, format: str, shard_tokens: int,
                  has_masks: bool) -> None:
         self.folder, self.width, self.eot = folder, tokenizer.width, eot_bytes(tokenizer)
-        self.train = ShardWriter(folder, "train", shard_tokens, tokenizer.width, has_masks)
-        self.val = ShardWriter(folder, "val", shard_tokens, tokenizer.width, has_masks)
+        self.train = SplitWriter(folder, "train", format, shard_tokens, tokenizer.width, has_masks)
+        self.val = SplitWriter(folder, "val", format, shard_tokens, tokenizer.width, has_masks)
         self.spool: Optional[BinaryIO] = None
         self.num_spools = 0
         self.spool_text_bytes = 0
@@ -248,7 +94,7 @@ class Output:
             kept.append(os.path.basename(self._spool_path()))
         for name in os.listdir(self.folder):
             stem, suffix = os.path.splitext(name)
-            if suffix in (".bin", ".mask", SPOOL_SUFFIX) and name not in kept and stem + ".bin" not in kept:
+            if suffix in (".bin", ".mask", ".idx", LENGTHS_SUFFIX, SPOOL_SUFFIX) and name not in kept and stem + ".bin" not in kept:
                 os.remove(os.path.join(self.folder, name))
 
     def sync(self) -> None:
@@ -438,7 +284,9 @@ class Work:
             if old:
                 os.rename(old, self.output)
             raise
-        os.remove(os.path.join(self.output, JOURNAL))
+        for name in os.listdir(self.output):
+            if name == JOURNAL or name.endswith(LENGTHS_SUFFIX):
+                os.remove(os.path.join(self.output, name))
         self.journal.close()
         if old:
             remove_old(old)
@@ -450,16 +298,16 @@ def write_file(folder: str, name: str, content: bytes) -> None:
     write_whole(path, content, path + ".bin")
 
 
-def meta_json(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, has_masks: bool) -> bytes:
+def meta_json(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, format: str, has_masks: bool) -> bytes:
     train, val = output.train.split, output.val.split
-    meta: dict[str, object] = {"format": "llmc", "dtype": "uint16" if tokenizer.width == 2 else "uint32",
+    meta: dict[str, object] = {"format": format, "dtype": dtype_of(format, tokenizer.width),
                                "tokenizer": tokenizer.name}
     if tokenizer.sha256 is not None:
         meta["tokenizer_sha256"] = tokenizer.sha256
     meta.update({
         "vocab_size": tokenizer.vocab_size,
         "eot_token": tokenizer.eot,
-        "eot": "end",
+        "eot": tokenizer.eot_side,
         "bytes_per_token": (train.bytes + val.bytes) / (train.tokens + val.tokens),
     })
     if has_masks:

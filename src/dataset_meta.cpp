@@ -54,7 +54,9 @@ std::optional<DatasetMeta> read_dataset_meta(const std::string& folder) {
         return root.contains(key) && root.at(key).is_number_integer() && root.at(key) >= low &&
                root.at(key) <= 16777216;
     };
-    if (root.value("format", json()) != "llmc") refuse("does not say \"format\": \"llmc\"");
+    const json format = root.value("format", json());
+    if (format != "llmc" && format != "megatron" && format != "raw")
+        refuse("does not say \"format\": \"llmc\", \"megatron\" or \"raw\"");
     if (!is_id("vocab_size", 2)) refuse("has no vocab_size that could be one");
     if (!is_id("eot_token", 0) || root.at("eot_token") >= root.at("vocab_size"))
         refuse("has no eot_token below its vocab_size");

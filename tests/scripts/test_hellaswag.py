@@ -4,7 +4,7 @@ The reference shares nothing with the code under test: the losses of an ending a
 `./train eval --data`, over a document with it and over its context alone.
 
 Seen to catch: the loss of the token after the right one; a mean over all tokens; the sum taken for the mean; a
-context cut at its end; documents that see each other; a damaged file read as a shorter one; an accuracy that a resumed
+context cut at its end; a damaged file read as a shorter one; an evaluation at the end alone; an accuracy that a resumed
 run loses.
 """
 

@@ -303,7 +303,7 @@ class Refusals(PrepareTest):
     def test_help(self) -> None:
         result = self.prepare("--help")
         self.assertEqual(result.returncode, 0)
-        self.assertEqual(result.stdout.count("python3 scripts/prepare.py"), 4)
+        self.assertEqual(result.stdout.count("python3 scripts/prepare.py"), 6)
 
 
 class Faults(PrepareTest):
@@ -352,7 +352,7 @@ class Limits(PrepareTest):
         module = load_module()
         for unit in (16, 1000):  # documents in segments, and whole ones
             with self.subTest(unit=unit), mock.patch("prepare_read.UNIT_BYTES", unit), \
-                    mock.patch("prepare_write.MAX_TOKENS", 100):
+                    mock.patch("prepare_shards.MAX_TOKENS", 100):
                 code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 100, "--overwrite")
                 self.assertEqual(code, 0, stderr)
                 self.assertEqual([len(read_shard(p)[1]) for p in sorted(self.out.glob("*.bin"))], [61, 61])

@@ -84,7 +84,7 @@ class Names(Case):
     def test_names_that_contradict_each_other_are_refused(self) -> None:
         self.write("x.jsonl", RECORDS)
         self.link("y.parquet", "x.jsonl")
-        self.assert_refused(self.run_on_text(), "x.jsonl", "y.parquet", "--exclude", "--format")
+        self.assert_refused(self.run_on_text(), "x.jsonl", "y.parquet", "--exclude", "--input-format")
         self.assertEqual(self.take("--exclude", "*.parquet")[0], [b"one", b"two"])
         self.assertEqual(self.take("--format", "jsonl")[0], [b"one", b"two"])
 
@@ -167,7 +167,7 @@ class PassedOver(Case):
                 found, said = self.take()
                 self.assertEqual(found, [b"text"])
                 self.assertIn("skipped: 1 of a kind that is not read\n", said)
-                self.assertRegex(said, f"of a kind that is not read: such as .*/{name} \\(.*--format")
+                self.assertRegex(said, f"of a kind that is not read: such as .*/{name} \\(.*--input-format")
                 path.unlink()
         path = self.write("x.bz2", b"without a NUL")
         self.assertEqual(self.take("--format", "text")[0], [b"text", b"without a NUL"])

@@ -276,7 +276,7 @@ REFUSED = [
     ("a.jsonl", RECORDS + b'{"body": "c", "id": 1}\n', [], ["no field 'text' in line 3 of", "--field", "body, id"]),
     ("a.jsonl", RECORDS, ["--field", "body"], ["no field 'body' in line 1 of", "text"]),
     ("a.jsonl", RECORDS + b'{"text": 7}', [], ["'text' in line 3 of", "no string"]),
-    ("a.jsonl", RECORDS + b'["text"]', [], ["line 3 of", "no JSON object", "--format text"]),
+    ("a.jsonl", RECORDS + b'["text"]', [], ["line 3 of", "no JSON object", "--input-format text"]),
     ("a.jsonl", RECORDS + b'{"text": "a", "id": 1, "text": "a"}', [], ["'text' stands twice in line 3 of", "--field"]),
     ("a.jsonl", b'{"\\u00e9": "a", "\\u00e9": "a"}', ["--field", "\u00e9"], ["'\u00e9' stands twice in line 1 of"]),
     ("a.jsonl", b'{"text": "a", "skip": [], "skip": [[0, 1]]}', ["--mask-field", "skip"],
