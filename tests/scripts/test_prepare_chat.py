@@ -107,6 +107,258 @@ class Chat(PrepareTest):
                     self.assertGreater(sum(masks), NUM_CHATS)
         self.assertEqual(self.meta()["mask"], True)
 
+    def of_kind(self, kind: str, chats: list, template: str = "") -> Path:
+        """The tokenizer.json of a kind, with another template if one is given; and the chats as input."""
+        special, split, own = KINDS[kind]
+        self.make({kind: (special, split, template or own, random_chats(8, kind))})
+        self.write("chats.jsonl", lines(chats))
+        return self.root / kind / "tokenizer.json"
+
+    def decoded(self, tokenizer: Path) -> list[tuple[str, str]]:
+        """The text of each document, and of what is learnt of it."""
+        code = ("import json, sys, tokenizers; tokenizer = tokenizers.Tokenizer.from_file(sys.argv[1])\n"
+                "print(json.dumps([tokenizer.decode(ids, skip_special_tokens=False) for ids in json.load(sys.stdin)]))")
+        ids, masks = self.tokens()
+        ends = [place for place, token in enumerate(ids) if token == self.meta()["eot_token"]]
+        parts = []
+        for begin, end in zip([0, *[end + 1 for end in ends]], [end + 1 for end in ends]):
+            parts += [ids[begin:end], [token for token, mask in zip(ids[begin:end], masks[begin:end]) if mask]]
+        texts = json.loads(subprocess.run([self.python, "-c", code, str(tokenizer)], text=True, check=True,
+                                          capture_output=True, input=json.dumps(parts)).stdout)
+        return list(zip(texts[::2], texts[1::2]))
+
+    @needs("jinja2", "tokenizers")
+    def test_what_is_left_out_is_counted_and_named(self) -> None:
+        user, assistant = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}
+        chats = [[user, assistant], [user], [assistant, user], [user, assistant] * 30, [], [user, user, assistant],
+                 [user, {**assistant, "content": "a <s> b"}], [user], [user], [user], None]
+        tokenizer = self.of_kind("mistral", chats)
+        said = self.chat(tokenizer, "--context", 100).stdout
+        path = self.text / "chats.jsonl"
+        self.assertIn("train:   1 document,", said)
+        for line in (
+                "skipped: 2 empty, 1 longer than the context, 2 refused by the chat template, "
+                "1 with the end-of-text token inside, 4 without an answer of the assistant\n",
+                f"         empty: such as line 5 of {path}, line 11 of {path}\n",
+                f"         refused by the chat template: such as line 3 of {path} (Conversation roles must alternate "
+                f"user/assistant/user/assistant/...), line 6 of {path} (",
+                f"         without an answer of the assistant: such as line 2 of {path}, line 8 of {path}, "
+                f"line 9 of {path}\n",
+                f"         with the end-of-text token inside: such as line 7 of {path}\n",
+                f"         longer than the context: such as line 4 of {path} ("):
+            self.assertIn(line, said)
+        # The limit of the tokenizer_config.json, and none.
+        config = tokenizer.parent / "tokenizer_config.json"
+        described = json.loads(config.read_text())
+        for limit, longer in ((100, True), (10**30, False), (None, False)):
+            config.write_text(json.dumps({**described, "model_max_length": limit}))
+            self.assertEqual("longer than the context" in self.chat(tokenizer).stdout, longer, limit)
+        self.write("chats.jsonl", lines([[user], [assistant]]))
+        result = self.run_on_text("--chat", "--tokenizer", tokenizer, "--overwrite", python=self.python)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("no documents in the input (skipped: 1 refused by the chat template, such as line 2", result.stderr)
+
+    @needs("jinja2", "tokenizers")
+    def test_end_of_text(self) -> None:
+        """Learnt only where no token of its own ends the last answer."""
+        chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "it is"}]
+        tokenizer = self.of_kind("chatml", [chat])
+        self.chat(tokenizer)
+        self.assertEqual(self.decoded(tokenizer), [
+            ("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nit is<|im_end|>\n<|endoftext|>", "it is<|im_end|>")])
+        self.assertEqual(self.meta()["eot"], "end")
+        bare = self.root / "bare.jinja"
+        bare.write_text("{% for m in messages %}{{ m.role + ': ' + m.content }}{% if not loop.last %}{{ '\n' }}{% endif %}"
+                        "{% endfor %}{% if add_generation_prompt %}{{ '\nassistant: ' }}{% endif %}")
+        self.chat(tokenizer, "--chat-template", bare)
+        self.assertEqual(self.decoded(tokenizer)[0][0], "user: Hello\nassistant: it is<|endoftext|>")
+        self.assertIn(self.decoded(tokenizer)[0][1], ("it is<|endoftext|>", " it is<|endoftext|>"))
+        # Where it can only stand at the beginning; and another one by name.
+        tokenizer = self.of_kind("mistral", [chat * 2])
+        self.assertIn("<s> begins a document", self.chat(tokenizer).stdout)
+        self.assertEqual((self.meta()["eot_token"], self.meta()["eot"]), (1, "start"))
+        named = self.run_on_text("--chat", "--tokenizer", tokenizer, "--eot-token", "</s>", out=self.root / "other",
+                                 python=self.python)
+        self.assertIn("puts </s> inside a conversation", named.stderr)
+
+    @needs("jinja2", "tokenizers")
+    def test_messages_of_all_kinds(self) -> None:
+        """Parts of a content, tool calls, reasoning under other names, null, and messages as JSON text."""
+        template = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content is defined %}"
+                    "{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{% if m.content is string %}"
+                    "{{ m.content }}{% elif m.content is defined %}{% for part in m.content %}{{ part.text }}{% endfor %}"
+                    "{% endif %}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+                    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+                    "{% if tools %}{{ tools | length }}{% endif %}")
+        ask, call = {"role": "user", "content": "Hello"}, {"function": {"name": "f", "arguments": {"x": "ä"}}}
+        chats = [
+            [ask, {"role": "assistant", "content": [{"type": "text", "text": "it "}, {"type": "text", "text": "is"}]}],
+            [ask, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "4"},
+             {"role": "assistant", "content": "is", "tool_calls": None}],
+            [ask, {"role": "assistant", "content": "is", "tool_calls": [call], "reasoning": "what"}],
+            [ask, {"role": "assistant", "content": ""}]]
+        tokenizer = self.of_kind("qwen3", chats, template)
+        self.write("text.jsonl", json.dumps({"messages": json.dumps(chats[0]), "tools": "[{}, {}]"}).encode())
+        self.chat(tokenizer)
+        call_text = '{"name": "f", "arguments": {"x": "ä"}}'
+        self.assertEqual([learnt for _, learnt in self.decoded(tokenizer)], [
+            "it is<|im_end|>", f"{call_text}<|im_end|>is<|im_end|>", f"<think>what</think>is{call_text}<|im_end|>",
+            "<|im_end|>", "it is<|im_end|>"])
+        self.assertTrue(self.decoded(tokenizer)[-1][0].endswith("2<|endoftext|>"))
+
+    @needs("jinja2", "tokenizers", "pyarrow")
+    def test_parquet(self) -> None:
+        chats = random_chats(30, "chatml")
+        tokenizer = self.of_kind("chatml", chats)
+        self.chat(tokenizer)
+        expected = self.tokens()
+        python = python_with("jinja2", "tokenizers", "pyarrow")
+        (self.text / "chats.jsonl").unlink()
+        code = ("import json, sys, pyarrow as pa, pyarrow.parquet as pq; chats = json.load(sys.stdin)\n"
+                "columns = {'messages': chats} if sys.argv[2] == 'list' else {'messages': [json.dumps(c) for c in chats]}\n"
+                "pq.write_table(pa.table(columns), sys.argv[1], row_group_size=7)")
+        for kind in ("list", "text"):
+            subprocess.run([python, "-c", code, str(self.text / "chats.parquet"), kind], input=json.dumps(chats),
+                           text=True, check=True)
+            self.python = python
+            self.chat(tokenizer)
+            self.assertTrue(self.tokens() == expected, kind)
+
+    @needs("jinja2", "tokenizers")
+    def test_stopped_and_resumed(self) -> None:
+        """The same bytes in small units, with several processes, and after a stop: also of a template with the time."""
+        template = KINDS["chatml"][2].replace("{% for message in messages %}", "{{ strftime_now('%H:%M:%S.%f') }}"
+                                              "{% for message in messages %}", 1)
+        tokenizer = self.of_kind("chatml", random_chats(40, "chatml"), template)
+        arguments = ["--chat", "--tokenizer", tokenizer, "--processes", 2]
+        stopped = self.in_units(*arguments, unit=300, at=3, action=15, python=self.python)
+        self.assertEqual(stopped.returncode, 128 + 15, stopped.stderr)
+        journal = [json.loads(line) for line in (self.root / "data/out.partial/journal.jsonl").read_text().splitlines()]
+        now = journal[0]["now"]
+        time.sleep(0.01)
+        resumed = self.in_units(*arguments, unit=300, python=self.python)
+        self.assertEqual(resumed.returncode, 0, resumed.stderr)
+        self.assertIn("going on where", resumed.stderr)
+        whole = self.in_units(*arguments, out=self.root / "whole", python=self.python,
+                              before=f"import time; time.time = lambda: {now!r}")
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        for name in ("train-00000.bin", "train-00000.mask", "val-00000.bin", "val-00000.mask"):
+            self.assertTrue((self.out / name).read_bytes() == (self.root / "whole" / name).read_bytes(), name)
+        other = self.in_units(*arguments, unit=300, at=3, action=9, out=self.root / "other", python=self.python)
+        self.assertEqual(other.returncode, -9)
+        (tokenizer.parent / "chat_template.jinja").write_text(plain(template) + "!")
+        changed = self.in_units(*arguments, out=self.root / "other", python=self.python)
+        self.assertIn("did with other the chat template", changed.stderr)
+
+    @needs("jinja2", "tokenizers")
+    def test_where_the_template_is(self) -> None:
+        chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "is"}]
+        tokenizer = self.of_kind("chatml", [chat])
+        config = tokenizer.parent / "tokenizer_config.json"
+        def named(text: str) -> str:
+            return text + plain(KINDS["chatml"][2])
+        places = [(named("config"), None, None), (named("config"), named("beside"), None),
+                  (named("config"), named("beside"), named("given")),
+                  ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": named("default")}], None, None)]
+        for (inside, beside, given), begins in zip(places, ("config", "beside", "given", "default")):
+            config.write_text(json.dumps({"chat_template": inside, "eos_token": {"content": "<|im_end|>"}}))
+            (tokenizer.parent / "chat_template.jinja").unlink(missing_ok=True)
+            if beside is not None:
+                (tokenizer.parent / "chat_template.jinja").write_text(beside)
+            if given is not None:
+                (self.root / "given.jinja").write_text(given)
+            self.chat(tokenizer, *([] if given is None else ["--chat-template", self.root / "given.jinja"]))
+            self.assertTrue(self.decoded(tokenizer)[0][0].startswith(begins + "<|im_start|>"), begins)
+
+    @needs("jinja2", "tokenizers")
+    def test_hostile_templates(self) -> None:
+        """Each ends in time with one line, whether the harm is done when it is compiled or when it is run."""
+        forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}"
+        cases = [
+            (forever + "{% endfor %}{% endfor %}", "took more than 1 s"),
+            ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself too deep"),
+            ("{{ 'a' * 10 ** 10 }}", "makes a text or list of more than"),
+            ("{{ ['a'] * messages | length * 10 ** 10 }}", "makes a text or list of more than"),
+            ("{{ 'a' | center(10 ** 10) }}", "MB of memory"), ("{{ '%10000000000d' % 1 }}", "MB of memory"),
+            ("{{ 9 ** (9 ** 9) }}", "computes a number"), ("{{ (7 ** (messages | length * 9 ** 6)) }}", "computes a number"),
+            ("{% for a in range(9999) %}{{ 'a' * 100000 }}{% endfor %}", "makes a text of more than"),
+            ("{% set ns = namespace(x='a') %}{% for a in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+             "MB of memory"),
+            ("{{ range(10 ** 9) | length }}", "Range too big"),
+            ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+            ("{{ messages.append(1) }}", "unsafe"), ("{{ ''.__class__ }}", "no documents"),
+            ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
+            ("{% set ns = namespace(__class__=1) %}", "cannot have the attribute"),
+            ("{% for %}", "is no template"), ("{{", "is no template"), ("{% include '/etc/passwd' %}", "no documents"),
+            ("{{ strftime_now(1) }}", "no documents"), ("{{ raise_exception('no') }}", "no documents"),
+            ("{" * 200_000 + "%" * 9, "calls itself too deep"), ("{{ (" * 20_000, "calls itself too deep"),
+        ]
+        tokenizer = self.of_kind("chatml", random_chats(3, "chatml"))
+        before = "import prepare_chat; prepare_chat.RENDER_SECONDS = 1.0"
+        path = self.root / "hostile.jinja"
+        for template, says in cases:
+            with self.subTest(template[:60]):
+                path.write_text(template)
+                begin = time.monotonic()
+                result = self.in_units("--chat", "--tokenizer", tokenizer, "--chat-template", path, before=before,
+                                       python=self.python)
+                self.assertLess(time.monotonic() - begin, 30)
+                self.assertEqual(result.returncode, 2, result.stderr)
+                errors = [line for line in result.stderr.splitlines() if "error:" in line]
+                self.assertEqual(len(errors), 1, result.stderr)
+                self.assertIn(says, errors[0])
+                self.assertNotIn("Traceback", result.stderr)
+                self.assert_no_leftovers()
+        # Those that show themselves later than in the first try, in a worker; and one comparison that takes 2^60 steps.
+        endless = ("{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}"
+                   "{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}")
+        self.write("chats.jsonl", lines([random_chats(1, "chatml")[0][:2], [{"role": "user", "content": "a"}] * 5]))
+        for template, says, says_at_once in (
+                (forever + "{% endfor %}{% endfor %}", f"hostile.jinja took more than 1 s, at line 2 of {self.text}/chats", ""),
+                (endless, "took too much time in one operation, in a conversation of", "took more than 3 s in one operation")):
+            path.write_text("{% if messages | length > 4 %}" + template + "{% endif %}" + plain(KINDS["chatml"][2]))
+            result = self.in_units("--chat", "--tokenizer", tokenizer, "--chat-template", path, before=before,
+                                   python=self.python)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(says, result.stderr)
+            path.write_text(template)
+            result = self.in_units("--chat", "--tokenizer", tokenizer, "--chat-template", path, before=before,
+                                   python=self.python)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(says_at_once, result.stderr)
+
+    @needs("jinja2", "tokenizers")
+    def test_refusals(self) -> None:
+        tokenizer = self.of_kind("chatml", [[{"role": "user", "content": "a"}]])
+        (self.root / "bad.jinja").write_bytes(b"\xff")
+        bare = self.root / "bare" / "tokenizer.json"
+        bare.parent.mkdir()
+        bare.write_bytes(tokenizer.read_bytes())
+        chat = ["--chat", "--tokenizer", tokenizer]
+        for arguments, words in (
+                (["--chat"], ["--chat needs the tokenizer.json"]), (["--chat", "--tokenizer", "train:300"], ["--chat needs"]),
+                (["--chat", "--tokenizer", bare], ["there is none beside", "--chat-template"]),
+                ([*chat, "--chat-template", "nowhere"], ["nowhere", "No such file"]),
+                ([*chat, "--chat-template", self.root / "bad.jinja"], ["bad.jinja", "no UTF-8"]),
+                ([*chat, "--mask-field", "x"], ["--mask-field and --chat"]),
+                ([*chat, "--split-on", "x"], ["--split-on and --chat"]),
+                (["--chat-template", "x"], ["--chat-template is for conversations"]),
+                (["--context", "5"], ["--context is for conversations"]), ([*chat, "--field", "x"], ["no field 'x'"]),
+                ([*chat, "--input-format", "text"], ["--chat is for JSONL and parquet"])):
+            with self.subTest(arguments=arguments):
+                self.assert_refused(self.run_on_text(*arguments, python=self.python), *words)
+        for line, words in (('{"messages": 1}', "is no list of messages"), ('{"messages": [1]}', "is no list of messages"),
+                            ('{"messages": [{"content": "a"}]}', "is no list of messages"),
+                            ('{"messages": "a"}', "is a string, and no JSON"), ('{"text": "a"}', "no field 'messages'"),
+                            ('{"messages": [], "messages": []}', "stands twice"),
+                            ('{"messages": [{"role": "user"}], "tools": 5}', "no list of tools")):
+            self.write("chats.jsonl", b"\n" + line.encode())
+            self.assert_refused(self.run_on_text(*chat, python=self.python), words, f"line 2 of {self.text}/chats.jsonl")
+        for content, words in (("[1]", "is no JSON object"), ("{", "mend it"), ('{"chat_template": 5}', "there is none"),
+                               ('{"chat_template": [{"name": "a", "template": "b"}]}', "none of them is called default")):
+            (bare.parent / "tokenizer_config.json").write_text(content)
+            self.assert_refused(self.run_on_text("--chat", "--tokenizer", bare, python=self.python), words)
+
 
 if __name__ == "__main__":
     unittest.main()
