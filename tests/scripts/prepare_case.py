@@ -46,17 +46,20 @@ sys.exit(code)
 
 @functools.lru_cache(maxsize=None)
 def python_with(*packages: str) -> Optional[str]:
-    """A Python that has the packages, this one or that of .venv; None if neither has."""
+    """A Python that has the packages, this one or that of .venv or .venv-interop; None if none has."""
     code = "import " + ", ".join(packages)
-    for python in (sys.executable, str(ROOT / ".venv/bin/python")):
+    for python in (sys.executable, str(ROOT / ".venv/bin/python"), str(ROOT / ".venv-interop/bin/python")):
         if os.path.exists(python) and subprocess.run([python, "-c", code], capture_output=True).returncode == 0:
             return python
     return None
 
 
 def needs(*packages: str):
-    """Skips a test where the packages are missing, and says so."""
-    return unittest.skipUnless(python_with(*packages), f"the Python package {' or '.join(packages)} is not here")
+    """Skips a test where the packages are missing, and says so; with INGOT_REQUIRE_INTEROP=1 tests against transformers
+    fail then."""
+    is_required = "transformers" in packages and os.environ.get("INGOT_REQUIRE_INTEROP") == "1"
+    return unittest.skipUnless(is_required or python_with(*packages),
+                               f"the Python package {' or '.join(packages)} is not here")
 
 
 def read_shard(path: Path) -> tuple[list[int], list[int]]:
