@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from chat_kinds import KINDS, MAKE_TOKENIZER, plain, random_chats  # noqa: E402
-from prepare_case import PrepareTest, needs, python_with, read_shard  # noqa: E402
+from prepare_case import ROOT, PrepareTest, needs, python_with, read_shard  # noqa: E402
 
 NUM_CHATS = 100
+TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
 
 # Writes a folder for each kind: the tokenizer with its template, and what transformers makes of the chats.
 REFERENCE = MAKE_TOKENIZER + r'''
@@ -358,6 +359,29 @@ class Chat(PrepareTest):
                                ('{"chat_template": [{"name": "a", "template": "b"}]}', "none of them is called default")):
             (bare.parent / "tokenizer_config.json").write_text(content)
             self.assert_refused(self.run_on_text("--chat", "--tokenizer", bare, python=self.python), words)
+
+    @needs("jinja2", "tokenizers")
+    def test_trained_on(self) -> None:
+        """./train takes what meta.json says, and the targets of a row are those of the masks; a document is a chat."""
+        for kind in ("chatml", "mistral"):
+            with self.subTest(kind=kind):
+                self.chat(self.of_kind(kind, random_chats(20, kind)))
+                ids, masks = self.tokens()
+                meta = self.meta()
+                self.assertEqual((ids.count(meta["eot_token"]), meta["train"]["documents"]), (20, 20))
+                stem = str(self.out / "train-*")
+                config = self.root / "config.json"
+                config.write_text(json.dumps({
+                    "name": kind, "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "context_length": len(ids) - 1},
+                    "data": {"train": [{"path": stem + ".bin", "mask": stem + ".mask"}], "shuffle": False},
+                    "training": {"steps": 2, "batch_tokens": len(ids) - 1, "device": "cpu"}}))
+                row = subprocess.run([TRAIN, "data", "--config", str(config)], cwd=self.root, capture_output=True)
+                self.assertEqual(row.returncode, 0, row.stderr)
+                # The last token of all is a target of the row, and no token of it.
+                shown = f"row 0: {len(ids) - 1:,} tokens, 20 documents, {sum(masks[1:]):,} targets"
+                self.assertIn(shown, row.stdout.decode("utf-8", "replace"))
+                trained = subprocess.run([TRAIN, "--config", str(config)], cwd=self.root, text=True, capture_output=True)
+                self.assertEqual(trained.returncode, 0, trained.stderr)
 
 
 if __name__ == "__main__":

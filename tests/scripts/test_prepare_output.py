@@ -1,8 +1,8 @@
 """prepare.py --format: what llm.c, Megatron-LM and nanoGPT read, each by a reader of its own here, and by ./train, to
 which all three are the same data.
 
-Seen to catch: a document of the index that begins one token late; lengths of an earlier, torn run kept; an index of
-the first part of a resumed run; a mask of another length; ids of 32 bits under the code of 16.
+Seen to catch: documents of the index that begin one token late; a resumed file that goes on at its old end; a header
+before raw ids; lengths of documents left in the output; ids of 32 bits under the code of 16.
 """
 from __future__ import annotations
 
@@ -149,7 +149,9 @@ class Formats(PrepareTest):
                 self.assertEqual(self.log(format, masked=True), log)
 
     def test_stopped_and_resumed(self) -> None:
-        """Also inside a document that is longer than a unit, and twice."""
+        """Also inside a document that is longer than a unit, and twice. With small buffers, so that files are longer than
+        what was committed."""
+        small = "import prepare_shards; prepare_shards.COPY_BYTES = 64"
         self.write("long.txt", b"words of a long text " * 40)
         for format in FORMATS[1:]:
             arguments = ["--format", format]
@@ -158,9 +160,9 @@ class Formats(PrepareTest):
                 with self.subTest(format=format, at=at):
                     out = self.root / f"{format}-{at}"
                     for signal in (15, 9):
-                        stopped = self.in_units(*arguments, out=out, at=at, action=signal)
+                        stopped = self.in_units(*arguments, out=out, at=at, action=signal, before=small)
                         self.assertNotEqual(stopped.returncode, 0, stopped.stderr)
-                    result = self.in_units(*arguments, out=out)
+                    result = self.in_units(*arguments, out=out, before=small)
                     self.assertEqual(result.returncode, 0, result.stderr)
                     self.assertIn("going on where", result.stderr)
                     names = sorted(path.name for path in out.iterdir())
