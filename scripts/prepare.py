@@ -181,8 +181,9 @@ class Preparation:
         name = self.tokenizer.sha256 or args.tokenizer
         return {"version of prepare.py": VERSION, "input files": self.listing.fingerprint(), "--tokenizer": name,
                 "--eot-token": self.tokenizer.eot, "--train-mb": args.train_bytes, "--field": self.field,
-                "--mask-field": args.mask_field, "--format": args.format, "--chat": args.chat, "--context": self.context,
-                "the chat template": self.template.name() if self.template else None, "--split-on": os.fsdecode(args.split_on or b""),
+                "--mask-field": args.mask_field, "--format": args.format, "--chat": args.chat,
+                "--context": self.context, "the chat template": self.template.name() if self.template else None,
+                "--split-on": os.fsdecode(args.split_on or b""),
                 "--val-fraction": args.val_fraction, "--shard-tokens": args.shard_tokens,
                 "formats": sorted({(file.format, file.compression) for file in self.listing.files})}
 

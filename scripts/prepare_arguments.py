@@ -30,7 +30,7 @@ examples:
   # JSONL, with a tokenizer of 8,192 tokens trained on it
   python3 scripts/prepare.py --input corpus/*.jsonl.zst --tokenizer train:8192 --output data/corpus
 
-  # conversations, {"messages": [{"role": "user", "content": "..."}, ...]} a line, as a model that was imported reads them
+  # conversations, {"messages": [{"role": "user", "content": "..."}, ...]} a line, for a model that was imported
   python3 scripts/prepare.py --input chats.jsonl --chat --tokenizer Qwen3-0.6B/tokenizer.json --output data/chats
 
   # files that nanoGPT reads
@@ -40,8 +40,8 @@ examples:
   python3 scripts/prepare.py --machine-text --output data/tiny
 
 What a file is follows from its name: .jsonl, .ndjson, .json.gz and .json.zst hold a JSON object a line, .parquet rows,
-everything else text; .gz and .zst are unpacked. --input-format says otherwise. A link goes by its own name, if that says
-what it is, and each file is taken once.
+everything else text; .gz and .zst are unpacked. --input-format says otherwise. A link goes by its own name, if that
+says what it is, and each file is taken once.
 
 A pattern is compared with the file name and with the path below the input folder; '*' also matches '/'. --exclude
 takes whole folders too. Hidden folders and __pycache__ are never entered. Passed over, counted, and named by an
@@ -118,8 +118,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--field", metavar="NAME", help="the field of JSONL records, or the column, with the text "
                         f"(default {DEFAULT_FIELD}; with --chat {DEFAULT_CHAT_FIELD})")
     parser.add_argument("--chat", action="store_true",
-                        help="each record is a conversation, a list of messages with role and content: its text is what "
-                             "the tokenizer's chat template makes of it, and learnt is what the assistant says, its "
+                        help="each record is a conversation, a list of messages with role and content: its text is "
+                             "what the tokenizer's chat template makes of it, and learnt is what the assistant says, its "
                              "end of turn included; the rest is masked, in .mask files")
     parser.add_argument("--chat-template", metavar="FILE",
                         help="a template in Jinja, instead of chat_template.jinja or tokenizer_config.json beside the "
@@ -162,7 +162,8 @@ def parse_arguments(argv: Optional[list[str]]) -> argparse.Namespace:
     args.format = written[0] if written else OUTPUT_FORMATS[0]
     args.input_format = read[0] if read else None
     if args.shard_tokens is not None and args.format != "llmc":
-        parser.error(f"--shard-tokens is for --format llmc, and {args.format} has one file for each split, leave it out")
+        parser.error(f"--shard-tokens is for --format llmc, and {args.format} has one file for each split, leave it "
+                     "out")
     args.shard_tokens = args.shard_tokens or DEFAULT_SHARD_TOKENS
     return args
 
@@ -182,8 +183,8 @@ def check_chat_arguments(args: argparse.Namespace) -> None:
     for is_given, option in ((args.mask_field is not None, "--mask-field"), (args.split_on is not None, "--split-on"),
                              (args.machine_text, "--machine-text")):
         if is_given:
-            raise PrepareError(f"{option} and --chat are both given, which says what is learnt or what a document is in "
-                               "two ways, keep one")
+            raise PrepareError(f"{option} and --chat are both given, which say what is learnt or what a document is, "
+                               "keep one")
 
 
 def vocabulary_to_train(args: argparse.Namespace) -> Optional[int]:

@@ -92,8 +92,8 @@ def read_template(tokenizer_path: str, given: Optional[str], now: float) -> Chat
     tokenizer_config.json. Raises PrepareError if there is none."""
     version = tuple(map(int, re.findall("[0-9]+", jinja2.__version__)[:3]))
     if version < MIN_JINJA:
-        raise PrepareError(f"the package jinja2 {jinja2.__version__} is too old to run a template that somebody else wrote, "
-                           f"get {'.'.join(map(str, MIN_JINJA))} or later with:  {sys.executable} -m pip install "
+        raise PrepareError(f"the package jinja2 {jinja2.__version__} is too old to run a template that somebody else "
+                           f"wrote, get {'.'.join(map(str, MIN_JINJA))} or later with:  {sys.executable} -m pip install "
                            "--upgrade jinja2")
     folder = os.path.dirname(tokenizer_path)
     config_path = os.path.join(folder, "tokenizer_config.json")
@@ -173,8 +173,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(left, int) and isinstance(right, int):
             size = bits(left) * max(right, 0) if operator == "**" else bits(left) + bits(right)
             if size > MAX_BITS:
-                raise OutOfBounds("computes a number of more than "
-                                  f"{MAX_BITS} bits")
+                raise OutOfBounds(f"computes a number of more than {MAX_BITS} bits")
         elif operator == "*":
             for sequence, count in ((left, right), (right, left)):
                 if isinstance(sequence, (str, list, tuple)) and isinstance(count, int) and \

@@ -8,8 +8,8 @@ Most templates do not. Two ways lead to it, and each helps where the other fails
 - Marks. Characters that stand nowhere else are put around the contents, and looked for in what is rendered. If nothing
   but the marks is different then, they are where the contents are.
 
-An answer ends with the first added token of the tokenizer that follows the content with nothing but white space between:
-<|im_end|>, <|eot_id|>, </s>. A line break behind it is no part of the answer: no model has to say it.
+An answer ends with the first added token of the tokenizer that follows the content, with nothing but white space
+between: <|im_end|>, <|eot_id|>, </s>. A line break behind it is no part of the answer: no model has to say it.
 """
 from __future__ import annotations
 

@@ -198,8 +198,8 @@ def checked_messages(value: object, where: str) -> list[dict]:
         return []
     if not isinstance(messages, list) or not all(isinstance(message, dict) and isinstance(message.get("role"), str)
                                                  for message in messages):
-        raise PrepareError(f"{where} is no list of messages, each an object with a role and a content, mend it or choose "
-                           "another one with --field")
+        raise PrepareError(f"{where} is no list of messages, each an object with a role and a content, mend it or "
+                           "choose another one with --field")
     return messages
 
 

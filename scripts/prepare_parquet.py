@@ -73,9 +73,10 @@ def as_bytes(column: pyarrow.Array) -> list[Optional[bytes]]:
 
 
 def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask_field: Optional[str],
-         cursor: prepare_read.Cursor, is_chat: bool = False) -> Iterator[tuple[prepare_read.Piece, int, Optional[prepare_read.Cursor], int]]:
-    """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them. is_chat: their data are
-    records with the field and, where there are some, tools."""
+         cursor: prepare_read.Cursor,
+         is_chat: bool = False) -> Iterator[tuple[prepare_read.Piece, int, Optional[prepare_read.Cursor], int]]:
+    """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them. is_chat: their data
+    are records with the field and, where there are some, tools."""
     columns = [field] if mask_field in (None, field) else [field, mask_field]
     if is_chat and "tools" in parquet.schema_arrow.names and field != "tools":
         columns.append("tools")

@@ -35,7 +35,8 @@ class Piece:
 
     kind file: a whole text file, to be read by the worker. documents: data is a list of texts. lines: data is lines of
     JSONL, the first of which is number `first`. rows: data is a list of texts (of records with --chat), the first of
-    which is row `first`; masks are their lists of ranges. segment: data is a part of one document. unreadable: data says why.
+    which is row `first`; masks are their lists of ranges. segment: data is a part of one document. unreadable: data
+    says why.
     """
     kind: str
     path: str

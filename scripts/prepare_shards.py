@@ -176,7 +176,8 @@ class SplitWriter:
     def restore(self, state: dict) -> None:
         """Takes the files back to what state() told. Raises ValueError if they hold less than that."""
         num_shards, begin = state["shards"], HEADER_INTS * 4 if self.format == "llmc" else 0
-        self.split = Split(state["documents"], state["tokens"], state["bytes"], list(map(self._shard, range(num_shards))))
+        self.split = Split(state["documents"], state["tokens"], state["bytes"],
+                           list(map(self._shard, range(num_shards))))
         if self.format != "llmc" and (num_shards > 1 or (num_shards == 1) != (state["open"] is not None)):
             raise ValueError("it has another number of files than its format")
         for index in range(num_shards - (state["open"] is not None)):

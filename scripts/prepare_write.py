@@ -94,7 +94,8 @@ class Output:
             kept.append(os.path.basename(self._spool_path()))
         for name in os.listdir(self.folder):
             stem, suffix = os.path.splitext(name)
-            if suffix in (".bin", ".mask", ".idx", LENGTHS_SUFFIX, SPOOL_SUFFIX) and name not in kept and stem + ".bin" not in kept:
+            is_ours = suffix in (".bin", ".mask", ".idx", LENGTHS_SUFFIX, SPOOL_SUFFIX)
+            if is_ours and name not in kept and stem + ".bin" not in kept:
                 os.remove(os.path.join(self.folder, name))
 
     def sync(self) -> None:
