@@ -19,9 +19,10 @@ namespace {
 constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64}, {"F32", DType::f32}, {"BF16", DType::bf16},
                                                      {"F16", DType::f16}, {"I32", DType::i32}, {"U8", DType::u8}};
 
-// 100 MB, the limit of the reference implementation; name, entry, list.
+// Name, entry, list. A tensor takes about 130 bytes, so that this is room for a hundred thousand. The values in memory
+// take up to thirty times the bytes of a header that was made for it.
 constexpr JsonLimits kHeaderLimits = {
-    .max_bytes = 100'000'000, .max_depth = 3, .advice = "the file is damaged, or not a safetensors file"};
+    .max_bytes = size_t{16} << 20, .max_depth = 3, .advice = "the file is damaged, or not a safetensors file"};
 
 // The library would turn 1.5 and true into 1; this throws as for any other wrong type.
 int64_t integer(const json& value) {
@@ -31,7 +32,9 @@ int64_t integer(const json& value) {
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(map_file(path)) {
+SafetensorsFile::SafetensorsFile(const std::string& path) : SafetensorsFile(map_file(path), path) {}
+
+SafetensorsFile::SafetensorsFile(MappedFile file, const std::string& path) : path_(path), file_(std::move(file)) {
     const auto fail = [&](const std::string& what) -> UserError {
         return UserError(join(path, ": ", what, ": the file is damaged, or not a safetensors file"));
     };
@@ -56,7 +59,9 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(m
             const std::string name = excerpt(key, 100), dtype = entry.at("dtype");
             const auto known = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                             [&](const auto& candidate) { return dtype == candidate.first; });
-            if (known == std::end(kDtypes)) throw fail(name + " has the dtype " + excerpt(dtype, 60));
+            if (known == std::end(kDtypes))
+                throw UserError(join(path, ": ", name, " has the dtype ", excerpt(dtype, 60),
+                                     ", this program reads F64, F32, BF16, F16, I32 and U8: convert the file"));
             std::vector<int64_t> shape;
             for (const json& extent : entry.at("shape")) shape.push_back(integer(extent));
             const json& offsets = entry.at("data_offsets");
@@ -110,14 +115,15 @@ std::string safetensors_head(const std::vector<NamedTensor>& tensors,
     ordered_json header = ordered_json::object();
     if (!metadata.empty()) header["__metadata__"] = metadata;
     uint64_t offset = 0;
-    for (const auto& [name, tensor] : tensors) {
-        CHECK(!header.contains(name), "safetensors_head: two tensors are named ", name);
+    for (const NamedTensor& named : tensors) {
+        const Tensor& tensor = named.tensor;
+        CHECK(!header.contains(named.name), "safetensors_head: two tensors are named ", named.name);
         const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                         [&](const auto& candidate) { return tensor.dtype == candidate.second; });
         const uint64_t end = offset + static_cast<uint64_t>(tensor.bytes());
-        header[name] = {{"dtype", dtype->first},
-                        {"shape", std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)},
-                        {"data_offsets", {offset, end}}};
+        header[named.name] = {{"dtype", dtype->first},
+                              {"shape", std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)},
+                              {"data_offsets", {offset, end}}};
         offset = end;
     }
     std::string text = header.dump();

@@ -19,6 +19,8 @@ namespace ingot {
 class SafetensorsFile {
   public:
     explicit SafetensorsFile(const std::string& path);
+    // The same of bytes that are mapped already; `path` is for messages. Their address is a multiple of 8.
+    SafetensorsFile(MappedFile file, const std::string& path);
 
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     std::vector<std::string> names() const;

@@ -152,6 +152,17 @@ TEST_F(Safetensors, HugeHeaderLengthIsRefused) {
         write_bytes(bytes);
         expect_refused("a header of");
     }
+    // One that is there, and larger than any of ours: its values would take thirty times as much memory.
+    write_header("{" + std::string(size_t{16} << 20, ' ') + "}", 0);
+    expect_refused("a header of");
+}
+
+TEST_F(Safetensors, BytesThatAreMappedAlready) {
+    const Buffer a(cpu, DType::f32, {3}, {1, 2, 3});
+    write_safetensors(OutputFile(path()), {{"a", a}}, {});
+    const SafetensorsFile file(map_file(path()), "another name");
+    EXPECT_EQ(file.tensor("a").get<float>()[2], 3);
+    EXPECT_THROW(SafetensorsFile(MappedFile(), "another name"), UserError);
 }
 
 TEST_F(Safetensors, FilesThatAreNotThere) {
