@@ -80,7 +80,7 @@ Checkpoint verified_checkpoint(const std::string& folder, bool with_moments) {
     const std::string model = folder + "/" + kModelFile, optimizer = folder + "/" + kOptimizerFile;
     checkpoint.weights = std::make_shared<SafetensorsFile>(model);
     check_tensors(model, *checkpoint.weights, table, {""});
-    if (with_moments) {
+    if (with_moments && checkpoint.manifest.find(kOptimizerFile) != nullptr) {
         checkpoint.moments = std::make_shared<SafetensorsFile>(optimizer);
         check_tensors(optimizer, *checkpoint.moments, table, {"m.", "v."});
     }
@@ -145,6 +145,7 @@ void load_weights(const Checkpoint& checkpoint, Model* model) {
 }
 
 TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer) {
+    CHECK(checkpoint.moments != nullptr, checkpoint.folder, " has no optimizer state to go on from");
     load_weights(checkpoint, model);
     load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.m(), "m.");
     load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.v(), "v.");

@@ -37,7 +37,8 @@ struct TrainingState {
 struct Checkpoint {
     std::string folder;
     Manifest manifest;
-    // Mapped, so that they can be read after a run that goes on has removed it. Moments that nobody asked for are null.
+    // Mapped, so that they can be read after a run that goes on has removed it. Moments are null where nobody asked for
+    // them, and where nothing was trained yet (an imported model).
     std::shared_ptr<const SafetensorsFile> weights, moments;
     std::string tokenizer_json;  // the bytes of its file; empty if the run has none
 };
@@ -53,7 +54,7 @@ Checkpoint open_checkpoint(const std::string& folder, bool with_moments = true);
 
 // Copies weights into a model of the checkpoint's configuration.
 void load_weights(const Checkpoint& checkpoint, Model* model);
-// The same for AdamW's moments, and what else training goes on from.
+// The same for AdamW's moments, which must be there, and what else training goes on from.
 TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer);
 
 // All outer tensors of a flat space, under `prefix`: the order in which a file has them.

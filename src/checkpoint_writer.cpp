@@ -21,8 +21,6 @@ struct CheckpointWriter::Job {
     std::string tokenizer_json;
 };
 
-namespace {
-
 ordered_json manifest_head(const std::string& run_id, const Config& config, const TrainingState& training,
                            const Device& device) {
     ordered_json manifest;
@@ -44,6 +42,8 @@ ordered_json manifest_head(const std::string& run_id, const Config& config, cons
     manifest["config"] = config_to_json(config);
     return manifest;
 }
+
+namespace {
 
 uint64_t bytes_of(const std::vector<NamedTensor>& tensors) {
     uint64_t bytes = 0;

@@ -16,6 +16,10 @@
 
 namespace ingot {
 
+// All of a manifest but its files. `run_id` may be empty.
+nlohmann::ordered_json manifest_head(const std::string& run_id, const Config& config, const TrainingState& training,
+                                     const Device& device);
+
 class CheckpointWriter {
   public:
     // Plans the snapshot into `host_plan`: all of the weights and moments, the moments alone, or nothing, as

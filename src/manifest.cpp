@@ -30,14 +30,8 @@ constexpr JsonLimits kManifestLimits = {.max_bytes = size_t{64} << 20,
 
 constexpr int64_t kMostSteps = static_cast<int64_t>(kManySteps);
 
-// The text up to its own checksum is what was written.
-std::string read_sealed(const std::string& path) {
-    std::string text;
-    try {
-        text = read_file(path, kManifestLimits.max_bytes);
-    } catch (const UserError& error) {
-        throw DamagedCheckpoint(error.what());
-    }
+// The text up to its own checksum must be what was written.
+void check_seal(const std::string& text, const std::string& path) {
     const std::string key = kSealKey, end = kSealEnd;
     const size_t tail = key.size() + 64 + end.size();
     const auto damaged = [&](const char* what) {
@@ -49,7 +43,6 @@ std::string read_sealed(const std::string& path) {
     const size_t covered = text.size() - tail;
     if (text.compare(covered + key.size(), 64, sha256(text.data(), covered)) != 0)
         throw damaged("its checksum does not match");
-    return text;
 }
 
 // ---- The parts ----
@@ -114,7 +107,7 @@ FileRecord file_of(const JsonFields& fields) {
     return record;
 }
 
-std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path) {
+std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path, int64_t step) {
     std::vector<FileRecord> files;
     for (const JsonFields& fields : root.objects("files", 3)) {
         files.push_back(file_of(fields));
@@ -124,9 +117,12 @@ std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path
         const auto is_twice = [&](const FileRecord& file) { return file.name == name; };
         if (std::count_if(files.begin(), files.end(), is_twice) > 1) fields.refuse("name", "there once");
     }
-    for (const char* name : {kModelFile, kOptimizerFile})
+    const auto require = [&](const char* name) {
         if (std::none_of(files.begin(), files.end(), [&](const FileRecord& file) { return file.name == name; }))
             throw DamagedCheckpoint(join(path, ": files does not list ", name, ", so nothing says that it is whole"));
+    };
+    require(kModelFile);
+    if (step > 0) require(kOptimizerFile);
     return files;
 }
 
@@ -149,7 +145,18 @@ std::string manifest_text(const ordered_json& manifest) {
 
 Manifest read_manifest(const std::string& folder) {
     const std::string path = folder + "/manifest.json";
-    const json values = parse_json(read_sealed(path), path, kManifestLimits);
+    std::string text;
+    try {
+        text = read_file(path, kManifestLimits.max_bytes);
+    } catch (const UserError& error) {
+        throw DamagedCheckpoint(error.what());
+    }
+    return parse_manifest(text, path);
+}
+
+Manifest parse_manifest(const std::string& text, const std::string& path) {
+    check_seal(text, path);
+    const json values = parse_json(text, path, kManifestLimits);
     const JsonFields root(values, path, "", kManifestLimits.advice);
     const json version = values.value("format_version", json());
     REQUIRE(version == kCheckpointFormatVersion, path, ": format version ", shown(version),
@@ -176,7 +183,7 @@ Manifest read_manifest(const std::string& folder) {
     manifest.environment = ordered_json::object();
     if (root.has("environment")) manifest.environment = environment_of(root.object("environment"));
     if (root.has("matmul_choices")) manifest.matmul_choices = matmul_choices_of(root.object("matmul_choices"));
-    manifest.files = files_of(root, path);
+    manifest.files = files_of(root, path, step);
     return manifest;
 }
 

@@ -21,7 +21,8 @@ namespace ingot {
 
 constexpr int kCheckpointFormatVersion = 2;
 
-// The files of a checkpoint; the last one is there if the run has a tokenizer.
+// The files of a checkpoint. The optimizer's is missing at step 0, where nothing was trained yet (an imported model);
+// the last one is there if the run has a tokenizer.
 constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
 constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
 constexpr const char* kTokenizerFile = "tokenizer.json";
@@ -56,6 +57,8 @@ class DamagedCheckpoint : public UserError {
 // out a file which a checkpoint has; UserError if it is whole, and of another format version or with a value that
 // cannot be. Keys that are not known are ignored: a later program may have more to say.
 Manifest read_manifest(const std::string& folder);
+// The same of the bytes of a manifest; `path` is for messages.
+Manifest parse_manifest(const std::string& text, const std::string& path);
 
 nlohmann::ordered_json to_json(const std::vector<FileRecord>& files);
 

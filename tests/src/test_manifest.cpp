@@ -179,6 +179,21 @@ TEST_F(Manifest, ValuesThatCannotBeAreRefused) {
     EXPECT_EQ(read_manifest(folder_).step, 3);
 }
 
+// An imported model: nothing was trained yet, so there are no moments.
+TEST_F(Manifest, TheOptimizersFileMayBeMissingAtStepZero) {
+    nlohmann::ordered_json manifest = small_manifest();
+    for (const char* const key : {"step", "tokens", "rows_consumed"}) manifest[key] = 0;
+    manifest["data"] = BlendState();
+    manifest["step_state"]["updates_applied"] = manifest["step_state"]["good_steps"] = 0;
+    manifest["report"] = report_to_json(StepReport());
+    manifest["files"].erase(1);
+    write("manifest.json", manifest_text(manifest));
+    EXPECT_EQ(read_manifest(folder_).find(kOptimizerFile), nullptr);
+    manifest["files"].erase(0);
+    write("manifest.json", manifest_text(manifest));
+    EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint) << "but weights there must be";
+}
+
 // Then nothing would say that the weights are whole.
 TEST_F(Manifest, AFileThatIsNotListedIsDamage) {
     for (const size_t left_out : {0, 1}) {
