@@ -369,6 +369,7 @@ void check_path(const char* key, const std::string& path) {
 void check_paths(const Config& config) {
     check_path("run_dir", config.run_dir);
     check_path("data.tokenizer", config.data.tokenizer);
+    check_path("model.init_from", config.model.init_from);
     for (const std::vector<DataEntry>* entries : {&config.data.train, &config.data.val})
         for (const DataEntry& entry : *entries) {
             check_path(entries == &config.data.train ? "data.train" : "data.val", entry.path);

@@ -49,6 +49,7 @@ struct ModelConfig {
     bool qk_norm = false;
     double norm_eps = 1e-5;
     double init_std = 0.02;
+    std::string init_from;  // folder of a checkpoint whose weights a new run starts from; empty: they are drawn
 
     // VP: logits of a multiple of 128 columns keep every product on the GPU aligned; padded ones never leave.
     int64_t padded_vocab_size() const { return (vocab_size + 127) / 128 * 128; }

@@ -154,6 +154,9 @@ void visit_fields(Visitor& v, ModelConfig& c) {
     v.field("qk_norm", c.qk_norm, {kFixed, "RMSNorm over each query and key head"});
     v.field("norm_eps", c.norm_eps, {kFixed, "Epsilon of RMSNorm", 0, 0.1, true});
     v.field("init_std", c.init_std, {kFixed, "Standard deviation of initial weights", 0, 10, true});
+    v.derived(
+        "init_from", c.init_from,
+        {kFree, "Folder of a checkpoint whose weights a new run starts from (./train import writes one); null: none"});
 }
 
 // Of a list's entry, not of a section.

@@ -24,6 +24,7 @@ std::vector<std::string> settings_without_effect(const Config& c, bool is_cpu) {
         {"model.rope_scaling.low_freq_factor", has_scaling, scaling},
         {"model.rope_scaling.high_freq_factor", has_scaling, scaling},
         {"model.rope_scaling.original_context_length", has_scaling, scaling},
+        {"model.init_std", c.model.init_from.empty(), "the weights come from model.init_from"},
         {"data.eot", c.data.eot_token >= 0, "there is no data.eot_token, so that every shard is one document"},
         {"training.tune", !is_cpu, on_cpu},
         {"training.deterministic", !is_cpu, join(on_cpu, ", where all sums have one order")},

@@ -24,6 +24,12 @@ Device training_device(const Config& config);
 std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
                                                const std::string& resume);
 
+// The checkpoint of model.init_from; nothing where the config has none. Throws UserError if there is none, or if its
+// model is not the config's in all but context_length.
+std::optional<Checkpoint> checkpoint_to_start_from(const Config& config);
+// What a run says of it, a line for each thing; a tokenizer that is not the checkpoint's is a warning on stderr.
+void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer);
+
 // Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
 

@@ -70,8 +70,8 @@ class Trainer {
     // All but the range outlive the trainer. `tokenizer` and `hellaswag` may be null.
     Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
             Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan);
-    // Goes on from the checkpoint, or begins.
-    void start(const std::optional<Checkpoint>& checkpoint);
+    // Goes on from the checkpoint; or begins, with the weights of `initial` if there is one.
+    void start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial);
     int run();
 
   private:
@@ -182,12 +182,14 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
         std::printf("set aside, remove it when you like: %s\n", path.c_str());
 }
 
-void Trainer::start(const std::optional<Checkpoint>& checkpoint) {
+void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial) {
     plan_.model.initialize_constants();
     plan_.optimizer.initialize_constants(plan_.model);
     plan_.step.write(StepBlock{});
     if (checkpoint)
         resume_from(*checkpoint);
+    else if (initial)
+        load_weights(*initial, &plan_.model);
     else
         plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
     REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
@@ -474,6 +476,7 @@ int train_in_folder(const TrainOptions& options, Config config) {
     if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     CheckpointStore store(folder);
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), &store, options.resume);
+    const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config);
     if (stop_signal() != 0) return stopped_before_training();
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
@@ -488,13 +491,14 @@ int train_in_folder(const TrainOptions& options, Config config) {
     print_notes(config, device);
     print_data(data, hellaswag.get());
     if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
+    if (initial) print_start(*initial, config, tokenizer.get());
     print_plan(plan);
     std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
     plan.allocate();
     plan.warm_up(checkpoint ? checkpoint->manifest.matmul_choices : std::vector<MatmulChoice>{});
     if (stop_signal() != 0) return stopped_before_training();
     Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, &plan);
-    trainer.start(checkpoint);
+    trainer.start(checkpoint, initial);
     return trainer.run();
 }
 

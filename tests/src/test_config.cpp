@@ -151,6 +151,7 @@ TEST(Config, EveryKeyIsRead) {
                                                 "model.qk_norm=true",
                                                 "model.norm_eps=1e-6",
                                                 "model.init_std=0.1",
+                                                "model.init_from=w",
                                                 "data.train=[{\"path\":\"x\",\"weight\":0.5,\"format\":\"raw\","
                                                 "\"dtype\":\"uint32\",\"mask\":\"m\"},{\"path\":\"y\",\"weight\":2}]",
                                                 "data.packing=best_fit",
