@@ -1,6 +1,7 @@
 #include "src/arguments.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -93,7 +94,11 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
         const std::string what = error.what();
         const size_t colon = what.find(':');
         const std::string name = colon != std::string::npos && what.rfind("--", 0) == 0 ? what.substr(0, colon) : "";
-        for (const CommandSpec& command : commands)
+        // Several commands may have the option: the one that was named comes first.
+        std::vector<CommandSpec> ordered = commands;
+        std::stable_partition(ordered.begin(), ordered.end(),
+                              [&](const CommandSpec& command) { return argc > 1 && command.name == argv[1]; });
+        for (const CommandSpec& command : ordered)
             for (const OptionSpec& option : all_options(command))
                 if (option.name == name)
                     throw UserError(join(name, option.value.empty() ? " takes no value" : " needs a value", ": write ",

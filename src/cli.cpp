@@ -11,6 +11,7 @@
 #include "src/evaluate.h"
 #include "src/export.h"
 #include "src/generate.h"
+#include "src/import.h"
 #include "src/info.h"
 #include "src/output.h"
 #include "src/show_rows.h"
@@ -37,7 +38,7 @@ const CommandSpec kTrain = {
     .usage =
         "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
         "          [--dry-run] [--profile FROM:TO]\n"
-        "  ./train eval | generate | export | tokenize | data | info [options]\n",
+        "  ./train eval | generate | export | import | tokenize | data | info [options]\n",
     .before =
         "\nThe first three commands to try:\n"
         "  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards\n"
@@ -48,6 +49,7 @@ const CommandSpec kTrain = {
         "  eval      the loss of a checkpoint on other text       ./train eval --help\n"
         "  generate  text from a checkpoint                       ./train generate --help\n"
         "  export    the model for transformers or llama.cpp      ./train export --help\n"
+        "  import    a model of Hugging Face to train on from     ./train import --help\n"
         "  tokenize  text to token ids                            ./train tokenize --help\n"
         "  data      packed rows, decoded, as training reads them ./train data --help\n"
         "  info      what was built, and what would be used       ./train info --help\n"
@@ -160,6 +162,32 @@ const CommandSpec kExport = {
         {"--format", "NAME", "hf or gguf\n"},
         {"--output", "PATH", "the folder (hf) or file (gguf) to write\n"},
         {"--dtype", "NAME", "of the weights: bf16, fp16 or fp32 (bf16)\n"},
+    }};
+
+const CommandSpec kImport = {
+    .name = "import",
+    .title = "./train import: a Hugging Face model as a checkpoint to train on from.",
+    .usage = "  ./train import --from DIR --output DIR [--context-length N]\n",
+    .before =
+        "\nReads config.json, model.safetensors or its shards (bf16, fp16 or fp32), and tokenizer.json of a model "
+        "that\n"
+        "computes what Ingot does: Llama 2 and 3 and what has their form (SmolLM2, TinyLlama), Mistral without a "
+        "window,\n"
+        "Qwen2 and Qwen2.5, Qwen3, and what ./train export wrote. Whatever would be computed otherwise is refused by "
+        "its\n"
+        "name. It writes a checkpoint with fp32 weights and no optimizer state, and beside it the config.json of a "
+        "run\n"
+        "that trains on from it (model.init_from): change there what is to be learnt, and how fast.\n",
+    .after =
+        "\nExamples:\n"
+        "  ./train import --from downloads/SmolLM2-135M --output models/smollm2\n"
+        "  ./train generate --checkpoint models/smollm2 --prompt \"The sea\"\n"
+        "  ./train --config models/smollm2/config.json --set 'data.train=[\"data/books/train-*.bin\"]'\n",
+    .options = {
+        {"--from", "DIR", "the folder of the model\n"},
+        {"--output", "DIR", "the folder to write, which must not be there yet\n"},
+        {"--context-length", "N",
+         "tokens of a row, at most the model's max_position_embeddings (that, but at most 4096)\n"},
     }};
 
 const CommandSpec kTokenize = {
@@ -316,6 +344,14 @@ int run_export(const Arguments& arguments) {
     return export_model(options);
 }
 
+int run_import(const Arguments& arguments) {
+    ImportOptions options;
+    options.from = required(arguments, "--from", "name the folder of a Hugging Face model");
+    options.output = required(arguments, "--output", "name the folder to write");
+    options.context_length = arguments.integer("--context-length", 0, 1, 16'777'216);
+    return import_model(options);
+}
+
 int run_tokenize(const Arguments& arguments) {
     TokenizeOptions options;
     options.tokenizer =
@@ -336,7 +372,7 @@ int run_data(const Arguments& arguments) {
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
-    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kExport, kTokenize, kData, kInfo};
+    const std::vector<CommandSpec> commands = {kTrain, kEval, kGenerate, kExport, kImport, kTokenize, kData, kInfo};
     const Arguments arguments = Arguments::parse(commands, argc, argv);
     const std::string& name = arguments.command().name;
     if (arguments.has("--help")) {
@@ -352,6 +388,7 @@ int run_command_line(int argc, char** argv) {
     if (name == "eval") return run_eval(arguments);
     if (name == "generate") return run_generate(arguments);
     if (name == "export") return run_export(arguments);
+    if (name == "import") return run_import(arguments);
     if (name == "tokenize") return run_tokenize(arguments);
     if (name == "data") return run_data(arguments);
     if (arguments.has("--schema")) {
