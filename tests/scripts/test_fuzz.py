@@ -1,4 +1,4 @@
-"""libFuzzer on the readers of token files, ten minutes each: with INGOT_LONG=1 alone."""
+"""libFuzzer on the readers of token files and checkpoints, ten minutes each: with INGOT_LONG=1 alone."""
 
 import os
 import pathlib
@@ -25,13 +25,13 @@ def can_fuzz():
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
 
 
-@unittest.skipUnless(IS_LONG, "takes twenty minutes: with INGOT_LONG=1")
+@unittest.skipUnless(IS_LONG, "takes forty minutes: with INGOT_LONG=1")
 @unittest.skipUnless(not IS_LONG or can_fuzz(), "needs clang++ and its libFuzzer (apt-get install clang llvm)")
 class Fuzz(unittest.TestCase):
     def test_no_reader_breaks(self):
         """Seen to catch, within seconds: the bound on a Megatron index's counts left out, or computed by a product that
         overflows (an access outside the file); memory for as many sequences as the header says; a loop over them; the
-        bound on a document index's starts left out."""
+        bound on a document index's starts left out; a tensor beyond the end of its file."""
         with tempfile.TemporaryDirectory() as folder:
             result = subprocess.run([sys.executable, str(ROOT / "scripts/fuzz"), "--output", folder],
                                     capture_output=True, text=True)
