@@ -57,7 +57,7 @@ std::optional<Checkpoint> checkpoint_to_start_from(const Config& config) {
             " --output DIR, and give that DIR");
     Checkpoint checkpoint;
     try {
-        checkpoint = open_checkpoint(folder);
+        checkpoint = open_checkpoint(folder, false);
     } catch (const UserError& fault) {
         throw UserError(join("model.init_from: ", fault.what()));
     }

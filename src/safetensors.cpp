@@ -73,13 +73,17 @@ SafetensorsFile::SafetensorsFile(MappedFile file, const std::string& path) : pat
             Tensor tensor;
             tensor.dtype = known->second;
             tensor.rank = static_cast<int>(shape.size());
-            uint64_t count = 1;
+            constexpr uint64_t kMostElements = uint64_t{1} << 48;
+            uint64_t count = 1, extents = 1;  // of all axes; of those that are not empty, so that no product overflows
             for (size_t axis = shape.size(); axis-- > 0;) {
-                if (shape[axis] < 0 || (count > 0 && static_cast<uint64_t>(shape[axis]) > data_bytes / count + 1))
-                    throw fail(name + " has an impossible shape");
+                const bool is_impossible = shape[axis] < 0 ||
+                                           static_cast<uint64_t>(shape[axis]) > kMostElements / extents ||
+                                           (count > 0 && static_cast<uint64_t>(shape[axis]) > data_bytes / count + 1);
+                if (is_impossible) throw fail(name + " has an impossible shape");
                 tensor.shape[axis] = shape[axis];
                 tensor.stride[axis] = static_cast<int64_t>(count);
                 count *= static_cast<uint64_t>(shape[axis]);
+                extents *= static_cast<uint64_t>(std::max<int64_t>(shape[axis], 1));
             }
             if (begin > end || end > data_bytes || end - begin != count * static_cast<uint64_t>(size_of(tensor.dtype)))
                 throw fail(join(name, " spans bytes [", begin, ", ", end, ") of ", data_bytes));

@@ -123,6 +123,8 @@ TEST_F(Safetensors, DamagedHeadersAreRefused) {
     expect_header_refused(entry("\"F32\"", "[4611686018427387904,4]", "[0,0]"), 4, "impossible shape");
     expect_header_refused(entry("\"F32\"", "[4294967296,4294967296,4294967296]", "[0,0]"), 4, "impossible shape");
     expect_header_refused(entry("\"F32\"", "[18446744073709551615]", "[0,4]"), 4, "impossible shape");
+    // An empty tensor has no bytes, so its other extents are bounded by themselves.
+    expect_header_refused(entry("\"F32\"", "[2147483648,4611686018427387904,0]", "[0,0]"), 4, "impossible shape");
     expect_header_refused(entry("\"F32\"", "[2]", "[0,4]"), 8, "spans bytes");
     expect_header_refused(entry("\"F32\"", "[2]", "[4,12]"), 8, "spans bytes");
     expect_header_refused(entry("\"F32\"", "[1]", "[4,0]"), 8, "spans bytes");
