@@ -120,7 +120,7 @@ const CommandSpec kGenerate = {
     .title = "./train generate: text from a checkpoint, printed as it is made.",
     .usage =
         "  ./train generate --checkpoint DIR --prompt TEXT|- [--tokens 200] [--temperature 0.8] [--top-k 50]\n"
-        "          [--top-p 0.95] [--seed 1] [--device auto|cpu|cuda]\n",
+        "          [--top-p 0.95] [--seed 1] [--stop TOKEN] [--device auto|cpu|cuda]\n",
     .before =
         "\nPrints the prompt and what follows it on stdout, and the speed on stderr. It ends after --tokens tokens, or "
         "where\n"
@@ -143,6 +143,7 @@ const CommandSpec kGenerate = {
         {"--top-k", "K", "draw among the K likeliest tokens; 0: among all (50)\n"},
         {"--top-p", "P", "and among those that make up P of the probability; 1: all (0.95)\n"},
         {"--seed", "N", "another number, another text (1)\n"},
+        {"--stop", "TOKEN", "end at this token too, e.g. '<|im_end|>' after an answer; it is not printed\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda\n"},
     }};
 
@@ -328,6 +329,7 @@ int run_generate(const Arguments& arguments) {
     options.sampling.top_k = arguments.integer("--top-k", options.sampling.top_k, 0, 1'000'000'000);
     options.sampling.top_p = arguments.number("--top-p", options.sampling.top_p, 0, 1, true);
     options.seed = static_cast<uint64_t>(arguments.integer("--seed", 1, 0, INT64_MAX));
+    options.stop = arguments.text("--stop");
     options.device = arguments.choice("--device", {"auto", "cpu", "cuda"});
     return generate(options);
 }

@@ -212,6 +212,15 @@ std::string read_prompt() {
                                "the model reads no more than its context; give it the end of the text (tail -c)");
 }
 
+// -1 for no text.
+int32_t stop_token(Tokenizer& tokenizer, const std::string& text) {
+    if (text.empty()) return -1;
+    const std::vector<int32_t> tokens = tokenizer.encode(text);
+    REQUIRE(tokens.size() == 1, "--stop ", excerpt(text, 60), " is ", tokens.size(),
+            " tokens of this model: name one, e.g. '<|im_end|>' (./train tokenize shows the tokens of a text)");
+    return tokens.front();
+}
+
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -228,6 +237,7 @@ int generate(const GenerateOptions& options) {
             "shards were made with, where it is byte-level BPE, and save again (--resume auto)");
     const std::string prompt = options.prompt == "-" ? read_prompt() : options.prompt;
     const std::vector<int32_t> tokens = prompt_tokens(*tokenizer, prompt, config.data);
+    const int32_t stop = stop_token(*tokenizer, options.stop);
     if (prompt.empty() && config.data.mask_documents && config.data.eot != EotSide::start)
         std::fprintf(stderr,
                      "note: where EOT closes documents in the training data, and they are masked, the model was never "
@@ -269,7 +279,7 @@ int generate(const GenerateOptions& options) {
             throw UserError(join("the model's logits are not finite at token ", written + 1, ": ", checkpoint.folder,
                                  " belongs to a run that has diverged; take an earlier checkpoint"));
         }
-        is_ended = token == config.data.eot_token;
+        is_ended = token == config.data.eot_token || token == stop;
         if (is_ended) break;
         const std::string_view bytes = tokenizer->bytes_of(token);
         stream.put(std::string(bytes));
@@ -284,7 +294,7 @@ int generate(const GenerateOptions& options) {
     std::fprintf(stderr, "%s in %.2f s, %s tokens/s; the prompt's %ld in %.2f s%s\n", counted(written, "token").c_str(),
                  seconds, short_count(static_cast<double>(written) / std::max(seconds, 1e-9)).c_str(),
                  static_cast<long>(std::min(num_prompt, max_tokens)), read_end - begin,
-                 is_ended ? "; the model ended the document" : "");
+                 is_ended ? "; the model ended the text" : "");
     if (stop_signal() != 0) return exit_code_of_signal(stop_signal());
     return kExitDone;
 }

@@ -105,6 +105,7 @@ struct GenerateOptions {
     int64_t num_tokens = 200;
     Sampling sampling;
     uint64_t seed = 1;
+    std::string stop;             // the text of a token at which the text ends too; empty: none
     std::string device = "auto";  // auto, cpu, cuda
 };
 

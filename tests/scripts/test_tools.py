@@ -170,6 +170,16 @@ class Tools(unittest.TestCase):
 
     # ---- generate ----
 
+    def test_generate_stops_at_a_token(self):
+        prompt, whole = b"alpha ", self.generate("--tokens", "50").stdout
+        byte = max(whole[len(prompt):], key=lambda byte: (chr(byte).isalpha(), byte))
+        stopped = self.generate("--tokens", "50", "--stop", chr(byte))
+        self.assertEqual(stopped.stdout, whole[:whole.index(byte, len(prompt))])
+        self.assertIn(b"the model ended the text", stopped.stderr)
+        self.assertEqual(self.generate("--tokens", "50", "--stop", "~").stdout, whole)
+        refused = self.generate("--stop", "two", code=2).stderr
+        self.assertRegex(refused, rb"error: --stop two is 3 tokens of this model: name one")
+
     def test_generate_prints_prompt_and_text(self):
         result = self.generate("--tokens", "50")
         self.assertTrue(result.stdout.startswith(b"alpha "))
