@@ -38,6 +38,25 @@ if(NOT OpenMP_CXX_FOUND)
   endif()
 endif()
 
+# clang's sanitizers are a package of their own too, where the system splits them off; ./scripts/test builds with them.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND (INGOT_TESTS OR INGOT_SANITIZE))
+  include(CheckCXXSourceCompiles)
+  if(NOT INGOT_CLANG_SANITIZES)
+    unset(INGOT_CLANG_SANITIZES CACHE)
+  endif()
+  set(CMAKE_REQUIRED_FLAGS "-fsanitize=address,undefined")
+  check_cxx_source_compiles("int main() { return 0; }" INGOT_CLANG_SANITIZES)
+  unset(CMAKE_REQUIRED_FLAGS)
+  if(NOT INGOT_CLANG_SANITIZES)
+    string(REGEX MATCH "^[0-9]+" clang_major ${CMAKE_CXX_COMPILER_VERSION})
+    if(INGOT_SANITIZE)
+      ingot_missing(libclang-rt-${clang_major}-dev "the sanitizers of clang ${clang_major}")
+    else()
+      ingot_missing(libclang-rt-${clang_major}-dev)
+    endif()
+  endif()
+endif()
+
 # ---- A BLAS with the C interface ----
 # A header and a library may each be there and yet not belong together: several packages have a cblas.h, some of them
 # for 64-bit integers or without extern "C", and Debian's alternatives choose header and library one by one. So what
