@@ -71,7 +71,7 @@ void write_rounded(OutputFile* file, const Tensor& source, DType dtype, const st
 int export_model(const ExportOptions& options) {
     // Nothing is on stdout, and a reader of stderr that goes away is no reason to leave half a folder behind.
     outlive_the_reader();
-    OutputFolder::require_absent(options.output);
+    OutputPlace::require_absent(options.output);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint, false);
     catch_stop_signals();
     if (options.format == ExportFormat::huggingface)

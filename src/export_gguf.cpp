@@ -1,7 +1,5 @@
 #include "src/export_gguf.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -10,7 +8,6 @@
 #include "kernels/rope.h"
 #include "src/export.h"
 #include "src/export_gguf_tokenizer.h"
-#include "src/folder.h"
 #include "src/gguf.h"
 #include "src/output_folder.h"
 #include "src/parameters.h"
@@ -158,46 +155,17 @@ void add_tensors(const Checkpoint& checkpoint, const std::string& architecture, 
 
 // ---- The file ----
 
-std::string file_name_of(const std::string& path) {
-    const std::string name = fs::path(path).filename().string();
-    REQUIRE(!name.empty() && name != "." && name != "..", "--output ", path,
-            " names a folder: name the file to write, e.g. model.gguf");
-    return name;
-}
-
-Folder parent_of(const std::string& path) {
-    const std::string parent = fs::path(path).parent_path().string();
-    if (parent.empty()) return Folder(".");
-    std::error_code error;
-    fs::create_directories(parent, error);
-    if (error) file_failed("create the folder", parent, error.value());
-    return Folder(parent);
-}
-
-// Writes PATH under another name beside it first, so that it is there in full or not at all.
 void commit(const GgufFile& content, const Checkpoint& checkpoint, const std::string& path) {
-    const std::string name = file_name_of(path);
-    const Folder folder = parent_of(path);
-    OutputFolder::require_absent(path);
-    const auto bytes = static_cast<uint64_t>(content.bytes());
-    const uint64_t available = folder.available_bytes();
-    if (available < bytes)
-        throw Error(kExitAllocation, join("cannot write ", path, ": it needs ", format_bytes(bytes), ", ",
-                                          format_bytes(available), " are free: free some space, or write elsewhere"));
-    const std::string draft = join(name, ".tmp-", getpid());
-    OutputFile file = folder.create(draft);
-    try {
-        Progress progress("exporting", static_cast<int64_t>(content.num_tensors()), "tensors");
-        content.write(&file, [&] { progress.advance(1); });
-        checkpoint.weights->require_intact();
-        file.sync_and_close();
-        OutputFolder::require_absent(path);
-        folder.rename(draft, name);
-    } catch (...) {
-        folder.remove(draft);
-        throw;
-    }
-    folder.sync();
+    REQUIRE(fs::path(path).has_filename(), "--output ", path,
+            " names a folder: name the file to write, e.g. model.gguf");
+    OutputPlace place(path);
+    place.require_space(static_cast<uint64_t>(content.bytes()));
+    OutputFile file = place.parent().create(place.temporary());
+    Progress progress("exporting", static_cast<int64_t>(content.num_tensors()), "tensors");
+    content.write(&file, [&] { progress.advance(1); });
+    checkpoint.weights->require_intact();
+    file.sync_and_close();
+    place.commit();
 }
 
 }  // namespace

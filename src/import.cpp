@@ -210,7 +210,7 @@ void check_source(const std::string& from) {
 
 void write_model(ImportOptions options) {
     check_source(options.from);
-    OutputFolder::require_absent(options.output);
+    OutputPlace::require_absent(options.output);
     while (options.output.back() == '/') options.output.pop_back();  // it is no root, which is there
     REQUIRE(printable_line(options.output) == options.output,
             "--output is no path that can stand in a config: leave out control characters, and write it in UTF-8");

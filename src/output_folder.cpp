@@ -46,19 +46,19 @@ void remove_folders(const std::vector<fs::path>& made) {
 }  // namespace
 
 // Without a slash at the end. A text without a name, such as "/" or "x/..", leads to a folder that is there.
-fs::path OutputFolder::normal(const std::string& path) {
+fs::path OutputPlace::normal(const std::string& path) {
     fs::path result = fs::path(path);
     while (result.has_relative_path() && result.filename().empty()) result = result.parent_path();
     if (!result.has_filename() || result.filename() == "." || result.filename() == "..") refuse_present(path);
     return result;
 }
 
-void OutputFolder::require_absent(const std::string& path) {
+void OutputPlace::require_absent(const std::string& path) {
     struct stat info {};
     if (lstat(normal(path).c_str(), &info) == 0) refuse_present(path);
 }
 
-OutputFolder::OutputFolder(const std::string& path)
+OutputPlace::OutputPlace(const std::string& path)
     : path_(normal(path)),
       parent_([&] {
           require_absent(path);
@@ -70,17 +70,9 @@ OutputFolder::OutputFolder(const std::string& path)
           }
       }()),
       temporary_(join(path_.filename().string(), ".tmp-", std::chrono::system_clock::now().time_since_epoch().count(),
-                      "-", getpid())),
-      folder_([&] {
-          try {
-              return parent_.folder(temporary_);
-          } catch (...) {
-              remove_folders(made_);
-              throw;
-          }
-      }()) {}
+                      "-", getpid())) {}
 
-OutputFolder::~OutputFolder() {
+OutputPlace::~OutputPlace() {
     if (is_committed_) return;
     try {
         parent_.remove(temporary_);
@@ -88,7 +80,7 @@ OutputFolder::~OutputFolder() {
     remove_folders(made_);
 }
 
-void OutputFolder::require_space(uint64_t bytes) const {
+void OutputPlace::require_space(uint64_t bytes) const {
     constexpr uint64_t kMargin = 1 << 20;
     const uint64_t available = parent_.available_bytes();
     if (available >= bytes + kMargin) return;
@@ -103,8 +95,7 @@ void OutputFolder::write_text(const std::string& name, const std::string& text) 
     file.sync_and_close();
 }
 
-void OutputFolder::commit() {
-    folder_.sync();
+void OutputPlace::commit() {
     const std::string name = path_.filename().string();
     if (renameat2(parent_.descriptor(), temporary_.c_str(), parent_.descriptor(), name.c_str(), RENAME_NOREPLACE) !=
         0) {
@@ -117,6 +108,11 @@ void OutputFolder::commit() {
     }
     is_committed_ = true;
     parent_.sync();
+}
+
+void OutputFolder::commit() {
+    folder_.sync();
+    place_.commit();
 }
 
 }  // namespace ingot
