@@ -9,7 +9,9 @@ namespace ingot {
 
 std::string short_count(double value) {
     char text[32];
-    if (value >= 1e6)
+    if (value >= 999.5e6)
+        std::snprintf(text, sizeof text, "%.3gB", value / 1e9);
+    else if (value >= 1e6)
         std::snprintf(text, sizeof text, "%.3gM", value / 1e6);
     else if (value >= 1e3)
         std::snprintf(text, sizeof text, value >= 1e5 ? "%.0fk" : "%.1fk", value / 1e3);

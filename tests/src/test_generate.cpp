@@ -261,6 +261,8 @@ TEST(Text, ShowsWhatIsNoText) {
     EXPECT_EQ(nearest_word("--confg", {"--config", "--set"}), "--config");
     EXPECT_EQ(nearest_word("evla", {"eval", "info"}), "eval");
     EXPECT_EQ(nearest_word("something", {"eval", "info"}), "");
+    EXPECT_EQ(short_count(1317373952), "1.32B");
+    EXPECT_EQ(short_count(999.6e6), "1B");
     EXPECT_EQ(short_count(612345), "612k");
     EXPECT_EQ(counted(0, "document"), "0 documents");
     EXPECT_EQ(counted(1, "document"), "1 document");
