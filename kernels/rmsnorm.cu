@@ -201,8 +201,8 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
         }
         return limit > 0 ? a.rstd[row] : 0.0f;
     };
-    // Few enough vectors leave registers for the weight, which every row needs twice.
-    constexpr bool kKeepsWeight = S::kVectors <= 3;
+    // A warp or less has registers for the weight, which every row needs twice; a whole block of 512 threads has not.
+    constexpr bool kKeepsWeight = !S::kIsBlock;
     V kept_weight[S::kVectors];
 #pragma unroll
     for (int i = 0; i < S::kVectors; ++i) {
