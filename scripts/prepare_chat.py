@@ -59,7 +59,7 @@ class ChatTemplate:
     now: float  # what strftime_now() reads: one time for all of a run
 
     def name(self) -> str:
-        """What the text depends on besides the conversations."""
+        """Names all that the text depends on besides the conversations."""
         return json.dumps([self.source, self.tools_source, sorted(self.special_tokens.items())])
 
 
@@ -142,8 +142,8 @@ def longest_text(tokenizer_path: str) -> Optional[int]:
 
 
 class Bounds:
-    """What a template may take of this process, while this is entered: time, then memory. The processor's time ends the
-    process itself where nothing else could (one long operation in C)."""
+    """Bounds the time and then the memory that a template takes of this process, while this is entered. A limit on the
+    processor's time ends the process itself where nothing else could (one long operation in C)."""
 
     def __enter__(self) -> None:
         def expired(_signal: int, _frame: object) -> None:
@@ -314,7 +314,7 @@ def normalized(messages: list[dict]) -> list[dict]:
 
 
 def run_in_child(work: Callable[[], object], what: str, stop: Stop) -> object:
-    """What work() returns, in a process that dies with what a template does to it."""
+    """Returns what work() returns. It runs in a process of its own, which a template may kill."""
     def serve(connection: Connection) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -30,7 +30,7 @@ class NotFound(Exception):
 
 @dataclass
 class Habits:
-    """What a template does around an answer, as it shows in a conversation of two short messages.
+    """A template puts these around an answer, as a conversation of two short messages shows.
 
     header: what stands between a prompt and the answer, where the template has no generation prompt of its own.
     gap: what else stands between the prompt and the content (a space, say), which the model has to say.
@@ -181,7 +181,7 @@ class Spans:
         return spans
 
     def _prefix(self, count: int, with_prompt: bool) -> Optional[str]:
-        """What the first messages give, if the whole text begins with it."""
+        """Returns the text of the first messages, if the whole text begins with it."""
         try:
             prefix = self.renderer.render(self.messages[:count], self.tools, with_prompt)
         except ChatError:

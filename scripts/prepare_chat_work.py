@@ -152,7 +152,7 @@ class ChatWorker(Worker):
         if not messages:
             result.skipped.add("empty", where)
             return None
-        # What the text depends on, and not the text: some templates put the date into it.
+        # The key holds all that the text depends on, and not the text itself: some templates put the date into it.
         key = json.dumps([messages, tools], sort_keys=True).encode()
         assert self.chats is not None
         try:

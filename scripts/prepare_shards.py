@@ -18,7 +18,7 @@ from regular_files import create_new, open_own
 OUTPUT_FORMATS = ("llmc", "megatron", "raw")
 HEADER_INTS = 256
 MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # of llm.c, by bytes per token
-# Of Megatron-LM (megatron/core/datasets/indexed_dataset.py). Its 32-bit type has a sign, which no id needs.
+# These are Megatron-LM's (megatron/core/datasets/indexed_dataset.py). Its 32-bit type has a sign, which no id needs.
 MEGATRON_MAGIC, MEGATRON_VERSION = b"MMIDIDX\0\0", 1
 MEGATRON_CODES = {2: 8, 4: 4}  # uint16, int32
 LENGTHS_SUFFIX = ".lengths"  # beside an unfinished file for Megatron: the tokens of each document, int32

@@ -1,7 +1,6 @@
 // `./train export`: a checkpoint's model in the formats of others.
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "kernels/core/dtype.h"
