@@ -132,7 +132,10 @@ struct SchemaWriter {
     template <typename T>
     void derived(const char* name, const T& value, const Field& field) {
         ordered_json schema = schema_of(value, field);
-        schema["type"] = {schema["type"], "null"};
+        ordered_json types = ordered_json::array();
+        types.push_back(schema["type"]);
+        types.push_back("null");
+        schema["type"] = types;
         if (field.takes_auto) {
             // Bounds hold for numbers alone, so they may stand beside the other choices.
             schema["type"].push_back("string");

@@ -7,6 +7,13 @@
 
 #include "kernels/core/rng.h"
 
+#ifdef __clang__
+// LeakSanitizer reports memory that clang's OpenMP runtime allocates for its threads and never frees.
+extern "C" const char* __lsan_default_suppressions() {
+    return "leak:libomp.so\n";
+}
+#endif
+
 namespace ingot::test {
 
 namespace {
