@@ -14,7 +14,7 @@
  * any thread, whether or not CUDA has a current context there, and leave the thread's current GPU and context as they
  * were; one GPU's memory stays on that GPU.
  *
- * Products (kernels/matmul.h) are not here: who calls this has cuBLAS already.
+ * Products (kernels/matmul/matmul.h) are not here: who calls this has cuBLAS already.
  */
 #ifndef INGOT_C_API_H
 #define INGOT_C_API_H

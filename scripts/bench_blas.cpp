@@ -1,4 +1,4 @@
-// Which BLAS is fastest for the products of a training step, called as kernels/matmul_cpu.cpp calls it: the result cut
+// Which BLAS is fastest for the products of a training step, called as kernels/matmul/matmul_cpu.cpp calls it: the result cut
 // into blocks, each one single-threaded call, the blocks shared out to threads. Libraries are opened at run time, so
 // that one program compares all; oneDNN is called by dnnl_sgemm.
 //

@@ -115,7 +115,7 @@ def normal_from_bits(bits: Tensor) -> Tensor:
     return torch.where((bits & 0x80000000) != 0, -z, z)
 
 
-# ---- Initial weights: src/parameters.cpp -----------------------------------------------------------------------------
+# ---- Initial weights: src/model/parameters.cpp -----------------------------------------------------------------------------
 
 
 def initial_weights(config: dict[str, Any], device: str = "cpu") -> WeightSource:
@@ -172,7 +172,7 @@ def rope_frequencies(m: dict[str, Any], device: str = "cpu") -> Tensor:
     return frequencies * ((1 - share) / scaling["factor"] + share)
 
 
-# ---- Learning rate: src/schedule.cpp ---------------------------------------------------------------------------------
+# ---- Learning rate: src/optimizer/schedule.cpp ---------------------------------------------------------------------------------
 
 
 def learning_rate(config: dict[str, Any], step: int) -> float:

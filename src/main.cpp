@@ -4,11 +4,11 @@
 #include <new>
 
 #include "kernels/core/check.h"
-#include "src/cli.h"
-#include "src/output.h"
-#include "src/signals.h"
-#include "src/spinning.h"
-#include "src/text.h"
+#include "src/base/output.h"
+#include "src/base/signals.h"
+#include "src/base/spinning.h"
+#include "src/base/text.h"
+#include "src/commands/cli.h"
 
 // One line that is printable and not too long, whatever a file name or an argument in the message holds.
 static int report(const char* what, int exit_code) {

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
-#include "src/batch.h"
-#include "src/checkpoint.h"
-#include "src/device_choice.h"
-#include "src/output.h"
+#include "src/base/output.h"
+#include "src/checkpoint/checkpoint.h"
+#include "src/model/batch.h"
+#include "src/model/device_choice.h"
 
 namespace ingot {
 namespace {

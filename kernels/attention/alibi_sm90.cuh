@@ -35,8 +35,8 @@ __device__ inline void write_alibi_tile(uint32_t tile, int columns, int thread, 
     }
     publish_shared();
 }
-// Its rows 8 to 15 are rows 0 to 7 again, which meet zeros. (compute-sanitizer takes a product to read 16 rows on end, so
-// that as much again of shared memory should follow.)
+// Its rows 8 to 15 are rows 0 to 7 again, which meet zeros. (compute-sanitizer takes a product to read 16 rows on end,
+// so that as much again of shared memory should follow.)
 INGOT_HD constexpr uint64_t alibi_descriptor(uint32_t tile) {
     return matrix_descriptor(tile, kAlibiRows * kPanelRowBytes, 0);
 }

@@ -4,7 +4,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
-#include "kernels/matmul.h"
+#include "kernels/matmul/matmul.h"
 
 namespace ingot {
 

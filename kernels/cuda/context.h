@@ -16,7 +16,7 @@
 
 namespace ingot {
 
-struct MatmulPlans;  // descriptors and algorithms of the products seen so far: kernels/matmul.cu
+struct MatmulPlans;  // descriptors and algorithms of the products seen so far: kernels/matmul/matmul.cu
 
 struct CudaContext {
     int index = 0;

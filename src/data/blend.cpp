@@ -7,7 +7,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/rng.h"
-#include "src/text.h"
+#include "src/base/text.h"
 
 namespace ingot {
 

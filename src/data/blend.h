@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "src/base/json_text.h"
 #include "src/data/keyed_cache.h"
 #include "src/data/rows.h"
-#include "src/json_text.h"
 
 namespace ingot {
 

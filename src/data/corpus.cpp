@@ -6,9 +6,9 @@
 #include <set>
 
 #include "kernels/core/check.h"
-#include "src/progress.h"
-#include "src/signals.h"
-#include "src/text.h"
+#include "src/base/progress.h"
+#include "src/base/signals.h"
+#include "src/base/text.h"
 
 namespace ingot {
 

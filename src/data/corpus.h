@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "src/config.h"
+#include "src/config/config.h"
 #include "src/data/document_index.h"
 #include "src/data/fingerprint.h"
 #include "src/data/shard.h"

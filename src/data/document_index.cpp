@@ -13,8 +13,8 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/rng.h"
-#include "src/checksum.h"
-#include "src/text.h"
+#include "src/base/checksum.h"
+#include "src/base/text.h"
 
 namespace ingot {
 

@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "src/base/folder.h"
 #include "src/data/shard.h"
-#include "src/folder.h"
 
 namespace ingot {
 

@@ -9,8 +9,8 @@
 #include <cstring>
 
 #include "kernels/core/check.h"
-#include "src/checksum.h"
-#include "src/files.h"
+#include "src/base/checksum.h"
+#include "src/base/files.h"
 
 namespace ingot {
 

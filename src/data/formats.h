@@ -9,7 +9,7 @@
 #include <span>
 #include <string>
 
-#include "src/config.h"
+#include "src/config/config.h"
 
 namespace ingot {
 

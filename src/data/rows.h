@@ -15,7 +15,7 @@
 #include <stop_token>
 #include <vector>
 
-#include "src/config.h"
+#include "src/config/config.h"
 #include "src/data/corpus.h"
 #include "src/data/keyed_cache.h"
 #include "src/data/order.h"

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "src/config.h"
+#include "src/base/mapped_file.h"
+#include "src/config/config.h"
 #include "src/data/formats.h"
-#include "src/mapped_file.h"
 
 namespace ingot {
 

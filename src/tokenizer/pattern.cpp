@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/core/check.h"
-#include "src/text.h"
+#include "src/base/text.h"
 
 namespace ingot {
 

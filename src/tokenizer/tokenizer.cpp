@@ -4,7 +4,7 @@
 #include <filesystem>
 
 #include "kernels/core/check.h"
-#include "src/files.h"
+#include "src/base/files.h"
 
 namespace ingot {
 

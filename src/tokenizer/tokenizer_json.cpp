@@ -3,8 +3,8 @@
 #include <set>
 
 #include "kernels/core/check.h"
-#include "src/json_text.h"
-#include "src/text.h"
+#include "src/base/json_text.h"
+#include "src/base/text.h"
 #include "src/tokenizer/byte_level_bpe.h"
 #include "src/tokenizer/unicode.h"
 

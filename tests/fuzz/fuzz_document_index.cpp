@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "src/checksum.h"
+#include "src/base/checksum.h"
 #include "src/data/document_index.h"
 
 namespace {

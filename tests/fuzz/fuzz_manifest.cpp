@@ -1,13 +1,13 @@
-// Manifests of checkpoints (src/manifest.h) from any bytes, as a program might have written them: the checksum is made
-// to fit after each change, so that what is behind it is reached. A UserError, or values that a run can go on from.
-// scripts/fuzz builds and runs it.
+// Manifests of checkpoints (src/checkpoint/manifest.h) from any bytes, as a program might have written them: the
+// checksum is made to fit after each change, so that what is behind it is reached. A UserError, or values that a run
+// can go on from. scripts/fuzz builds and runs it.
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "kernels/core/check.h"
-#include "src/checksum.h"
-#include "src/manifest.h"
+#include "src/base/checksum.h"
+#include "src/checkpoint/manifest.h"
 
 namespace {
 

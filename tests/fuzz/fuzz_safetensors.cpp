@@ -1,5 +1,5 @@
-// Files of tensors (src/safetensors.h) from any bytes: a UserError, or tensors that lie inside the file and do not
-// overlap, nothing else. scripts/fuzz builds and runs it.
+// Files of tensors (src/checkpoint/safetensors.h) from any bytes: a UserError, or tensors that lie inside the file and
+// do not overlap, nothing else. scripts/fuzz builds and runs it.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "kernels/core/check.h"
-#include "src/safetensors.h"
+#include "src/checkpoint/safetensors.h"
 
 namespace {
 

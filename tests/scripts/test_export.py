@@ -102,7 +102,7 @@ class Export(TrainerCase):
     def test_the_modeling_file_is_ours_to_the_byte(self):
         self.export(output="to-read")
         self.assertEqual((self.folder / "to-read/modeling_ingot.py").read_bytes(),
-                         (ROOT / "src/modeling_ingot.py").read_bytes())
+                         (ROOT / "src/checkpoint/modeling_ingot.py").read_bytes())
 
     def test_without_a_tokenizer(self):
         bare = self.folder / "bare"  # without the meta.json that names the tokenizer

@@ -384,7 +384,7 @@ class ForeignInput(unittest.TestCase):
         os.utime(self.place / "train.bin", (1, 1))
         self.no_promise("was written again since", *sets[1:], name="large")
 
-    # ---- Manifests through the commands; thousands of them are tried in tests/src/test_hostile_manifest.cpp ----
+    # ---- Manifests through the commands; thousands of them are tried in tests/src/checkpoint/test_hostile_manifest.cpp ----
 
     def test_manifests_with_the_right_checksum(self):
         generator = random.Random(15)

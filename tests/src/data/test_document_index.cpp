@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "src/checksum.h"
+#include "src/base/checksum.h"
 #include "tests/src/data/token_files.h"
 
 namespace ingot {

@@ -1,0 +1,101 @@
+// Which algorithm computes a product on a CUDA device: found once per product, kept, written down and taken up again.
+//
+// For a product that a device has not seen yet, in this order:
+//   1. what prefer_matmul_choices() was given: the run's own record before the machine's cache, if the caller gives it
+//      first. It is taken if it was written for this GPU, library version and product and if the library accepts it.
+//   2. MatmulTuning::timed: the fastest of the library's candidates under load.
+//   3. MatmulTuning::first_choice: what the library names first.
+// All of them keep the promise of kernels/matmul/matmul.h: fp32 sums in a fixed order. Two algorithms may differ in the
+// bits, so the same bits need the same choices.
+//
+// The CPU device has no choices: there these functions do nothing and return nothing.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/core/device.h"
+#include "kernels/matmul/matmul.h"
+
+namespace ingot {
+
+enum class MatmulTuning { first_choice, timed };
+
+enum class MatmulSource { record, cache, timed, first_choice };
+
+struct MatmulChoice {
+    std::string product;    // all that the choice depends on: text_of()
+    std::string algorithm;  // seal_algorithm()
+    MatmulSource source = MatmulSource::record;
+};
+
+// About how long timing takes for each product: half of it screens, half compares those that are left. Products whose
+// runs take long get up to a quarter of a second more; where even that is short, fewer candidates are looked at, the
+// library's first choice always. To load a kernel for the first time comes on top.
+constexpr double kMatmulTuningSeconds = 0.35;
+
+// How products that are first seen from now on get their algorithm; a device begins with first_choice.
+//
+// DANGER: timing needs operands that look like the real ones, and runs the product many times. In `timed` mode the
+// first call of each product fills a, b, addend and out with random normals: WHAT STOOD IN THEM IS LOST. So it is for a
+// warm-up step on memory that means nothing yet, and must be set back to first_choice after it. Refuses to run during
+// stream capture.
+void set_matmul_tuning(const Device&, MatmulTuning);
+
+// To be used for products not seen yet. Of several choices for one product the first that can be taken counts, over all
+// calls.
+void prefer_matmul_choices(const Device&, const std::vector<MatmulChoice>&, MatmulSource source);
+
+// What is in use, sorted by product.
+std::vector<MatmulChoice> matmul_choices(const Device&);
+
+// Where the choices in use come from.
+struct MatmulCounts {
+    int64_t from_record = 0, from_cache = 0, timed = 0, first_choice = 0;
+    // Preferred choices that cannot be taken: damaged, written for another GPU or library version, or, once their
+    // product was seen, not accepted by the library.
+    int64_t refused = 0;
+    double tuning_seconds = 0;
+};
+MatmulCounts matmul_counts(const Device&);
+
+// "NVIDIA H100 80GB HBM3, cuBLASLt 13.1.0": for what a choice holds. Empty on the CPU.
+std::string matmul_machine(const Device&);
+
+// ---- What choices are made of; no device needed ----
+
+// All that the choice of an algorithm depends on. Strides are those of rows, in elements; alignments count up to the
+// 256 bytes that cudaMalloc gives.
+struct ProductKey {
+    int64_t M, N, K, out_stride, a_stride, b_stride, addend_stride;
+    uint32_t out_alignment, a_alignment, b_alignment, addend_alignment;
+    DType dtype, out_dtype;
+    bool a_transposed, b_transposed, adds, in_place, has_bias;
+    bool operator==(const ProductKey&) const = default;
+};
+ProductKey key_of(const Product&);
+
+// "bf16 65536x2304x768 nt to bf16, strides 768 768 2304, align 256 256 256": M x N x K, n or t for a and b. Strides and
+// alignments are those of a, b, out and the addend; "with bias" stands before them. Keys that differ have texts that
+// differ.
+std::string text_of(const ProductKey&);
+
+// cuBLASLt's description of an algorithm, which may be stored and used again with the same version of the library.
+using MatmulAlgorithm = std::array<uint8_t, 64>;
+
+// The algorithm in hexadecimal, with a checksum over it, the machine and the product: what was damaged, or written for
+// another GPU, library version or product, is noticed before the library sees it.
+std::string seal_algorithm(const std::string& machine, const std::string& product, const MatmulAlgorithm&);
+bool unseal_algorithm(const std::string& machine, const std::string& product, const std::string& text,
+                      MatmulAlgorithm* algorithm);
+
+// The CUDA twins, called by the functions above.
+void set_matmul_tuning_cuda(const Device&, MatmulTuning);
+void prefer_matmul_choices_cuda(const Device&, const std::vector<MatmulChoice>&, MatmulSource source);
+std::vector<MatmulChoice> matmul_choices_cuda(const Device&);
+MatmulCounts matmul_counts_cuda(const Device&);
+std::string matmul_machine_cuda(const Device&);
+
+}  // namespace ingot

@@ -1,0 +1,177 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/core/blas.h"
+#include "kernels/core/parallel.h"
+#include "kernels/matmul/matmul.h"
+
+namespace ingot {
+
+namespace {
+
+// Into how many blocks the result is cut, from its shape alone. A large block is packed less often by the BLAS, many
+// blocks feed many threads: so at most 512 x 1024 and, down to 128 x 256, at least eight. Powers of two, since two
+// threads that share three blocks are no faster than with four.
+struct BlockCounts {
+    int64_t rows = 1, columns = 1;
+};
+
+BlockCounts count_blocks(int64_t M, int64_t N) {
+    constexpr int64_t kMaxRows = 512, kMaxColumns = 1024, kMinRows = 128, kMinColumns = 256, kMinBlocks = 8;
+    BlockCounts counts;
+    while (M > counts.rows * kMaxRows) counts.rows *= 2;
+    while (N > counts.columns * kMaxColumns) counts.columns *= 2;
+    while (counts.rows * counts.columns < kMinBlocks) {
+        const int64_t halves_of_rows = M / (2 * counts.rows * kMinRows),
+                      halves_of_columns = N / (2 * counts.columns * kMinColumns);
+        if (halves_of_rows == 0 && halves_of_columns == 0) break;
+        (halves_of_rows >= halves_of_columns ? counts.rows : counts.columns) *= 2;
+    }
+    return counts;
+}
+
+template <typename T>
+void product_cpu(const Product& p) {
+    use_single_threaded_blas();
+    const int64_t M = p.out.shape[0], N = p.out.shape[1], K = p.a.shape[p.a_transposed ? 0 : 1];
+    const int64_t lda = p.a.stride[0], ldb = p.b.stride[0], ldc = p.out.stride[0];
+    const T *const a = p.a.get<T>(), *const b = p.b.get<T>();
+    T* const out = p.out.get<T>();
+    const T* const addend = p.addend ? p.addend.get<T>() : nullptr;
+    const int64_t ldd = p.addend ? p.addend.stride[0] : 0;
+    const BlockCounts counts = count_blocks(M, N);
+    const int64_t row_blocks = counts.rows, column_blocks = counts.columns;
+    const auto multiply_block = [&](int64_t row_block, int64_t column_block) {
+        const auto [m0, m1] = block_range(M, row_blocks, row_block);
+        const auto [n0, n1] = block_range(N, column_blocks, column_block);
+        if (addend != nullptr && addend != out)
+            for (int64_t m = m0; m < m1; ++m)
+                std::memcpy(out + m * ldc + n0, addend + m * ldd + n0, static_cast<size_t>(n1 - n0) * sizeof(T));
+        gemm(p.a_transposed, p.b_transposed, m1 - m0, n1 - n0, K, T(1), p.a_transposed ? a + m0 : a + m0 * lda, lda,
+             p.b_transposed ? b + n0 * ldb : b + n0, ldb, addend != nullptr ? T(1) : T(0), out + m0 * ldc + n0, ldc);
+        if (!p.bias) return;
+        const T* const bias = p.bias.get<T>();
+        for (int64_t m = m0; m < m1; ++m)
+            for (int64_t n = n0; n < n1; ++n) out[m * ldc + n] += bias[n];
+    };
+    LoopErrors errors;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t block = 0; block < row_blocks * column_blocks; ++block)
+        errors.run(block, [&] { multiply_block(block / column_blocks, block % column_blocks); });
+    errors.rethrow();
+}
+
+// The rows are summed in a fixed number of blocks, whatever the number of threads, and the blocks in index order.
+constexpr int64_t kBiasBlocks = 32;
+
+template <typename T>
+void backward_bias_cpu(const MatmulBackwardBias& a) {
+    const int64_t N = a.dout.shape[0], O = a.dout.shape[1];
+    const T* const dout = a.dout.get<T>();
+    T* const partial = static_cast<T*>(a.workspace.data);  // (kBiasBlocks, O)
+#pragma omp parallel for schedule(static) if (is_worth_threads(N * O))
+    for (int64_t block = 0; block < kBiasBlocks; ++block) {
+        T* const sums = partial + block * O;
+        std::fill_n(sums, O, T(0));
+        const auto [begin, end] = block_range(N, kBiasBlocks, block);
+        for (int64_t row = begin; row < end; ++row)
+#pragma omp simd
+            for (int64_t o = 0; o < O; ++o) sums[o] += dout[row * a.dout.stride[0] + o];
+    }
+    T* const dbias = a.dbias.get<T>();
+    for (int64_t o = 0; o < O; ++o) {
+        T sum = 0;
+        for (int64_t block = 0; block < kBiasBlocks; ++block) sum += partial[block * O + o];
+        dbias[o] = a.accumulate ? dbias[o] + sum : sum;
+    }
+}
+
+// (rows, columns) of this dtype and device; rows may lie apart, but not overlap: a BLAS reads no such matrix.
+void check_matrix(const Device& device, const char* op, const char* name, const Tensor& tensor, int64_t rows,
+                  int64_t columns, DType dtype) {
+    check_view(op, name, tensor, {rows, columns}, dtype, device.kind());
+    CHECK(!tensor.overlaps_itself(), op, ": ", name, " is ", tensor.describe(), ", its rows must not overlap");
+    CHECK(tensor.stride[0] <= std::numeric_limits<int>::max() && rows <= std::numeric_limits<int>::max(), op, ": ",
+          name, " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
+}
+
+void run(const Device& device, const Product& product) {
+    if (product.out.numel() == 0) return;
+    INGOT_DISPATCH(
+        device, for_cpu_scalar(product.a.dtype, "matmul", [&](auto scalar) { product_cpu<decltype(scalar)>(product); }),
+        matmul_cuda(device, product));
+}
+
+}  // namespace
+
+Product product_of(const MatmulForward& a) {
+    return {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true, .bias = a.bias};
+}
+
+Product product_of(const MatmulBackwardInput& a) {
+    return {.out = a.dx, .a = a.dout, .b = a.weight};
+}
+
+Product product_of(const MatmulBackwardWeight& a) {
+    return {
+        .out = a.dweight, .a = a.dout, .b = a.x, .addend = a.accumulate ? a.dweight : Tensor{}, .a_transposed = true};
+}
+
+void matmul_forward(const Device& device, const MatmulForward& a) {
+    CHECK(a.x.rank == 2 && a.weight.rank == 2, "matmul_forward: x is ", a.x.describe(), ", weight is ",
+          a.weight.describe());
+    const int64_t N = a.x.shape[0], I = a.x.shape[1], O = a.weight.shape[0];
+    const DType dtype = a.x.dtype;
+    check_matrix(device, "matmul_forward", "x", a.x, N, I, dtype);
+    check_matrix(device, "matmul_forward", "weight", a.weight, O, I, dtype);
+    check_matrix(device, "matmul_forward", "out", a.out, N, O, dtype);
+    if (a.residual) check_matrix(device, "matmul_forward", "residual", a.residual, N, O, dtype);
+    if (a.bias) check_tensor("matmul_forward", "bias", a.bias, {O}, dtype, device.kind());
+    run(device, product_of(a));
+}
+
+void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
+    CHECK(a.dout.rank == 2 && a.weight.rank == 2, "matmul_backward_input: dout is ", a.dout.describe(), ", weight is ",
+          a.weight.describe());
+    const int64_t N = a.dout.shape[0], I = a.weight.shape[1], O = a.weight.shape[0];
+    const DType dtype = a.dout.dtype;
+    check_matrix(device, "matmul_backward_input", "dout", a.dout, N, O, dtype);
+    check_matrix(device, "matmul_backward_input", "weight", a.weight, O, I, dtype);
+    check_matrix(device, "matmul_backward_input", "dx", a.dx, N, I, dtype);
+    run(device, product_of(a));
+}
+
+void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a) {
+    CHECK(a.dout.rank == 2 && a.x.rank == 2, "matmul_backward_weight: dout is ", a.dout.describe(), ", x is ",
+          a.x.describe());
+    const int64_t N = a.x.shape[0], I = a.x.shape[1], O = a.dout.shape[1];
+    const DType dtype = a.dout.dtype;
+    check_matrix(device, "matmul_backward_weight", "dout", a.dout, N, O, dtype);
+    check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
+    check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
+    run(device, product_of(a));
+}
+
+size_t matmul_backward_bias_workspace(const Device& device, int64_t outputs) {
+    // A plan without a GPU is one for an H100 of 132 multiprocessors.
+    if (device.is_planned()) return static_cast<size_t>(132 * kMatmulBackwardBiasBlocks * outputs) * sizeof(float);
+    size_t bytes = 0;
+    INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBiasBlocks * outputs) * sizeof(double),
+                   bytes = matmul_backward_bias_workspace_cuda(device, outputs));
+    return bytes;
+}
+
+void matmul_backward_bias(const Device& device, const MatmulBackwardBias& a) {
+    CHECK(a.dout.rank == 2, "matmul_backward_bias: dout is ", a.dout.describe());
+    const int64_t N = a.dout.shape[0], O = a.dout.shape[1];
+    check_view("matmul_backward_bias", "dout", a.dout, {N, O}, a.dout.dtype, device.kind());
+    check_tensor("matmul_backward_bias", "dbias", a.dbias, {O}, accumulation_dtype(a.dout.dtype), device.kind());
+    check_workspace("matmul_backward_bias", a.workspace, matmul_backward_bias_workspace(device, O), device.kind());
+    INGOT_DISPATCH(device,
+                   for_cpu_scalar(a.dout.dtype, "matmul_backward_bias",
+                                  [&](auto scalar) { backward_bias_cpu<decltype(scalar)>(a); }),
+                   matmul_backward_bias_cuda(device, a));
+}
+
+}  // namespace ingot

@@ -1,0 +1,52 @@
+#include "src/base/spinning.h"
+
+#include <sys/auxv.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdlib>
+
+#include "kernels/core/check.h"
+
+namespace ingot {
+
+namespace {
+
+// One spin is a `pause` and a load, 10 to 40 ns. A loop's threads end within a few microseconds of one another, so that
+// on idle cores few of them wait longer than this; waking a thread that sleeps takes as long. BENCHMARKS.md has what
+// other counts cost on idle and on busy cores.
+constexpr const char* kSpinCount = "300";
+
+constexpr const char* kSettings[] = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"};
+
+// The file of this program, or "" where it cannot be known: without /proc, or where the dynamic linker was started with
+// the program's name (then the kernel has loaded no interpreter, and /proc/self/exe is the linker).
+std::string own_file() {
+    char path[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
+    const bool is_known = length > 0 && length < static_cast<ssize_t>(sizeof path) && getauxval(AT_BASE) != 0;
+    return is_known ? std::string(path, static_cast<size_t>(length)) : "";
+}
+
+}  // namespace
+
+void limit_spinning(char** argv) {
+    for (const char* const setting : kSettings)
+        if (std::getenv(setting) != nullptr) return;
+    const std::string file = own_file();
+    if (file.empty()) return;
+    setenv("GOMP_SPINCOUNT", kSpinCount, 1);
+    setenv("KMP_BLOCKTIME", "0", 1);  // LLVM's OpenMP, in milliseconds
+    execv(file.c_str(), argv);
+    for (const char* const setting : {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}) unsetenv(setting);
+}
+
+std::string describe_waiting_threads() {
+    std::string text;
+    for (const char* const setting : kSettings)
+        if (const char* const value = std::getenv(setting); value != nullptr)
+            text += join(text.empty() ? "" : " ", setting, "=", value);
+    return text.empty() ? "OpenMP's default" : text;
+}
+
+}  // namespace ingot

@@ -1,0 +1,63 @@
+// Checkpoints: runs/NAME/checkpoints/step-00001000/ with manifest.json, model-00000-of-00001.safetensors and
+// optimizer-00000-of-00001.safetensors (fp32, the names and shapes of the outer model, vocabulary unpadded), and with
+// the run's tokenizer.json if it has one, so that a step folder writes text wherever it is taken.
+//
+// A checkpoint is committed by one rename: everything is written into step-00001000.tmp-NONCE and synced before. What a
+// kill leaves behind has the wrong name and is removed by the next run. Writing: writer.h; which are kept:
+// store.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/step.h"
+#include "src/checkpoint/manifest.h"
+#include "src/checkpoint/safetensors.h"
+#include "src/checkpoint/step_report.h"
+#include "src/config/config.h"
+#include "src/data/blend.h"
+#include "src/model/model.h"
+#include "src/optimizer/optimizer.h"
+#include "src/tokenizer/tokenizer.h"
+
+namespace ingot {
+
+// What a run needs besides weights and moments to go on exactly.
+struct TrainingState {
+    int64_t step = 0;           // optimizer steps attempted
+    int64_t rows_consumed = 0;  // of the training data
+    BlendState data;            // after them
+    StepState state;
+    StepReport report;  // of step `step`, so that the log line of that step is written by whoever goes on
+};
+
+// A committed checkpoint that was found whole: its manifest and every byte of its files match their checksums.
+struct Checkpoint {
+    std::string folder;
+    Manifest manifest;
+    // Mapped, so that they can be read after a run that goes on has removed it. Moments are null where nobody asked for
+    // them, and where nothing was trained yet (an imported model).
+    std::shared_ptr<const SafetensorsFile> weights, moments;
+    std::string tokenizer_json;  // the bytes of its file; empty if the run has none
+};
+
+// The tokenizer of the run; null if it has none.
+std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint);
+
+// Opens a step folder, or the newest checkpoint of a run folder that verifies; damaged ones are named on stderr and
+// passed over, and so is one that is not of the step in its folder's name. Takes no lock: a run may go on there. Throws
+// UserError if there is none, if none is whole, or if a whole one cannot be read by this program. Without moments their
+// file is neither read nor asked for: two thirds of the bytes, which those who only want the model need not wait for.
+Checkpoint open_checkpoint(const std::string& folder, bool with_moments = true);
+
+// Copies weights into a model of the checkpoint's configuration.
+void load_weights(const Checkpoint& checkpoint, Model* model);
+// The same for AdamW's moments, which must be there, and what else training goes on from.
+TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer);
+
+// All outer tensors of a flat space, under `prefix`: the order in which a file has them.
+std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix);
+
+}  // namespace ingot

@@ -1,0 +1,217 @@
+#include "src/checkpoint/manifest.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/core/check.h"
+#include "src/base/files.h"
+#include "src/base/json_text.h"
+#include "src/base/progress.h"
+#include "src/base/text.h"
+#include "src/config/fields.h"
+#include "src/model/matmul_cache.h"
+
+namespace ingot {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+namespace {
+
+constexpr const char* kSealKey = "\"sha256\": \"";
+constexpr const char* kSealEnd = "\"\n}\n";
+
+// A chunk of 64 MiB has a line of 80 bytes, so that the manifest of a model with 7e11 parameters has 10 MB.
+constexpr JsonLimits kManifestLimits = {.max_bytes = size_t{64} << 20,
+                                        .max_depth = 16,
+                                        .advice =
+                                            "it was changed, or another program wrote it: go on from another "
+                                            "checkpoint (--resume PATH)"};
+
+constexpr int64_t kMostSteps = static_cast<int64_t>(kManySteps);
+
+// The text up to its own checksum must be what was written.
+void check_seal(const std::string& text, const std::string& path) {
+    const std::string key = kSealKey, end = kSealEnd;
+    const size_t tail = key.size() + 64 + end.size();
+    const auto damaged = [&](const char* what) {
+        return DamagedCheckpoint(join(path, ": ", what, ": it was cut short or changed"));
+    };
+    if (text.size() <= tail || text.compare(text.size() - end.size(), end.size(), end) != 0 ||
+        text.compare(text.size() - tail, key.size(), key) != 0)
+        throw damaged("does not end with its checksum");
+    const size_t covered = text.size() - tail;
+    if (text.compare(covered + key.size(), 64, sha256(text.data(), covered)) != 0)
+        throw damaged("its checksum does not match");
+}
+
+// ---- The parts ----
+
+Config config_of(const JsonFields& root, const std::string& path) {
+    try {
+        return config_from_json(root.at("config"), "config");
+    } catch (const UserError& error) {
+        throw UserError(join(path, ": ", error.what(), " (", kManifestLimits.advice, ")"));
+    }
+}
+
+StepState step_state_of(const JsonFields& fields, int64_t step) {
+    StepState state;
+    state.updates_applied = fields.integer("updates_applied", 0, step);
+    state.loss_scale = fields.number("loss_scale", kLossScaleMin, kLossScaleMax);
+    int exponent = 0;
+    if (std::frexp(state.loss_scale, &exponent) != 0.5) fields.refuse("loss_scale", "a power of two");
+    // The counters go on from here as 32-bit numbers.
+    constexpr int64_t kMostCounted = int64_t{1} << 30;
+    state.good_steps =
+        static_cast<int32_t>(fields.integer("good_steps", 0, std::min(state.updates_applied, kMostCounted)));
+    state.consecutive_skips = static_cast<int32_t>(
+        fields.integer("consecutive_skips", 0, std::min(step - state.updates_applied, kMostCounted)));
+    return state;
+}
+
+ordered_json environment_of(const JsonFields& fields) {
+    constexpr size_t kMostKeys = 100, kLongest = 1000;
+    ordered_json result = ordered_json::object();
+    for (const auto& [key, value] : fields.value().items()) {
+        const bool is_short =
+            key.size() <= kLongest && (!value.is_string() || value.get_ref<const std::string&>().size() <= kLongest);
+        if (!is_short || value.is_null() || value.is_structured() || fields.value().size() > kMostKeys)
+            fields.refuse(key, join("one of at most ", kMostKeys, " texts, numbers or truth values of at most ",
+                                    kLongest, " bytes"));
+        result[key] = value;
+    }
+    return result;
+}
+
+std::vector<MatmulChoice> matmul_choices_of(const JsonFields& fields) {
+    for (const auto& [product, algorithm] : fields.value().items())
+        if (!algorithm.is_string()) fields.refuse(product, "a text: the algorithm of a product");
+    return matmul_choices_from_json(fields.value());
+}
+
+FileRecord file_of(const JsonFields& fields) {
+    constexpr int64_t kMostBytes = int64_t{1} << 55;
+    FileRecord record;
+    record.name = fields.text("name", 100);
+    record.bytes = static_cast<uint64_t>(fields.integer("bytes", 1, kMostBytes));
+    constexpr auto kChunk = static_cast<int64_t>(FileRecord::kChunkBytes);
+    fields.integer("chunk_bytes", kChunk, kChunk);
+    const uint64_t chunks = (record.bytes + FileRecord::kChunkBytes - 1) / FileRecord::kChunkBytes;
+    record.sha256 = fields.texts("sha256", static_cast<size_t>(chunks), 64);
+    const auto is_digest = [](const std::string& text) {
+        return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+    };
+    if (record.sha256.size() != chunks || !std::all_of(record.sha256.begin(), record.sha256.end(), is_digest))
+        fields.refuse("sha256", join(chunks, " SHA-256 in hexadecimal digits, one for each chunk of the file"));
+    return record;
+}
+
+std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path, int64_t step) {
+    std::vector<FileRecord> files;
+    for (const JsonFields& fields : root.objects("files", 3)) {
+        files.push_back(file_of(fields));
+        const std::string& name = files.back().name;
+        if (name != kModelFile && name != kOptimizerFile && name != kTokenizerFile)
+            fields.refuse("name", join(kModelFile, ", ", kOptimizerFile, " or ", kTokenizerFile));
+        const auto is_twice = [&](const FileRecord& file) { return file.name == name; };
+        if (std::count_if(files.begin(), files.end(), is_twice) > 1) fields.refuse("name", "there once");
+    }
+    const auto require = [&](const char* name) {
+        if (std::none_of(files.begin(), files.end(), [&](const FileRecord& file) { return file.name == name; }))
+            throw DamagedCheckpoint(join(path, ": files does not list ", name, ", so nothing says that it is whole"));
+    };
+    require(kModelFile);
+    if (step > 0) require(kOptimizerFile);
+    return files;
+}
+
+}  // namespace
+
+const FileRecord* Manifest::find(const std::string& file) const {
+    for (const FileRecord& record : files)
+        if (record.name == file) return &record;
+    return nullptr;
+}
+
+std::string manifest_text(const ordered_json& manifest) {
+    CHECK(manifest.is_object() && !manifest.empty(), "a manifest without keys");
+    std::string text = manifest.dump(2);
+    text.resize(text.size() - 2);  // the closing "\n}"
+    text += ",\n  ";
+    const std::string seal = sha256(text.data(), text.size());
+    return text + kSealKey + seal + kSealEnd;
+}
+
+Manifest read_manifest(const std::string& folder) {
+    const std::string path = folder + "/manifest.json";
+    std::string text;
+    try {
+        text = read_file(path, kManifestLimits.max_bytes);
+    } catch (const UserError& error) {
+        throw DamagedCheckpoint(error.what());
+    }
+    return parse_manifest(text, path);
+}
+
+Manifest parse_manifest(const std::string& text, const std::string& path) {
+    check_seal(text, path);
+    const json values = parse_json(text, path, kManifestLimits);
+    const JsonFields root(values, path, "", kManifestLimits.advice);
+    const json version = values.value("format_version", json());
+    REQUIRE(version == kCheckpointFormatVersion, path, ": format version ", shown(version),
+            ", this program reads version ", kCheckpointFormatVersion, ": use the version of Ingot that wrote it");
+    Manifest manifest;
+    manifest.config = config_of(root, path);
+    const int64_t T = manifest.config.model.context_length, step = root.integer("step", 0, kMostSteps);
+    manifest.step = step;
+    if (root.has("run")) manifest.run_id = root.text("run", 100);
+    // A step has one row at least, and at most as many as training.batch_tokens may be.
+    constexpr int64_t kMostTokens = int64_t{1} << 60, kMostStepTokens = int64_t{1} << 31;
+    const int64_t most_rows = std::min(kMostTokens / T, step * std::max<int64_t>(1, kMostStepTokens / T));
+    manifest.rows_consumed = root.integer("rows_consumed", std::min(step, most_rows), most_rows);
+    const int64_t tokens = manifest.rows_consumed * T;
+    root.integer("tokens", tokens, tokens);
+    root.integer("seed", manifest.config.seed, manifest.config.seed);
+    constexpr int64_t kMostRanks = 1 << 20;
+    root.integer("world_size", 1, kMostRanks);
+    if (root.has("data")) manifest.data = blend_state_from_json(root.object("data"), manifest.rows_consumed);
+    manifest.state = step_state_of(root.object("step_state"), step);
+    manifest.report = report_from_json(root.object("report"));
+    root.object("report").integer("step", step, step);
+    root.object("report").integer("tokens", tokens, tokens);
+    manifest.environment = ordered_json::object();
+    if (root.has("environment")) manifest.environment = environment_of(root.object("environment"));
+    if (root.has("matmul_choices")) manifest.matmul_choices = matmul_choices_of(root.object("matmul_choices"));
+    manifest.files = files_of(root, path, step);
+    return manifest;
+}
+
+ordered_json to_json(const std::vector<FileRecord>& files) {
+    ordered_json list = ordered_json::array();
+    for (const FileRecord& file : files)
+        list.push_back({{"name", file.name},
+                        {"bytes", file.bytes},
+                        {"chunk_bytes", FileRecord::kChunkBytes},
+                        {"sha256", file.sha256}});
+    return list;
+}
+
+void verify_files(const std::string& folder, const std::vector<FileRecord>& files) {
+    constexpr int64_t kMegabyte = 1'000'000;
+    int64_t bytes = 0, bytes_read = 0;
+    for (const FileRecord& file : files) bytes += static_cast<int64_t>(file.bytes);
+    Progress progress("verifying " + folder, (bytes + kMegabyte - 1) / kMegabyte, "MB");
+    const auto advance = [&](int64_t count) {
+        const int64_t before = bytes_read / kMegabyte;
+        bytes_read += count;
+        progress.advance(bytes_read / kMegabyte - before);
+    };
+    try {
+        for (const FileRecord& file : files) verify_file(folder, file, advance);
+    } catch (const UserError& error) {
+        throw DamagedCheckpoint(error.what());
+    }
+}
+
+}  // namespace ingot

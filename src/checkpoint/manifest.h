@@ -1,0 +1,68 @@
+// manifest.json of a checkpoint: what the checkpoint is, and the checksums of its files and of itself.
+//
+// Its last key, "sha256", is the SHA-256 of all bytes that stand before that key's opening quote, so that any damage to
+// the manifest is found, and through the files' checksums any damage to them. It finds no intent: anybody can compute a
+// SHA-256. So each value is checked for its type and range before it is used.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "kernels/core/step.h"
+#include "kernels/matmul/choices.h"
+#include "src/base/checksum.h"
+#include "src/checkpoint/step_report.h"
+#include "src/config/config.h"
+#include "src/data/blend.h"
+
+namespace ingot {
+
+constexpr int kCheckpointFormatVersion = 2;
+
+// The files of a checkpoint. The optimizer's is missing at step 0, where nothing was trained yet (an imported model);
+// the last one is there if the run has a tokenizer.
+constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
+constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
+constexpr const char* kTokenizerFile = "tokenizer.json";
+
+// What a manifest says.
+struct Manifest {
+    std::string run_id;         // of the run that wrote it; empty: a run that an older version began
+    int64_t step = 0;           // optimizer steps attempted
+    int64_t rows_consumed = 0;  // of the training data
+    BlendState data;            // after them
+    StepState state;
+    StepReport report;                   // of step `step`
+    nlohmann::ordered_json environment;  // an object of texts, numbers and truth values
+    std::vector<MatmulChoice> matmul_choices;
+    std::vector<FileRecord> files;
+    Config config;  // resolved, of the run that wrote it
+
+    const FileRecord* find(const std::string& file) const;  // null: none
+};
+
+// The text of a manifest, sealed with its own checksum.
+std::string manifest_text(const nlohmann::ordered_json& manifest);
+
+// A manifest that cannot be trusted, or a folder that is not what the manifest says: the checkpoint is passed over.
+// Other errors (a format that this program does not read, values that cannot be) are plain UserErrors.
+class DamagedCheckpoint : public UserError {
+  public:
+    using UserError::UserError;
+};
+
+// Reads and checks FOLDER/manifest.json. Throws DamagedCheckpoint for one that is cut short or changed, or that leaves
+// out a file which a checkpoint has; UserError if it is whole, and of another format version or with a value that
+// cannot be. Keys that are not known are ignored: a later program may have more to say.
+Manifest read_manifest(const std::string& folder);
+// The same of the bytes of a manifest; `path` is for messages.
+Manifest parse_manifest(const std::string& text, const std::string& path);
+
+nlohmann::ordered_json to_json(const std::vector<FileRecord>& files);
+
+// Reads every file of the list and compares sizes and checksums. Throws DamagedCheckpoint.
+void verify_files(const std::string& folder, const std::vector<FileRecord>& files);
+
+}  // namespace ingot

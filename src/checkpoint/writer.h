@@ -1,0 +1,67 @@
+// Writing checkpoints while training goes on.
+//
+// Weights and moments change in AdamW alone. A save therefore starts a thread and lets the next forward and backward
+// run; AdamW waits (wait_until_copied) until everything was either copied to the snapshot in host memory or, where that
+// is bounded, written. At most one save is in flight. On a GPU the snapshot is copied by a queue of its own beside the
+// computation, and it is the GPU that waits before AdamW, not the program.
+#pragma once
+
+#include <future>
+#include <optional>
+#include <string>
+
+#include "kernels/core/device.h"
+#include "src/checkpoint/checkpoint.h"
+#include "src/checkpoint/store.h"
+
+namespace ingot {
+
+// All of a manifest but its files. `run_id` may be empty.
+nlohmann::ordered_json manifest_head(const std::string& run_id, const Config& config, const TrainingState& training,
+                                     const Device& device);
+
+class CheckpointWriter {
+  public:
+    // Plans the snapshot into `host_plan`: all of the weights and moments, the moments alone, or nothing, as
+    // checkpoint.async and checkpoint.host_memory say ("auto": what a quarter of the free memory holds).
+    CheckpointWriter(const Config& config, const Model& model, const Optimizer& optimizer, MemoryPlan* host_plan);
+    // Ends the save in flight first.
+    ~CheckpointWriter();
+    CheckpointWriter(const CheckpointWriter&) = delete;
+    CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+    struct Result {
+        int64_t step;
+        std::string fault;      // empty: committed
+        std::string set_aside;  // what had the checkpoint's name and was renamed, or empty
+    };
+    // Starts to write the checkpoint of training.step, after the one in flight has ended (take its result with poll()
+    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest, the bytes of
+    // the run's tokenizer.json (empty: it has none) into a file beside it. `store` outlives the save, and nobody else
+    // uses it before the save has ended.
+    void start(CheckpointStore* store, const Config& config, const TrainingState& training,
+               const std::string& tokenizer_json);
+    void wait_until_copied();
+    // Waits for the save in flight, if any.
+    std::optional<Result> wait();
+    // The result of a save that has ended since the last call.
+    std::optional<Result> poll();
+    bool is_in_flight() const { return writing_.valid(); }
+
+    // "asynchronous, from a snapshot of 18.6 MiB", for the log.
+    std::string describe() const;
+
+  private:
+    struct Job;
+    std::string write(const Job& job, std::promise<void>* copied) const;
+
+    const Model& model_;
+    const Optimizer& optimizer_;
+    bool is_async_, snapshots_weights_ = false, snapshots_moments_ = false;
+    Tensor weights_, m_, v_;            // the snapshot, in the layout of the model's flat spaces
+    DeviceEvent updated_, downloaded_;  // CUDA: the last update; the copies of the snapshot
+    std::future<Result> writing_;
+    std::future<void> copied_;
+};
+
+}  // namespace ingot

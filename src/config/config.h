@@ -1,0 +1,190 @@
+// The configuration of a run. One field list per section (fields.h) drives reading, --set, the unknown-key
+// error, ranges, the schema for editors, the resolved config that is written to the run folder, and what a resumed run
+// may change.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+
+namespace ingot {
+
+enum class Position { alibi, rope, none };
+enum class RopeScalingType { none, llama3 };
+enum class Recompute {
+    none,
+    light,
+    block
+};  // light: norms and SwiGLU are computed again in backward; block: all of a layer
+enum class ScheduleType { constant, linear, cosine, wsd };
+enum class EotSide { automatic, start, end };  // whether EOT opens or closes a document
+enum class DataFormat { automatic, llmc, raw, megatron };
+enum class RawType { automatic, uint16, uint32 };  // automatic: the format says it
+enum class Packing { stream, best_fit };
+enum class NonFinite { skip, stop };
+enum class DeviceChoice { automatic, cpu, cuda };
+enum class Precision { automatic, fp32, bf16, fp16 };
+
+// How RoPE's wavelengths are stretched for contexts longer than those that a model was trained on: kernels/rope.h.
+struct RopeScaling {
+    RopeScalingType type = RopeScalingType::none;
+    double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
+    int64_t original_context_length = 8192;
+    bool operator==(const RopeScaling&) const = default;
+};
+
+struct ModelConfig {
+    int64_t n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0;
+    int64_t context_length = 0, vocab_size = 0;
+    Position position = Position::alibi;
+    double rope_theta = 10000;
+    RopeScaling rope_scaling;
+    bool tie_embeddings = true;
+    bool qkv_bias = false;
+    bool qk_norm = false;
+    double norm_eps = 1e-5;
+    double init_std = 0.02;
+    std::string init_from;  // folder of a checkpoint whose weights a new run starts from; empty: they are drawn
+
+    // VP: logits of a multiple of 128 columns keep every product on the GPU aligned; padded ones never leave.
+    int64_t padded_vocab_size() const { return (vocab_size + 127) / 128 * 128; }
+};
+
+// An entry of data.train or data.val: a string, which is the path alone, or an object.
+struct DataEntry {
+    std::string path;   // or a glob
+    double weight = 0;  // share of the rows, relative to the other entries; 0: none is given
+    DataFormat format = DataFormat::automatic;
+    RawType dtype = RawType::automatic;  // given for raw ids alone
+    std::string mask;                    // path or glob of mask files, one for each token file; empty: none
+    bool operator==(const DataEntry&) const = default;
+};
+
+struct DataConfig {
+    std::vector<DataEntry> train, val;
+    Packing packing = Packing::stream;
+    bool mask_documents = true;
+    int64_t eot_token = -1;  // -1: none, every shard is one document
+    EotSide eot = EotSide::automatic;
+    bool shuffle = true;
+    std::string tokenizer;  // "bytes", the path of a tokenizer.json, or empty: no text
+};
+
+struct TrainingConfig {
+    DeviceChoice device = DeviceChoice::automatic;
+    Precision precision = Precision::automatic;
+    int64_t steps = 0;  // 0 until resolve_steps(), where epochs stand instead
+    double epochs = 0;  // 0: steps are given
+    int64_t batch_tokens = 0;
+    int64_t micro_batch_size = 0;      // rows
+    bool micro_batch_is_auto = false;  // the config says "auto" or nothing: a GPU may take more than the default
+    Recompute recompute = Recompute::none;
+    bool tune = true;  // CUDA: time the algorithms of products
+    AttentionRequest attention = AttentionRequest::automatic;
+    bool deterministic = true;  // no sum's order depends on which block happens to finish first
+    double z_loss = 0;
+    NonFinite on_nonfinite = NonFinite::skip;
+    int64_t max_skipped_steps = 20;
+    double max_minutes = 0;  // 0: no limit
+
+    AttentionOptions attention_options() const { return {attention, deterministic}; }
+};
+
+struct OptimizerConfig {
+    double lr = 6e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, grad_clip = 1.0;
+};
+
+struct ScheduleConfig {
+    ScheduleType type = ScheduleType::cosine;
+    int64_t warmup_steps = -1;  // -1 until the defaults are filled in
+    double final_lr_fraction = 0.1;
+    int64_t decay_steps = -1;  // wsd: how many of the last steps decay
+};
+
+struct EvalConfig {
+    int64_t every = 0;  // 0: at the end alone
+    int64_t tokens = 10485760;
+    std::string hellaswag;  // a file (hellaswag.h); empty: none
+};
+
+struct SampleConfig {
+    int64_t every = 0;  // 0: never
+    std::vector<std::string> prompts;
+    int64_t tokens = 64;
+    double temperature = 0.8;
+};
+
+struct CheckpointConfig {
+    int64_t every = 1000;
+    int64_t keep = 3;
+    int64_t keep_every = 0;  // those at multiples of it are never removed; 0: none
+    bool async = true;
+    int64_t host_memory = -1;  // bytes for the snapshot of an asynchronous save; -1: auto
+};
+
+struct LogConfig {
+    int64_t every = 1;
+    bool jsonl = true;
+};
+
+struct Config {
+    std::string name, run_dir;
+    int64_t seed = 1337;
+    ModelConfig model;
+    DataConfig data;
+    TrainingConfig training;
+    OptimizerConfig optimizer;
+    ScheduleConfig schedule;
+    EvalConfig eval;
+    SampleConfig sample;
+    CheckpointConfig checkpoint;
+    LogConfig log;
+    // The paths of the fields that were chosen ("eval.every"): by --set, or in a file that leaves others to Ingot. What
+    // a resolved config spells out was not chosen.
+    std::set<std::string> chosen;
+};
+
+// Reads FILE (JSON, comments allowed), applies overrides ("optimizer.lr=3e-4"; the value is JSON, or a bare string),
+// fills in what the meta.json beside the shards says (dataset_meta.h) and defaults, and checks every rule. Throws
+// UserError with the file or key path, and what would work.
+Config read_config(const std::string& file, const std::vector<std::string>& overrides);
+
+// The same from JSON text; `source` names it in errors. Reads no file: a resolved config spells everything out.
+Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);
+
+// The same from what JSON says: a config within another file.
+Config config_from_json(const nlohmann::json& value, const std::string& source);
+
+// Whether JSON says what config_to_json() writes, or an older version wrote: the sections are all there, and the fields
+// are filled in that people leave to Ingot. Editing such a file by hand does not make it another.
+bool is_resolved_config(const nlohmann::json& value);
+
+// Turns training.epochs into training.steps, and fills the defaults that depend on them, once the number of training
+// tokens is known. Does nothing where steps are given. Throws UserError as read_config() does.
+void resolve_steps(Config* config, int64_t train_tokens);
+
+// The resolved config, every field spelled out. It reads back as the same config.
+nlohmann::ordered_json config_to_json(const Config& config);
+
+// The JSON schema of a config file (draft 7), for editors: configs/schema.json.
+nlohmann::ordered_json config_schema();
+
+// What a resumed run does with a field that was changed.
+enum class OnResume {
+    fixed,     // refuses: the checkpoint would mean something else
+    from_now,  // goes on with the new value, and says so
+    free       // takes no notice: the computation does not depend on it
+};
+struct ConfigChange {
+    std::string path, then, now;  // "optimizer.lr", and both values as JSON
+    OnResume on_resume;
+};
+// The fields in which a resolved config of before, as config_to_json() wrote it, and `now` differ.
+std::vector<ConfigChange> config_changes(const nlohmann::ordered_json& then, const Config& now);
+
+}  // namespace ingot

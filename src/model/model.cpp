@@ -1,0 +1,498 @@
+#include "src/model/model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/attention/decode.h"
+#include "kernels/attention/left_out.h"
+#include "kernels/core/profile.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
+#include "kernels/fill.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace ingot {
+
+namespace {
+
+// Memory that the logits of one chunk may take. Large enough for the head's products to run at full speed, small enough
+// to be a minor part of the plan. Each chunk reads and writes the head's whole gradient once: with 50,304 tokens of
+// vocabulary and width 768 that is 309 MB, which on a GPU only chunks of thousands of tokens make little.
+constexpr int64_t kLogitsBytes = 64 << 20, kLogitsBytesCuda = 1 << 30;
+
+// The first n tokens of a buffer planned for N.
+Tensor first(const Tensor& tensor, int64_t n) {
+    return tensor ? tensor.slice(0, 0, n) : tensor;
+}
+
+// A buffer (rows, N) reused as a contiguous (rows, n).
+Tensor first_columns(const Tensor& tensor, int64_t n) {
+    return Tensor::contiguous(tensor.data, tensor.dtype, {tensor.shape[0], n}, tensor.device);
+}
+
+}  // namespace
+
+int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens) {
+    const int64_t bytes = device.is_cpu() ? kLogitsBytes : kLogitsBytesCuda;
+    const int64_t most = std::clamp<int64_t>(bytes / (config.padded_vocab_size() * size_of(dtype)), 1, max_tokens);
+    // Chunks of one size, if there are such in whole tiles: then no product has a second shape.
+    for (int64_t chunk = most / 128 * 128; chunk > most / 2; chunk -= 128)
+        if (max_tokens % chunk == 0) return chunk;
+    return most;
+}
+
+KvCache::KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan) {
+    CHECK(capacity >= 1, "a cache for ", capacity, " tokens");
+    plan->add("kv_cache.k", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &k_);
+    plan->add("kv_cache.v", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &v_);
+}
+
+Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
+             Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan, const AttentionOptions& attention)
+    : device_(device),
+      config_(config),
+      table_(config),
+      dtype_(dtype),
+      stats_(accumulation_dtype(dtype)),
+      max_tokens_(max_tokens),
+      recompute_(is_training ? recompute : Recompute::block),
+      z_loss_(z_loss),
+      attention_(attention) {
+    const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
+                  VP = config.padded_vocab_size();
+    const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
+    try {  // refuses what no kernel can do, before anything is allocated
+        (void)choose_attention(device, dtype, HS, attention);
+    } catch (const UserError& error) {
+        throw UserError(join(error.what(), " (model.head_dim, training.precision, training.attention, --device)"));
+    }
+    chunk_ = logits_chunk(device, config, dtype, N);
+
+    plan->add("weights", stats_, {table_.flat_size()}, &weights_);
+    if (dtype != stats_) plan->add("compute_weights", dtype, {table_.flat_size()}, &compute_weights_);
+    if (is_training) plan->add("gradients", stats_, {table_.flat_size()}, &gradients_);
+    if (config.position == Position::alibi) plan->add("constants.slopes", stats_, {NH}, &slopes_);
+    if (config.position == Position::rope) plan->add("constants.rope_table", stats_, {max_positions, HS}, &rope_table_);
+
+    residual_.resize(static_cast<size_t>(L + 1));
+    layers_.resize(static_cast<size_t>(L));
+    for (int64_t l = 0; l <= L; ++l) {
+        // Without training two buffers take turns: a layer reads one and writes the other.
+        const std::string name = join("activations.residual.", is_training ? l : l % 2);
+        if (is_training || l < 2)
+            plan->add(name, dtype, {N, C}, &residual_[static_cast<size_t>(l)]);
+        else
+            plan->share(name, &residual_[static_cast<size_t>(l)]);
+    }
+    // One buffer per layer, or one for all layers where backward computes the tensor again.
+    const auto per_layer = [&](const char* name, DType type, std::initializer_list<int64_t> shape, int64_t layer,
+                               bool is_shared, Tensor* slot) {
+        const std::string key = join("activations.", name, ".", is_shared ? 0 : layer);
+        if (is_shared && layer > 0)
+            plan->share(key, slot);
+        else
+            plan->add(key, type, shape, slot);
+    };
+    for (int64_t l = 0; l < L; ++l) {
+        LayerActivations& acts = layers_[static_cast<size_t>(l)];
+        const bool all = recompute_ == Recompute::block, light = recompute_ != Recompute::none;
+        per_layer("attention_norm", dtype, {N, C}, l, light, &acts.attention_norm);
+        per_layer("attention_rstd", stats_, {N}, l, all, &acts.attention_rstd);
+        per_layer("qkv", dtype, {N, (NH + 2 * NKV) * HS}, l, all, &acts.qkv);
+        if (config.qk_norm) {
+            per_layer("qk", dtype, {N, (NH + NKV) * HS}, l, all, &acts.qk);
+            per_layer("qk_rstd", stats_, {NH + NKV, N}, l, all, &acts.qk_rstd);
+        }
+        per_layer("attention", dtype, {N, NH * HS}, l, all, &acts.attention);
+        per_layer("lse", stats_, {NH, N}, l, all, &acts.lse);
+        per_layer("residual_mid", dtype, {N, C}, l, all, &acts.residual_mid);
+        per_layer("mlp_norm", dtype, {N, C}, l, light, &acts.mlp_norm);
+        per_layer("mlp_rstd", stats_, {N}, l, all, &acts.mlp_rstd);
+        per_layer("gate_up", dtype, {N, 2 * F}, l, all, &acts.gate_up);
+        per_layer("swiglu", dtype, {N, F}, l, light, &acts.swiglu);
+    }
+    plan->add("activations.final_norm", dtype, {N, C}, &final_norm_);
+    plan->add("activations.final_rstd", stats_, {N}, &final_rstd_);
+    plan->add("activations.losses", stats_, {N}, &losses_);
+    plan->add("logits", dtype, {chunk_, VP}, &logits_);
+    if (!is_training) return;
+    plan->add("activation_gradients.residual", dtype, {N, C}, &dresidual_);
+    plan->add("activation_gradients.qkv", dtype, {N, (NH + 2 * NKV) * HS}, &dqkv_);
+    if (config.qk_norm) plan->add("activation_gradients.qk", dtype, {N, (NH + NKV) * HS}, &dqk_);
+    plan->add("activation_gradients.attention", dtype, {N, NH * HS}, &dattention_);
+    size_t workspace = rmsnorm_backward_workspace(device, residual_[0]);
+    if (config.qk_norm)
+        workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
+    if (config.qkv_bias) workspace = std::max(workspace, matmul_backward_bias_workspace(device, dqkv_.shape[1]));
+    workspace = std::max(workspace, embedding_backward_workspace(device, dresidual_));
+    workspace = std::max(workspace, attention_backward_workspace(device, dattention_.split_last(NH, HS), attention_));
+    plan->add("workspace.backward", DType::u8, {static_cast<int64_t>(workspace)}, &workspace_);
+}
+
+void Model::initialize_constants() {
+    const std::shared_ptr<void> memory =
+        Device::cpu().allocate(static_cast<size_t>(std::max(rope_table_.bytes(), slopes_.bytes())));
+    if (slopes_) {
+        Tensor host = slopes_;
+        host.data = memory.get();
+        host.device = DeviceKind::cpu;
+        const std::vector<double> slopes = alibi_slopes(config_.n_heads);
+        for_cpu_scalar(stats_, "slopes", [&](auto scalar) {
+            using T = decltype(scalar);
+            for (size_t h = 0; h < slopes.size(); ++h) host.get<T>()[h] = static_cast<T>(slopes[h]);
+        });
+        device_.copy(slopes_, host);
+    }
+    if (rope_table_) {
+        Tensor host = rope_table_;
+        host.data = memory.get();
+        host.device = DeviceKind::cpu;
+        const RopeScaling& scaling = config_.rope_scaling;
+        const RopeStretch stretch = {.factor = scaling.factor,
+                                     .low_freq_factor = scaling.low_freq_factor,
+                                     .high_freq_factor = scaling.high_freq_factor,
+                                     .original_context = static_cast<double>(scaling.original_context_length)};
+        fill_rope_table(host, config_.rope_theta, scaling.type == RopeScalingType::llama3 ? &stretch : nullptr);
+        device_.copy(rope_table_, host);
+    }
+}
+
+void Model::initialize_weights(uint64_t seed) {
+    device_.zero(weights_);
+    initialize_parameters(device_, table_, seed, weights_);
+    refresh_compute_weights();
+}
+
+void Model::refresh_compute_weights() {
+    if (compute_weights_) round_to(device_, {.out = compute_weights_, .in = weights_});
+}
+
+void Model::leave_out_attention() {
+    CHECK(!device_.is_cpu(), "attention can be left out on CUDA only");
+    is_attention_left_out_ = true;
+    config_.qk_norm = false;
+    config_.position = Position::none;
+}
+
+LayerActivations Model::activations(int64_t layer, int64_t n) const {
+    LayerActivations acts = layers_[static_cast<size_t>(layer)];
+    for (Tensor* tensor : {&acts.attention_norm, &acts.attention_rstd, &acts.qkv, &acts.qk, &acts.attention,
+                           &acts.residual_mid, &acts.mlp_norm, &acts.mlp_rstd, &acts.gate_up, &acts.swiglu})
+        *tensor = first(*tensor, n);
+    acts.lse = first_columns(acts.lse, n);
+    return acts;
+}
+
+Model::Heads Model::attention_heads(const LayerActivations& acts, int64_t n) const {
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const Tensor qkv = first(acts.qkv, n).split_last(NH + 2 * NKV, HS);
+    const Tensor qk = config_.qk_norm ? first(acts.qk, n).split_last(NH + NKV, HS) : qkv;
+    return {qk.slice(1, 0, NH), qk.slice(1, NH, NH + NKV), qkv.slice(1, NH + NKV, NH + 2 * NKV)};
+}
+
+Tensor Model::head_weight(const Tensor& flat) const {
+    return parameter_view(flat, table_.find(config_.tie_embeddings ? "embedding" : "head"));
+}
+
+// ---- Forward ----
+
+void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActivations& acts, int64_t layer,
+                   const KvCache* cache) {
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const double scale = 1 / std::sqrt(static_cast<double>(HS));
+    if (cache != nullptr) {
+        const int64_t begin = cache->length(), end = begin + heads.k.shape[0];
+        const auto rows = [&](const Tensor& tensor) {
+            return tensor.slice(0, layer, layer + 1).view({cache->capacity(), NKV, HS});
+        };
+        const Tensor k = rows(cache->k_), v = rows(cache->v_);
+        kv_cache_append(
+            device_,
+            {.cache_k = k.slice(0, begin, end), .cache_v = v.slice(0, begin, end), .k = heads.k, .v = heads.v});
+        if (begin > 0) {
+            attention_decode(device_, {.out = acts.attention.view({NH, HS}),
+                                       .q = heads.q.view({NH, HS}),
+                                       .k = k.slice(0, 0, end),
+                                       .v = v.slice(0, 0, end),
+                                       .slopes = slopes_,
+                                       .scale = scale});
+            return;
+        }
+    }
+    if (is_attention_left_out_) {
+        attention_left_out_forward(device_, {.out = acts.attention.split_last(NH, HS), .v = heads.v});
+        return;
+    }
+    attention_forward(device_, {.out = acts.attention.split_last(NH, HS),
+                                .lse = acts.lse,
+                                .q = heads.q,
+                                .k = heads.k,
+                                .v = heads.v,
+                                .slopes = slopes_,
+                                .mask = batch.mask,
+                                .scale = scale,
+                                .options = attention_});
+}
+
+void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
+    const ProfileRange range("layer ", layer, is_recompute ? " recompute" : " forward");
+    const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
+    const LayerActivations acts = activations(layer, n);
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
+    const Tensor x_out = first(residual_[static_cast<size_t>(layer + 1)], n);
+    const double eps = config_.norm_eps;
+
+    rmsnorm_forward(
+        device_,
+        {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
+    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv, .bias = w.qkv_bias});
+    const Heads heads = attention_heads(acts, n);
+    if (config_.qk_norm) {
+        const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS);
+        const Tensor rstd = first_columns(acts.qk_rstd, n);
+        rmsnorm_forward(device_, {.out = heads.q,
+                                  .rstd = rstd.slice(0, 0, NH).view({n, NH}),
+                                  .x = raw.slice(1, 0, NH),
+                                  .weight = w.q_norm,
+                                  .eps = eps});
+        rmsnorm_forward(device_, {.out = heads.k,
+                                  .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
+                                  .x = raw.slice(1, NH, NH + NKV),
+                                  .weight = w.k_norm,
+                                  .eps = eps});
+    }
+    if (config_.position == Position::rope) {
+        rope_forward(device_, {.x = heads.q, .positions = batch.positions, .table = rope_table_});
+        rope_forward(device_, {.x = heads.k, .positions = batch.positions, .table = rope_table_});
+    }
+    attend(batch, heads, acts, layer, cache);
+    matmul_forward(device_, {.out = acts.residual_mid, .x = acts.attention, .weight = w.attention_out, .residual = x});
+
+    rmsnorm_forward(
+        device_,
+        {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
+    matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up});
+    if (is_recompute) return;  // what leaves the layer is still there, and backward computes swiglu again
+    swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
+    matmul_forward(device_, {.out = x_out, .x = acts.swiglu, .weight = w.down, .residual = acts.residual_mid});
+}
+
+void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
+    CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
+    {
+        const ProfileRange range("embedding forward");
+        embedding_forward(device_, {.out = first(residual_[0], n),
+                                    .weight = parameter_view(compute_weights(), table_.find("embedding")),
+                                    .tokens = batch.tokens});
+    }
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false, cache);
+    rmsnorm_forward(device_, {.out = first(final_norm_, n),
+                              .rstd = first(final_rstd_, n),
+                              .x = first(residual_.back(), n),
+                              .weight = parameter_view(compute_weights(), table_.find("final_norm")),
+                              .eps = config_.norm_eps});
+}
+
+// Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
+// time.
+void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate) {
+    const ProfileRange range("head");
+    const Tensor weight = head_weight(compute_weights());
+    for (int64_t begin = 0; begin < n; begin += chunk_) {
+        const int64_t end = std::min(begin + chunk_, n);
+        const Tensor x = final_norm_.slice(0, begin, end), logits = first(logits_, end - begin);
+        matmul_forward(device_, {.out = logits, .x = x, .weight = weight});
+        cross_entropy(device_, {.logits = logits,
+                                .losses = losses_.slice(0, begin, end),
+                                .targets = batch.targets.slice(0, begin, end),
+                                .vocab_size = config_.vocab_size,
+                                .z_loss = z_loss_,
+                                .step = step,
+                                .write_gradient = mode == HeadMode::train});
+        if (mode != HeadMode::train) continue;
+        matmul_backward_weight(
+            device_,
+            {.dweight = head_weight(gradients_), .dout = logits, .x = x, .accumulate = accumulate || begin > 0});
+        matmul_backward_input(device_, {.dx = x, .dout = logits, .weight = weight});  // takes the place of x
+    }
+    loss_sum(device_, {.step = step, .losses = first(losses_, n), .targets = batch.targets});
+}
+
+void Model::forward(const MicroBatch& batch, StepBlock* step, bool accumulate) {
+    CHECK(gradients_, "this model was planned without gradients");
+    const int64_t n = batch.tokens.shape[0];
+    forward_trunk(batch, n);
+    head(batch, n, step, HeadMode::train, accumulate);
+}
+
+void Model::evaluate(const MicroBatch& batch, StepBlock* step) {
+    const int64_t n = batch.tokens.shape[0];
+    forward_trunk(batch, n);
+    head(batch, n, step, HeadMode::evaluate, false);
+}
+
+void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits) {
+    forward_trunk(batch, batch.tokens.shape[0]);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const int64_t out = static_cast<int64_t>(i);
+        matmul_forward(device_, {.out = logits.slice(0, out, out + 1),
+                                 .x = final_norm_.slice(0, rows[i], rows[i] + 1),
+                                 .weight = head_weight(compute_weights())});
+    }
+}
+
+void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits) {
+    const int64_t n = batch.tokens.shape[0];
+    CHECK(n == 1 || cache->length() == 0, n, " tokens at once after ", cache->length(), ": only one at a time");
+    CHECK(cache->length() + n <= cache->capacity(), cache->length(), " + ", n, " tokens in a cache for ",
+          cache->capacity());
+    forward_trunk(batch, n, cache);
+    cache->length_ += n;
+    matmul_forward(device_,
+                   {.out = logits, .x = final_norm_.slice(0, n - 1, n), .weight = head_weight(compute_weights())});
+}
+
+// ---- Backward ----
+
+void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate) {
+    const ProfileRange range("layer ", layer, " backward");
+    const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
+    const LayerTensors dw = layer_tensors(table_, gradients_, layer);
+    const LayerActivations acts = activations(layer, n);
+    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
+    const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
+    // The gradient of x, from here to the end of the function: first that of what leaves the layer, then, once each
+    // branch has added its own, that of what entered it.
+    const Tensor dx = first(dresidual_, n);
+    const Tensor dqkv = first(dqkv_, n), dattention = first(dattention_, n);
+    // These take the place of what they are the gradients of, which by then is not read any more.
+    const Tensor dattention_norm = acts.attention_norm, dmlp_norm = acts.mlp_norm;
+    const Tensor dgate_up = acts.gate_up, dswiglu = acts.swiglu;
+    const double eps = config_.norm_eps;
+
+    if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
+    if (recompute_ == Recompute::light)
+        rmsnorm_forward(
+            device_,
+            {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
+    // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)). Where swiglu's output was not kept, its backward writes it again.
+    const bool keeps_swiglu = recompute_ == Recompute::none;
+    if (keeps_swiglu)
+        matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
+    matmul_backward_input(device_, {.dx = dswiglu, .dout = dx, .weight = w.down});
+    swiglu_backward(
+        device_,
+        {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up, .out = keeps_swiglu ? Tensor{} : acts.swiglu});
+    if (!keeps_swiglu)
+        matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
+    matmul_backward_weight(device_,
+                           {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm, .accumulate = accumulate});
+    matmul_backward_input(device_, {.dx = dmlp_norm, .dout = dgate_up, .weight = w.gate_up});
+    rmsnorm_backward(device_, {.dx = dx,
+                               .dweight = dw.mlp_norm,
+                               .dout = dmlp_norm,
+                               .x = acts.residual_mid,
+                               .rstd = acts.mlp_rstd,
+                               .weight = w.mlp_norm,
+                               .dresidual = dx,
+                               .workspace = workspace_,
+                               .accumulate = accumulate});
+
+    // x_mid = x + Wo attention(Wqkv norm(x))
+    matmul_backward_weight(device_,
+                           {.dweight = dw.attention_out, .dout = dx, .x = acts.attention, .accumulate = accumulate});
+    matmul_backward_input(device_, {.dx = dattention, .dout = dx, .weight = w.attention_out});
+    const Heads heads = attention_heads(acts, n);
+    LayerActivations gradients;
+    gradients.qkv = dqkv;
+    gradients.qk = dqk_;
+    const Heads dheads = attention_heads(gradients, n);
+    const Tensor dout = dattention.split_last(NH, HS);
+    if (is_attention_left_out_)
+        attention_left_out_backward(device_, {.dq = dheads.q, .dk = dheads.k, .dv = dheads.v, .dout = dout});
+    else
+        attention_backward(device_, {.dq = dheads.q,
+                                     .dk = dheads.k,
+                                     .dv = dheads.v,
+                                     .dout = dout,
+                                     .out = acts.attention.split_last(NH, HS),
+                                     .lse = acts.lse,
+                                     .q = heads.q,
+                                     .k = heads.k,
+                                     .v = heads.v,
+                                     .slopes = slopes_,
+                                     .mask = batch.mask,
+                                     .scale = 1 / std::sqrt(static_cast<double>(HS)),
+                                     .workspace = workspace_,
+                                     .options = attention_});
+    if (config_.position == Position::rope) {
+        rope_backward(device_, {.x = dheads.q, .positions = batch.positions, .table = rope_table_});
+        rope_backward(device_, {.x = dheads.k, .positions = batch.positions, .table = rope_table_});
+    }
+    if (config_.qk_norm) {
+        const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS), draw = dqkv.split_last(NH + 2 * NKV, HS);
+        const Tensor rstd = first_columns(acts.qk_rstd, n);
+        rmsnorm_backward(device_, {.dx = draw.slice(1, 0, NH),
+                                   .dweight = dw.q_norm,
+                                   .dout = dheads.q,
+                                   .x = raw.slice(1, 0, NH),
+                                   .rstd = rstd.slice(0, 0, NH).view({n, NH}),
+                                   .weight = w.q_norm,
+                                   .workspace = workspace_,
+                                   .accumulate = accumulate});
+        rmsnorm_backward(device_, {.dx = draw.slice(1, NH, NH + NKV),
+                                   .dweight = dw.k_norm,
+                                   .dout = dheads.k,
+                                   .x = raw.slice(1, NH, NH + NKV),
+                                   .rstd = rstd.slice(0, NH, NH + NKV).view({n, NKV}),
+                                   .weight = w.k_norm,
+                                   .workspace = workspace_,
+                                   .accumulate = accumulate});
+    }
+    if (recompute_ == Recompute::light)
+        rmsnorm_forward(
+            device_,
+            {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
+    matmul_backward_weight(device_,
+                           {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm, .accumulate = accumulate});
+    if (config_.qkv_bias)
+        matmul_backward_bias(device_,
+                             {.dbias = dw.qkv_bias, .dout = dqkv, .workspace = workspace_, .accumulate = accumulate});
+    matmul_backward_input(device_, {.dx = dattention_norm, .dout = dqkv, .weight = w.qkv});
+    rmsnorm_backward(device_, {.dx = dx,
+                               .dweight = dw.attention_norm,
+                               .dout = dattention_norm,
+                               .x = x,
+                               .rstd = acts.attention_rstd,
+                               .weight = w.attention_norm,
+                               .dresidual = dx,
+                               .workspace = workspace_,
+                               .accumulate = accumulate});
+}
+
+void Model::backward(const MicroBatch& batch, bool accumulate) {
+    const int64_t n = batch.tokens.shape[0];
+    // final_norm_ holds the gradient of the final norm's output: head() left it there.
+    rmsnorm_backward(device_, {.dx = first(dresidual_, n),
+                               .dweight = parameter_view(gradients_, table_.find("final_norm")),
+                               .dout = first(final_norm_, n),
+                               .x = first(residual_.back(), n),
+                               .rstd = first(final_rstd_, n),
+                               .weight = parameter_view(compute_weights(), table_.find("final_norm")),
+                               .workspace = workspace_,
+                               .accumulate = accumulate});
+    for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer, accumulate);
+    const ProfileRange range("embedding backward");
+    // Adds: to the head's gradient, which is in the same place, or to nothing.
+    const Tensor dembedding = parameter_view(gradients_, table_.find("embedding"));
+    if (!accumulate && !config_.tie_embeddings) device_.zero(dembedding);
+    embedding_backward(
+        device_,
+        {.dweight = dembedding, .dout = first(dresidual_, n), .tokens = batch.tokens, .workspace = workspace_});
+}
+
+}  // namespace ingot

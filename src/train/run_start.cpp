@@ -1,0 +1,144 @@
+#include "src/train/run_start.h"
+
+#include <cstdio>
+#include <filesystem>
+
+#include "kernels/core/check.h"
+#include "src/base/text.h"
+#include "src/config/notes.h"
+#include "src/model/device_choice.h"
+#include "src/model/generator.h"
+
+namespace ingot {
+
+namespace fs = std::filesystem;
+
+Device training_device(const Config& config) {
+    const DeviceChoice wanted = config.training.device;
+    const auto [device, reason] = choose_device(wanted == DeviceChoice::cuda  ? "cuda"
+                                                : wanted == DeviceChoice::cpu ? "cpu"
+                                                                              : "auto");
+    if (!reason.empty()) std::printf("device: %s, since %s\n", device.name().c_str(), reason.c_str());
+    REQUIRE(!device.is_cpu() || config.training.precision == Precision::automatic ||
+                config.training.precision == Precision::fp32,
+            "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
+    return device;
+}
+
+std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
+                                               const std::string& resume) {
+    store->remove_unfinished();
+    const std::vector<std::string> existing = list_checkpoints(run_dir);
+    const bool takes_path = resume != "none" && resume != "auto";
+    REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
+            "): go on with --resume auto, or start anew with another name or run_dir");
+    if (!takes_path && existing.empty()) return std::nullopt;
+    Checkpoint checkpoint = open_checkpoint(takes_path ? resume : run_dir);
+    REQUIRE(
+        checkpoint.moments != nullptr, checkpoint.folder,
+        " has weights alone, no optimizer state to go on with: start a new run from it, with --set model.init_from=",
+        checkpoint.folder);
+    const bool is_own = store->holds(checkpoint.folder);
+    REQUIRE(existing.empty() || is_own, run_dir, " holds checkpoints of its own, and ", resume,
+            " belongs to another run: start with another name or run_dir");
+    if (is_own) store->go_on_from(checkpoint.folder, checkpoint.manifest);
+    return checkpoint;
+}
+
+std::optional<Checkpoint> checkpoint_to_start_from(const Config& config) {
+    const std::string& folder = config.model.init_from;
+    if (folder.empty()) return std::nullopt;
+    std::error_code error;
+    const bool is_checkpoint = fs::exists(folder + "/manifest.json", error) || !list_checkpoints(folder).empty();
+    const bool is_huggingface =
+        fs::exists(folder + "/model.safetensors", error) || fs::exists(folder + "/model.safetensors.index.json", error);
+    REQUIRE(is_checkpoint || !is_huggingface, "model.init_from is ", folder,
+            ", a model of Hugging Face: import it with ./train import --from ", folder,
+            " --output DIR, and give that DIR");
+    Checkpoint checkpoint;
+    try {
+        checkpoint = open_checkpoint(folder, false);
+    } catch (const UserError& fault) {
+        throw UserError(join("model.init_from: ", fault.what()));
+    }
+    for (const ConfigChange& change : config_changes(config_to_json(checkpoint.manifest.config), config)) {
+        const bool is_of_model = change.path.rfind("model.", 0) == 0 && change.path != "model.context_length" &&
+                                 change.path != "model.init_from" && change.path != "model.init_std";
+        REQUIRE(!is_of_model, "model.init_from: ", checkpoint.folder, " has ", change.path, " = ",
+                excerpt(change.then, 200), ", the config says ", excerpt(change.now, 200),
+                ": a run that starts from its weights computes as it does, set ", change.path, " to ",
+                excerpt(change.then, 200));
+    }
+    return checkpoint;
+}
+
+void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer) {
+    const Manifest& manifest = initial.manifest;
+    std::printf("model.init_from: the weights of %s (step %ld), with a new optimizer\n",
+                printable_line(initial.folder).c_str(), static_cast<long>(manifest.step));
+    const int64_t then = manifest.config.model.context_length, now = config.model.context_length;
+    if (then != now)
+        std::printf("model.init_from: context_length is %ld, the checkpoint has %ld\n", static_cast<long>(now),
+                    static_cast<long>(then));
+    const bool is_bytes = manifest.config.data.tokenizer == kBytesTokenizer;
+    if (tokenizer != nullptr && (is_bytes || !initial.tokenizer_json.empty()) &&
+        tokenizer->source() != initial.tokenizer_json)
+        print_warning(join("model.init_from: data.tokenizer is another than that of ", initial.folder,
+                           ": its ids may mean other text than those that the weights have learnt"));
+}
+
+void print_notes(const Config& config, const Device& device) {
+    for (const std::string& note : settings_without_effect(config, device.is_cpu()))
+        std::printf("note: %s\n", note.c_str());
+}
+
+void print_plan(const TrainingPlan& plan) {
+    std::printf("%s%s", plan.features().c_str(), plan.memory_table().c_str());
+}
+
+void print_data(const TrainingData& data, const HellaSwag* hellaswag) {
+    std::printf("%s", data.describe().c_str());
+    if (hellaswag != nullptr) std::printf("hellaswag: %s\n", hellaswag->describe().c_str());
+}
+
+std::unique_ptr<Tokenizer> training_tokenizer(const Config& config) {
+    if (config.data.tokenizer.empty()) return nullptr;
+    std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(config.data.tokenizer);
+    check_tokenizer(*tokenizer, config);
+    return tokenizer;
+}
+
+std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* tokenizer) {
+    if (config.eval.hellaswag.empty()) return nullptr;
+    return std::make_unique<HellaSwag>(config.eval.hellaswag, "eval.hellaswag", tokenizer, config.model);
+}
+
+int dry_run(Config config) {
+    std::string why;
+    const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
+    const Device device = is_planned ? Device::planned_cuda() : training_device(config);
+    print_notes(config, device);
+    if (const std::optional<Checkpoint> initial = checkpoint_to_start_from(config))
+        print_start(*initial, config, nullptr);
+    try {
+        const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
+        const std::unique_ptr<HellaSwag> hellaswag = training_hellaswag(config, tokenizer.get());
+        const TrainingData data(config);
+        data.require_targets();
+        print_data(data, hellaswag.get());
+        if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
+    } catch (const UserError& error) {
+        if (config.training.steps == 0)
+            throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
+        std::printf("data: a run would stop here: %s\n", error.what());
+    }
+    resolve_micro_batch(&config, device);
+    const TrainingPlan plan(config, device);
+    print_plan(plan);
+    if (!device.is_cpu()) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
+    plan.check_memory();
+    std::printf("nothing was started: this was --dry-run\n");
+    return kExitDone;
+}
+
+}  // namespace ingot

@@ -1,0 +1,520 @@
+// Reading order: Trainer::run() is the loop; each line of it is a function above.
+#include "src/train/train.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <new>
+
+#include "kernels/core/profile.h"
+#include "src/base/progress.h"
+#include "src/base/signals.h"
+#include "src/base/text.h"
+#include "src/checkpoint/checkpoint.h"
+#include "src/checkpoint/environment.h"
+#include "src/checkpoint/run_folder.h"
+#include "src/checkpoint/store.h"
+#include "src/config/config.h"
+#include "src/data/loader.h"
+#include "src/model/batch.h"
+#include "src/model/generator.h"
+#include "src/model/matmul_cache.h"
+#include "src/train/log.h"
+#include "src/train/peak_rate.h"
+#include "src/train/run_start.h"
+#include "src/train/step_queue.h"
+#include "src/train/training_data.h"
+#include "src/train/training_plan.h"
+
+namespace ingot {
+
+namespace {
+
+double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// How many of the choices `now` are not in the record.
+int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
+    return std::count_if(now.begin(), now.end(), [&](const MatmulChoice& choice) {
+        return std::none_of(record.begin(), record.end(), [&](const MatmulChoice& recorded) {
+            return recorded.product == choice.product && recorded.algorithm == choice.algorithm;
+        });
+    });
+}
+
+std::string list_of(const std::vector<std::string>& parts, const char* separator) {
+    std::string text;
+    for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
+    return text;
+}
+
+// What a resumed run may say of its bits. `sampled` names data of which not every byte was compared.
+std::string bits_promise(const std::vector<std::string>& differences, const std::vector<std::string>& sampled) {
+    if (!differences.empty())
+        return excerpt("bits: not promised to be those of an uninterrupted run, since " + list_of(differences, "; "),
+                       kLongestMessage);
+    std::string text =
+        "bits: as if the run had not stopped (config, data, device and libraries are those of the checkpoint";
+    if (!sampled.empty())
+        text += join("; ", list_of(sampled, " and "), sampled.size() == 1 ? " is" : " are",
+                     " too large to be compared whole: as far as sizes, times and samples of the files say");
+    return text + ")";
+}
+
+class Trainer {
+  public:
+    // All but the range outlive the trainer. `tokenizer` and `hellaswag` may be null.
+    Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
+            Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan);
+    // Goes on from the checkpoint; or begins, with the weights of `initial` if there is one.
+    void start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial);
+    int run();
+
+  private:
+    int loop();
+    enum class SaveMode {
+        running,     // training goes on, also if it fails
+        last_chance  // waits for the end, and throws if it fails
+    };
+    bool queue_step();   // false: the run must stop, the unfinished step is dropped
+    void finish_step();  // waits for the oldest queued step and takes its report
+    bool evaluate();     // false: the run must stop
+    bool measure_loss();
+    bool measure_hellaswag();
+    void save(SaveMode mode);
+    void note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode);
+    void write_log();
+    void sample();
+    void resume_from(const Checkpoint& checkpoint);
+    int stop_for_nonfinite() const;
+    void finish_and_save();
+    int stop();
+    int stop_without_folder(const std::string& why);
+    [[noreturn]] void end_with(ExitCode code, const std::string& what);
+    std::string what_is_saved() const;
+    bool must_stop() const;
+    bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
+    bool is_due(int64_t every) const { return is_due(every, training_.step); }
+    bool is_last(int64_t step) const { return step >= config_.training.steps; }
+    bool is_last() const { return is_last(training_.step); }
+    // Whether weights are read after this step, so that no later one may be queued before; or a profile begins or ends.
+    bool pauses_after(int64_t step) const {
+        return is_due(config_.checkpoint.every, step) || is_due(config_.eval.every, step) ||
+               is_due(config_.sample.every, step) || profile_.contains(step) != profile_.contains(step + 1);
+    }
+
+    const Config& config_;
+    const RunFolder& folder_;
+    CheckpointStore& store_;
+    TrainingData& data_;
+    Tokenizer* const tokenizer_;
+    const HellaSwag* const hellaswag_;
+    const StepRange profile_;
+    TrainingPlan& plan_;
+    const double start_seconds_ = seconds_now();
+    std::unique_ptr<RunLog> log_;
+    std::unique_ptr<Loader> loader_;
+    StepQueue queue_;
+    struct Queued {  // what the host knows of a step while it is on its way
+        double data_wait_seconds = 0, visible_pairs = 0;
+    };
+    std::array<Queued, 2> queued_;    // step s in s % 2
+    TrainingState training_;          // as of the last finished step
+    bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
+    bool is_updating_ = false;        // weights and moments are between two steps
+    int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
+    bool has_lost_last_save_ = false;
+};
+
+Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
+                 Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan)
+    : config_(config),
+      folder_(folder),
+      store_(*store),
+      data_(*data),
+      tokenizer_(tokenizer),
+      hellaswag_(hellaswag),
+      profile_(profile),
+      plan_(*plan),
+      queue_(config, plan) {}
+
+// ---- Start ----
+
+void Trainer::resume_from(const Checkpoint& checkpoint) {
+    const Manifest& manifest = checkpoint.manifest;
+    std::vector<std::string> differences;  // of all that the bits depend on
+    for (const ConfigChange& change : config_changes(config_to_json(manifest.config), config_)) {
+        const std::string then = excerpt(change.then, 200), now = excerpt(change.now, 200);
+        REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ", then,
+                ", the config says ", now, ": a resumed run cannot change the ",
+                change.path == "seed" ? "seed" : "model", "; set it back, or use another name or run_dir");
+        if (change.on_resume == OnResume::free) continue;
+        differences.push_back(change.path + " was changed");
+        std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), then.c_str(), now.c_str());
+    }
+    if (tokenizer_ != nullptr && !checkpoint.tokenizer_json.empty() &&
+        tokenizer_->source() != checkpoint.tokenizer_json)
+        std::printf(
+            "changed from now on: the tokenizer.json of data.tokenizer is another file than the checkpoint's\n");
+    training_ = load_training(checkpoint, &plan_.model, plan_.optimizer);
+    StepBlock block;
+    block.state = training_.state;
+    plan_.step.write(block);
+    std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
+    for (const std::string& line : data_.resume(training_.data, training_.rows_consumed)) {
+        differences.push_back(line);
+        std::printf("data: %s\n", excerpt(line, kLongestMessage).c_str());
+    }
+    std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
+    for (const std::string& line : environment_changes(manifest.environment, environment(plan_.device(), config_)))
+        differences.push_back(line);
+    if (const int64_t count = num_new_choices(manifest.matmul_choices, matmul_choices(plan_.device())); count > 0)
+        differences.push_back(join(count, " products have another algorithm than in the checkpoint"));
+    if (!config_.training.deterministic && !plan_.device().is_cpu())
+        differences.push_back("training.deterministic is false");
+    std::printf("%s\n", bits_promise(differences, data_.sampled()).c_str());
+    // What lies ahead of the resumed step is damaged, or of a future that will not be.
+    for (const std::string& path : store_.set_aside_after(training_.step))
+        std::printf("set aside, remove it when you like: %s\n", path.c_str());
+}
+
+void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial) {
+    plan_.model.initialize_constants();
+    plan_.optimizer.initialize_constants(plan_.model);
+    plan_.step.write(StepBlock{});
+    if (checkpoint)
+        resume_from(*checkpoint);
+    else if (initial)
+        load_weights(*initial, &plan_.model);
+    else
+        plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
+    REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
+            "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
+            config_.training.steps, ": name steps among these");
+    queue_.start_after(training_.step);
+    loader_ = std::make_unique<Loader>(
+        *data_.train,
+        LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
+                   .rows_per_step = plan_.num_micro_steps() * config_.training.micro_batch_size,
+                   .batch_rows = config_.training.micro_batch_size},
+        plan_.loader_ring, data_.unread());
+    if (checkpoint && store_.holds(checkpoint->folder)) saved_step_ = training_.step;
+    if (config_.log.jsonl) log_ = std::make_unique<RunLog>(folder_.folder(), training_.step);
+    folder_.write_config(config_);
+    // A kill may have come between the save and the log line of its step.
+    report_is_pending_ = training_.step > 0 && (log_ == nullptr || !log_->has_last_step());
+}
+
+// ---- The parts of the loop ----
+
+bool Trainer::must_stop() const {
+    const double minutes = config_.training.max_minutes;
+    return stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes);
+}
+
+// One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is queued, and nothing
+// here waits for it but for batch buffers that are still being read.
+bool Trainer::queue_step() {
+    const int64_t step = queue_.last_queued() + 1;
+    if (step == profile_.first) begin_profile();
+    plan_.use_graphs(!profile_.contains(step));
+    Queued& queued = queued_[static_cast<size_t>(step % 2)] = {};
+    queue_.begin();
+    for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step) {
+        if (must_stop()) return false;
+        plan_.batch.next();  // a slot on the device; the batch comes from the loader
+        const double data_begin = seconds_now();
+        const HostBatch* const host = loader_->next([this] { return must_stop(); });
+        if (host == nullptr) return false;
+        queued.data_wait_seconds += seconds_now() - data_begin;
+        queued.visible_pairs += host->visible_pairs();
+        plan_.micro_step(*host);
+    }
+    is_updating_ = true;
+    queue_.end();
+    is_updating_ = false;
+    return true;
+}
+
+void Trainer::finish_step() {
+    const StepQueue::Finished finished = queue_.finish();
+    const StepBlock& block = finished.block;
+    training_.step += 1;
+    const Queued& queued = queued_[static_cast<size_t>(training_.step % 2)];
+    if (training_.step == profile_.last) end_profile();
+    training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
+    training_.state = block.state;
+    StepReport report;
+    report.data_wait_seconds = queued.data_wait_seconds;
+    report.step = training_.step;
+    report.lr = block.settings.lr;
+    report.loss = block.decision.loss;
+    report.grad_norm = block.decision.grad_norm;
+    report.skipped = block.decision.apply == 0;
+    report.loss_scale = block.state.loss_scale;
+    report.tokens = training_.rows_consumed * config_.model.context_length;
+    report.memory_bytes = plan_.total_bytes();
+    report.step_seconds = finished.seconds;
+    report.tokens_per_second = static_cast<double>(config_.training.batch_tokens) / report.step_seconds;
+    if (const auto peak = peak_rate(plan_.device().name(), plan_.model.dtype()))
+        report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), queued.visible_pairs) /
+                     report.step_seconds / peak->flops;
+    training_.report = report;
+    report_is_pending_ = true;
+}
+
+bool Trainer::evaluate() {
+    return measure_loss() && measure_hellaswag();
+}
+
+// Mean loss over the validation rows.
+bool Trainer::measure_loss() {
+    if (!data_.val) return true;
+    plan_.eval_step.write(StepBlock{});
+    const int64_t micro_batch = config_.training.micro_batch_size;
+    Progress progress("evaluating", data_.val->num_rows(), "rows");
+    for (int64_t row = 0; row < data_.val->num_rows(); row += micro_batch) {
+        if (must_stop()) return false;
+        const int64_t num_rows = std::min(micro_batch, data_.val->num_rows() - row);
+        fill_batch(*data_.val, static_cast<uint64_t>(row), num_rows, micro_batch, plan_.batch.next());
+        plan_.model.evaluate(plan_.batch.upload(), plan_.eval_step.get());
+        progress.advance(num_rows);
+    }
+    const StepSums sums = plan_.eval_step.read().sums;
+    training_.report.val_loss = sums.loss / static_cast<double>(sums.targets);
+    return true;
+}
+
+bool Trainer::measure_hellaswag() {
+    if (hellaswag_ == nullptr) return true;
+    const std::optional<HellaSwagResult> result =
+        hellaswag_->measure(&plan_.model, &plan_.batch, plan_.eval_step, [this] { return must_stop(); });
+    if (result) training_.report.hellaswag = result->accuracy();
+    return result.has_value();
+}
+
+// A save that fails (a full disk) leaves the older checkpoints whole, and the run alive unless it was the last one.
+void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode) {
+    if (!result) return;
+    if (result->fault.empty()) {
+        std::printf("checkpoint of step %ld committed\n", static_cast<long>(result->step));
+        if (!result->set_aside.empty())
+            std::printf("set aside, since it had this name: %s\n", printable_line(result->set_aside).c_str());
+        return;
+    }
+    saved_step_ = -1;
+    has_lost_last_save_ = mode == SaveMode::last_chance;
+    if (has_lost_last_save_) throw Error(kExitAllocation, result->fault);
+    std::fprintf(stderr, "WARNING: %s; training goes on without this checkpoint\n", result->fault.c_str());
+}
+
+void Trainer::save(SaveMode mode) {
+    note_save(plan_.writer.wait(), SaveMode::running);
+    if (saved_step_ != training_.step) {
+        training_.data = data_.state(training_.rows_consumed);
+        plan_.writer.start(&store_, config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
+        saved_step_ = training_.step;
+    }
+    note_save(mode == SaveMode::last_chance ? plan_.writer.wait() : plan_.writer.poll(), mode);
+}
+
+void Trainer::write_log() {
+    if (log_) log_->write(training_.report);
+    if (is_due(config_.log.every) || is_last() || training_.report.val_loss || training_.report.hellaswag)
+        std::printf("%s\n", report_line(training_.report, config_.training.steps).c_str());
+    report_is_pending_ = false;
+}
+
+void Trainer::sample() {
+    for (const std::string& prompt : config_.sample.prompts) {
+        const std::string text =
+            sample_text(*plan_.generator, *tokenizer_, prompt_tokens(*tokenizer_, prompt, config_.data), prompt,
+                        {.num_tokens = config_.sample.tokens,
+                         .sampling = {.temperature = config_.sample.temperature, .top_k = 0, .top_p = 1},
+                         .seed = static_cast<uint64_t>(config_.seed + training_.step),
+                         .eot_token = static_cast<int32_t>(config_.data.eot_token)});
+        std::printf("--- sample at step %ld ---\n%s%s\n", static_cast<long>(training_.step), printable(prompt).c_str(),
+                    printable(text).c_str());
+    }
+    std::printf("---\n");
+}
+
+// From the report alone, which a checkpoint keeps: a run that was killed between a save and the end that its step is
+// ends there too.
+int Trainer::stop_for_nonfinite() const {
+    const bool is_finite = std::isfinite(training_.report.loss) && std::isfinite(training_.report.grad_norm);
+    if (!training_.report.skipped || is_finite) return kExitDone;
+    if (config_.training.on_nonfinite == NonFinite::skip &&
+        training_.state.consecutive_skips <= config_.training.max_skipped_steps)
+        return kExitDone;
+    std::fprintf(stderr,
+                 "error: the loss or the gradient norm is not finite at step %ld (%d steps in a row): lower "
+                 "optimizer.lr, or go back to an earlier checkpoint with --resume PATH\n",
+                 static_cast<long>(training_.step), training_.state.consecutive_skips);
+    return kExitDiverged;
+}
+
+// What is queued is finished and saved, before the run ends early.
+void Trainer::finish_and_save() {
+    while (training_.step < queue_.last_queued()) {
+        finish_step();
+        write_log();
+    }
+    if (training_.step > 0) save(SaveMode::last_chance);
+}
+
+std::string Trainer::what_is_saved() const {
+    if (training_.step == 0) return "before the first step: nothing was trained";
+    return join("after step ", training_.step, ", which is saved");
+}
+
+int Trainer::stop() {
+    if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
+    finish_and_save();
+    const std::string why = stop_signal() != 0 ? "by " + describe_signal(stop_signal())
+                                               : join("after training.max_minutes ", config_.training.max_minutes);
+    std::fprintf(stderr, "stopped %s, %s: go on with --resume auto\n", why.c_str(), what_is_saved().c_str());
+    return kExitInterrupted;
+}
+
+// What was trained goes into the folder that is held, if there still is one. The path may be another run's by now.
+int Trainer::stop_without_folder(const std::string& why) {
+    try {
+        finish_and_save();
+    } catch (const Error& fault) {
+        has_lost_last_save_ = true;
+        throw Error(kExitAllocation, join(why, ", and what was trained cannot be saved: ", fault.what()));
+    }
+    const std::string where = training_.step > 0 ? join(" as ", store_.place_of(training_.step)) : "";
+    const std::string text = join(why, " while the run trained there: stopped ", what_is_saved(), where,
+                                  ": put the folder back, or set run_dir to where it is, and go on with --resume auto");
+    std::fprintf(stderr, "error: %s\n", printable_line(text).c_str());
+    return kExitUsage;
+}
+
+// An error that is not the device's ends the run: what was trained is saved first, if it is whole and was not what
+// could not be saved.
+void Trainer::end_with(ExitCode code, const std::string& what) {
+    if (training_.step == 0 || is_updating_ || has_lost_last_save_) throw Error(code, what);
+    try {
+        finish_and_save();
+    } catch (const std::exception& fault) {
+        throw Error(kExitAllocation, join(what, "; and what was trained cannot be saved: ", fault.what()));
+    }
+    throw Error(code, join(what, "; stopped ", what_is_saved(), ": go on with --resume auto"));
+}
+
+int Trainer::run() {
+    if (is_last() && !report_is_pending_ && saved_step_ == training_.step) {
+        std::printf("this run is finished: raise training.steps to go on\n");
+        return kExitDone;
+    }
+    try {
+        return loop();
+    } catch (const CudaError&) {  // nothing can be read from the device any more
+        throw;
+    } catch (const Error& error) {
+        end_with(error.exit_code, error.what());
+    } catch (const std::bad_alloc&) {
+        end_with(kExitAllocation, "out of memory: use a smaller model or training.micro_batch_size");
+    } catch (const std::exception& error) {
+        end_with(kExitFault, error.what());
+    }
+}
+
+int Trainer::loop() {
+    for (;;) {
+        // After an update: first save, so that nothing that follows can lose it; then evaluate, log, sample.
+        note_save(plan_.writer.poll(), SaveMode::running);
+        if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
+        if (is_last() || (is_due(config_.checkpoint.every) && saved_step_ != training_.step))
+            save(is_last() ? SaveMode::last_chance : SaveMode::running);
+        if (report_is_pending_) {
+            if ((is_due(config_.eval.every) || is_last()) && !evaluate()) return stop();
+            if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
+            write_log();
+            if (const int code = stop_for_nonfinite(); code != kExitDone) return code;
+        }
+        if (config_.sample.every > 0 && (is_due(config_.sample.every) || is_last()) && !must_stop()) sample();
+        std::fflush(stdout);
+        if (is_last()) {
+            std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
+            return kExitDone;
+        }
+        // On a GPU the next step is queued before the report of this one is awaited.
+        while (queue_.last_queued() == training_.step ||
+               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
+                !pauses_after(queue_.last_queued())))
+            if (must_stop() || !queue_step()) return stop();
+        finish_step();
+    }
+}
+
+// ---- Before the run ----
+
+int stopped_before_training() {
+    std::fprintf(stderr, "stopped by %s before the first step of this command: nothing was trained: run it again\n",
+                 describe_signal(stop_signal()).c_str());
+    return kExitInterrupted;
+}
+
+int train_in_folder(const TrainOptions& options, Config config) {
+    const RunFolder folder(config);
+    const Device device = training_device(config);
+    REQUIRE(options.profile.is_empty() || !device.is_cpu(),
+            "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
+    const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
+    const std::unique_ptr<HellaSwag> hellaswag = training_hellaswag(config, tokenizer.get());
+    TrainingData data(config, &folder.folder());
+    data.require_targets();
+    data.take_fingerprints();
+    if (stop_signal() != 0) return stopped_before_training();
+    if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
+    CheckpointStore store(folder);
+    const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), &store, options.resume);
+    const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config);
+    if (stop_signal() != 0) return stopped_before_training();
+    if (checkpoint && config.training.micro_batch_is_auto) {
+        // Another size would round differently.
+        const TrainingConfig& then = checkpoint->manifest.config.training;
+        if (config.training.batch_tokens % (then.micro_batch_size * config.model.context_length) == 0) {
+            config.training.micro_batch_size = then.micro_batch_size;
+            config.training.micro_batch_is_auto = false;
+        }
+    }
+    resolve_micro_batch(&config, device);
+    TrainingPlan plan(config, device);
+    print_notes(config, device);
+    print_data(data, hellaswag.get());
+    if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
+    if (initial) print_start(*initial, config, tokenizer.get());
+    print_plan(plan);
+    std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
+    plan.allocate();
+    plan.warm_up(checkpoint ? checkpoint->manifest.matmul_choices : std::vector<MatmulChoice>{});
+    if (stop_signal() != 0) return stopped_before_training();
+    Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, &plan);
+    trainer.start(checkpoint, initial);
+    return trainer.run();
+}
+
+}  // namespace
+
+int train(const TrainOptions& options) {
+    Config config = read_config(options.config_file, options.overrides);
+    if (options.is_dry_run) return dry_run(config);
+    catch_stop_signals();
+    outlive_the_reader();
+    reserve_cpu_time_for_saving();
+    try {
+        return train_in_folder(options, std::move(config));
+    } catch (const Stopped&) {  // while the data were read
+        return stopped_before_training();
+    }
+}
+
+}  // namespace ingot

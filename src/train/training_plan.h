@@ -1,0 +1,92 @@
+// Everything of a run that takes memory, planned by name before any of it is allocated: what `--dry-run` prints is what
+// a run allocates.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/device.h"
+#include "kernels/matmul/choices.h"
+#include "src/base/available_memory.h"
+#include "src/checkpoint/writer.h"
+#include "src/config/config.h"
+#include "src/data/loader.h"
+#include "src/model/batch.h"
+#include "src/model/device_step.h"
+#include "src/model/generator.h"
+#include "src/model/model.h"
+#include "src/optimizer/optimizer.h"
+
+namespace ingot {
+
+class TrainingPlan {
+  public:
+    // Nothing is allocated yet. `config` is resolved.
+    TrainingPlan(const Config& config, const Device& device);
+    TrainingPlan(const TrainingPlan&) = delete;
+    TrainingPlan& operator=(const TrainingPlan&) = delete;
+
+    // Throws UserError if it is more than the device or the host has free.
+    void check_memory() const;
+    // The host's part of it: all of a run on the CPU; beside a GPU what is page-locked, of which each page is touched.
+    void check_host_memory(const AvailableMemory& available) const;
+    // Checks that first.
+    void allocate();
+    // CUDA: one step on blank memory, before there are weights, so that kernels are loaded and products have their
+    // algorithms when the first step comes: those of `record` (of the run that goes on), of the machine's cache, or
+    // timed now. Leaves everything blank again.
+    void warm_up(const std::vector<MatmulChoice>& record);
+    size_t total_bytes() const { return memory_.total_bytes(); }
+
+    // One optimizer step, in this order. On a GPU each call queues work and returns; what is queued again and again is
+    // launched as a graph.
+    void begin_step(const StepSettings& settings);
+    void micro_step(const HostBatch& host);  // after batch.next(): copy to the device, forward, backward
+    void update();                           // waits, on the device if it can, until a save has copied what changes now
+
+    // False: from now on the ops of micro-steps and updates are launched one by one, so that a profiler sees which of
+    // them belong to which range (kernels/core/profile.h). The bits are the same.
+    void use_graphs(bool uses_graphs) { uses_graphs_ = uses_graphs; }
+
+    int64_t num_micro_steps() const;
+
+    // What is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints.
+    std::string features() const;
+    // The memory plan by name.
+    std::string memory_table() const;
+
+    const Device& device() const { return device_; }
+
+  private:
+    void run(DeviceGraph* graph, const std::function<void()>& work);
+    MemoryPlan* host_plan() { return device_.is_cpu() ? &memory_ : &host_memory_; }
+
+    Config config_;
+    Device device_;
+    MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
+    std::shared_ptr<void> allocation_, host_allocation_;
+    // By the batch's slot, and whether gradients are added to: not by a step's first micro-step.
+    std::array<std::array<DeviceGraph, 2>, BatchBuffers::kSlots> micro_step_;
+    DeviceGraph update_;
+    bool uses_graphs_ = true;
+    bool accumulates_ = false;  // whether the step has gradients already
+
+  public:
+    Model model;
+    Optimizer optimizer;
+    BatchBuffers batch;
+    std::vector<HostBatch> loader_ring;    // what training reads (Loader::kBatches)
+    std::unique_ptr<Generator> generator;  // if samples are written
+    DeviceStep step, eval_step;
+    CheckpointWriter writer;  // last: it reads the model until its save has ended
+};
+
+// Where training.micro_batch_size is "auto": the largest that divides the step and that the device has memory for.
+// Throws UserError if not even one row fits. Does nothing on the CPU (the config's own default stands) and where a size
+// was given.
+void resolve_micro_batch(Config* config, const Device& device);
+
+}  // namespace ingot

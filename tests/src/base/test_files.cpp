@@ -1,0 +1,80 @@
+// Opening and reading files: what is no regular file is refused at once, and no file is read past its bound.
+#include "src/base/files.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "kernels/core/check.h"
+
+namespace ingot {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Files : public testing::Test {
+  protected:
+    Files() { fs::create_directories(folder_); }
+    ~Files() override { fs::remove_all(folder_); }
+    std::string path(const char* name) const { return (folder_ / name).string(); }
+
+    // Tests that run at once are processes of their own.
+    const fs::path folder_ = fs::path(testing::TempDir()) / ("ingot-files-" + std::to_string(getpid()));
+};
+
+std::string refusal_of(const std::string& path) {
+    try {
+        open_regular_file(path);
+    } catch (const UserError& error) {
+        return error.what();
+    }
+    return "opened";
+}
+
+// Seen to hang without O_NONBLOCK: opening a FIFO waits for a writer.
+TEST_F(Files, WhatIsNoRegularFileIsRefusedAtOnce) {
+    ASSERT_EQ(mkfifo(path("fifo").c_str(), 0600), 0);
+    const int socket_descriptor = socket(AF_UNIX, SOCK_STREAM, 0);
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    ASSERT_LT(path("socket").size(), sizeof address.sun_path);
+    std::strcpy(address.sun_path, path("socket").c_str());
+    ASSERT_EQ(bind(socket_descriptor, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    close(socket_descriptor);
+    fs::create_directory_symlink(folder_, path("link"));
+    for (const std::string& name :
+         {path("fifo"), path("socket"), path("link"), folder_.string(), std::string("/dev/zero")})
+        EXPECT_EQ(refusal_of(name), name + " is not a regular file: name a file");
+    EXPECT_EQ(refusal_of(path("nothing")),
+              "cannot open " + path("nothing") + ": No such file or directory: check the path");
+}
+
+TEST_F(Files, AFileIsReadWholeUpToItsBound) {
+    const std::string text(100'000, 'x');
+    std::ofstream(path("file")) << text;
+    EXPECT_EQ(read_file(path("file"), 100'000), text);
+    EXPECT_THROW(read_file(path("file"), 99'999), UserError);
+    std::ofstream(path("empty"));
+    EXPECT_EQ(read_file(path("empty"), 0), "");
+}
+
+TEST_F(Files, ADescriptorClosesOnce) {
+    std::ofstream(path("file")) << "text";
+    Descriptor first = open_regular_file(path("file"));
+    const int number = first.get();
+    Descriptor second = std::move(first);
+    EXPECT_EQ(first.get(), -1);
+    EXPECT_EQ(second.get(), number);
+    second = Descriptor();
+    char byte = 0;
+    EXPECT_EQ(read(number, &byte, 1), -1);
+}
+
+}  // namespace
+}  // namespace ingot

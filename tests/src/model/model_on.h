@@ -1,0 +1,62 @@
+// A model and its optimizer on any device, driven by values of the host.
+#pragma once
+
+#include "kernels/step.h"
+#include "src/model/device_step.h"
+#include "src/optimizer/optimizer.h"
+#include "tests/src/model/small_model.h"
+
+namespace ingot::test {
+
+class ModelOn {
+  public:
+    ModelOn(const Device& device_, const ModelConfig& config, const ModelOptions& options)
+        : device(device_),
+          model(device, config, options.dtype, options.max_tokens, options.max_tokens, options.recompute,
+                options.z_loss, true, &plan),
+          optimizer(model, &plan),
+          step(device, "step", &plan),
+          // Poisoned: what is read before it is written shows as NaN.
+          memory(plan.allocate(device, true)) {
+        model.initialize_constants();
+        optimizer.initialize_constants(model);
+        device.zero(optimizer.m());
+        device.zero(optimizer.v());
+        step.write(StepBlock{});
+    }
+    // The flat space, as SmallModel::weights() has it.
+    void set_weights(std::vector<double> values) {
+        const std::vector<float> floats(values.begin(), values.end());
+        device.copy(model.weights(), Tensor::contiguous(const_cast<float*>(floats.data()), DType::f32,
+                                                        {static_cast<int64_t>(floats.size())}));
+        model.refresh_compute_weights();
+    }
+    void begin(const StepSettings& settings = {}) {
+        step_begin(device, step.get(), settings);
+        device.zero(model.gradients());
+    }
+    void train(const Row& row) {
+        const RowBuffers batch(row, device);
+        model.forward(batch, step.get());
+        model.backward(batch);
+        device.synchronize();
+    }
+    StepBlock update() {
+        optimizer.update(model, step.get());
+        return step.read();
+    }
+    std::vector<double> values_of(const Tensor& tensor) const {
+        std::vector<float> floats(static_cast<size_t>(tensor.numel()));
+        device.copy(Tensor::contiguous(floats.data(), DType::f32, {tensor.numel()}), tensor.view({tensor.numel()}));
+        return {floats.begin(), floats.end()};
+    }
+
+    Device device;
+    MemoryPlan plan;
+    Model model;
+    Optimizer optimizer;
+    DeviceStep step;
+    std::shared_ptr<void> memory;
+};
+
+}  // namespace ingot::test
