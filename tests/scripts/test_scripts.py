@@ -350,18 +350,40 @@ class Interrupts(Scripts):
 
 
 class Pages(unittest.TestCase):
+    """Seen to catch: a link, a heading and a path that are not there; a page of 201 lines; a note without an entry."""
+
+    def pages(self):
+        names = ("README.md", "CONTRIBUTING.md", "data/README.md", "kernels/README.md", "BENCHMARKS.md")
+        pages = [ROOT / name for name in names] + sorted((ROOT / "docs").rglob("*.md"))
+        return {page: page.read_text() for page in pages}
+
     def test_what_they_name_is_there(self):
         """Links, and paths in backticks that begin with a folder of ours; shards, runs and the like are made later."""
-        for page in ("README.md", "CONTRIBUTING.md", "data/README.md", "kernels/README.md", "BENCHMARKS.md"):
-            text = (ROOT / page).read_text()
-            named = {(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+        for page, text in self.pages().items():
+            named = {page.parent / link for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)}
             named |= {ROOT / path for path in
-                      re.findall(r"`((?:\./)?(?:cmake|configs|kernels|scripts|src|tests)/[\w./]*)[` ]", text)}
-            if page == "CONTRIBUTING.md":
+                      re.findall(r"`((?:\./)?(?:cmake|configs|docs|kernels|scripts|src|tests)/[\w./]*)[` ]", text)}
+            if page.name == "CONTRIBUTING.md":
                 self.assertGreater(len(named), 10)  # else the patterns above miss what they look for
             for path in sorted(named):
-                with self.subTest(page=page, path=str(path)):
+                with self.subTest(page=str(page), path=str(path)):
                     self.assertTrue(path.exists())
+
+    def test_headings_that_links_name_are_there(self):
+        for page, text in self.pages().items():
+            for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+                other = (page.parent / link).read_text() if link else text
+                headings = re.findall(r"^#+ (.*)$", other, re.MULTILINE)
+                with self.subTest(page=str(page), anchor=anchor):
+                    self.assertIn(anchor, [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings])
+
+    def test_the_page_of_answers_stays_one_page(self):
+        self.assertLessEqual(len((ROOT / "BENCHMARKS.md").read_text().splitlines()), 200)
+
+    def test_the_index_names_each_note(self):
+        notes = {path.name for path in (ROOT / "docs/lab").glob("*.md")} - {"README.md"}
+        index = (ROOT / "docs/lab/README.md").read_text()
+        self.assertEqual(notes, set(re.findall(r"\]\((\w[\w-]*\.md)\)", index)))
 
 
 class PrepareProgress(unittest.TestCase):
