@@ -13,8 +13,8 @@ namespace ingot {
 namespace {
 
 // One spin is a `pause` and a load, 10 to 40 ns. A loop's threads end within a few microseconds of one another, so that
-// on idle cores few of them wait longer than this; waking a thread that sleeps takes as long. BENCHMARKS.md has what
-// other counts cost on idle and on busy cores.
+// on idle cores few of them wait longer than this; waking a thread that sleeps takes as long. docs/lab/cpu.md has
+// what other counts cost on idle and on busy cores.
 constexpr const char* kSpinCount = "300";
 
 constexpr const char* kSettings[] = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"};
