@@ -3,7 +3,7 @@
 //
 // Which lane holds which element of an operand stands in attention/fragments.h, where it can be tested without a GPU.
 // Shared memory is named by its 32-bit address. Tests run kernels on the CPU with their own versions of these
-// functions (tests/emulator/emulated_cuda.h), so that this header is empty there.
+// functions (tests/emulator/cuda.h), so that this header is empty there.
 #pragma once
 
 #ifdef __CUDACC__

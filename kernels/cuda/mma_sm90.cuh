@@ -2,7 +2,7 @@
 // memory, and registers that pass between warp groups. Headings name the entries of the PTX ISA.
 //
 // Which element lies where stands in attention/operands_sm90.h. Shared memory is named by its 32-bit address. Tests run
-// kernels on the CPU with their own versions of these functions (tests/emulator/emulated_sm90.h), so that this header
+// kernels on the CPU with their own versions of these functions (tests/emulator/sm90.h), so that this header
 // is empty there.
 //
 // With INGOT_SM90_CHECKED defined (-DCMAKE_CUDA_FLAGS=-DINGOT_SM90_CHECKED), a wait that never ends says which one it

@@ -8,8 +8,8 @@
 // part of ALiBi one off; dK without the scale.
 #include <gtest/gtest.h>
 
-#include "tests/emulator/attention_emulated.h"
-#include "tests/emulator/emulated_sm90.h"
+#include "tests/emulator/attention.h"
+#include "tests/emulator/sm90.h"
 // After what they are made of.
 #include "kernels/attention/backward_sm90.cuh"
 #include "kernels/attention/sm80.h"

@@ -1,4 +1,4 @@
-// The tensor-core attention kernels, run on the CPU by tests/emulator/emulated_cuda.h, and their index arithmetic.
+// The tensor-core attention kernels, run on the CPU by tests/emulator/cuda.h, and their index arithmetic.
 //
 // Seen to catch: a barrier lost before K, V, Q or dout is read, before V's place is dout's, before dS is read, before
 // the next Q is; a copy of K, V, Q or dout not waited for; the next Q copied over this one; sums that do not shrink
@@ -15,8 +15,8 @@
 
 #include <set>
 
-#include "tests/emulator/attention_emulated.h"
-#include "tests/emulator/emulated_cuda.h"
+#include "tests/emulator/attention.h"
+#include "tests/emulator/cuda.h"
 // After what they are made of.
 #include "kernels/attention/backward_sm80.cuh"
 #include "kernels/attention/forward_sm80.cuh"

@@ -11,8 +11,8 @@
 
 #include <set>
 
-#include "tests/emulator/attention_emulated.h"
-#include "tests/emulator/emulated_sm90.h"
+#include "tests/emulator/attention.h"
+#include "tests/emulator/sm90.h"
 // After what they are made of.
 #include "kernels/attention/forward_sm90.cuh"
 

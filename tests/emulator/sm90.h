@@ -1,5 +1,5 @@
 // The instructions of kernels/cuda/mma_sm90.cuh on the CPU, written down from the PTX ISA a second time. To be included
-// before the kernels, in one file; tests/emulator/emulated_cuda.h has the block and the language.
+// before the kernels, in one file; tests/emulator/cuda.h has the block and the language.
 //
 // What is asynchronous happens late: a copy arrives when no thread can go on without it, and its target is poisoned
 // until then; a product reads its operands and writes its sums when it is waited for, after other warps have run; a
@@ -17,7 +17,7 @@
 #include <map>
 
 #include "kernels/core/tensor.h"
-#include "tests/emulator/emulated_cuda.h"
+#include "tests/emulator/cuda.h"
 
 #define __forceinline__ inline
 
