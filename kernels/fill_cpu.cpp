@@ -29,6 +29,18 @@ void value_cpu(const FillValue& a) {
     std::fill_n(a.out.get<T>(), a.out.numel(), static_cast<T>(a.value));
 }
 
+void round_cpu(const RoundTo& a) {
+    const int64_t n = a.in.numel();
+    const float* const in = a.in.get<float>();
+#pragma omp parallel for
+    for (int64_t i = 0; i < n; ++i) {
+        if (a.out.dtype == DType::bf16)
+            a.out.get<bf16>()[i] = to_bf16(in[i]);
+        else
+            a.out.get<f16>()[i] = to_f16(in[i]);
+    }
+}
+
 }  // namespace
 
 FillRows fill_rows(const Tensor& out) {
@@ -60,8 +72,7 @@ void round_to(const Device& device, const RoundTo& a) {
     CHECK(a.in.dtype == DType::f32 && a.in.numel() == a.out.numel() &&
               (a.out.dtype == DType::bf16 || a.out.dtype == DType::f16),
           "round_to of ", a.in.describe(), " to ", a.out.describe());
-    CHECK(!device.is_cpu(), "round_to runs on CUDA: the CPU device computes in fp32");
-    INGOT_DISPATCH(device, , round_to_cuda(device, a));
+    INGOT_DISPATCH(device, round_cpu(a), round_to_cuda(device, a));
 }
 
 }  // namespace ingot

@@ -24,13 +24,14 @@ void write_logits(const std::string& folder, const std::string& device_name, con
     REQUIRE(N > 0 && N <= config.model.context_length, "there are ", N, " tokens");
     const DType dtype = compute_type(config.training.precision, device);
     MemoryPlan plan;
-    Model model(device, config.model, dtype, N, config.model.context_length, Recompute::none, 0, false, &plan);
+    Model model(device, config.model, {.dtype = dtype, .max_tokens = N, .max_positions = config.model.context_length},
+                &plan);
     BatchBuffers buffers(device, N, &plan);
     Tensor logits, logits32;
     plan.add("test.logits", dtype, {N, config.model.padded_vocab_size()}, &logits);
     const std::shared_ptr<void> memory = plan.allocate(device);
     model.initialize_constants();
-    load_weights(checkpoint, &model);
+    load_weights(checkpoint, model);
 
     HostBatch* const batch = buffers.next();
     batch->resize(N);

@@ -18,14 +18,9 @@ Config without_files(Config config) {
 }  // namespace
 
 SyntheticRun::SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options)
-    : config_(without_files(config)), plan_(config_, device), queue_(config_, &plan_) {
+    : config_(without_files(config)), plan_(config_, device), runner_(config_, &plan_) {
     if (options.leaves_out_attention) plan_.model.leave_out_attention();
-    plan_.allocate();
-    plan_.warm_up({});
-    plan_.model.initialize_constants();
-    plan_.optimizer.initialize_constants(plan_.model);
-    plan_.step.write(StepBlock{});
-    plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
+    runner_.prepare({});
     const int64_t T = config_.model.context_length;
     const int64_t document_tokens = options.document_tokens > 0 ? options.document_tokens : std::max<int64_t>(T / 4, 1);
     draw_batches(config_.data.mask_documents ? std::min(document_tokens, T) : T);
@@ -33,8 +28,9 @@ SyntheticRun::SyntheticRun(const Config& config, const Device& device, const Syn
 
 void SyntheticRun::draw_batches(int64_t document_tokens) {
     const int64_t T = config_.model.context_length, N = plan_.model.max_tokens();
+    batches_.reserve(kBatches);
     for (size_t b = 0; b < kBatches; ++b) {
-        HostBatch& batch = batches_.emplace_back();
+        HostBatch& batch = batches_.emplace_back(plan_.device());
         batch.resize(N);
         const auto token = [&](int64_t i) {
             return static_cast<int32_t>(random_bits(static_cast<uint64_t>(config_.seed), b, static_cast<uint64_t>(i)) %
@@ -53,23 +49,18 @@ void SyntheticRun::draw_batches(int64_t document_tokens) {
     visible_pairs_per_token_ = batches_[0].visible_pairs() / static_cast<double>(N);
 }
 
-void SyntheticRun::queue_step() {
-    queue_.begin();
-    for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step) {
-        HostBatch* const host = plan_.batch.next();
-        host->resize(plan_.model.max_tokens());
-        const HostBatch& drawn = batches_[static_cast<size_t>(num_filled_++) % kBatches];
-        Device::cpu().copy(host->all(), drawn.all());
-        plan_.micro_step(*host);
-    }
-    queue_.end();
+void SyntheticRun::launch_step() {
+    runner_.begin();
+    for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step)
+        runner_.micro_step([&] { return &batches_[static_cast<size_t>(num_used_++) % kBatches]; });
+    runner_.update();
 }
 
 void SyntheticRun::run_to(int64_t step, bool drains) {
-    while (queue_.last_finished() < step) {
-        const int64_t next = queue_.last_finished() + 1 + queue_.ahead();
-        while (queue_.last_queued() < (drains ? std::min(step, next) : next)) queue_step();
-        const StepQueue::Finished finished = queue_.finish();
+    while (runner_.last_finished() < step) {
+        const int64_t next = runner_.last_finished() + 1 + runner_.ahead();
+        while (runner_.last_launched() < (drains ? std::min(step, next) : next)) launch_step();
+        const StepRunner::Finished finished = runner_.finish();
         decision_ = finished.block.decision;
         num_skipped_ += decision_.apply == 0;
         seconds_ = finished.seconds;

@@ -6,7 +6,7 @@
 
 #include "kernels/core/device.h"
 #include "src/config/config.h"
-#include "src/train/step_queue.h"
+#include "src/train/step_runner.h"
 #include "src/train/training_plan.h"
 
 namespace ingot {
@@ -21,29 +21,30 @@ class SyntheticRun {
     // Allocates, warms up and draws weights. `config` is resolved. Throws UserError if the plan does not fit.
     SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options = {});
 
-    // The steps up to the one of that number are finished when this returns, and on a GPU one more is queued unless
+    // The steps up to the one of that number are finished when this returns, and on a GPU one more is launched unless
     // `drains`.
     void run_to(int64_t step, bool drains = false);
-    int64_t step() const { return queue_.last_finished(); }  // the last finished one
+    int64_t step() const { return runner_.last_finished(); }  // the last finished one
     // Of the last finished step: from its beginning to its end on the device.
     double seconds() const { return seconds_; }
     const StepDecision& decision() const { return decision_; }
     int64_t num_skipped() const { return num_skipped_; }
     TrainingPlan& plan() { return plan_; }
+    StepRunner& runner() { return runner_; }
     // How many pairs of a token and a token that it sees there are for each token, where a document of n tokens counts
     // n^2 / 2.
     double visible_pairs_per_token() const { return visible_pairs_per_token_; }
 
   private:
     void draw_batches(int64_t document_tokens);
-    void queue_step();
+    void launch_step();
 
     Config config_;
     TrainingPlan plan_;
-    StepQueue queue_;
+    StepRunner runner_;
     static constexpr size_t kBatches = 8;
     std::vector<HostBatch> batches_;  // drawn once, since drawing could take longer than a small model's step
-    int64_t num_filled_ = 0, num_skipped_ = 0;
+    int64_t num_used_ = 0, num_skipped_ = 0;
     double seconds_ = 0, visible_pairs_per_token_ = 0;
     StepDecision decision_;
 };

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "kernels/fill.h"
 #include "src/base/text.h"
 #include "src/checkpoint/manifest.h"
 #include "src/checkpoint/safetensors.h"
@@ -16,13 +17,22 @@ namespace {
 
 void load_tensors(const Device& device, const SafetensorsFile& file, const ParameterTable& table, const Tensor& flat,
                   const std::string& prefix) {
+    std::vector<uint8_t> rounded;
     for (const NamedTensor& slot : outer_tensors(table, flat, prefix)) {
-        const Tensor source = file.tensor(slot.name);
-        bool is_equal = source.dtype == slot.tensor.dtype && source.rank == slot.tensor.rank;
+        Tensor source = file.tensor(slot.name);
+        bool is_equal = source.dtype == DType::f32 && source.rank == slot.tensor.rank;
         for (int axis = 0; is_equal && axis < source.rank; ++axis)
             is_equal = source.shape[axis] == slot.tensor.shape[axis];
         REQUIRE(is_equal, slot.name, " is ", source.describe(), ", this model has ", slot.tensor.describe(),
                 ": was the checkpoint put together from two?");
+        if (slot.tensor.dtype != DType::f32) {
+            rounded.resize(static_cast<size_t>(slot.tensor.bytes()));
+            Tensor host = slot.tensor;
+            host.data = rounded.data();
+            host.device = DeviceKind::cpu;
+            round_to(Device::cpu(), {.out = host, .in = source});
+            source = host;
+        }
         try {
             device.copy(slot.tensor, source);
         } catch (const CudaError&) {  // a page that is gone fails in the driver, without a signal
@@ -82,7 +92,7 @@ Checkpoint verified_checkpoint(const std::string& folder, bool with_moments) {
     check_tensors(model, *checkpoint.weights, table, {""});
     if (with_moments && checkpoint.manifest.find(kOptimizerFile) != nullptr) {
         checkpoint.moments = std::make_shared<SafetensorsFile>(optimizer);
-        check_tensors(optimizer, *checkpoint.moments, table, {"m.", "v."});
+        check_tensors(optimizer, *checkpoint.moments, table, Optimizer::moment_prefixes());
     }
     if (checkpoint.manifest.find(kTokenizerFile) != nullptr)
         checkpoint.tokenizer_json = read_tokenizer_file(folder + "/" + kTokenizerFile);
@@ -139,16 +149,22 @@ std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint) {
     return parse_tokenizer(checkpoint.tokenizer_json, checkpoint.folder + "/" + kTokenizerFile);
 }
 
-void load_weights(const Checkpoint& checkpoint, Model* model) {
-    load_tensors(model->device(), *checkpoint.weights, model->table(), model->weights(), "");
-    model->refresh_compute_weights();
+void load_weights(const Checkpoint& checkpoint, const Model& model) {
+    model.device().zero(model.weights());  // the padding between tensors
+    load_tensors(model.device(), *checkpoint.weights, model.table(), model.weights(), "");
 }
 
-TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer) {
+void load_weights(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer) {
+    load_tensors(model.device(), *checkpoint.weights, model.table(), optimizer->weights(), "");
+    optimizer->refresh_model();
+}
+
+TrainingState load_training(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer) {
     CHECK(checkpoint.moments != nullptr, checkpoint.folder, " has no optimizer state to go on from");
-    load_weights(checkpoint, model);
-    load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.m(), "m.");
-    load_tensors(model->device(), *checkpoint.moments, model->table(), optimizer.v(), "v.");
+    for (const OptimizerState& state : optimizer->state())
+        load_tensors(model.device(), state.is_weights() ? *checkpoint.weights : *checkpoint.moments, model.table(),
+                     state.tensor, state.prefix);
+    optimizer->refresh_model();
     const Manifest& manifest = checkpoint.manifest;
     return {.step = manifest.step,
             .rows_consumed = manifest.rows_consumed,

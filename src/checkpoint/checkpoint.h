@@ -52,10 +52,12 @@ std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint);
 // file is neither read nor asked for: two thirds of the bytes, which those who only want the model need not wait for.
 Checkpoint open_checkpoint(const std::string& folder, bool with_moments = true);
 
-// Copies weights into a model of the checkpoint's configuration.
-void load_weights(const Checkpoint& checkpoint, Model* model);
-// The same for AdamW's moments, which must be there, and what else training goes on from.
-TrainingState load_training(const Checkpoint& checkpoint, Model* model, const Optimizer& optimizer);
+// Copies weights into a model of the checkpoint's configuration, rounded to its compute type: for evaluation.
+void load_weights(const Checkpoint& checkpoint, const Model& model);
+// Copies weights into the optimizer's masters and the model: a run that begins with them.
+void load_weights(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer);
+// The same with the optimizer's state, which must be there, and what else training goes on from.
+TrainingState load_training(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer);
 
 // All outer tensors of a flat space, under `prefix`: the order in which a file has them.
 std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix);

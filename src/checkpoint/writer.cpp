@@ -69,23 +69,23 @@ CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, con
     : model_(model),
       optimizer_(optimizer),
       is_async_(config.checkpoint.async),
+      snapshot_(optimizer.state().size()),
       updated_(model.device()),
       downloaded_(model.device()) {
     if (!is_async_) return;
-    const DType dtype = model.weights().dtype;
+    const DType dtype = accumulation_dtype(model.dtype());
     const int64_t count = model.table().flat_size(), bytes = count * size_of(dtype);
     int64_t budget = config.checkpoint.host_memory;
     if (budget < 0) {  // auto; where the system does not say what is free, nothing is taken
         const AvailableMemory available = available_memory();
         budget = available.is_known() ? static_cast<int64_t>(available.bytes / 4) : 0;
     }
-    snapshots_weights_ = budget >= 3 * bytes;
-    snapshots_moments_ = budget >= 2 * bytes;
-    if (snapshots_weights_) host_plan->add("checkpoint_snapshot.weights", dtype, {count}, &weights_);
-    if (snapshots_moments_) {
-        host_plan->add("checkpoint_snapshot.m", dtype, {count}, &m_);
-        host_plan->add("checkpoint_snapshot.v", dtype, {count}, &v_);
-    }
+    const auto num_tensors = static_cast<int64_t>(snapshot_.size());
+    snapshots_weights_ = budget >= num_tensors * bytes;
+    snapshots_moments_ = budget >= (num_tensors - 1) * bytes;
+    const std::vector<OptimizerState> state = optimizer.state();
+    for (size_t i = 0; i < state.size(); ++i)
+        if (is_in_snapshot(state[i])) host_plan->add(join("checkpoint_snapshot.", i), dtype, {count}, &snapshot_[i]);
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -94,10 +94,11 @@ CheckpointWriter::~CheckpointWriter() {
 
 std::string CheckpointWriter::describe() const {
     if (!is_async_) return "synchronous";
-    if (snapshots_weights_)
-        return join("asynchronous, from a snapshot of ", format_bytes(static_cast<size_t>(3 * weights_.bytes())));
+    size_t bytes = 0;
+    for (const Tensor& tensor : snapshot_) bytes += tensor.rank > 0 ? static_cast<size_t>(tensor.bytes()) : 0;
+    if (snapshots_weights_) return join("asynchronous, from a snapshot of ", format_bytes(bytes));
     if (snapshots_moments_)
-        return join("asynchronous, the moments from a snapshot of ", format_bytes(static_cast<size_t>(2 * m_.bytes())),
+        return join("asynchronous, the moments from a snapshot of ", format_bytes(bytes),
                     ", updates wait until the weights are written");
     return "asynchronous without a snapshot (no memory for one): updates wait until all is written";
 }
@@ -109,11 +110,9 @@ void CheckpointWriter::start(CheckpointStore* store, const Config& config, const
     if (!device.is_cpu()) {
         updated_.record(Queue::compute);
         updated_.block(Queue::download);
-        if (snapshots_moments_) {
-            device.start_copy(m_, optimizer_.m(), Queue::download);
-            device.start_copy(v_, optimizer_.v(), Queue::download);
-        }
-        if (snapshots_weights_) device.start_copy(weights_, model_.weights(), Queue::download);
+        const std::vector<OptimizerState> state = optimizer_.state();
+        for (size_t i = 0; i < state.size(); ++i)
+            if (snapshot_[i]) device.start_copy(snapshot_[i], state[i].tensor, Queue::download);
         downloaded_.record(Queue::download);
     }
     std::promise<void> copied;
@@ -161,20 +160,20 @@ std::optional<CheckpointWriter::Result> CheckpointWriter::poll() {
 std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
     const Device& device = model_.device();
     downloaded_.wait();
-    const auto snapshot = [&](bool is_taken, const Tensor& buffer, const Tensor& live) {
-        if (is_taken && device.is_cpu()) device.copy(buffer, live);
-        return is_taken ? buffer : live;
-    };
-    const Tensor m = snapshot(snapshots_moments_, m_, optimizer_.m());
-    const Tensor v = snapshot(snapshots_moments_, v_, optimizer_.v());
-    const Tensor weights = snapshot(snapshots_weights_, weights_, model_.weights());
+    std::vector<OptimizerState> state = optimizer_.state();
+    for (size_t i = 0; i < state.size(); ++i) {
+        if (!snapshot_[i]) continue;
+        if (device.is_cpu()) device.copy(snapshot_[i], state[i].tensor);
+        state[i].tensor = snapshot_[i];
+    }
     if (snapshots_weights_) copied->set_value();
 
     CheckpointStore::Draft draft(job.store->run(), job.training.step);
     const Folder& folder = draft.folder();
-    const std::vector<NamedTensor> model_tensors = outer_tensors(model_.table(), weights, "");
-    std::vector<NamedTensor> moments = outer_tensors(model_.table(), m, "m.");
-    for (const NamedTensor& named : outer_tensors(model_.table(), v, "v.")) moments.push_back(named);
+    std::vector<NamedTensor> model_tensors, moments;
+    for (const OptimizerState& part : state)
+        for (const NamedTensor& named : outer_tensors(model_.table(), part.tensor, part.prefix))
+            (part.is_weights() ? model_tensors : moments).push_back(named);
     check_free_space(draft, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
 
     std::vector<FileRecord> files;

@@ -22,7 +22,7 @@ nlohmann::ordered_json manifest_head(const std::string& run_id, const Config& co
 
 class CheckpointWriter {
   public:
-    // Plans the snapshot into `host_plan`: all of the weights and moments, the moments alone, or nothing, as
+    // Plans the snapshot into `host_plan`: all of the optimizer's state, the moments alone, or nothing, as
     // checkpoint.async and checkpoint.host_memory say ("auto": what a quarter of the free memory holds).
     CheckpointWriter(const Config& config, const Model& model, const Optimizer& optimizer, MemoryPlan* host_plan);
     // Ends the save in flight first.
@@ -55,10 +55,15 @@ class CheckpointWriter {
     struct Job;
     std::string write(const Job& job, std::promise<void>* copied) const;
 
+    // Whether the snapshot has that tensor.
+    bool is_in_snapshot(const OptimizerState& state) const {
+        return state.is_weights() ? snapshots_weights_ : snapshots_moments_;
+    }
+
     const Model& model_;
     const Optimizer& optimizer_;
     bool is_async_, snapshots_weights_ = false, snapshots_moments_ = false;
-    Tensor weights_, m_, v_;            // the snapshot, in the layout of the model's flat spaces
+    std::vector<Tensor> snapshot_;      // of optimizer_.state(), null where it has none
     DeviceEvent updated_, downloaded_;  // CUDA: the last update; the copies of the snapshot
     std::future<Result> writing_;
     std::future<void> copied_;

@@ -85,7 +85,7 @@ struct LoadedModel {
         : LoadedModel(checkpoint.manifest.config, device, micro_batch) {
         step.write(StepBlock{});
         model.initialize_constants();
-        load_weights(checkpoint, &model);
+        load_weights(checkpoint, model);
     }
     MemoryPlan plan;
     Model model;
@@ -95,8 +95,10 @@ struct LoadedModel {
 
   private:
     LoadedModel(const Config& config, const Device& device, int64_t micro_batch)
-        : model(device, config.model, compute_type(config.training.precision, device),
-                micro_batch * config.model.context_length, config.model.context_length, Recompute::none, 0, false,
+        : model(device, config.model,
+                {.dtype = compute_type(config.training.precision, device),
+                 .max_tokens = micro_batch * config.model.context_length,
+                 .max_positions = config.model.context_length},
                 &plan),
           buffers(device, model.max_tokens(), &plan),
           step(device, "step", &plan),

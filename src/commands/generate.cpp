@@ -66,13 +66,15 @@ int generate(const GenerateOptions& options) {
     const int64_t capacity = num_prompt > context ? context : std::min(context, num_prompt + options.num_tokens);
     const int64_t max_tokens = Generator::prefill(num_prompt, options.num_tokens, capacity);
     MemoryPlan plan;
-    Model model(device, config.model, compute_type(config.training.precision, device), max_tokens, context,
-                Recompute::none, 0, false, &plan);
+    Model model(
+        device, config.model,
+        {.dtype = compute_type(config.training.precision, device), .max_tokens = max_tokens, .max_positions = context},
+        &plan);
     BatchBuffers buffers(device, max_tokens, &plan);
     Generator generator(model, buffers, capacity, &plan);
     const std::shared_ptr<void> memory = plan.allocate(device);
     model.initialize_constants();
-    load_weights(checkpoint, &model);
+    load_weights(checkpoint, model);
     std::fprintf(stderr, "checkpoint: %s (step %ld)\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
                  static_cast<long>(checkpoint.manifest.step), device.name().c_str(),
                  reason.empty() ? "" : join(" (", reason, ")").c_str(), format_bytes(plan.total_bytes()).c_str());

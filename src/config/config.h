@@ -52,6 +52,7 @@ struct ModelConfig {
     std::string init_from;  // folder of a checkpoint whose weights a new run starts from; empty: they are drawn
 
     // VP: logits of a multiple of 128 columns keep every product on the GPU aligned; padded ones never leave.
+    int64_t qkv_width() const { return (n_heads + 2 * n_kv_heads) * head_dim; }  // of the fused QKV activation
     int64_t padded_vocab_size() const { return (vocab_size + 127) / 128 * 128; }
 };
 

@@ -6,7 +6,7 @@
 namespace ingot {
 
 void HostBatch::plan(const std::string& name, int64_t max_tokens, MemoryPlan* plan) {
-    plan->add(name, DType::i32, {kArrays, max_tokens}, &planned_);
+    plan->add(name, DType::i32, {MicroBatch::kArrays, max_tokens}, &planned_);
     capacity_ = max_tokens;
 }
 
@@ -18,18 +18,19 @@ void HostBatch::reserve_documents(int64_t n) {
 void HostBatch::resize(int64_t n) {
     if (n > capacity_) {
         CHECK(planned_.rank == 0, "a batch of ", n, " tokens, planned for ", capacity_);
-        memory_ = device_.allocate_host(static_cast<size_t>(kArrays * n) * sizeof(int32_t));
+        memory_ = device_.allocate_host(static_cast<size_t>(MicroBatch::kArrays * n) * sizeof(int32_t));
         capacity_ = n;
     }
-    int32_t* data = static_cast<int32_t*>(memory_ ? memory_.get() : planned_.data);
-    for (std::span<int32_t>* array : {&tokens, &targets, &positions, &first_key, &end_key, &first_query, &end_query}) {
-        *array = {data, static_cast<size_t>(n)};
-        data += n;
-    }
+    const MicroBatch arrays = MicroBatch::of(
+        Tensor::contiguous(memory_ ? memory_.get() : planned_.data, DType::i32, {MicroBatch::kArrays, n}));
+    const auto span = [n](const Tensor& array) { return std::span(array.get<int32_t>(), static_cast<size_t>(n)); };
+    tokens = span(arrays.tokens), targets = span(arrays.targets), positions = span(arrays.positions);
+    first_key = span(arrays.mask.first_key), end_key = span(arrays.mask.end_key);
+    first_query = span(arrays.mask.first_query), end_query = span(arrays.mask.end_query);
 }
 
 Tensor HostBatch::all() const {
-    return Tensor::contiguous(tokens.data(), DType::i32, {kArrays, static_cast<int64_t>(tokens.size())});
+    return Tensor::contiguous(tokens.data(), DType::i32, {MicroBatch::kArrays, static_cast<int64_t>(tokens.size())});
 }
 
 double HostBatch::visible_pairs() const {
@@ -41,13 +42,6 @@ double HostBatch::visible_pairs() const {
         pairs += length * length / 2;
     }
     return pairs;
-}
-
-AttentionMask HostBatch::mask() const {
-    const auto view = [](std::span<int32_t> values) {
-        return Tensor::contiguous(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
-    };
-    return {view(first_key), view(end_key), view(first_query), view(end_query)};
 }
 
 void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,

@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "src/data/micro_batch.h"
 #include "src/data/rows.h"
 
 namespace ingot {
 
-// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: seven arrays of N, one after another,
-// so that one copy takes all of them to a device.
+// A micro-batch of B rows as one packed row of N = B * T tokens, in host memory: the arrays of MicroBatch, one
+// after another, so that one copy takes all of them to a device.
 class HostBatch {
   public:
     // Memory that `device` can copy from while the program goes on; it grows as needed.
@@ -30,9 +31,8 @@ class HostBatch {
     std::span<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
     std::vector<int64_t> document_starts;
 
-    static constexpr int64_t kArrays = 7;
-    Tensor all() const;          // (7, N) int32: the arrays in the order above
-    AttentionMask mask() const;  // host tensors
+    Tensor all() const;                                                // (MicroBatch::kArrays, N) int32
+    AttentionMask mask() const { return MicroBatch::of(all()).mask; }  // host tensors
     // Pairs of a token and a token that it sees, where a document of n tokens counts n^2 / 2: for counting FLOPs.
     double visible_pairs() const;
 

@@ -46,7 +46,7 @@ class Loader {
     Loader& operator=(const Loader&) = delete;
 
     // The next batch; waits for it while `should_stop()` is false, else returns null. What it returned stays as it is
-    // until next() was called twice more, since a copy of it may still be on its way. Throws what the threads threw.
+    // until next() was called twice more, since a copy of it may still be in flight. Throws what the threads threw.
     const HostBatch* next(const std::function<bool()>& should_stop);
 
   private:

@@ -24,13 +24,15 @@ class BatchBuffers {
     BatchBuffers(const BatchBuffers&) = delete;  // the plan knows where the tensors are
     BatchBuffers& operator=(const BatchBuffers&) = delete;
 
-    // The host memory of the next slot; waits until the copy that read it last has ended. Work that reads the batch
-    // before must have been queued.
+    // Goes on to the next slot, and waits until the copy that read its host memory last has ended. Work that reads the
+    // batch of the slot before must have been launched.
+    void advance();
+    // The same, for the caller to fill its host memory.
     HostBatch* next();
-    // Starts the copy of what next() gave; work that is queued from now on waits for it.
+    // Starts the copy of what next() gave; work that is launched from now on waits for it.
     MicroBatch upload() { return upload(slots_[static_cast<size_t>(current_)].host); }
     // The same for a batch that was filled elsewhere, in memory that this device can copy from; it is read until the
-    // call of next() after the next one returns.
+    // call of advance() after the next one returns.
     MicroBatch upload(const HostBatch& batch);
     // Which of the slots upload() used: their memory is always the same.
     int slot() const { return current_; }
@@ -39,7 +41,7 @@ class BatchBuffers {
     struct Slot {
         explicit Slot(const Device& device) : host(device), copied(device), read(device) {}
         HostBatch host;
-        Tensor arrays;             // (7, N) int32 on the device
+        Tensor arrays;             // (kArrays, N) int32 on the device
         DeviceEvent copied, read;  // the host memory is free again; the device memory is
     };
     Device device_;

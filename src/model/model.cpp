@@ -8,7 +8,6 @@
 #include "kernels/core/profile.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
-#include "kernels/fill.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
@@ -44,85 +43,95 @@ int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtyp
     return most;
 }
 
-KvCache::KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan) {
-    CHECK(capacity >= 1, "a cache for ", capacity, " tokens");
-    plan->add("kv_cache.k", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &k_);
-    plan->add("kv_cache.v", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &v_);
+namespace {
+
+std::vector<Activation> layer_activations(const ModelConfig& config, DType dtype, DType stats) {
+    using Shape = Activation::Shape;
+    using Layer = LayerActivations;
+    const int64_t C = config.d_model, F = config.d_ff, HS = config.head_dim;
+    const int64_t NH = config.n_heads, NKV = config.n_kv_heads;
+    constexpr Recompute light = Recompute::light, block = Recompute::block;
+    std::vector<Activation> list = {
+        {"attention_norm", &Layer::attention_norm, dtype, Shape::tokens_width, C, light},
+        {"attention_rstd", &Layer::attention_rstd, stats, Shape::tokens, 1, block},
+        {"qkv", &Layer::qkv, dtype, Shape::tokens_width, config.qkv_width(), block},
+        {"attention", &Layer::attention, dtype, Shape::tokens_width, NH * HS, block},
+        {"lse", &Layer::lse, stats, Shape::width_tokens, NH, block},
+        {"residual_mid", &Layer::residual_mid, dtype, Shape::tokens_width, C, block},
+        {"mlp_norm", &Layer::mlp_norm, dtype, Shape::tokens_width, C, light},
+        {"mlp_rstd", &Layer::mlp_rstd, stats, Shape::tokens, 1, block},
+        {"gate_up", &Layer::gate_up, dtype, Shape::tokens_width, 2 * F, block},
+        {"swiglu", &Layer::swiglu, dtype, Shape::tokens_width, F, light},
+    };
+    if (config.qk_norm) {
+        list.push_back({"qk", &Layer::qk, dtype, Shape::tokens_width, (NH + NKV) * HS, block});
+        list.push_back({"qk_rstd", &Layer::qk_rstd, stats, Shape::width_tokens, NH + NKV, block});
+    }
+    return list;
 }
 
-Model::Model(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t max_positions,
-             Recompute recompute, double z_loss, bool is_training, MemoryPlan* plan, const AttentionOptions& attention)
+}  // namespace
+
+Model::Model(const Device& device, const ModelConfig& config, const ModelOptions& options, MemoryPlan* plan)
     : device_(device),
       config_(config),
       table_(config),
-      dtype_(dtype),
-      stats_(accumulation_dtype(dtype)),
-      max_tokens_(max_tokens),
-      recompute_(is_training ? recompute : Recompute::block),
-      z_loss_(z_loss),
-      attention_(attention) {
-    const int64_t N = max_tokens, C = config.d_model, F = config.d_ff, L = config.n_layers,
-                  VP = config.padded_vocab_size();
+      dtype_(options.dtype),
+      stats_(accumulation_dtype(options.dtype)),
+      max_tokens_(options.max_tokens),
+      recompute_(options.is_training ? options.recompute : Recompute::block),
+      z_loss_(options.z_loss),
+      attention_(options.attention) {
+    const int64_t N = max_tokens_, C = config.d_model, L = config.n_layers, VP = config.padded_vocab_size();
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads, HS = config.head_dim;
+    const bool is_training = options.is_training;
     try {  // refuses what no kernel can do, before anything is allocated
-        (void)choose_attention(device, dtype, HS, attention);
+        (void)choose_attention(device, dtype_, HS, attention_);
     } catch (const UserError& error) {
         throw UserError(join(error.what(), " (model.head_dim, training.precision, training.attention, --device)"));
     }
-    chunk_ = logits_chunk(device, config, dtype, N);
+    chunk_ = logits_chunk(device, config, dtype_, N);
 
-    plan->add("weights", stats_, {table_.flat_size()}, &weights_);
-    if (dtype != stats_) plan->add("compute_weights", dtype, {table_.flat_size()}, &compute_weights_);
+    plan->add("weights", dtype_, {table_.flat_size()}, &weights_);
     if (is_training) plan->add("gradients", stats_, {table_.flat_size()}, &gradients_);
     if (config.position == Position::alibi) plan->add("constants.slopes", stats_, {NH}, &slopes_);
-    if (config.position == Position::rope) plan->add("constants.rope_table", stats_, {max_positions, HS}, &rope_table_);
+    if (config.position == Position::rope)
+        plan->add("constants.rope_table", stats_, {options.max_positions, HS}, &rope_table_);
 
     residual_.resize(static_cast<size_t>(L + 1));
-    layers_.resize(static_cast<size_t>(L));
     for (int64_t l = 0; l <= L; ++l) {
         // Without training two buffers take turns: a layer reads one and writes the other.
         const std::string name = join("activations.residual.", is_training ? l : l % 2);
         if (is_training || l < 2)
-            plan->add(name, dtype, {N, C}, &residual_[static_cast<size_t>(l)]);
+            plan->add(name, dtype_, {N, C}, &residual_[static_cast<size_t>(l)]);
         else
             plan->share(name, &residual_[static_cast<size_t>(l)]);
     }
-    // One buffer per layer, or one for all layers where backward computes the tensor again.
-    const auto per_layer = [&](const char* name, DType type, std::initializer_list<int64_t> shape, int64_t layer,
-                               bool is_shared, Tensor* slot) {
-        const std::string key = join("activations.", name, ".", is_shared ? 0 : layer);
-        if (is_shared && layer > 0)
-            plan->share(key, slot);
-        else
-            plan->add(key, type, shape, slot);
-    };
-    for (int64_t l = 0; l < L; ++l) {
-        LayerActivations& acts = layers_[static_cast<size_t>(l)];
-        const bool all = recompute_ == Recompute::block, light = recompute_ != Recompute::none;
-        per_layer("attention_norm", dtype, {N, C}, l, light, &acts.attention_norm);
-        per_layer("attention_rstd", stats_, {N}, l, all, &acts.attention_rstd);
-        per_layer("qkv", dtype, {N, (NH + 2 * NKV) * HS}, l, all, &acts.qkv);
-        if (config.qk_norm) {
-            per_layer("qk", dtype, {N, (NH + NKV) * HS}, l, all, &acts.qk);
-            per_layer("qk_rstd", stats_, {NH + NKV, N}, l, all, &acts.qk_rstd);
+    activations_ = layer_activations(config, dtype_, stats_);
+    layers_.resize(static_cast<size_t>(L));
+    for (int64_t l = 0; l < L; ++l)
+        for (const Activation& row : activations_) {
+            Tensor* const slot = &(layers_[static_cast<size_t>(l)].*row.slot);
+            const bool is_shared = recompute_ >= row.shared_with;
+            const std::string name = join("activations.", row.name, ".", is_shared ? 0 : l);
+            if (is_shared && l > 0)
+                plan->share(name, slot);
+            else if (row.shape == Activation::Shape::tokens)
+                plan->add(name, row.dtype, {N}, slot);
+            else if (row.shape == Activation::Shape::tokens_width)
+                plan->add(name, row.dtype, {N, row.width}, slot);
+            else
+                plan->add(name, row.dtype, {row.width, N}, slot);
         }
-        per_layer("attention", dtype, {N, NH * HS}, l, all, &acts.attention);
-        per_layer("lse", stats_, {NH, N}, l, all, &acts.lse);
-        per_layer("residual_mid", dtype, {N, C}, l, all, &acts.residual_mid);
-        per_layer("mlp_norm", dtype, {N, C}, l, light, &acts.mlp_norm);
-        per_layer("mlp_rstd", stats_, {N}, l, all, &acts.mlp_rstd);
-        per_layer("gate_up", dtype, {N, 2 * F}, l, all, &acts.gate_up);
-        per_layer("swiglu", dtype, {N, F}, l, light, &acts.swiglu);
-    }
-    plan->add("activations.final_norm", dtype, {N, C}, &final_norm_);
+    plan->add("activations.final_norm", dtype_, {N, C}, &final_norm_);
     plan->add("activations.final_rstd", stats_, {N}, &final_rstd_);
     plan->add("activations.losses", stats_, {N}, &losses_);
-    plan->add("logits", dtype, {chunk_, VP}, &logits_);
+    plan->add("logits", dtype_, {chunk_, VP}, &logits_);
     if (!is_training) return;
-    plan->add("activation_gradients.residual", dtype, {N, C}, &dresidual_);
-    plan->add("activation_gradients.qkv", dtype, {N, (NH + 2 * NKV) * HS}, &dqkv_);
-    if (config.qk_norm) plan->add("activation_gradients.qk", dtype, {N, (NH + NKV) * HS}, &dqk_);
-    plan->add("activation_gradients.attention", dtype, {N, NH * HS}, &dattention_);
+    plan->add("activation_gradients.residual", dtype_, {N, C}, &dresidual_);
+    plan->add("activation_gradients.qkv", dtype_, {N, config.qkv_width()}, &dqkv_);
+    if (config.qk_norm) plan->add("activation_gradients.qk", dtype_, {N, (NH + NKV) * HS}, &dqk_);
+    plan->add("activation_gradients.attention", dtype_, {N, NH * HS}, &dattention_);
     size_t workspace = rmsnorm_backward_workspace(device, residual_[0]);
     if (config.qk_norm)
         workspace = std::max(workspace, rmsnorm_backward_workspace(device, dqk_.split_last(NH + NKV, HS)));
@@ -160,16 +169,6 @@ void Model::initialize_constants() {
     }
 }
 
-void Model::initialize_weights(uint64_t seed) {
-    device_.zero(weights_);
-    initialize_parameters(device_, table_, seed, weights_);
-    refresh_compute_weights();
-}
-
-void Model::refresh_compute_weights() {
-    if (compute_weights_) round_to(device_, {.out = compute_weights_, .in = weights_});
-}
-
 void Model::leave_out_attention() {
     CHECK(!device_.is_cpu(), "attention can be left out on CUDA only");
     is_attention_left_out_ = true;
@@ -179,10 +178,10 @@ void Model::leave_out_attention() {
 
 LayerActivations Model::activations(int64_t layer, int64_t n) const {
     LayerActivations acts = layers_[static_cast<size_t>(layer)];
-    for (Tensor* tensor : {&acts.attention_norm, &acts.attention_rstd, &acts.qkv, &acts.qk, &acts.attention,
-                           &acts.residual_mid, &acts.mlp_norm, &acts.mlp_rstd, &acts.gate_up, &acts.swiglu})
-        *tensor = first(*tensor, n);
-    acts.lse = first_columns(acts.lse, n);
+    for (const Activation& row : activations_) {
+        Tensor& tensor = acts.*row.slot;
+        tensor = row.shape == Activation::Shape::width_tokens ? first_columns(tensor, n) : first(tensor, n);
+    }
     return acts;
 }
 
@@ -193,8 +192,23 @@ Model::Heads Model::attention_heads(const LayerActivations& acts, int64_t n) con
     return {qk.slice(1, 0, NH), qk.slice(1, NH, NH + NKV), qkv.slice(1, NH + NKV, NH + 2 * NKV)};
 }
 
-Tensor Model::head_weight(const Tensor& flat) const {
-    return parameter_view(flat, table_.find(config_.tie_embeddings ? "embedding" : "head"));
+Model::Layer Model::layer(int64_t layer) const {
+    Layer result;
+    result.weights = layer_tensors(table_, weights_, layer);
+    if (gradients_) result.gradients = layer_tensors(table_, gradients_, layer);
+    const LayerTensors &w = result.weights, &dw = result.gradients;
+    result.qkv = {device_, w.qkv, w.qkv_bias, dw.qkv, dw.qkv_bias};
+    result.attention_out = {.device = device_, .weight = w.attention_out, .dweight = dw.attention_out};
+    result.gate_up = {.device = device_, .weight = w.gate_up, .dweight = dw.gate_up};
+    result.down = {.device = device_, .weight = w.down, .dweight = dw.down};
+    return result;
+}
+
+Linear Model::head() const {
+    const Parameter& parameter = table_.find(config_.tie_embeddings ? "embedding" : "head");
+    return {.device = device_,
+            .weight = parameter_view(weights_, parameter),
+            .dweight = gradients_ ? parameter_view(gradients_, parameter) : Tensor{}};
 }
 
 // ---- Forward ----
@@ -239,7 +253,8 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
 
 void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
     const ProfileRange range("layer ", layer, is_recompute ? " recompute" : " forward");
-    const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
+    const Layer ops = this->layer(layer);
+    const LayerTensors& w = ops.weights;
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
     const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
@@ -249,11 +264,10 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
     rmsnorm_forward(
         device_,
         {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
-    matmul_forward(device_, {.out = acts.qkv, .x = acts.attention_norm, .weight = w.qkv, .bias = w.qkv_bias});
+    ops.qkv.forward({.out = acts.qkv, .x = acts.attention_norm});
     const Heads heads = attention_heads(acts, n);
     if (config_.qk_norm) {
-        const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS);
-        const Tensor rstd = first_columns(acts.qk_rstd, n);
+        const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS), rstd = acts.qk_rstd;
         rmsnorm_forward(device_, {.out = heads.q,
                                   .rstd = rstd.slice(0, 0, NH).view({n, NH}),
                                   .x = raw.slice(1, 0, NH),
@@ -270,15 +284,15 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
         rope_forward(device_, {.x = heads.k, .positions = batch.positions, .table = rope_table_});
     }
     attend(batch, heads, acts, layer, cache);
-    matmul_forward(device_, {.out = acts.residual_mid, .x = acts.attention, .weight = w.attention_out, .residual = x});
+    ops.attention_out.forward({.out = acts.residual_mid, .x = acts.attention, .residual = x});
 
     rmsnorm_forward(
         device_,
         {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
-    matmul_forward(device_, {.out = acts.gate_up, .x = acts.mlp_norm, .weight = w.gate_up});
-    if (is_recompute) return;  // what leaves the layer is still there, and backward computes swiglu again
+    ops.gate_up.forward({.out = acts.gate_up, .x = acts.mlp_norm});
+    if (is_recompute) return;  // the layer's output is still there, and backward computes swiglu again
     swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
-    matmul_forward(device_, {.out = x_out, .x = acts.swiglu, .weight = w.down, .residual = acts.residual_mid});
+    ops.down.forward({.out = x_out, .x = acts.swiglu, .residual = acts.residual_mid});
 }
 
 void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
@@ -286,26 +300,26 @@ void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cac
     {
         const ProfileRange range("embedding forward");
         embedding_forward(device_, {.out = first(residual_[0], n),
-                                    .weight = parameter_view(compute_weights(), table_.find("embedding")),
+                                    .weight = parameter_view(weights_, table_.find("embedding")),
                                     .tokens = batch.tokens});
     }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false, cache);
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
                               .rstd = first(final_rstd_, n),
                               .x = first(residual_.back(), n),
-                              .weight = parameter_view(compute_weights(), table_.find("final_norm")),
+                              .weight = parameter_view(weights_, table_.find("final_norm")),
                               .eps = config_.norm_eps});
 }
 
 // Logits, loss and, in training, the gradients of logits, head weight and final norm output, a chunk of tokens at a
 // time.
-void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate) {
+void Model::head_and_loss(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate) {
     const ProfileRange range("head");
-    const Tensor weight = head_weight(compute_weights());
+    const Linear linear = head();
     for (int64_t begin = 0; begin < n; begin += chunk_) {
         const int64_t end = std::min(begin + chunk_, n);
         const Tensor x = final_norm_.slice(0, begin, end), logits = first(logits_, end - begin);
-        matmul_forward(device_, {.out = logits, .x = x, .weight = weight});
+        linear.forward({.out = logits, .x = x});
         cross_entropy(device_, {.logits = logits,
                                 .losses = losses_.slice(0, begin, end),
                                 .targets = batch.targets.slice(0, begin, end),
@@ -314,34 +328,30 @@ void Model::head(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode m
                                 .step = step,
                                 .write_gradient = mode == HeadMode::train});
         if (mode != HeadMode::train) continue;
-        matmul_backward_weight(
-            device_,
-            {.dweight = head_weight(gradients_), .dout = logits, .x = x, .accumulate = accumulate || begin > 0});
-        matmul_backward_input(device_, {.dx = x, .dout = logits, .weight = weight});  // takes the place of x
+        linear.backward({.dx = x, .dout = logits, .x = x, .accumulate = accumulate || begin > 0});
     }
     loss_sum(device_, {.step = step, .losses = first(losses_, n), .targets = batch.targets});
 }
 
-void Model::forward(const MicroBatch& batch, StepBlock* step, bool accumulate) {
+void Model::train(const MicroBatch& batch, StepBlock* step, bool accumulate) {
     CHECK(gradients_, "this model was planned without gradients");
     const int64_t n = batch.tokens.shape[0];
     forward_trunk(batch, n);
-    head(batch, n, step, HeadMode::train, accumulate);
+    head_and_loss(batch, n, step, HeadMode::train, accumulate);
+    backward(batch, accumulate);
 }
 
 void Model::evaluate(const MicroBatch& batch, StepBlock* step) {
     const int64_t n = batch.tokens.shape[0];
     forward_trunk(batch, n);
-    head(batch, n, step, HeadMode::evaluate, false);
+    head_and_loss(batch, n, step, HeadMode::evaluate, false);
 }
 
 void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits) {
     forward_trunk(batch, batch.tokens.shape[0]);
     for (size_t i = 0; i < rows.size(); ++i) {
         const int64_t out = static_cast<int64_t>(i);
-        matmul_forward(device_, {.out = logits.slice(0, out, out + 1),
-                                 .x = final_norm_.slice(0, rows[i], rows[i] + 1),
-                                 .weight = head_weight(compute_weights())});
+        head().forward({.out = logits.slice(0, out, out + 1), .x = final_norm_.slice(0, rows[i], rows[i] + 1)});
     }
 }
 
@@ -352,16 +362,15 @@ void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits
           cache->capacity());
     forward_trunk(batch, n, cache);
     cache->length_ += n;
-    matmul_forward(device_,
-                   {.out = logits, .x = final_norm_.slice(0, n - 1, n), .weight = head_weight(compute_weights())});
+    head().forward({.out = logits, .x = final_norm_.slice(0, n - 1, n)});
 }
 
 // ---- Backward ----
 
 void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate) {
     const ProfileRange range("layer ", layer, " backward");
-    const LayerTensors w = layer_tensors(table_, compute_weights(), layer);
-    const LayerTensors dw = layer_tensors(table_, gradients_, layer);
+    const Layer ops = this->layer(layer);
+    const LayerTensors &w = ops.weights, &dw = ops.gradients;
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
     const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
@@ -382,16 +391,14 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
     // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)). Where swiglu's output was not kept, its backward writes it again.
     const bool keeps_swiglu = recompute_ == Recompute::none;
     if (keeps_swiglu)
-        matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
-    matmul_backward_input(device_, {.dx = dswiglu, .dout = dx, .weight = w.down});
+        ops.down.backward({.dx = dswiglu, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
+    else
+        ops.down.backward_input(dswiglu, dx);
     swiglu_backward(
         device_,
         {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up, .out = keeps_swiglu ? Tensor{} : acts.swiglu});
-    if (!keeps_swiglu)
-        matmul_backward_weight(device_, {.dweight = dw.down, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
-    matmul_backward_weight(device_,
-                           {.dweight = dw.gate_up, .dout = dgate_up, .x = acts.mlp_norm, .accumulate = accumulate});
-    matmul_backward_input(device_, {.dx = dmlp_norm, .dout = dgate_up, .weight = w.gate_up});
+    if (!keeps_swiglu) ops.down.backward_weight({.dout = dx, .x = acts.swiglu, .accumulate = accumulate});
+    ops.gate_up.backward({.dx = dmlp_norm, .dout = dgate_up, .x = acts.mlp_norm, .accumulate = accumulate});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.mlp_norm,
                                .dout = dmlp_norm,
@@ -403,9 +410,7 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
                                .accumulate = accumulate});
 
     // x_mid = x + Wo attention(Wqkv norm(x))
-    matmul_backward_weight(device_,
-                           {.dweight = dw.attention_out, .dout = dx, .x = acts.attention, .accumulate = accumulate});
-    matmul_backward_input(device_, {.dx = dattention, .dout = dx, .weight = w.attention_out});
+    ops.attention_out.backward({.dx = dattention, .dout = dx, .x = acts.attention, .accumulate = accumulate});
     const Heads heads = attention_heads(acts, n);
     LayerActivations gradients;
     gradients.qkv = dqkv;
@@ -435,7 +440,7 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
     }
     if (config_.qk_norm) {
         const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS), draw = dqkv.split_last(NH + 2 * NKV, HS);
-        const Tensor rstd = first_columns(acts.qk_rstd, n);
+        const Tensor rstd = acts.qk_rstd;
         rmsnorm_backward(device_, {.dx = draw.slice(1, 0, NH),
                                    .dweight = dw.q_norm,
                                    .dout = dheads.q,
@@ -457,12 +462,11 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
         rmsnorm_forward(
             device_,
             {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
-    matmul_backward_weight(device_,
-                           {.dweight = dw.qkv, .dout = dqkv, .x = acts.attention_norm, .accumulate = accumulate});
-    if (config_.qkv_bias)
-        matmul_backward_bias(device_,
-                             {.dbias = dw.qkv_bias, .dout = dqkv, .workspace = workspace_, .accumulate = accumulate});
-    matmul_backward_input(device_, {.dx = dattention_norm, .dout = dqkv, .weight = w.qkv});
+    ops.qkv.backward({.dx = dattention_norm,
+                      .dout = dqkv,
+                      .x = acts.attention_norm,
+                      .workspace = workspace_,
+                      .accumulate = accumulate});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.attention_norm,
                                .dout = dattention_norm,
@@ -476,13 +480,13 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
 
 void Model::backward(const MicroBatch& batch, bool accumulate) {
     const int64_t n = batch.tokens.shape[0];
-    // final_norm_ holds the gradient of the final norm's output: head() left it there.
+    // final_norm_ holds the gradient of the final norm's output: head_and_loss() left it there.
     rmsnorm_backward(device_, {.dx = first(dresidual_, n),
                                .dweight = parameter_view(gradients_, table_.find("final_norm")),
                                .dout = first(final_norm_, n),
                                .x = first(residual_.back(), n),
                                .rstd = first(final_rstd_, n),
-                               .weight = parameter_view(compute_weights(), table_.find("final_norm")),
+                               .weight = parameter_view(weights_, table_.find("final_norm")),
                                .workspace = workspace_,
                                .accumulate = accumulate});
     for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer, accumulate);

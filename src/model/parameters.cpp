@@ -141,6 +141,7 @@ LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int6
 }
 
 void initialize_parameters(const Device& device, const ParameterTable& table, uint64_t seed, const Tensor& flat) {
+    device.zero(flat);
     for (const Parameter& parameter : table.parameters()) {
         for (const OuterPart& part : parameter.parts) {
             const Tensor tensor = part_view(flat, parameter, part);

@@ -68,8 +68,8 @@ struct LayerTensors {
 };
 LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer);
 
-// Draws the initial weights into a zeroed flat space on the device. Every element is a function of (seed, outer name,
-// index in the outer tensor) alone.
+// Draws the initial weights into a flat fp32 (fp64) space on the device, the gaps zero. Every element is a function of
+// (seed, outer name, index in the outer tensor) alone.
 void initialize_parameters(const Device& device, const ParameterTable& table, uint64_t seed, const Tensor& flat);
 
 }  // namespace ingot

@@ -8,6 +8,7 @@
 #include "src/config/notes.h"
 #include "src/model/device_choice.h"
 #include "src/model/generator.h"
+#include "src/train/features.h"
 
 namespace ingot {
 
@@ -92,8 +93,8 @@ void print_notes(const Config& config, const Device& device) {
         std::printf("note: %s\n", note.c_str());
 }
 
-void print_plan(const TrainingPlan& plan) {
-    std::printf("%s%s", plan.features().c_str(), plan.memory_table().c_str());
+void print_plan(const Config& config, const TrainingPlan& plan) {
+    std::printf("%s%s", describe_features(config, plan).c_str(), plan.memory_table().c_str());
 }
 
 void print_data(const TrainingData& data, const HellaSwag* hellaswag) {
@@ -134,7 +135,7 @@ int dry_run(Config config) {
     }
     resolve_micro_batch(&config, device);
     const TrainingPlan plan(config, device);
-    print_plan(plan);
+    print_plan(config, plan);
     if (!device.is_cpu()) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
     plan.check_memory();
     std::printf("nothing was started: this was --dry-run\n");

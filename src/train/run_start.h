@@ -39,7 +39,7 @@ std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* t
 
 // A line for each setting that changes nothing.
 void print_notes(const Config& config, const Device& device);
-void print_plan(const TrainingPlan& plan);
+void print_plan(const Config& config, const TrainingPlan& plan);
 // `hellaswag` may be null.
 void print_data(const TrainingData& data, const HellaSwag* hellaswag);
 

@@ -2,7 +2,6 @@
 #include "src/train/train.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -19,13 +18,11 @@
 #include "src/checkpoint/store.h"
 #include "src/config/config.h"
 #include "src/data/loader.h"
-#include "src/model/batch.h"
 #include "src/model/generator.h"
-#include "src/model/matmul_cache.h"
 #include "src/train/log.h"
 #include "src/train/peak_rate.h"
 #include "src/train/run_start.h"
-#include "src/train/step_queue.h"
+#include "src/train/step_runner.h"
 #include "src/train/training_data.h"
 #include "src/train/training_plan.h"
 
@@ -80,8 +77,8 @@ class Trainer {
         running,     // training goes on, also if it fails
         last_chance  // waits for the end, and throws if it fails
     };
-    bool queue_step();   // false: the run must stop, the unfinished step is dropped
-    void finish_step();  // waits for the oldest queued step and takes its report
+    bool launch_step();  // false: the run must stop, and its data were waited for in vain
+    void finish_step();  // waits for the oldest step in flight and takes its report
     bool evaluate();     // false: the run must stop
     bool measure_loss();
     bool measure_hellaswag();
@@ -89,7 +86,8 @@ class Trainer {
     void note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode);
     void write_log();
     void sample();
-    void resume_from(const Checkpoint& checkpoint);
+    std::vector<std::string> changes_since(const Checkpoint& checkpoint) const;
+    void describe_resume(const Checkpoint& checkpoint, std::vector<std::string> differences);
     int stop_for_nonfinite() const;
     void finish_and_save();
     int stop();
@@ -101,7 +99,8 @@ class Trainer {
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
     bool is_last(int64_t step) const { return step >= config_.training.steps; }
     bool is_last() const { return is_last(training_.step); }
-    // Whether weights are read after this step, so that no later one may be queued before; or a profile begins or ends.
+    // Whether weights are read after this step, so that no later one may be launched before; or a profile begins or
+    // ends.
     bool pauses_after(int64_t step) const {
         return is_due(config_.checkpoint.every, step) || is_due(config_.eval.every, step) ||
                is_due(config_.sample.every, step) || profile_.contains(step) != profile_.contains(step + 1);
@@ -118,11 +117,7 @@ class Trainer {
     const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
     std::unique_ptr<Loader> loader_;
-    StepQueue queue_;
-    struct Queued {  // what the host knows of a step while it is on its way
-        double data_wait_seconds = 0, visible_pairs = 0;
-    };
-    std::array<Queued, 2> queued_;    // step s in s % 2
+    StepRunner runner_;
     TrainingState training_;          // as of the last finished step
     bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
     bool is_updating_ = false;        // weights and moments are between two steps
@@ -140,14 +135,15 @@ Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore*
       hellaswag_(hellaswag),
       profile_(profile),
       plan_(*plan),
-      queue_(config, plan) {}
+      runner_(config, plan) {}
 
 // ---- Start ----
 
-void Trainer::resume_from(const Checkpoint& checkpoint) {
-    const Manifest& manifest = checkpoint.manifest;
-    std::vector<std::string> differences;  // of all that the bits depend on
-    for (const ConfigChange& change : config_changes(config_to_json(manifest.config), config_)) {
+// Says what the config changes of the checkpoint's, and returns it, as far as the bits depend on it. Throws UserError
+// for what a resumed run cannot change.
+std::vector<std::string> Trainer::changes_since(const Checkpoint& checkpoint) const {
+    std::vector<std::string> differences;
+    for (const ConfigChange& change : config_changes(config_to_json(checkpoint.manifest.config), config_)) {
         const std::string then = excerpt(change.then, 200), now = excerpt(change.now, 200);
         REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ", then,
                 ", the config says ", now, ": a resumed run cannot change the ",
@@ -160,10 +156,11 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
         tokenizer_->source() != checkpoint.tokenizer_json)
         std::printf(
             "changed from now on: the tokenizer.json of data.tokenizer is another file than the checkpoint's\n");
-    training_ = load_training(checkpoint, &plan_.model, plan_.optimizer);
-    StepBlock block;
-    block.state = training_.state;
-    plan_.step.write(block);
+    return differences;
+}
+
+void Trainer::describe_resume(const Checkpoint& checkpoint, std::vector<std::string> differences) {
+    const Manifest& manifest = checkpoint.manifest;
     std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
     for (const std::string& line : data_.resume(training_.data, training_.rows_consumed)) {
         differences.push_back(line);
@@ -183,19 +180,14 @@ void Trainer::resume_from(const Checkpoint& checkpoint) {
 }
 
 void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial) {
-    plan_.model.initialize_constants();
-    plan_.optimizer.initialize_constants(plan_.model);
-    plan_.step.write(StepBlock{});
-    if (checkpoint)
-        resume_from(*checkpoint);
-    else if (initial)
-        load_weights(*initial, &plan_.model);
-    else
-        plan_.model.initialize_weights(static_cast<uint64_t>(config_.seed));
+    std::vector<std::string> differences;
+    if (checkpoint) differences = changes_since(*checkpoint);
+    training_ =
+        runner_.prepare({.resumed = checkpoint ? &*checkpoint : nullptr, .initial = initial ? &*initial : nullptr});
+    if (checkpoint) describe_resume(*checkpoint, std::move(differences));
     REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
             "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
             config_.training.steps, ": name steps among these");
-    queue_.start_after(training_.step);
     loader_ = std::make_unique<Loader>(
         *data_.train,
         LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
@@ -216,40 +208,30 @@ bool Trainer::must_stop() const {
     return stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes);
 }
 
-// One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is queued, and nothing
-// here waits for it but for batch buffers that are still being read.
-bool Trainer::queue_step() {
-    const int64_t step = queue_.last_queued() + 1;
+// One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is launched, and the
+// program waits only for batches and for the memory that they are copied from.
+bool Trainer::launch_step() {
+    const int64_t step = runner_.last_launched() + 1;
     if (step == profile_.first) begin_profile();
-    plan_.use_graphs(!profile_.contains(step));
-    Queued& queued = queued_[static_cast<size_t>(step % 2)] = {};
-    queue_.begin();
-    for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step) {
-        if (must_stop()) return false;
-        plan_.batch.next();  // a slot on the device; the batch comes from the loader
-        const double data_begin = seconds_now();
-        const HostBatch* const host = loader_->next([this] { return must_stop(); });
-        if (host == nullptr) return false;
-        queued.data_wait_seconds += seconds_now() - data_begin;
-        queued.visible_pairs += host->visible_pairs();
-        plan_.micro_step(*host);
-    }
+    runner_.use_graphs(!profile_.contains(step));
+    runner_.begin();
+    for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step)
+        if (!runner_.micro_step([this] { return loader_->next([this] { return must_stop(); }); })) return false;
     is_updating_ = true;
-    queue_.end();
+    runner_.update();
     is_updating_ = false;
     return true;
 }
 
 void Trainer::finish_step() {
-    const StepQueue::Finished finished = queue_.finish();
+    const StepRunner::Finished finished = runner_.finish();
     const StepBlock& block = finished.block;
     training_.step += 1;
-    const Queued& queued = queued_[static_cast<size_t>(training_.step % 2)];
     if (training_.step == profile_.last) end_profile();
     training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
     training_.state = block.state;
     StepReport report;
-    report.data_wait_seconds = queued.data_wait_seconds;
+    report.data_wait_seconds = finished.data_wait_seconds;
     report.step = training_.step;
     report.lr = block.settings.lr;
     report.loss = block.decision.loss;
@@ -261,7 +243,7 @@ void Trainer::finish_step() {
     report.step_seconds = finished.seconds;
     report.tokens_per_second = static_cast<double>(config_.training.batch_tokens) / report.step_seconds;
     if (const auto peak = peak_rate(plan_.device().name(), plan_.model.dtype()))
-        report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), queued.visible_pairs) /
+        report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), finished.visible_pairs) /
                      report.step_seconds / peak->flops;
     training_.report = report;
     report_is_pending_ = true;
@@ -358,9 +340,9 @@ int Trainer::stop_for_nonfinite() const {
     return kExitDiverged;
 }
 
-// What is queued is finished and saved, before the run ends early.
+// Finishes the steps in flight and saves, before the run ends early.
 void Trainer::finish_and_save() {
-    while (training_.step < queue_.last_queued()) {
+    while (training_.step < runner_.last_launched()) {
         finish_step();
         write_log();
     }
@@ -445,11 +427,11 @@ int Trainer::loop() {
             std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
             return kExitDone;
         }
-        // On a GPU the next step is queued before the report of this one is awaited.
-        while (queue_.last_queued() == training_.step ||
-               (queue_.last_queued() <= training_.step + queue_.ahead() && !is_last(queue_.last_queued()) &&
-                !pauses_after(queue_.last_queued())))
-            if (must_stop() || !queue_step()) return stop();
+        // On a GPU the next step is launched before the report of this one is awaited.
+        while (runner_.last_launched() == training_.step ||
+               (runner_.last_launched() <= training_.step + runner_.ahead() && !is_last(runner_.last_launched()) &&
+                !pauses_after(runner_.last_launched())))
+            if (must_stop() || !launch_step()) return stop();
         finish_step();
     }
 }
@@ -492,11 +474,8 @@ int train_in_folder(const TrainOptions& options, Config config) {
     print_data(data, hellaswag.get());
     if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
     if (initial) print_start(*initial, config, tokenizer.get());
-    print_plan(plan);
+    print_plan(config, plan);
     std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
-    plan.allocate();
-    plan.warm_up(checkpoint ? checkpoint->manifest.matmul_choices : std::vector<MatmulChoice>{});
-    if (stop_signal() != 0) return stopped_before_training();
     Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, &plan);
     trainer.start(checkpoint, initial);
     return trainer.run();

@@ -2,14 +2,11 @@
 // a run allocates.
 #pragma once
 
-#include <array>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/core/device.h"
-#include "kernels/matmul/choices.h"
 #include "src/base/available_memory.h"
 #include "src/checkpoint/writer.h"
 #include "src/config/config.h"
@@ -35,44 +32,24 @@ class TrainingPlan {
     void check_host_memory(const AvailableMemory& available) const;
     // Checks that first.
     void allocate();
-    // CUDA: one step on blank memory, before there are weights, so that kernels are loaded and products have their
-    // algorithms when the first step comes: those of `record` (of the run that goes on), of the machine's cache, or
-    // timed now. Leaves everything blank again.
-    void warm_up(const std::vector<MatmulChoice>& record);
+    // Zeroes the device's memory.
+    void clear();
     size_t total_bytes() const { return memory_.total_bytes(); }
-
-    // One optimizer step, in this order. On a GPU each call queues work and returns; what is queued again and again is
-    // launched as a graph.
-    void begin_step(const StepSettings& settings);
-    void micro_step(const HostBatch& host);  // after batch.next(): copy to the device, forward, backward
-    void update();                           // waits, on the device if it can, until a save has copied what changes now
-
-    // False: from now on the ops of micro-steps and updates are launched one by one, so that a profiler sees which of
-    // them belong to which range (kernels/core/profile.h). The bits are the same.
-    void use_graphs(bool uses_graphs) { uses_graphs_ = uses_graphs; }
 
     int64_t num_micro_steps() const;
 
-    // What is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints.
-    std::string features() const;
     // The memory plan by name.
     std::string memory_table() const;
 
     const Device& device() const { return device_; }
 
   private:
-    void run(DeviceGraph* graph, const std::function<void()>& work);
     MemoryPlan* host_plan() { return device_.is_cpu() ? &memory_ : &host_memory_; }
 
     Config config_;
     Device device_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
-    // By the batch's slot, and whether gradients are added to: not by a step's first micro-step.
-    std::array<std::array<DeviceGraph, 2>, BatchBuffers::kSlots> micro_step_;
-    DeviceGraph update_;
-    bool uses_graphs_ = true;
-    bool accumulates_ = false;  // whether the step has gradients already
 
   public:
     Model model;

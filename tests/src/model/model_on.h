@@ -10,26 +10,24 @@ namespace ingot::test {
 
 class ModelOn {
   public:
-    ModelOn(const Device& device_, const ModelConfig& config, const ModelOptions& options)
+    ModelOn(const Device& device_, const ModelConfig& config, const SmallOptions& options)
         : device(device_),
-          model(device, config, options.dtype, options.max_tokens, options.max_tokens, options.recompute,
-                options.z_loss, true, &plan),
+          model(device, config, options, &plan),
           optimizer(model, &plan),
           step(device, "step", &plan),
           // Poisoned: what is read before it is written shows as NaN.
           memory(plan.allocate(device, true)) {
         model.initialize_constants();
-        optimizer.initialize_constants(model);
-        device.zero(optimizer.m());
-        device.zero(optimizer.v());
+        optimizer.initialize_constants();
+        for (const OptimizerState& state : optimizer.state()) device.zero(state.tensor);
         step.write(StepBlock{});
     }
     // The flat space, as SmallModel::weights() has it.
     void set_weights(std::vector<double> values) {
         const std::vector<float> floats(values.begin(), values.end());
-        device.copy(model.weights(), Tensor::contiguous(const_cast<float*>(floats.data()), DType::f32,
-                                                        {static_cast<int64_t>(floats.size())}));
-        model.refresh_compute_weights();
+        device.copy(optimizer.weights(), Tensor::contiguous(const_cast<float*>(floats.data()), DType::f32,
+                                                            {static_cast<int64_t>(floats.size())}));
+        optimizer.refresh_model();
     }
     void begin(const StepSettings& settings = {}) {
         step_begin(device, step.get(), settings);
@@ -37,12 +35,11 @@ class ModelOn {
     }
     void train(const Row& row) {
         const RowBuffers batch(row, device);
-        model.forward(batch, step.get());
-        model.backward(batch);
+        model.train(batch, step.get());
         device.synchronize();
     }
     StepBlock update() {
-        optimizer.update(model, step.get());
+        optimizer.update(step.get());
         return step.read();
     }
     std::vector<double> values_of(const Tensor& tensor) const {

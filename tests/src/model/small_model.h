@@ -79,23 +79,31 @@ inline ModelConfig tiny_config() {
     return config;
 }
 
-struct ModelOptions {
+// ModelOptions with what most tests want.
+struct SmallOptions {
     DType dtype = DType::f64;
     int64_t max_tokens = 12;
     Recompute recompute = Recompute::none;
     double z_loss = 0;
     bool is_training = true;
+    operator ModelOptions() const {
+        return {.dtype = dtype,
+                .max_tokens = max_tokens,
+                .max_positions = max_tokens,
+                .is_training = is_training,
+                .recompute = recompute,
+                .z_loss = z_loss};
+    }
 };
 
 class SmallModel {
   public:
-    explicit SmallModel(const ModelConfig& config, const ModelOptions& options = {}, uint64_t seed = 7)
-        : model(Device::cpu(), config, options.dtype, options.max_tokens, options.max_tokens, options.recompute,
-                options.z_loss, options.is_training, &plan),
+    explicit SmallModel(const ModelConfig& config, const SmallOptions& options = {}, uint64_t seed = 7)
+        : model(Device::cpu(), config, options, &plan),
           // Poisoned: an activation that is read before it is written shows as NaN.
           memory(plan.allocate(Device::cpu(), true)) {
         model.initialize_constants();
-        model.initialize_weights(seed);
+        initialize_parameters(Device::cpu(), model.table(), seed, model.weights());
         // At the usual 0.02 the second layer would hardly matter, and norm weights of exactly 1 would hide a missing
         // factor.
         for_cpu_scalar(model.dtype(), "test", [&](auto scalar) {
@@ -117,8 +125,7 @@ class SmallModel {
 
     void train(const Row& row) {
         const RowBuffers batch(row);
-        model.forward(batch, &step);
-        model.backward(batch);
+        model.train(batch, &step);
     }
     void evaluate(const Row& row) { model.evaluate(RowBuffers(row), &step); }
     std::vector<double> losses(int64_t n) const { return values_of(model.losses().slice(0, 0, n)); }

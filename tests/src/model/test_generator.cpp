@@ -24,7 +24,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 class TextModel {
   public:
     TextModel(const ModelConfig& config, DType dtype, int64_t max_tokens, int64_t capacity)
-        : model(cpu, config, dtype, max_tokens, config.context_length, Recompute::none, 0, false, &plan),
+        : model(cpu, config, {.dtype = dtype, .max_tokens = max_tokens, .max_positions = config.context_length}, &plan),
           buffers(cpu, max_tokens, &plan),
           generator(model, buffers, capacity, &plan),
           memory(plan.allocate(cpu, true)),

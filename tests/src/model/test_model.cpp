@@ -125,8 +125,7 @@ TEST(Model, TheFirstMicroBatchOverwritesGradients) {
         for (const Parameter& parameter : used.model.table().parameters())
             cpu.fill_bytes(parameter_view(used.model.gradients(), parameter), 0xff);
         const RowBuffers batch(row);
-        used.model.forward(batch, &used.step, false);
-        used.model.backward(batch, false);
+        used.model.train(batch, &used.step, false);
         EXPECT_TRUE(same(used.gradients(), fresh.gradients()));
     });
 }
@@ -149,8 +148,7 @@ TEST(Model, ChunksOfLogitsAddUp) {
     EXPECT_TRUE(close(together.losses(100), losses, 1e-12));
     EXPECT_TRUE(close(together.gradients(), halves.gradients(), 1e-12));
     const RowBuffers batch(whole);
-    together.model.forward(batch, &together.step, false);
-    together.model.backward(batch, false);
+    together.model.train(batch, &together.step, false);
     EXPECT_TRUE(close(together.gradients(), halves.gradients(), 1e-12));
 }
 
@@ -181,7 +179,7 @@ TEST(Model, BitsDependOnTheSeedAndNotOnThreads) {
     for (const DType dtype : {DType::f32, DType::f64}) {
         const auto run = [&](int count, uint64_t seed) {
             omp_set_num_threads(count);
-            auto small = std::make_unique<SmallModel>(config, ModelOptions{.dtype = dtype, .max_tokens = 150}, seed);
+            auto small = std::make_unique<SmallModel>(config, SmallOptions{.dtype = dtype, .max_tokens = 150}, seed);
             small->train(row);
             return small;
         };

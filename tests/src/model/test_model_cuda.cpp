@@ -122,12 +122,12 @@ TEST(ModelCuda, InitialWeightsAreThoseOfTheCpu) {
     INGOT_CUDA_OR_SKIP(cuda);
     const ModelConfig config = cuda_config();
     MemoryPlan plan;
-    Model model(Device::cpu(), config, DType::f32, kTokens, kTokens, Recompute::none, 0, false, &plan);
+    Model model(Device::cpu(), config, {.max_tokens = kTokens, .max_positions = kTokens}, &plan);
     const std::shared_ptr<void> memory = plan.allocate(Device::cpu());
-    model.initialize_weights(99);
+    initialize_parameters(Device::cpu(), model.table(), 99, model.weights());
     ModelOn on_gpu(cuda, config, {.dtype = DType::bf16, .max_tokens = kTokens});
-    on_gpu.model.initialize_weights(99);
-    EXPECT_TRUE(same(on_gpu.values_of(on_gpu.model.weights()), SmallModel::values_of(model.weights())));
+    on_gpu.optimizer.initialize_weights(99);
+    EXPECT_TRUE(same(on_gpu.values_of(on_gpu.optimizer.weights()), SmallModel::values_of(model.weights())));
 }
 
 }  // namespace

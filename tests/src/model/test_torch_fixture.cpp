@@ -78,7 +78,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
     }
     std::unique_ptr<SmallModel> model(DType dtype) const {
         auto small = std::make_unique<SmallModel>(
-            config, ModelOptions{.dtype = dtype, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
+            config, SmallOptions{.dtype = dtype, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
         cpu.zero(small->model.weights());
         for_each_part(small->model, [&](const Parameter& parameter, const OuterPart& part) {
             const Tensor tensor = part_view(small->model.weights(), parameter, part);
@@ -212,7 +212,7 @@ TEST_P(TorchFixture, TenStepsOnCuda) {
     EXPECT_TRUE(close(norms, read("grad_norms"), 1e-4));
     for_each_part(on.model, [&](const Parameter& parameter, const OuterPart& part) {
         EXPECT_TRUE(
-            close(on.values_of(part_view(on.model.weights(), parameter, part)), read("final." + part.name), 1e-4))
+            close(on.values_of(part_view(on.optimizer.weights(), parameter, part)), read("final." + part.name), 1e-4))
             << part.name;
     });
 }

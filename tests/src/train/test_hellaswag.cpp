@@ -120,7 +120,7 @@ TEST(HellaSwag, PackedLossesAreThoseOfSingleDocuments) {
             config.position = position;
             config.context_length = 11;
             MemoryPlan plan;
-            Model model(Device::cpu(), config, DType::f32, num_tokens, config.context_length, Recompute::none, 0, false,
+            Model model(Device::cpu(), config, {.max_tokens = num_tokens, .max_positions = config.context_length},
                         &plan);
             BatchBuffers buffers(Device::cpu(), num_tokens, &plan);
             const DeviceStep step(Device::cpu(), "step", &plan);

@@ -1,0 +1,102 @@
+// The optimizer steps of a run. On a GPU a step is launched while the one before still runs, so that the GPU never
+// waits for the program; the scalars of a step come back at its end, one step late.
+//
+//   runner.prepare(...);
+//   runner.begin();
+//   for each micro-step:  runner.micro_step(next_batch);
+//   runner.update();
+//   ... = runner.finish();      of this step, or on a GPU of the one before
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/core/device.h"
+#include "kernels/core/step.h"
+#include "src/checkpoint/checkpoint.h"
+#include "src/config/config.h"
+#include "src/train/training_plan.h"
+
+namespace ingot {
+
+class StepRunner {
+  public:
+    // Steps that may be in flight on a GPU: one runs, one waits for it.
+    static constexpr int64_t kStepsInFlight = 2;
+
+    // Both outlive the runner.
+    StepRunner(const Config& config, TrainingPlan* plan);
+
+    // Where the weights of the first step come from: a run that goes on, else a model to start from, else the seed.
+    struct Start {
+        const Checkpoint* resumed = nullptr;
+        const Checkpoint* initial = nullptr;
+    };
+    // Allocates the plan. On CUDA then runs one step on blank memory, before there are weights, so that kernels are
+    // loaded and GEMMs have their algorithms when the first step comes: those of the resumed run's record, of the
+    // machine's cache, or timed now. Fills everything that a step reads. Returns what a resumed run goes on from.
+    // Throws UserError if the plan does not fit.
+    TrainingState prepare(const Start& start);
+
+    int64_t last_launched() const { return last_launched_; }
+    int64_t last_finished() const { return last_finished_; }
+    // How many steps may be launched beyond the one that is waited for: none on the CPU, where launching is doing.
+    int64_t ahead() const { return plan_.device().is_cpu() ? 0 : kStepsInFlight - 1; }
+
+    // Begins the next step, with the learning rate of its number. A step that was begun and never updated is dropped:
+    // the next begin() begins it again.
+    void begin();
+    // Forward and backward of the batch that `next_batch` returns, in memory that this device can copy from and that
+    // stays as it is until next_batch() is called for the micro-step after the next one. Returns false, without work,
+    // where next_batch() returns null.
+    bool micro_step(const std::function<const HostBatch*()>& next_batch);
+    // After the last micro-step. Waits, on the device if it can, until a save has copied what changes now.
+    void update();
+
+    // Waits for the oldest step in flight. The reference is good until kStepsInFlight more have begun.
+    struct Finished {
+        const StepBlock& block;    // the step's scalars at its end
+        double seconds;            // from its beginning to its end on the device
+        double data_wait_seconds;  // that the program waited for batches
+        double visible_pairs;      // HostBatch::visible_pairs() of all micro-steps
+    };
+    Finished finish();
+
+    // False: from now on ops are launched one by one, so that a profiler sees which of them belong to which range
+    // (kernels/core/profile.h). True, as from the beginning: what is launched again and again is a graph. The bits are
+    // the same.
+    void use_graphs(bool uses_graphs) { uses_graphs_ = uses_graphs; }
+
+  private:
+    void warm_up(const std::vector<MatmulChoice>& record);
+    void run(DeviceGraph* graph, const std::function<void()>& work);
+
+    struct Slot {  // of a step in flight
+        explicit Slot(const Device& device)
+            : memory(device.allocate_host(sizeof(StepBlock))),
+              block(static_cast<StepBlock*>(memory.get())),
+              begin(device),
+              end(device) {}
+        std::shared_ptr<void> memory;
+        StepBlock* block;
+        DeviceEvent begin, end;
+        double data_wait_seconds = 0, visible_pairs = 0;
+    };
+    Slot& slot(int64_t step) { return slots_[static_cast<size_t>(step % kStepsInFlight)]; }
+
+    const Config& config_;
+    TrainingPlan& plan_;
+    std::array<Slot, kStepsInFlight> slots_;
+    int64_t last_launched_ = 0, last_finished_ = 0;
+    // By the batch's slot, and whether gradients are added to: not by a step's first micro-step.
+    std::array<std::array<DeviceGraph, 2>, BatchBuffers::kSlots> micro_step_;
+    DeviceGraph update_;
+    bool uses_graphs_ = true;
+    bool accumulates_ = false;  // whether the step has gradients already
+};
+
+}  // namespace ingot
