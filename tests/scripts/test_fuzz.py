@@ -33,7 +33,7 @@ class Fuzz(unittest.TestCase):
         overflows (an access outside the file); memory for as many sequences as the header says; a loop over them; the
         bound on a document index's starts left out; a tensor beyond the end of its file."""
         with tempfile.TemporaryDirectory() as folder:
-            result = subprocess.run([sys.executable, str(ROOT / "scripts/fuzz"), "--output", folder],
+            result = subprocess.run([sys.executable, str(ROOT / "scripts/dev/fuzz"), "--output", folder],
                                     capture_output=True, text=True)
         print(result.stdout, file=sys.stderr)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)

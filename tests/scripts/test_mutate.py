@@ -1,4 +1,4 @@
-"""The faults that scripts/mutate plants still fit the sources. The script itself is run by hand."""
+"""The faults that scripts/dev/mutate plants still fit the sources. The script itself is run by hand."""
 
 import json
 import pathlib

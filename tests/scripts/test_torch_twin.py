@@ -1,4 +1,5 @@
-"""scripts/torch_twin.py, torch_rows.py and torch_loop.py against a run of ./train: weights, rows, schedule, loss, AdamW.
+"""torch_twin.py, torch_rows.py and torch_loop.py of scripts/peers against a run of ./train: weights, rows, schedule, loss,
+AdamW.
 
 Needs a Python with PyTorch, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped without.
 
@@ -85,7 +86,7 @@ class TorchTwin(TrainerCase):
         return result.stdout
 
     def loop(self, name, output, dtype="fp32", *more):
-        self.python(ROOT / "scripts/torch_loop.py", "train", "--run", self.run_folder(name), "--dtype", dtype,
+        self.python(ROOT / "scripts/peers/torch_loop.py", "train", "--run", self.run_folder(name), "--dtype", dtype,
                     "--output", self.folder / output, *more)
         return [json.loads(line) for line in (self.folder / output / "log.jsonl").read_text().splitlines()]
 
@@ -100,7 +101,7 @@ class TorchTwin(TrainerCase):
     def test_initial_weights_are_the_same_bits(self):
         self.run_train("initial", sets=("optimizer.lr=0", "training.steps=1", "model.init_std=0.05",
                                         "model.tie_embeddings=false", "model.qk_norm=true", "schedule.warmup_steps=0"))
-        count = self.python("-c", COMPARE_WEIGHTS, ROOT / "scripts", self.run_folder("initial"))
+        count = self.python("-c", COMPARE_WEIGHTS, ROOT / "scripts/peers", self.run_folder("initial"))
         self.assertEqual(int(count), 2 * 11 + 3)
 
     def test_loop_repeats_a_run_over_several_epochs(self):
@@ -146,7 +147,7 @@ class TorchTwin(TrainerCase):
             self.assertGreater(gaps[name], 1e-7)
             self.assertLess(gaps[name], 1e-2)
         self.assertLess(gaps["fp16"], gaps["bf16"])
-        script, reference = ROOT / "scripts/torch_loop.py", self.run_folder("reference")
+        script, reference = ROOT / "scripts/peers/torch_loop.py", self.run_folder("reference")
         arguments = ("gap", "--reference", reference, "--last", 5)
         self.python(script, *arguments, "--run", self.folder / "loop-fp16", "--peer", self.folder / "loop-bf16")
         self.python(script, *arguments, "--run", self.folder / "loop-bf16", "--peer", self.folder / "loop-fp16",
@@ -170,7 +171,7 @@ class TorchTwin(TrainerCase):
                                       [9.0, 9.0] + [2.0 + seed + sign * theirs for sign in (-1, 1) * 2]))
 
         def gap(limit, code, runs=runs, peers=peers):
-            return self.python(ROOT / "scripts/torch_loop.py", "gap", "--reference", *references, "--run", *runs,
+            return self.python(ROOT / "scripts/peers/torch_loop.py", "gap", "--reference", *references, "--run", *runs,
                                "--peer", *peers, "--last", 4, "--limit", limit, code=code)
 
         self.assertRegex(gap(1.51, 0), r"(?m)^mean +3\.000e-01 +2\.000e-01 +1\.500   limit 1\.51$")
@@ -181,7 +182,7 @@ class TorchTwin(TrainerCase):
 
     def test_gap_trains_every_seed(self):
         """In fp32 Ingot repeats itself, so that its gap is 0, and the loop does not."""
-        command = [ROOT / "scripts/torch_loop.py", "gap", "--config", "config.json", "--seeds", "7,8", "--last", 2,
+        command = [ROOT / "scripts/peers/torch_loop.py", "gap", "--config", "config.json", "--seeds", "7,8", "--last", 2,
                    "--dtype", "fp32", "--device", "cpu", "--train", TRAIN, "--output", "gaps"]
         for assignment in ("training.steps=3", "schedule.warmup_steps=1", "data.val=[]", "sample.every=0"):
             command += ["--set", assignment]

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Train again in PyTorch what Ingot trained, rounding where Ingot rounds: how much of a gap is 16-bit arithmetic?
 
-    python3 scripts/torch_loop.py train --run RUN --dtype bf16 [--device cuda] --output DIR
-    python3 scripts/torch_loop.py gap --config FILE --seeds 1337,1,2,3 --dtype bf16,fp16 --device cuda --output DIR
-    python3 scripts/torch_loop.py gap --reference RUN... --run RUN... --peer DIR... [--last 50]
+    python3 scripts/peers/torch_loop.py train --run RUN --dtype bf16 [--device cuda] --output DIR
+    python3 scripts/peers/torch_loop.py gap --config FILE --seeds 1337,1,2,3 --dtype bf16,fp16 --device cuda
+        --output DIR
+    python3 scripts/peers/torch_loop.py gap --reference RUN... --run RUN... --peer DIR... [--last 50]
 
 `train` repeats the run of a run folder of Ingot's (its config.json): the same initial weights, rows, schedule, loss,
 clipping and AdamW, with --dtype in place of the run's precision. It is a plain eager loop, which computes in float32 on
@@ -47,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # kernels/core/step.h
 LOSS_SCALE_MIN, LOSS_SCALE_MAX, GROWTH_INTERVAL = 2.0**-14, 2.0**14, 1000

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Time Ingot beside PyTorch, doing the same work.
 
-    python3 scripts/bench_torch.py step --config FILE [--set KEY=VALUE]... --output DIR
-    python3 scripts/bench_torch.py step --device cuda --config FILE [--make-data DIR] [OPTION]... --output DIR
-    python3 scripts/bench_torch.py attention [OPTION]...       attention alone, on a GPU: see its --help
+    python3 scripts/peers/bench_torch.py step --config FILE [--set KEY=VALUE]... --output DIR
+    python3 scripts/peers/bench_torch.py step --device cuda --config FILE [--make-data DIR] [OPTION]... --output DIR
+    python3 scripts/peers/bench_torch.py attention [OPTION]...       attention alone, on a GPU: see its --help
 
 `step` times the training step of one config: the same weights, token ids, documents, micro-batches, loss, clipping
 and AdamW on both sides, in float32. The two take turns (Ingot, PyTorch, Ingot, PyTorch, ...), `--rounds` runs each,
@@ -48,7 +48,7 @@ from torch_gpt import Attend, Gpt
 import torch
 from torch import Tensor, nn
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Float32 on both sides, summed in different orders: the first loss is within a few 1e-6; a wrong mask, target or weight
 # moves it by more than 1e-3.
 FIRST_LOSS_TOLERANCE = 1e-4

@@ -35,7 +35,7 @@ from torch_step import LOSSES_KEPT
 
 import torch
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Dense bf16 peaks, FLOP/s, by what the device's name contains (vendor data sheets; SXM clocks).
 PEAKS = {"H100 PCIe": 756e12, "H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "L40S": 362e12, "4090": 165.2e12}
 # The first loss and the first gradient norm of the two sides may differ by rounding. A wrong target shows in the loss;
@@ -271,7 +271,7 @@ class Comparison:
                        "TRITON_CACHE_DIR": str(self.cache / "triton")}
         job_file = self.output / "torch-job.json"
         job_file.write_text(json.dumps(job))
-        result = subprocess.run([sys.executable, str(ROOT / "scripts/bench_torch.py"), "worker", str(job_file)],
+        result = subprocess.run([sys.executable, str(ROOT / "scripts/peers/bench_torch.py"), "worker", str(job_file)],
                                 env=environment)
         if result.returncode != 0:
             fail("PyTorch's side failed: its message stands above")

@@ -2,7 +2,7 @@
 // into blocks, each one single-threaded call, the blocks shared out to threads. Libraries are opened at run time, so
 // that one program compares all; oneDNN is called by dnnl_sgemm.
 //
-//   g++ -O2 -fopenmp scripts/bench_blas.cpp -o bench_blas -ldl
+//   g++ -O2 -fopenmp scripts/dev/bench_blas.cpp -o bench_blas -ldl
 //   OMP_NUM_THREADS=2 ./bench_blas ROWS COLUMNS DEPTH SECONDS LIBRARY...    largest block, time per product
 //
 // e.g. ./bench_blas 256 512 0 0.3 libopenblas.so.0 libblis.so.4 libdnnl.so.2. DEPTH 0 leaves K whole.

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Time Ingot's attention beside PyTorch's, on one GPU.
 
-    python3 scripts/bench_torch.py attention [--tokens 16384 --seq 1024,4096 --heads 16 --kv-heads 4 --head-dim 64,128]
-    python3 scripts/bench_torch.py attention --docs exponential:16384:1024 [OPTION]...
+    python3 scripts/peers/bench_torch.py attention [--tokens 16384 --seq 1024,4096 --heads 16 --kv-heads 4]
+        [--head-dim 64,128]
+    python3 scripts/peers/bench_torch.py attention --docs exponential:16384:1024 [OPTION]...
 
 For each shape, forward and backward of
 
@@ -36,7 +37,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 BATCH_SECONDS = 5e-3  # of launches between two events
 Pair = tuple[Callable[[], Any], Callable[[], Any]]  # forward, backward
 
