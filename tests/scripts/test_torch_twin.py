@@ -112,7 +112,7 @@ class TorchTwin(TrainerCase):
 
     def test_loop_knows_every_option_of_the_model(self):
         sets = ("model.position=rope", "model.qk_norm=true", "model.tie_embeddings=false", "training.z_loss=1e-3",
-                "schedule.type=wsd", "schedule.decay_steps=5", "data.eot=start", "data.mask_documents=true")
+                "schedule.type=wsd", "schedule.decay_steps=5", "data.mask_documents=true")
         self.run_train("rope", sets=sets)
         self.assert_same_losses("rope", self.loop("rope", "loop-rope"))
         sets = ("model.position=none", "data.mask_documents=false", "data.shuffle=false", "schedule.type=linear")
