@@ -20,9 +20,8 @@ from array import array
 from dataclasses import dataclass
 from typing import BinaryIO, Iterator, NoReturn, Optional
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-from regular_files import open_regular, read_regular  # noqa: E402
+from support.messages import printable
+from support.regular_files import open_regular, read_regular
 
 FIELDS = ("loss", "val_loss", "hellaswag", "grad_norm", "lr", "tokens", "loss_scale", "skipped")
 NEW_FIELDS = ("hellaswag",)  # that logs of older versions do not have
@@ -46,10 +45,10 @@ class CannotCompare(Exception):
     """Ends the program with one line on stderr and code 2."""
 
 
-def printable(text: str) -> str:
-    """On one line, and nothing in it that a terminal would obey."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."
+def shown(text: str) -> str:
+    """What a message shows of it."""
+    text = printable(text)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
 def refuse_constant(name: str) -> NoReturn:
@@ -343,7 +342,7 @@ def note_other_settings(run_a: pathlib.Path, run_b: pathlib.Path) -> None:
     names = sorted(name[1:] for name in a.keys() | b.keys() if a.get(name) != b.get(name))
     names = [name for name in names if name not in ("name", "run_dir")]
     if names:
-        print(printable(f"note: the configs differ in {', '.join(names)}"))
+        print(shown(f"note: the configs differ in {', '.join(names)}"))
 
 
 # ---- The command line -----------------------------------------------------------------------------------------------
@@ -351,14 +350,14 @@ def note_other_settings(run_a: pathlib.Path, run_b: pathlib.Path) -> None:
 
 def show(differences: list[str]) -> None:
     for line in differences[:10]:
-        print(printable(line))
+        print(shown(line))
     if len(differences) > 10:
         print(f"... and {len(differences) - 10} more")
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"compare_runs: error: {printable(message)}, see --help\n")
+        self.exit(2, f"compare_runs: error: {shown(message)}, see --help\n")
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -403,7 +402,7 @@ def main() -> int:
     except Exception as error:  # 1 would say that the runs differ
         message = f"could not compare: internal fault: {type(error).__name__}: {error}, please report it"
     sys.stdout.flush()
-    print(f"compare_runs: error: {printable(message)}", file=sys.stderr)
+    print(f"compare_runs: error: {shown(message)}", file=sys.stderr)
     return 2
 
 

@@ -16,12 +16,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import Iterator, NoReturn, Optional
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-from regular_files import open_regular, write_whole  # noqa: E402
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-VENV = ROOT / ".venv"
+from support.messages import printable
+from support.packages import go_on_in_venv
+from support.regular_files import open_regular, write_whole
 
 EXAMPLES = """\
 examples:
@@ -33,11 +30,6 @@ Loss, gradient norm and throughput are noisy: the line is an average over about 
 stand faint behind it. Skipped steps are marked below the loss; values that are not finite, or beyond 1e100, leave a
 gap.
 """
-
-
-def printable(text: str) -> str:
-    """On one line, and nothing in it that a terminal or a font would not take."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def stop(message: str) -> NoReturn:
@@ -262,14 +254,8 @@ def import_matplotlib():
         import matplotlib
         return matplotlib
     except ImportError:
-        pass
-    install = ".venv/bin/pip install matplotlib"
-    if pathlib.Path(sys.prefix).resolve() != VENV.resolve() and (VENV / "bin/python").exists():
-        sys.stdout.flush()
-        os.execv(VENV / "bin/python", [str(VENV / "bin/python"), os.path.abspath(__file__), *sys.argv[1:]])
-    if not (VENV / "bin/python").exists():
-        install = f"python3 -m venv .venv && {install}"
-    stop(f"matplotlib is missing, get it with:  cd {ROOT} && {install}")
+        stop("matplotlib is missing, get it with:  "
+             f"{go_on_in_venv(pathlib.Path(__file__).resolve(), ['matplotlib'])}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ import struct
 import tempfile
 import unittest
 
-from interop_case import EOT, TRAIN, run
+from .interop_case import EOT, TRAIN, run
 
 VOCABULARY = 257
 CONTEXT = 64

@@ -9,12 +9,11 @@ import ctypes
 import math
 import os
 import pathlib
-import sys
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from . import ROOT
+
 LIBRARY = pathlib.Path(os.environ.get("INGOT_LIBRARY") or ROOT / "libingot.so")
-sys.path.insert(0, str(ROOT / "scripts"))
 
 try:
     import torch

@@ -1,6 +1,6 @@
 """One op of libingot.so as the first thing that a thread of a fresh process does: run by test_ingot_torch_processes.py.
 
-    python3 tests/scripts/ingot_torch_process.py OP KIND DEVICE
+    python3 -m tests.scripts.ingot_torch_process OP KIND DEVICE
 
 Does the op on DEVICE (cuda:0, cuda:1, cpu) in the way that KIND says, and once more in the main thread, where by then
 everything is set up; both must give the same finite numbers. The thread's current GPU must be what it was, and the
@@ -12,12 +12,10 @@ import concurrent.futures
 import ctypes
 import itertools
 import os
-import pathlib
 import sys
 
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 import ingot_library
 import ingot_torch
 from ingot_library import CAttentionBackward, CAttentionForward, CAttentionOptions, CTensor, On, struct_of, view

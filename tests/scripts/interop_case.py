@@ -15,8 +15,8 @@ import tempfile
 import unittest
 import warnings
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+from . import ROOT, TRAIN
+
 WRITE_LOGITS = str(pathlib.Path(os.environ.get("INGOT_BUILD_DIR", ROOT / "build/release")) / "tests/write_logits")
 EOT = 256
 

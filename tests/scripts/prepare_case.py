@@ -5,6 +5,7 @@ import array
 import functools
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,32 +15,33 @@ import unittest
 from pathlib import Path
 from typing import Optional
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "prepare.py"
+from . import ROOT
+
+SCRIPTS = ROOT / "scripts"
+SCRIPT = SCRIPTS / "prepare.py"
 EOT = 256
 
 # Runs the command in small units, each of which is committed, and does something after unit number `at` is written and
 # before it is committed. What is patched is inherited by the worker processes.
 DRIVER = """
 import os, sys
-sys.path.insert(0, {scripts!r})
 sys.argv[0] = "prepare.py"
-import prepare, prepare_read, prepare_tokenize, prepare_write
-prepare_read.UNIT_BYTES, prepare_read.FILE_COST = {unit}, 1
-prepare_tokenize.SLICE_BYTES = {unit} // 2
-prepare_write.COMMIT_SECONDS = 0
+from prepare import command, read, shards, tokenize, units, work, write
+units.UNIT_BYTES, read.FILE_COST = {unit}, 1
+tokenize.SLICE_BYTES = {unit} // 2
+write.COMMIT_SECONDS = 0
 os.fsync = lambda number: None  # for power failures, which are not tested
 {before}
-add, units = prepare_write.Output.add, 0
+add, num_units = write.Output.add, 0
 def counted(self, *arguments):
-    global units
-    units += 1
+    global num_units
+    num_units += 1
     add(self, *arguments)
-    if units == {at}:
+    if num_units == {at}:
         {action}
-prepare_write.Output.add = counted
-code = prepare.main()
-print("units:", units, file=sys.stderr)
+write.Output.add = counted
+code = command.main()
+print("units:", num_units, file=sys.stderr)
 sys.exit(code)
 """
 
@@ -93,6 +95,11 @@ def token_documents(folder: Path, split: str, eot: int) -> list[list[int]]:
     return found
 
 
+def copy_of_scripts(folder: Path) -> Path:
+    """prepare.py and what it imports, in a checkout that has nothing else; its scripts/."""
+    return Path(shutil.copytree(SCRIPTS, folder / "scripts", ignore=shutil.ignore_patterns("__pycache__")))
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -137,10 +144,10 @@ class PrepareTest(unittest.TestCase):
         a line for its beginning."""
         if isinstance(action, int):
             action = f"os.kill(os.getpid(), {int(action)})"
-        code = DRIVER.format(scripts=str(SCRIPT.parent), unit=unit, at=at, action=action, before=before)
+        code = DRIVER.format(unit=unit, at=at, action=action, before=before)
         command = [python, "-c", code, "--input", str(self.text), "--output", str(out or self.out), *map(str, args)]
         # Whoever runs this test may have SIGINT ignored, which a child would inherit.
-        return subprocess.run(command, capture_output=True, text=True, timeout=60,
+        return subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=60,
                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
     def assert_no_leftovers(self) -> None:

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from . import ROOT
+
 TOOLS = ("bash", "sh", "cat", "dirname", "find", "grep", "head", "mkdir", "mktemp", "paste", "readlink", "rm", "sed",
          "sleep", "sort", "stat", "tail", "tee", "tr", "uname", "env", "chmod")
 

@@ -14,12 +14,10 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import ROOT, TRAIN
+from .trainer_case import ROOT, TRAIN
 
 FIXTURE = ROOT / "tests/fixtures/tokenizers.json"
 CONFIG = {
@@ -251,7 +249,3 @@ class BpeRun(unittest.TestCase):
                 self.write_meta(folder, **{"tokenizer_sha256": "0" * 64, **changes})
                 self.refused('data.train=["broken/train-*.bin"]', "data.val=[]",
                              says=["broken/meta.json", says, "prepare the data again"])
-
-
-if __name__ == "__main__":
-    unittest.main()

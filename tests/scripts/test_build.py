@@ -17,7 +17,8 @@ import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from . import ROOT
+
 COMPILER = shutil.which(os.environ.get("CXX") or "c++") or "c++"
 
 
@@ -196,7 +197,3 @@ class Processor(unittest.TestCase):
                     self.assertEqual(f"(INGOT_MARCH={march})" in result.stderr, code == 2, result.stderr)
                     if code == 2:
                         self.assertIn(f"-DINGOT_MARCH={advice} ", result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

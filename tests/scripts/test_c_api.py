@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from . import ROOT
+
 LIBRARY = pathlib.Path(os.environ.get("INGOT_LIBRARY") or ROOT / "libingot.so")
 
 
@@ -23,7 +24,3 @@ class Symbols(unittest.TestCase):
         declared = sorted(re.findall(r"^INGOT_API .*?(ingot_\w+)\(", (ROOT / "kernels/c_api.h").read_text(), re.M))
         self.assertGreater(len(declared), 20)
         self.assertEqual(shown, declared)
-
-
-if __name__ == "__main__":
-    unittest.main()

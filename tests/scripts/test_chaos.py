@@ -11,7 +11,6 @@ Seen to catch: writing by path, pruning by names, a lock that is the file alone,
 import hashlib
 import json
 import os
-import pathlib
 import random
 import re
 import shutil
@@ -20,10 +19,8 @@ import struct
 import subprocess
 import sys
 import time
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import TrainerCase
+from .trainer_case import TrainerCase
 
 NUM_OPERATIONS = 200 if os.environ.get("INGOT_LONG") == "1" else 20
 KEEP = 2
@@ -300,7 +297,3 @@ class Chaos(TrainerCase):
         self.assertIn(f"resumed from step {newest} ", result.stdout)
         self.run_train("undisturbed", sets=sets)
         self.assert_same_tensors("undisturbed", "chaos", newest + 3)
-
-
-if __name__ == "__main__":
-    unittest.main()

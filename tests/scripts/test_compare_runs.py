@@ -16,7 +16,9 @@ import tempfile
 import threading
 import unittest
 
-SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "compare_runs.py"
+from . import ROOT
+
+SCRIPT = ROOT / "scripts" / "compare_runs.py"
 
 
 def entry(step, **changes):
@@ -315,7 +317,3 @@ class CompareRuns(unittest.TestCase):
             shutil.rmtree(self.folder / name / "checkpoints")
             self.write(name, [entry(1)], {"w": [1.0]})
         self.compare(0)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -4,12 +4,8 @@ Seen to catch: versions compared as text (12.10 before 12.4); a card that is too
 offered before the card was looked at.
 """
 
-import pathlib
-import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from scripts_case import Scripts  # noqa: E402
+from .scripts_case import Scripts
 
 H100 = "9.0, GPU-1, NVIDIA H100 80GB HBM3"
 DRIVER = """case "$*" in
@@ -179,7 +175,3 @@ class Processor(Scripts):
         self.assertIn("-DINGOT_MARCH=x86-64-v2 -DINGOT_ONEDNN=OFF", text)
         self.assertIn("-DINGOT_MARCH=x86-64-v2 ", self.choose(self.V3.replace("avx2 ", "")))
         self.assertIn("-DINGOT_MARCH=x86-64 ", self.choose("fpu sse sse2 pni"))
-
-
-if __name__ == "__main__":
-    unittest.main()

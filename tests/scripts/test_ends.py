@@ -5,7 +5,6 @@ Seen to catch: no handler for SIGBUS (the run dies without a line); the last pag
 ids of data.val that end a run without a save; a decision that a checkpoint does not keep; signals that are not caught.
 """
 
-import json
 import os
 import pathlib
 import resource
@@ -13,12 +12,9 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import ROOT, TRAIN, TrainerCase
+from .trainer_case import ROOT, TRAIN, TrainerCase
 
 LONG = ["training.steps=2000", "sample.every=0", "eval.every=0", "checkpoint.every=1000000"]
 
@@ -242,7 +238,3 @@ class NonFinite(TrainerCase):
         self.assertIn(f"not finite at step {last} ", result.stderr)
         self.assert_same_log("diverged", "killed")
         self.assert_same_tensors("diverged", "killed", last)
-
-
-if __name__ == "__main__":
-    unittest.main()

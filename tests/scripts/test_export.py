@@ -11,12 +11,10 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from trainer_case import ROOT, TRAIN, TrainerCase  # noqa: E402
+from .trainer_case import ROOT, TRAIN, TrainerCase
 
 DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 
@@ -167,7 +165,3 @@ class Export(TrainerCase):
             self.assertEqual(process.returncode, code, error)
             self.assertIn("nothing was written", error)
             self.assertFalse(parent.exists())
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -16,17 +16,14 @@ import pathlib
 import resource
 import struct
 import subprocess
-import sys
 import tempfile
 import unicodedata
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/scripts"))
-from gguf_case import (Gguf, byte_letters, frequencies, mixed_text, read_safetensors, reference_logits,  # noqa: E402
+from . import ROOT, TRAIN
+from .gguf_case import (Gguf, byte_letters, frequencies, mixed_text, read_safetensors, reference_logits,
                        rounded, tokenizer_json, train_bpe)
 
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
 CONTEXT = 48
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
@@ -450,7 +447,3 @@ class LlamaCpp(ExportCase):
     def test_without_tokenizer(self):
         run = self.run_folder("no text", data={"tokenizer": None})
         self.assert_same_model(run, self.export(run)[0])
-
-
-if __name__ == "__main__":
-    unittest.main()

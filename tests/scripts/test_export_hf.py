@@ -6,12 +6,10 @@ Seen to catch: see each test.
 import json
 import os
 import shutil
-import sys
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import interop_case as case  # noqa: E402
-from interop_case import needs_interop, torch, transformers  # noqa: E402
+from . import interop_case as case
+from .interop_case import needs_interop, torch, transformers
 
 ROPE = {"position": "rope", "rope_theta": 500.0}
 # Over a context of 16 the scaling stretches some pairs of a head, leaves some, and blends one.
@@ -307,7 +305,3 @@ class OnTheGpu(ExportCase):
                 their_loss = case.their_evaluation(case.load(folder, torch.bfloat16).cuda(), self.runs.val, 128)[0]
                 our_loss = case.our_evaluation(run_folder, self.runs.folder / "val.bin", "cuda")["loss"]
                 self.assertLess(abs(our_loss - loss), 2 * abs(their_loss - loss) + 2e-3)
-
-
-if __name__ == "__main__":
-    unittest.main()

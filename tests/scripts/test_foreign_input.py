@@ -17,8 +17,8 @@ import subprocess
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+from . import TRAIN
+
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -420,7 +420,3 @@ class ForeignInput(unittest.TestCase):
                     last = json.loads((self.place / "runs/copy/log.jsonl").read_text().splitlines()[-1])
                     for key in ("step", "loss", "val_loss", "grad_norm"):
                         self.assertEqual(last[key], json.loads(right)[key])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,14 +1,13 @@
 """libFuzzer on the readers of token files and checkpoints, ten minutes each: with INGOT_LONG=1 alone."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from . import ROOT
 
 
 def can_fuzz():
@@ -37,7 +36,3 @@ class Fuzz(unittest.TestCase):
                                     capture_output=True, text=True)
         print(result.stdout, file=sys.stderr)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

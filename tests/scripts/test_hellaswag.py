@@ -10,17 +10,14 @@ run loses.
 
 import json
 import os
-import pathlib
 import random
 import re
 import signal
 import struct
 import subprocess
 import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import ROOT, TRAIN, TrainerCase
+from .trainer_case import ROOT, TRAIN, TrainerCase
 
 EVERY = ["eval.hellaswag=hs.jsonl"]
 
@@ -245,7 +242,3 @@ class HellaSwag(TrainerCase):
         output, error = process.communicate(timeout=60)
         self.assertEqual((process.returncode, output), (128 + signal.SIGTERM, ""), error)
         self.assertTrue(re.search("stopped by signal 15: no result", error), error)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -6,18 +6,15 @@ out of the folder; wavelengths of old files taken for unknown tensors; values th
 
 import json
 import os
-import pathlib
 import resource
 import shutil
 import struct
 import subprocess
-import sys
 import threading
 import time
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from import_case import CONTEXT, EOT, ImportCase, TRAIN, byte_tokenizer, run, tiny_config, tiny_tensors
+from .import_case import CONTEXT, EOT, ImportCase, TRAIN, byte_tokenizer, run, tiny_config, tiny_tensors
 
 
 class Folders(ImportCase):

@@ -4,14 +4,10 @@ Seen to catch: an epsilon that is not read; rope_theta of the old spelling alone
 """
 
 import json
-import pathlib
 import shutil
-import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from import_case import CONTEXT, EOT, ImportCase, TRAIN, VOCABULARY, byte_tokenizer, run
-from interop_case import Runs, documents, load, needs_interop, their_evaluation, torch, transformers, write_shard
+from .import_case import CONTEXT, EOT, ImportCase, TRAIN, VOCABULARY, byte_tokenizer, run
+from .interop_case import Runs, documents, load, needs_interop, their_evaluation, torch, transformers, write_shard
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}
@@ -138,7 +134,3 @@ class ExportedModels(ImportCase):
                 for model in models:
                     model.pop("init_std")  # of weights that are there
                 self.assertEqual(*models)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -14,20 +14,18 @@ import math
 import os
 import pathlib
 import subprocess
-import sys
 import unittest
 import warnings
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import ingot_torch_case
-from ingot_torch_case import HAS_GPU, HAS_TORCH, TorchCase, alibi_slopes, cu, definition, relative_error, results
+from . import ROOT, ingot_torch_case
+from .ingot_torch_case import HAS_GPU, HAS_TORCH, TorchCase, alibi_slopes, cu, definition, relative_error, results
 
 if ingot_torch_case.IS_READY:
     import torch
     import torch.utils.checkpoint
     import ingot_library
     import ingot_torch
-    from ingot_torch_case import DEVICE, SHORT, TYPES
+    from .ingot_torch_case import DEVICE, SHORT, TYPES
 
 
 class OtherPython(unittest.TestCase):
@@ -37,7 +35,7 @@ class OtherPython(unittest.TestCase):
         if not python:
             self.skipTest("no PyTorch: name a Python that has it by INGOT_TORCH_PYTHON")
         tests = sorted(str(path) for path in pathlib.Path(__file__).parent.glob("test_ingot_torch*.py"))
-        result = subprocess.run([python, "-m", "unittest", "-v", *tests], text=True, capture_output=True)
+        result = subprocess.run([python, "-m", "unittest", "-v", *tests], cwd=ROOT, text=True, capture_output=True)
         self.assertEqual(result.returncode, 0, result.stderr)
 
 
@@ -367,7 +365,3 @@ class Refusals(TorchCase):
         if not HAS_GPU:
             for target in (64, -1, 2**32):
                 self.refused("outside the vocabulary", ingot_torch.cross_entropy, x, torch.full_like(targets, target))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -5,19 +5,15 @@ catch.
 """
 
 import itertools
-import pathlib
-import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import ingot_torch_case
-from ingot_torch_case import TorchCase, alibi_slopes, cu, relative_error
+from . import ingot_torch_case
+from .ingot_torch_case import TorchCase, alibi_slopes, cu, relative_error
 
 if ingot_torch_case.IS_READY:
     import torch
     import torch.nn.functional as F
     import ingot_torch
-    from ingot_torch_case import DEVICE, SHORT, TYPES
+    from .ingot_torch_case import DEVICE, SHORT, TYPES
 
 
 class OtherOps(TorchCase):
@@ -202,7 +198,3 @@ class FromXformers(TorchCase):
                 with self.assertRaises(ValueError) as caught:
                     ingot_torch.from_xformers(bias)
                 self.assertIn(words, str(caught.exception))
-
-
-if __name__ == "__main__":
-    unittest.main()

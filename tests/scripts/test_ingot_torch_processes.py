@@ -10,19 +10,17 @@ to start one, since the thread had no current context.
 
 import concurrent.futures
 import os
-import pathlib
 import subprocess
 import sys
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import ingot_torch_case
-from ingot_torch_case import HAS_GPU, TorchCase
+from . import ROOT, ingot_torch_case
+from .ingot_torch_case import HAS_GPU, TorchCase
 
 if ingot_torch_case.IS_READY:
     import torch
-    import ingot_torch_process
-    from ingot_torch_process import CANNOT, KINDS, OPS
+    from . import ingot_torch_process
+    from .ingot_torch_process import CANNOT, KINDS, OPS
 
 
 def rows():
@@ -31,14 +29,11 @@ def rows():
             if kind not in ("graph", "fork") or "bf16" in op or op == "step fp32"]
 
 
-PROGRAM = pathlib.Path(__file__).parent / "ingot_torch_process.py"
-
-
 def run(op, kind, device):
     """None if it went well, else what went wrong."""
     try:
-        result = subprocess.run([sys.executable, str(PROGRAM), op, kind, device], text=True, capture_output=True,
-                                timeout=240)
+        result = subprocess.run([sys.executable, "-m", "tests.scripts.ingot_torch_process", op, kind, device], cwd=ROOT,
+                                text=True, capture_output=True, timeout=240)
     except subprocess.TimeoutExpired:
         return "no end"
     if result.returncode in (0, CANNOT):
@@ -70,7 +65,3 @@ class FreshProcesses(TorchCase):
     def test_on_the_cpu(self):
         self.check("cpu", [("attention fp32 64", "fork"), ("raw attention fp32 automatic", "thread"),
                            ("step fp32", "autograd"), ("rope_backward fp32", "main")])
-
-
-if __name__ == "__main__":
-    unittest.main()

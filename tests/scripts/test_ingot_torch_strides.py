@@ -8,19 +8,15 @@ gradient that is not copied where it does not fold.
 """
 
 import itertools
-import pathlib
-import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import ingot_torch_case
-from ingot_torch_case import HAS_GPU, TorchCase, alibi_slopes, cu, definition
+from . import ingot_torch_case
+from .ingot_torch_case import HAS_GPU, TorchCase, alibi_slopes, cu, definition
 
 if ingot_torch_case.IS_READY:
     import torch
     import torch.nn.functional as F
     import ingot_torch
-    from ingot_torch_case import DEVICE, TYPES
+    from .ingot_torch_case import DEVICE, TYPES
     ALL_TYPES = TYPES if HAS_GPU else [torch.float32, torch.float64]
 
 # What makes a loss of an output (B, T, heads, HS): its gradient is expanded over the axes of the sum.
@@ -199,7 +195,3 @@ class Strides(TorchCase):
                         outcomes.append(torch.autograd.grad(out.sum(axis).square().sum(), leaves))
                     for number, (a, p, e) in enumerate(zip(*outcomes)):
                         self.assert_close(a, p, e, f"{dtype} {name}, sum over {axis}, result {number}")
-
-
-if __name__ == "__main__":
-    unittest.main()

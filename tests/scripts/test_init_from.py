@@ -4,14 +4,11 @@ Seen to catch: weights that are drawn all the same; a field of the model that ma
 """
 
 import json
-import pathlib
 import shutil
-import sys
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from import_case import ImportCase, TRAIN, byte_tokenizer, run
-from interop_case import documents, write_shard
+from .import_case import ImportCase, TRAIN, byte_tokenizer, run
+from .interop_case import documents, write_shard
 
 
 class InitFrom(ImportCase):

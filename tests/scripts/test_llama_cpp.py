@@ -6,16 +6,12 @@ draft that stays in the way.
 """
 
 import fcntl
-import pathlib
 import platform
 import shutil
-import sys
 import tarfile
-import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/scripts"))
-from scripts_case import Scripts  # noqa: E402
+from . import ROOT
+from .scripts_case import Scripts
 
 # Puts the source where pip would, and notes that it did.
 PIP = """
@@ -99,7 +95,3 @@ class Library(Scripts):
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.assert_skipped(self.run_script(), "another test builds it now")
         self.assert_built(self.run_script(), 1)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,10 +1,9 @@
 """The faults that scripts/dev/mutate plants still fit the sources. The script itself is run by hand."""
 
 import json
-import pathlib
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from . import ROOT
 
 
 class Mutations(unittest.TestCase):
@@ -17,7 +16,3 @@ class Mutations(unittest.TestCase):
                     self.assertEqual((ROOT / mutation["file"]).read_text().count(mutation["text"]), 1)
                     self.assertNotEqual(mutation["text"], mutation["becomes"])
                     self.assertTrue(mutation["fault"])
-
-
-if __name__ == "__main__":
-    unittest.main()

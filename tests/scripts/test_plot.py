@@ -5,7 +5,6 @@ that are nested or hold huge numbers, and for names that are no text; a link tha
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -17,13 +16,11 @@ import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "plot.py"
+from . import ROOT
 
-specification = importlib.util.spec_from_file_location("plot", SCRIPT)
-plot = importlib.util.module_from_spec(specification)
-sys.modules["plot"] = plot
-specification.loader.exec_module(plot)
+import plot
+
+SCRIPT = ROOT / "scripts" / "plot.py"
 
 
 def entry(step, **changes):
@@ -209,11 +206,12 @@ class Program(Folder):
         # One picture of each, drawn by one process, since matplotlib takes a second to load.
         python = next(python for python in (sys.executable, str(ROOT / ".venv/bin/python"))
                       if subprocess.run([python, "-c", "import matplotlib"], capture_output=True).returncode == 0)
-        code = ("import sys\nfolder, *names = sys.argv[1:]\nsys.path.insert(0, folder)\nimport plot\n"
+        code = ("import sys\nimport plot\nnames = sys.argv[1:]\n"
                 "for index, name in enumerate(names):\n"
                 "    sys.argv[1:] = ['--x', ('steps', 'tokens')[index % 2], '--', name]\n"
                 "    assert plot.main() == 0, name\n")
-        result = subprocess.run([python, "-c", code, str(SCRIPT.parent), *logs], cwd=self.folder, capture_output=True)
+        result = subprocess.run([python, "-c", code, *logs], cwd=self.folder, capture_output=True,
+                                env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)})
         self.assertEqual(result.returncode, 0, result.stderr.decode(errors="replace"))
         self.assertNotIn(b"Traceback", result.stderr)
         for name in logs:
@@ -238,7 +236,3 @@ class Program(Folder):
     def test_output_that_cannot_be_written(self):
         self.write("a", [entry(1)])
         self.refused("a", "--output", "nowhere/a.png", text="cannot write nowhere/a.png")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import resource
@@ -12,17 +11,9 @@ import sys
 import unittest
 from unittest import mock
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from prepare_case import SCRIPT, PrepareTest, documents, read_shard, tree  # noqa: E402
+from .prepare_case import SCRIPT, PrepareTest, documents, read_shard, tree
 
-
-def load_module():
-    """prepare.py and, as usual, the modules beside it."""
-    spec = importlib.util.spec_from_file_location("prepare_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from prepare import command
 
 
 class Format(PrepareTest):
@@ -329,18 +320,17 @@ class Faults(PrepareTest):
 class Limits(PrepareTest):
     """What needs gigabytes or another machine is tested with smaller numbers, which the worker processes inherit."""
 
-    def call(self, module, *args: object) -> tuple[int, str, str]:
+    def call(self, *args: object) -> tuple[int, str, str]:
         stdout, stderr = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), \
-                mock.patch.object(module.Stop, "install"):
-            code = module.main(["--output", str(self.out), "--val-fraction", "0", *map(str, args)])
+                mock.patch.object(command.Stop, "install"):
+            code = command.main(["--output", str(self.out), "--val-fraction", "0", *map(str, args)])
         return code, stdout.getvalue(), stderr.getvalue()
 
     def test_document_too_big_for_a_shard(self) -> None:
         self.write("big.txt", b"x" * 100)
-        module = load_module()
-        with mock.patch("prepare_read.UNIT_BYTES", 16), mock.patch("prepare_write.MAX_TOKENS", 100):
-            code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 50)
+        with mock.patch("prepare.units.UNIT_BYTES", 16), mock.patch("prepare.write.MAX_TOKENS", 100):
+            code, _, stderr = self.call("--input", self.text, "--shard-tokens", 50)
         self.assertEqual(code, 2, stderr)
         self.assertIn("big.txt", stderr)
         self.assert_no_leftovers()
@@ -349,11 +339,10 @@ class Limits(PrepareTest):
     def test_no_shard_passes_the_limit(self) -> None:
         for name in "ab":
             self.write(name, name.encode() * 60)
-        module = load_module()
         for unit in (16, 1000):  # documents in segments, and whole ones
-            with self.subTest(unit=unit), mock.patch("prepare_read.UNIT_BYTES", unit), \
-                    mock.patch("prepare_shards.MAX_TOKENS", 100):
-                code, _, stderr = self.call(module, "--input", self.text, "--shard-tokens", 100, "--overwrite")
+            with self.subTest(unit=unit), mock.patch("prepare.units.UNIT_BYTES", unit), \
+                    mock.patch("prepare.shards.MAX_TOKENS", 100):
+                code, _, stderr = self.call("--input", self.text, "--shard-tokens", 100, "--overwrite")
                 self.assertEqual(code, 0, stderr)
                 self.assertEqual([len(read_shard(p)[1]) for p in sorted(self.out.glob("*.bin"))], [61, 61])
 
@@ -361,19 +350,17 @@ class Limits(PrepareTest):
         self.write("a.h", b"int a;")
         self.write("sub/b.hpp", b"int b;")
         self.write("c.txt", b"text")
-        module = load_module()
-        with mock.patch("prepare_files.SYSTEM_HEADERS", str(self.text)), \
+        with mock.patch("prepare.files.SYSTEM_HEADERS", str(self.text)), \
                 mock.patch("sysconfig.get_path", return_value=str(self.text)):  # less than 1 MB of *.py
-            code, stdout, stderr = self.call(module, "--machine-text")
+            code, stdout, stderr = self.call("--machine-text")
         self.assertEqual(code, 0, stderr)
         self.assertIn("system headers", stdout)
         self.assertEqual(documents(self.out, "train"), [b"int a;", b"int b;"])
 
     def test_internal_fault_is_one_line(self) -> None:
         self.write_many(2)
-        module = load_module()
-        with mock.patch.object(module, "meta_json", side_effect=ZeroDivisionError("boom")):
-            code, _, stderr = self.call(module, "--input", self.text)
+        with mock.patch.object(command, "meta_json", side_effect=ZeroDivisionError("boom")):
+            code, _, stderr = self.call("--input", self.text)
         self.assertEqual((code, stderr.count("\n")), (1, 1), stderr)
         self.assertIn("ZeroDivisionError: boom", stderr)
         self.assertFalse(self.out.exists())
@@ -392,7 +379,3 @@ class MachineText(PrepareTest):
             count = sum(struct.unpack("<3i", (self.out / s).read_bytes()[:12])[2] for s in meta[split]["shards"])
             size = sum((self.out / s).stat().st_size - 1024 for s in meta[split]["shards"])
             self.assertEqual((count, size), (meta[split]["tokens"], 2 * meta[split]["tokens"]))
-
-
-if __name__ == "__main__":
-    unittest.main()

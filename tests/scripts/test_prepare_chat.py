@@ -12,15 +12,13 @@ import os
 import subprocess
 import sys
 import time
-import unittest
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from chat_kinds import KINDS, MAKE_TOKENIZER, plain, random_chats  # noqa: E402
-from prepare_case import ROOT, PrepareTest, needs, python_with, read_shard  # noqa: E402
+from . import TRAIN
+from .chat_kinds import KINDS, MAKE_TOKENIZER, plain, random_chats
+from .prepare_case import PrepareTest, needs, python_with, read_shard
 
 NUM_CHATS = 100
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
 
 # Writes a folder for each kind: the tokenizer with its template, and what transformers makes of the chats.
 REFERENCE = MAKE_TOKENIZER + r'''
@@ -295,7 +293,7 @@ class Chat(PrepareTest):
             ("{" * 200_000 + "%" * 9, "calls itself too deep"), ("{{ (" * 20_000, "calls itself too deep"),
         ]
         tokenizer = self.of_kind("chatml", random_chats(3, "chatml"))
-        before = "import prepare_chat; prepare_chat.RENDER_SECONDS = 1.0"
+        before = "from prepare import chat; chat.RENDER_SECONDS = 1.0"
         path = self.root / "hostile.jinja"
         for template, says in cases:
             with self.subTest(template[:60]):
@@ -382,7 +380,3 @@ class Chat(PrepareTest):
                 self.assertIn(shown, row.stdout.decode("utf-8", "replace"))
                 trained = subprocess.run([TRAIN, "--config", str(config)], cwd=self.root, text=True, capture_output=True)
                 self.assertEqual(trained.returncode, 0, trained.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -14,8 +14,7 @@ import sys
 import unittest
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from prepare_case import SCRIPT, PrepareTest, documents, needs, python_with  # noqa: E402
+from .prepare_case import SCRIPTS, PrepareTest, documents, needs, python_with
 
 RECORDS = b'{"text": "one"}\n{"text": "two"}\n'
 PARQUET = ("import sys, pyarrow as pa, pyarrow.parquet as q; "
@@ -214,9 +213,9 @@ class PassedOver(Case):
             with self.subTest(name=name, arguments=arguments):
                 self.write("a" + name[1:], RECORDS)
                 path = self.write(name, RECORDS)
-                become = (f"import prepare_work; pool = prepare_work.Pool.__init__\n"
+                become = (f"pool = work.Pool.__init__\n"
                           f"def init(*a):\n    os.remove({str(path)!r}); os.mkfifo({str(path)!r}); pool(*a)\n"
-                          "prepare_work.Pool.__init__ = init")
+                          "work.Pool.__init__ = init")
                 result = self.in_units("--val-fraction", 0, "--overwrite", *arguments, before=become, unit=1 << 20)
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertIn("it is no regular file", result.stderr)
@@ -228,19 +227,17 @@ class Messages(unittest.TestCase):
     """Advice that names an option names one that there is."""
 
     def test_options_that_are_named_exist(self) -> None:
-        for program, parts in (("prepare.py", "prepare*.py"), ("plot.py", "plot.py"),
+        for program, parts in (("prepare.py", "prepare/*.py"), ("plot.py", "plot.py"),
                                ("compare_runs.py", "compare_runs.py")):
-            said = subprocess.run([sys.executable, str(SCRIPT.parent / program), "--help"], capture_output=True,
+            said = subprocess.run([sys.executable, str(SCRIPTS / program), "--help"], capture_output=True,
                                   text=True).stdout
             # --upgrade is pip's; ./train is asked with the other two.
             known = set(re.findall(r"--[a-z][a-z-]*", said)) | {"--upgrade", "--tokenizer", "--count"}
             self.assertGreater(len(known), 4)
-            for path in sorted(SCRIPT.parent.glob(parts)):
+            paths = sorted(SCRIPTS.glob(parts))
+            self.assertTrue(paths)
+            for path in paths:
                 with self.subTest(path.name):
                     strings = [node.value for node in ast.walk(ast.parse(path.read_text()))
                                if isinstance(node, ast.Constant) and isinstance(node.value, str)]
                     self.assertLessEqual(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(strings))), known)
-
-
-if __name__ == "__main__":
-    unittest.main()

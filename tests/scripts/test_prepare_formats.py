@@ -13,12 +13,10 @@ import os
 import random
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from prepare_case import SCRIPT, PrepareTest, documents, needs, python_with  # noqa: E402
+from .prepare_case import PrepareTest, copy_of_scripts, documents, needs, python_with
 
 # Makes FILE from a line of Python whose value is a table: argv is FILE and the line.
 MAKE_TABLE = """
@@ -347,22 +345,15 @@ class Refusals(PrepareTest):
 
     def test_missing_packages(self) -> None:
         """In a Python without any, and a folder without .venv."""
-        scripts = self.root / "elsewhere/scripts"
-        scripts.mkdir(parents=True)
-        for path in [*SCRIPT.parent.glob("prepare*.py"), SCRIPT.parent / "regular_files.py"]:
-            (scripts / path.name).write_bytes(path.read_bytes())
+        scripts = copy_of_scripts(self.root / "elsewhere")
         for name, arguments, package in (("a.parquet", [], "pyarrow"), ("a.zst", [], "zstandard"),
                                          ("a.txt", ["--tokenizer", "train:300"], "tokenizers")):
             with self.subTest(package=package):
                 path = self.write(name, b"text")
-                command = [sys.executable, "-S", "-I", str(scripts / "prepare.py"), "--input", str(self.text),
+                command = [sys.executable, "-S", "-E", str(scripts / "prepare.py"), "--input", str(self.text),
                            "--output", str(self.out), *arguments]
                 result = subprocess.run(command, capture_output=True, text=True, timeout=60)
                 self.assert_refused(result, f"needs the Python package {package}, get it with:  cd {scripts.parent} && "
                                     f"python3 -m venv .venv && .venv/bin/pip install {package}")
                 self.assertFalse(self.out.exists())
                 path.unlink()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -12,13 +12,11 @@ import os
 import struct
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from prepare_case import EOT, ROOT, SCRIPT, PrepareTest, read_shard  # noqa: E402
+from . import TRAIN
+from .prepare_case import EOT, SCRIPTS, PrepareTest, read_shard
 
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
 FORMATS = ("llmc", "megatron", "raw")
 MODEL = {"n_layers": 1, "d_model": 16, "n_heads": 2, "context_length": 16}
 
@@ -151,7 +149,7 @@ class Formats(PrepareTest):
     def test_stopped_and_resumed(self) -> None:
         """Also inside a document that is longer than a unit, and twice. With small buffers, so that files are longer than
         what was committed."""
-        small = "import prepare_shards; prepare_shards.COPY_BYTES = 64"
+        small = "shards.COPY_BYTES = 64"
         self.write("long.txt", b"words of a long text " * 40)
         for format in FORMATS[1:]:
             arguments = ["--format", format]
@@ -177,9 +175,9 @@ class Formats(PrepareTest):
 
     def test_after_the_files_were_closed(self) -> None:
         """Killed between the end of the files and the switch: what was committed last goes on."""
-        before = ("import prepare, prepare_write; close = prepare_write.Output.close\n"
+        before = ("close = write.Output.close\n"
                   "def closed(self): self.sync(); self.train.sync(); close(self); os._exit(3)\n"
-                  "prepare_write.Output.close = closed")
+                  "write.Output.close = closed")
         for format in FORMATS:
             self.succeed("--format", format, out=self.root / "whole", *["--overwrite"])
             out = self.root / f"closed-{format}"
@@ -190,14 +188,14 @@ class Formats(PrepareTest):
                 self.assertTrue((out / path.name).read_bytes() == path.read_bytes(), path.name)
 
     def test_ids_of_32_bits(self) -> None:
-        code = (f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); sys.dont_write_bytecode = True\n"
-                "from prepare_shards import SplitWriter; from prepare_work import Documents; import array\n"
+        code = ("import array, sys; sys.dont_write_bytecode = True\n"
+                "from prepare.shards import SplitWriter; from prepare.work import Documents\n"
                 "for format in ('megatron', 'raw'):\n"
                 "    writer = SplitWriter(sys.argv[1], format, format, 5, 4, False); writer._shard = lambda _: format + '.bin'\n"
                 "    for ids in ([70000, 1, 2], [3], [1 << 23, 4]):\n"
                 "        writer.add(Documents(array.array('I', ids).tobytes(), b'', [len(ids)], 1))\n"
                 "    writer.close()\n")
-        subprocess.run([sys.executable, "-c", code, str(self.root)], check=True)
+        subprocess.run([sys.executable, "-c", code, str(self.root)], cwd=SCRIPTS, check=True)
         self.assertEqual(read_megatron(self.root / "megatron"), [[70000, 1, 2], [3], [1 << 23, 4]])
         self.assertEqual(read_raw(self.root / "raw.bin", "I"), [70000, 1, 2, 3, 1 << 23, 4])
 
@@ -221,7 +219,3 @@ class Formats(PrepareTest):
         (self.text / "a.jsonl").unlink()
         self.succeed("--format", "jsonl", "--format", "raw", "--val-fraction", 0)
         self.assertEqual(read_raw(self.out / "train.bin"), [*b"one", EOT])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -14,11 +14,8 @@ import json
 import os
 import resource
 import signal
-import sys
-import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from prepare_case import PrepareTest, documents, needs, python_with, tree  # noqa: E402
+from .prepare_case import PrepareTest, documents, needs, python_with, tree
 
 
 ARGUMENTS = ("--val-fraction", 0.3, "--shard-tokens", 150)
@@ -276,11 +273,11 @@ class Resume(Base):
                  "meta.json"]
         for make in ("symlink", "link"):
             with self.subTest(make):
-                before = (f"begin = prepare_write.Work.begin\n"
+                before = (f"begin = write.Work.begin\n"
                           f"def planted(self, *a, **k):\n"
                           f"    begin(self, *a, **k)\n"
                           f"    [os.{make}({str(victim)!r}, self.folder + '/' + name) for name in {names!r}]\n"
-                          "prepare_write.Work.begin = planted")
+                          "write.Work.begin = planted")
                 result = self.in_units(*ARGUMENTS, "--overwrite", before=before)
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertEqual(victim.read_bytes(), b"mine")
@@ -355,7 +352,3 @@ class Tokenizers(Base):
         for at in (1, 5, 8, 19, 31, units):
             with self.subTest(at=at):
                 self.stop_and_go_on((expected, units), at, signal.SIGKILL, *arguments, python=python)
-
-
-if __name__ == "__main__":
-    unittest.main()

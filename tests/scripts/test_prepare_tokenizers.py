@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from prepare_case import SCRIPT, PrepareTest, needs, python_with, read_shard, token_documents  # noqa: E402
+from .prepare_case import SCRIPTS, PrepareTest, copy_of_scripts, needs, python_with, read_shard, token_documents
 
-# Python that runs with the package: argv is the scripts' folder, then what the code below it wants.
+# Python that runs with the package, in scripts/: argv is what the code below it wants.
 COMMON = """
 import json, random, sys
-sys.path.insert(0, sys.argv[1])
-import prepare_tokenize
+from prepare import tokenize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 # What matters to the patterns: letters with and without case, marks, digits, punctuation, all kinds of white space.
 CHARACTERS = list("aZs'1/.-  \\t\\n\\n\\r\\x0b\\x1c\\u00a0\\u0085\\u2028\\u3000\\u200b\\ufeff\\u3002中かПé\\u0301д٣𝟘😀")
@@ -31,7 +27,7 @@ def splitters():
     byte_level = pre_tokenizers.ByteLevel
     yield "gpt2", None, byte_level(add_prefix_space=False)
     yield "gpt2 with prefix", None, byte_level(add_prefix_space=True)
-    for number, pattern in enumerate(sorted(prepare_tokenize.PATTERNS)):
+    for number, pattern in enumerate(sorted(tokenize.PATTERNS)):
         for behavior, invert in (("isolated", False), ("removed", True)):
             split = pre_tokenizers.Split(Regex(pattern), behavior, invert=invert)
             whole = pre_tokenizers.Sequence([split, byte_level(add_prefix_space=False, use_regex=False)])
@@ -44,7 +40,7 @@ chance = random.Random(1)
 for name, normalizer, splitter in splitters():
     described = json.loads(Tokenizer(models.BPE()).to_str())
     described["pre_tokenizer"] = json.loads(splitter.__getstate__())
-    cuts = prepare_tokenize.places_to_cut(described)
+    cuts = tokenize.places_to_cut(described)
     assert cuts is not None, name
     def words(part):
         normal = normalizer.normalize_str(part) if normalizer else part
@@ -54,8 +50,8 @@ for name, normalizer, splitter in splitters():
         whole = text(chance, 24)
         raw = whole.encode()
         places = [match.start() for match in cuts.finditer(raw)]
-        if cuts is prepare_tokenize.CUT:  # rule 4
-            parts = prepare_tokenize.PART.findall(raw)
+        if cuts is tokenize.CUT:  # rule 4
+            parts = tokenize.PART.findall(raw)
             places += [len(b"".join(parts[:count])) for count in range(len(parts))]
         for place in places:
             if 0 < place < len(raw):
@@ -69,11 +65,11 @@ print("checked")
 # Writes normalized.json, with added tokens whose content NFC changes, or into which it turns other characters; texts of
 # them as a.jsonl; and their ids, as the package gives them, on standard output.
 MAKE_NORMALIZED = COMMON + """
-folder, pattern = sys.argv[2:]
+folder, pattern = sys.argv[1:]
 tokenizer = Tokenizer(models.BPE())
 tokenizer.normalizer = normalizers.NFC()
 tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False) if pattern == "gpt2" else \\
-    pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(prepare_tokenize.LLAMA3_PATTERN), "isolated"),
+    pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(tokenize.LLAMA3_PATTERN), "isolated"),
                              pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 tokenizer.train_from_iterator(["some text"], trainers.BpeTrainer(
     vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
@@ -94,7 +90,7 @@ print(json.dumps([tokenizer.encode(text, add_special_tokens=False).ids for text 
 
 # Trains and writes NAME.json for each kind, and NAME.ids: the ids of whole documents as the package gives them.
 MAKE = COMMON + """
-folder, corpus = sys.argv[2:]
+folder, corpus = sys.argv[1:]
 documents = open(corpus, "rb").read().split(b"%%")
 for name, normalizer, splitter in splitters():
     tokenizer = Tokenizer(models.BPE())
@@ -120,7 +116,7 @@ MAKE_CORPUS = COMMON + """
 chance = random.Random(2)
 words = "the The of and def return naïve 東京 привет don't we'll 12345 x=1, end.".split()
 parts = []
-for _ in range(int(sys.argv[2])):
+for _ in range(int(sys.argv[1])):
     kind = chance.randrange(5)
     if kind == 0:
         parts.append(text(chance, 12).encode())
@@ -150,8 +146,7 @@ class TokenizersTest(PrepareTest):
         self.python = python_with("tokenizers")
 
     def code(self, code: str, *arguments: object) -> bytes:
-        result = subprocess.run([self.python, "-c", code, str(SCRIPT.parent), *map(str, arguments)],
-                                capture_output=True)
+        result = subprocess.run([self.python, "-c", code, *map(str, arguments)], cwd=SCRIPTS, capture_output=True)
         self.assertEqual(result.returncode, 0, result.stderr.decode())
         return result.stdout
 
@@ -183,7 +178,7 @@ class Equality(TokenizersTest):
                                               (1 << 22, self.root / "large", 1 << 18)):
                     result = self.in_units("--split-on", "%%", "--tokenizer", kind, "--val-fraction", 0, "--overwrite",
                                            out=out, unit=unit, python=self.python,
-                                           before=f"prepare_tokenize.MAX_PARTS = {remembered}")
+                                           before=f"tokenize.MAX_PARTS = {remembered}")
                     self.assertEqual(result.returncode, 0, result.stderr)
                     self.assertEqual(token_documents(out, "train", 0), expected)
                 self.assertEqual(sum(len(document) for document in expected),
@@ -208,7 +203,7 @@ class Equality(TokenizersTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertEqual(token_documents(self.out, "train", 1), [[2, 3, 3] * 200])
         result = self.in_units("--tokenizer", path, "--val-fraction", 0, "--overwrite", python=self.python,
-                               before="prepare_read.MAX_WHOLE_BYTES = 1000")
+                               before="read.MAX_WHOLE_BYTES = 1000")
         self.assert_refused_in_units(result, "a.txt", "as a whole", "--split-on")
 
     def assert_refused_in_units(self, result, *words: str) -> None:
@@ -252,10 +247,7 @@ class Files(TokenizersTest):
 
     def test_what_train_cannot_read_is_noted_before_the_work(self) -> None:
         """./train is asked where it is built; here something else answers in its place."""
-        scripts = self.root / "elsewhere" / "scripts"
-        scripts.mkdir(parents=True)
-        for path in [*SCRIPT.parent.glob("prepare*.py"), SCRIPT.parent / "regular_files.py"]:
-            (scripts / path.name).write_bytes(path.read_bytes())
+        scripts = copy_of_scripts(self.root / "elsewhere")
         train = scripts.parent / "train"
         self.write("a.txt", b"one two")
         path = self.tokenizer(word_level(self.TOKENS))
@@ -403,20 +395,20 @@ class Training(TokenizersTest):
     def test_every_text_comes_back(self) -> None:
         self.succeed("--tokenizer", "train:300", "--val-fraction", 0, "--include", "a.txt", python=self.python)
         document, = token_documents(self.out, "train", 0)
-        code = ("import sys; from tokenizers import Tokenizer; sys.stdout.buffer.write(Tokenizer.from_file(sys.argv[2])"
-                ".decode(list(map(int, sys.argv[3:])), skip_special_tokens=False).encode())")
+        code = ("import sys; from tokenizers import Tokenizer; sys.stdout.buffer.write(Tokenizer.from_file(sys.argv[1])"
+                ".decode(list(map(int, sys.argv[2:])), skip_special_tokens=False).encode())")
         text = self.code(code, self.out / "tokenizer.json", *document)
         self.assertEqual(text, (self.text / "a.txt").read_bytes().decode("utf-8", "replace").encode())
 
     def test_sample(self) -> None:
         """About as much as was asked for, from all over the input; windows of files larger than a unit too."""
         code = """
-import sys; sys.path.insert(0, sys.argv[1])
-import prepare_train, prepare_files, prepare_common
-prepare_train.UNIT_BYTES, prepare_train.WINDOW_BYTES = int(sys.argv[3]), 500
-stop = prepare_common.Stop()
-listing = prepare_files.list_files([sys.argv[2]], prepare_files.Filter([], []), "/nowhere", stop)
-sample = prepare_train.Sample(listing, int(sys.argv[4]), "text", b"", stop)
+import sys
+from prepare import common, files, train
+train.UNIT_BYTES, train.WINDOW_BYTES = int(sys.argv[2]), 500
+stop = common.Stop()
+listing = files.list_files([sys.argv[1]], files.Filter([], []), "/nowhere", stop)
+sample = train.Sample(listing, int(sys.argv[3]), "text", b"", stop)
 sys.stdout.buffer.write("".join(sample).encode())"""
         for i in range(100):
             self.write(f"small/{i:02d}.txt", b"number%02d " % i * 10)
@@ -443,7 +435,3 @@ sys.stdout.buffer.write("".join(sample).encode())"""
             result = self.prepare("--input", path, "--output", self.out, "--tokenizer", "train:300", python=self.python)
             self.assert_refused(result, *words)
             self.assertFalse(self.out.exists())
-
-
-if __name__ == "__main__":
-    unittest.main()

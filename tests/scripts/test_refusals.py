@@ -19,8 +19,7 @@ import subprocess
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+from . import TRAIN
 
 MODEL = '"model": {"n_layers": 1, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "context_length": 16, "vocab_size": 257}'
 DATA = '"data": {"train": ["train.bin"], "val": ["val.bin"], "eot_token": 256, "tokenizer": "bytes"}'
@@ -599,7 +598,3 @@ class Refusals(unittest.TestCase):
         with open(self.folder / "owned/lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.refused_with("run_dir=owned", says="another process")
-
-
-if __name__ == "__main__":
-    unittest.main()

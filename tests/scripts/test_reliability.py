@@ -11,7 +11,6 @@ one of the newest.
 import hashlib
 import json
 import os
-import pathlib
 import random
 import resource
 import shutil
@@ -19,10 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import TrainerCase
+from .trainer_case import TrainerCase
 
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
 SEAL_KEY, SEAL_END = '"sha256": "', '"\n}\n'
@@ -305,7 +302,3 @@ class Resuming(TrainerCase):
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertIn("this run is finished", again.stdout)
         self.assertNotIn("changed", again.stdout)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -7,15 +7,11 @@ config.json replaced whatever it holds; files opened for writing through links.
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
-import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import TRAIN, TrainerCase
+from .trainer_case import TRAIN, TrainerCase
 
 LONG = ["training.steps=3000", "sample.every=0", "eval.every=0", "checkpoint.every=50", "checkpoint.keep=2"]
 
@@ -290,7 +286,3 @@ class Others(TrainerCase):
         self.run_train("shared-log", "--resume", "auto")
         self.assertEqual(copy.read_text(), before)
         self.assertEqual(len(self.log("shared-log")), 12)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -8,10 +8,8 @@ Seen to catch: a package or a file that README.md names wrongly; no question of 
 Ctrl-C, and none of its own for training; the log of an earlier run shown as the reason.
 """
 
-import importlib.util
 import io
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -21,8 +19,9 @@ import time
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from scripts_case import ROOT, Scripts  # noqa: E402
+from .scripts_case import ROOT, Scripts
+
+from prepare import common
 
 
 class Options(Scripts):
@@ -389,16 +388,12 @@ class Pages(unittest.TestCase):
 class PrepareProgress(unittest.TestCase):
     def progress(self, is_terminal):
         """What half of 200 MB in ten seconds shows."""
-        specification = importlib.util.spec_from_file_location("prepare_progress", ROOT / "scripts/prepare.py")
-        prepare = importlib.util.module_from_spec(specification)
-        sys.modules["prepare_progress"] = prepare  # dataclasses look their module up
-        specification.loader.exec_module(prepare)
         stream = io.StringIO()
         stream.isatty = lambda: is_terminal
         clock = iter([0.0, 10.0])
-        with mock.patch.object(prepare.sys, "stderr", stream), \
-                mock.patch.object(prepare.time, "monotonic", lambda: next(clock)):
-            bar = prepare.Progress(200_000_000)
+        with mock.patch.object(common.sys, "stderr", stream), \
+                mock.patch.object(common.time, "monotonic", lambda: next(clock)):
+            bar = common.Progress(200_000_000)
             bar.advance(100_000_000)
             bar.finish()
         return stream.getvalue()
@@ -411,7 +406,3 @@ class PrepareProgress(unittest.TestCase):
 
     def test_lines_in_a_file(self):
         self.assertEqual(self.progress(False), "prepare: 100.0 of 200.0 MB, 10.0 MB/s, 0m10s left\n")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -20,11 +20,10 @@ import tempfile
 import unicodedata
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+from . import ROOT, TRAIN
+
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
 BYTES_PER_KIND = 10_000_000 if IS_LONG else 300_000
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 def import_tokenizers():
@@ -210,7 +209,7 @@ def bytes_of_letters():
 class Tokens(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        import tokenizer_kinds
+        from . import tokenizer_kinds
         cls.kinds = tokenizer_kinds
         cls.temporary = tempfile.TemporaryDirectory()
         cls.folder = pathlib.Path(cls.temporary.name)
@@ -303,7 +302,3 @@ class Tokens(unittest.TestCase):
         old = [hex(ord(character)) for character in sorted(self.new.new - CHANGED) if is_old(character)]
         self.assertEqual(old, [])
         self.assertLess(len(self.new.new), 20_000)
-
-
-if __name__ == "__main__":
-    unittest.main()

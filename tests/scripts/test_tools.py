@@ -14,14 +14,12 @@ import shutil
 import signal
 import subprocess
 import struct
-import sys
 import tempfile
 import time
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import trainer_case
-from trainer_case import TRAIN
+from . import trainer_case
+from .trainer_case import TRAIN
 
 CONFIG = {**trainer_case.CONFIG, "eval": {"every": 15}, "checkpoint": {"every": 15}, "optimizer": {"lr": 3e-3},
           "training": {**trainer_case.CONFIG["training"], "steps": 30}}
@@ -472,7 +470,3 @@ class Tools(unittest.TestCase):
                                     cwd=self.folder, stdout=full, stderr=subprocess.PIPE)
         self.assertEqual(result.returncode, 2)
         self.assertEqual(len(re.findall(b"error: cannot write to standard output", result.stderr)), 1)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -19,8 +19,7 @@ import subprocess
 import sys
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import ROOT, TRAIN, TrainerCase
+from .trainer_case import ROOT, TRAIN, TrainerCase
 
 PYTHON = os.environ.get("INGOT_TORCH_PYTHON", sys.executable)
 HAS_TORCH = subprocess.run([PYTHON, "-c", "import torch"], capture_output=True).returncode == 0
@@ -28,9 +27,8 @@ HAS_TORCH = subprocess.run([PYTHON, "-c", "import torch"], capture_output=True).
 # Compares each tensor of a checkpoint with the twin's, bit by bit.
 COMPARE_WEIGHTS = """
 import json, pathlib, struct, sys
-sys.path.insert(0, sys.argv[1])
 import torch, torch_twin
-run = pathlib.Path(sys.argv[2])
+run = pathlib.Path(sys.argv[1])
 config = json.loads((run / "config.json").read_text())
 (path,) = (run / "checkpoints").glob("*/model-*.safetensors")
 content = path.read_bytes()
@@ -81,7 +79,7 @@ BLEND = [{"path": "sets/a-*.bin", "weight": 3, "mask": "sets/a-*.mask"},
 class TorchTwin(TrainerCase):
     def python(self, *arguments, code=0):
         result = subprocess.run([PYTHON, *map(str, arguments)], cwd=self.folder, text=True, capture_output=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "scripts/peers")})
         self.assertEqual(result.returncode, code, result.stdout + result.stderr)
         return result.stdout
 
@@ -101,7 +99,7 @@ class TorchTwin(TrainerCase):
     def test_initial_weights_are_the_same_bits(self):
         self.run_train("initial", sets=("optimizer.lr=0", "training.steps=1", "model.init_std=0.05",
                                         "model.tie_embeddings=false", "model.qk_norm=true", "schedule.warmup_steps=0"))
-        count = self.python("-c", COMPARE_WEIGHTS, ROOT / "scripts/peers", self.run_folder("initial"))
+        count = self.python("-c", COMPARE_WEIGHTS, self.run_folder("initial"))
         self.assertEqual(int(count), 2 * 11 + 3)
 
     def test_loop_repeats_a_run_over_several_epochs(self):
@@ -193,7 +191,3 @@ class TorchTwin(TrainerCase):
         self.assertNotEqual(seeds[0][1], seeds[1][1])
         self.assertRegex(text, r"(?m)^fp32: steps 2 to 3$")
         self.python(*command, code=2)  # nothing is trained over it
-
-
-if __name__ == "__main__":
-    unittest.main()

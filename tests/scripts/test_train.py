@@ -5,15 +5,11 @@ Seen to catch: rows_consumed not restored on resume; v not saved; log.jsonl not 
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
-import sys
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from trainer_case import TRAIN, TrainerCase
+from .trainer_case import TRAIN, TrainerCase
 
 
 class Training(TrainerCase):
@@ -158,7 +154,3 @@ class Training(TrainerCase):
             self.assertEqual(result.returncode, 0)
             self.assertIn(text, result.stdout)
         self.assertEqual(subprocess.run([TRAIN, "--nonsense"], capture_output=True).returncode, 2)
-
-
-if __name__ == "__main__":
-    unittest.main()

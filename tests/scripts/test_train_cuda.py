@@ -8,13 +8,11 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import trainer_case
-from trainer_case import TRAIN, TrainerCase
+from . import trainer_case
+from .trainer_case import TRAIN, TrainerCase
 
 CONFIG = copy.deepcopy(trainer_case.CONFIG)
 CONFIG["model"] |= {"d_model": 64, "n_heads": 4, "head_dim": 32}
@@ -163,7 +161,3 @@ class TrainingOnCuda(TrainerCase):
             return re.search(r"memory plan:.*?total +([^\n]*)", output, re.DOTALL).group(1)
 
         self.assertEqual(total({}), total({"CUDA_VISIBLE_DEVICES": ""}))
-
-
-if __name__ == "__main__":
-    unittest.main()

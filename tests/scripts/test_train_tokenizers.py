@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+from . import TRAIN
+
 VOCAB_SIZE, EOT = 300, 1
 PIECES = ["<unk>", "</s>", "\u2581the", "\u2581a"]
 MODELS = {
@@ -148,7 +148,3 @@ class UnreadableTokenizer(unittest.TestCase):
         tokens = subprocess.run([TRAIN, "tokenize", "--tokenizer", "data/tokenizer.json", "--count"], cwd=self.folder,
                                 input="four", text=True, capture_output=True)
         self.assertEqual((tokens.returncode, tokens.stdout), (0, "4\n"))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -9,8 +9,7 @@ import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
+from . import ROOT, TRAIN
 
 CONFIG = {
     "name": "test",

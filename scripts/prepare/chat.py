@@ -24,8 +24,9 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from prepare_common import MB, PrepareError, Stop
-from regular_files import read_regular
+from support.regular_files import read_regular
+
+from .common import MB, PrepareError, Stop
 
 MIN_JINJA = (3, 1, 6)  # older ones can be led out of the sandbox
 MAX_TEMPLATE_BYTES = 1 << 20

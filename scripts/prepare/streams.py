@@ -5,9 +5,10 @@ import gzip
 import zlib
 from typing import BinaryIO, Optional
 
-from prepare_common import PrepareError, Stop
-from prepare_files import InputFile
-from regular_files import open_regular
+from support.regular_files import open_regular
+
+from .common import PrepareError, Stop
+from .files import InputFile
 
 SKIP_BYTES = 1 << 20
 # A block of zstd makes at most 128 KiB out of 4 bytes, so that this much input makes at most 128 MiB.

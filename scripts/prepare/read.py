@@ -10,50 +10,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple, Optional
 
-from prepare_common import MB, PrepareError, Stop
-from prepare_files import InputFile, Listing
-from prepare_streams import Stream
+from . import units
+from .common import MB, PrepareError, Stop
+from .files import InputFile, Listing
+from .streams import Stream
+from .units import MAX_RECORD_BYTES, MAX_WHOLE_BYTES, Cursor, Piece, Unit, without_bom
 
-UNIT_BYTES = 4 << 20
-FILE_COST = 4096  # what opening a small file costs, in bytes that could be tokenised meanwhile
-MAX_RECORD_BYTES = 256 << 20  # a record of JSONL or parquet is held in memory, several times over
-BOM = b"\xef\xbb\xbf"  # of UTF-8: it says how a file is written, and is none of its text
-MAX_WHOLE_BYTES = 64 << 20  # a document without a place to cut is tokenised at once, in some 50 times its size
-
-
-class Cursor(NamedTuple):
-    """A place in the input: where the next document begins, and how much of it is done if it is in segments."""
-    file: int = 0  # index into the listing
-    offset: int = 0  # decompressed bytes, or rows of parquet
-    line: int = 1  # of JSONL
-    done: int = 0  # bytes
-
-
-@dataclass
-class Piece:
-    """Documents of one file.
-
-    kind file: a whole text file, to be read by the worker. documents: data is a list of texts. lines: data is lines of
-    JSONL, the first of which is number `first`. rows: data is a list of texts (of records with --chat), the first of
-    which is row `first`; masks are their lists of ranges. segment: data is a part of one document. unreadable: data
-    says why.
-    """
-    kind: str
-    path: str
-    data: object = None
-    first: int = 0
-    masks: Optional[list] = None
-    is_last: bool = False  # segments: ends the document, whose SHA-256 is digest
-    digest: bytes = b""
-    is_binary: bool = False  # segments: the document holds a NUL byte
-    separators: int = 0  # how many of --split-on were found in what this was cut from
-
-
-@dataclass
-class Unit:
-    pieces: list[Piece]
-    cursor: Cursor  # of what follows
-    position: int  # bytes on the disk that are read then
+FILE_COST = 4096  # bytes that could be tokenised while a small file is opened
 
 
 class Step(NamedTuple):
@@ -89,7 +52,7 @@ class Reader:
             pieces.append(step.piece)
             weight += step.weight
             last = step
-            if weight >= UNIT_BYTES:
+            if weight >= units.UNIT_BYTES:
                 yield Unit(pieces, last.cursor, last.position)
                 pieces, weight, last = [], 0, None
         if last is not None:
@@ -120,7 +83,7 @@ class Reader:
     def _open(self, file: InputFile, cursor: Cursor) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
         """Pieces with their weights, the place after each (None: the end of the file), and the position on the disk."""
         if file.format == "parquet":
-            from prepare_parquet import open_parquet, rows
+            from .parquet import open_parquet, rows
             parquet = open_parquet(file, self.field, self.mask_field, self.is_chat)
             return rows(file, parquet, self.field, self.mask_field, cursor, self.is_chat)
         stream = Stream(file, self.stop)
@@ -131,8 +94,8 @@ class Reader:
             stream.skip(cursor.offset)
             offset, line, buffer, is_at_end = cursor.offset, cursor.line, b"", False
             while not is_at_end:
-                chunk = stream.read(UNIT_BYTES)
-                is_at_end = len(chunk) < UNIT_BYTES
+                chunk = stream.read(units.UNIT_BYTES)
+                is_at_end = len(chunk) < units.UNIT_BYTES
                 buffer += chunk
                 end = len(buffer) if is_at_end else buffer.rfind(b"\n") + 1
                 if end:
@@ -162,8 +125,8 @@ class Reader:
             begin = 0  # of the first document
             while True:
                 if not is_at_end:
-                    chunk = stream.read(UNIT_BYTES)
-                    is_at_end = len(chunk) < UNIT_BYTES
+                    chunk = stream.read(units.UNIT_BYTES)
+                    is_at_end = len(chunk) < units.UNIT_BYTES
                     buffer += chunk
                     self._look_for_crlf(buffer)
                 if is_first:
@@ -186,7 +149,7 @@ class Reader:
                         yield piece, weight, place, stream.position
                     if is_at_end:
                         return
-                    if len(buffer) < UNIT_BYTES:
+                    if len(buffer) < units.UNIT_BYTES:
                         continue
                     digest, done, is_binary = hashlib.sha256(), 0, False
                 # A document in segments. Its end may reach over the end of the buffer.
@@ -234,7 +197,7 @@ class Reader:
             return None
         digest = hashlib.sha256()
         while done > 0:
-            part = stream.read(min(done, UNIT_BYTES))
+            part = stream.read(min(done, units.UNIT_BYTES))
             if not part:
                 raise PrepareError(f"{stream.file.path} became shorter, run again with --restart")
             digest.update(part)
@@ -243,12 +206,7 @@ class Reader:
 
 
 def is_read_by_worker(file: InputFile, separator: bytes) -> bool:
-    return file.format == "text" and not file.compression and not separator and file.size <= UNIT_BYTES
-
-
-def without_bom(data: bytes) -> bytes:
-    """data: the beginning of a file."""
-    return data[len(BOM):] if data.startswith(BOM) else data
+    return file.format == "text" and not file.compression and not separator and file.size <= units.UNIT_BYTES
 
 
 def with_crlf(separator: bytes) -> bytes:

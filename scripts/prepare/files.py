@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterator, Optional
 
-from prepare_common import MAX_EXAMPLES, MB, PrepareError, Stop, counted, tell
-from regular_files import read_regular
+from support.regular_files import read_regular
+
+from .common import MAX_EXAMPLES, MB, PrepareError, Stop, counted, tell
 
 MACHINE_TEXT_MIN_BYTES = 1_000_000
 SYSTEM_HEADERS = "/usr/include"

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Iterator, NamedTuple, Optional
 
-from prepare_common import MAX_TOKENS, MB, PrepareError, Stop
-from prepare_files import Skipped
-from prepare_read import MAX_WHOLE_BYTES, Piece, Unit, without_bom
-from prepare_tokenize import BytesTokenizer, JsonTokenizer, Text, Tokens, eot_bytes
-from regular_files import open_regular
+from support.regular_files import open_regular
+
+from .common import MAX_TOKENS, MB, PrepareError, Stop
+from .files import Skipped
+from .tokenize import BytesTokenizer, JsonTokenizer, Text, Tokens, eot_bytes
+from .units import MAX_WHOLE_BYTES, Piece, Unit, without_bom
 
 READ_BYTES = 1 << 20
 UNITS_PER_PROCESS = 3  # one at work, one that waits for it, one that waits to be written
@@ -320,7 +321,7 @@ class Pool:
         return answer
 
     def _explain_death(self, connection: Connection, unit: Unit) -> None:
-        """Raises if the process ended itself, since a chat template took all of its time (prepare_chat.Bounds)."""
+        """Raises if the process ended itself, since a chat template took all of its time (chat.Bounds)."""
         process = self.process_of[connection]
         process.join(1)
         if process.exitcode == -signal.SIGPROF:

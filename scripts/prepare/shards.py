@@ -10,10 +10,11 @@ import sys
 from dataclasses import dataclass, field
 from typing import BinaryIO, Iterable, Optional
 
-from prepare_common import MAX_TOKENS, PrepareError
-from prepare_folder import MAX_SHARDS
-from prepare_work import Documents
-from regular_files import create_new, open_own
+from support.regular_files import create_new, open_own
+
+from .common import MAX_TOKENS, PrepareError
+from .folder import MAX_SHARDS
+from .work import Documents
 
 OUTPUT_FORMATS = ("llmc", "megatron", "raw")
 HEADER_INTS = 256

@@ -7,12 +7,12 @@ from typing import Iterator, Optional
 
 import tokenizers
 
-from prepare_chat import Bounds, ChatError, ChatTemplate, OutOfBounds, Renderer, normalized, run_in_child
-from prepare_chat_spans import Control, Habits, NotFound, Spans, learn_habits
-from prepare_common import PrepareError, Stop
-from prepare_read import Piece, Unit
-from prepare_tokenize import JsonTokenizer, Tokens
-from prepare_work import SURROGATES, Document, Result, Worker
+from .chat import Bounds, ChatError, ChatTemplate, OutOfBounds, Renderer, normalized, run_in_child
+from .chat_spans import Control, Habits, NotFound, Spans, learn_habits
+from .common import PrepareError, Stop
+from .tokenize import JsonTokenizer, Tokens
+from .units import Piece, Unit
+from .work import SURROGATES, Document, Result, Worker
 
 BATCH_CHATS = 64
 NO_ASSISTANT = "without an answer of the assistant"

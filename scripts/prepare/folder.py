@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from prepare_common import MAX_EXAMPLES, PrepareError, tell
+from .common import MAX_EXAMPLES, PrepareError, tell
 
 MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
 MAX_COUNT = 1 << 62

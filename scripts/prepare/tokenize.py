@@ -10,7 +10,7 @@ import struct
 import sys
 from typing import NamedTuple, Optional
 
-from prepare_common import PrepareError
+from .common import PrepareError
 
 EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
 MAX_VOCABULARY = 1 << 24  # as model.vocab_size
@@ -151,7 +151,7 @@ class JsonTokenizer:
     What a tokenizer.json adds around a text (a BOS token), and its limits on length, are for prompts and left out.
     """
     name = "tokenizer.json"
-    eot_side = "end"  # of a document; chats may have it at the beginning (prepare_chat_work.py)
+    eot_side = "end"  # of a document; chats may have it at the beginning (chat_work.py)
 
     def __init__(self, path: str, content: bytes, eot_name: Optional[str]) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already

@@ -6,11 +6,11 @@ import os
 import re
 from typing import NoReturn, Optional
 
-from prepare_common import MAX_TOKENS, MB, PrepareError
-from prepare_files import FORMATS
-from prepare_folder import check_output
-from prepare_shards import OUTPUT_FORMATS
-from prepare_train import MIN_VOCABULARY
+from .common import MAX_TOKENS, MB, PrepareError
+from .files import FORMATS
+from .folder import check_output
+from .shards import OUTPUT_FORMATS
+from .train import MIN_VOCABULARY
 
 DEFAULT_FIELD, DEFAULT_CHAT_FIELD = "text", "messages"
 DEFAULT_TRAIN_MB = 200

@@ -9,14 +9,15 @@ import stat
 import time
 from typing import BinaryIO, Optional
 
-from prepare_common import MAX_TOKENS, PrepareError
-from prepare_files import Skipped
-from prepare_folder import check_output, check_state, is_prepared, remove_old
-from prepare_read import Cursor, Unit
-from prepare_shards import COPY_BYTES, LENGTHS_SUFFIX, SplitWriter, dtype_of, reopen
-from prepare_tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
-from prepare_work import Result
-from regular_files import create_new, open_own, write_whole
+from support.regular_files import create_new, open_own, write_whole
+
+from .common import MAX_TOKENS, PrepareError
+from .files import Skipped
+from .folder import check_output, check_state, is_prepared, remove_old
+from .shards import COPY_BYTES, LENGTHS_SUFFIX, SplitWriter, dtype_of, reopen
+from .tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
+from .units import Cursor, Unit
+from .work import Result
 
 COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
 JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"

@@ -11,13 +11,14 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Iterator
 
-from prepare_common import MB, PrepareError, Stop
-from prepare_files import InputFile, Listing
-from prepare_read import MAX_RECORD_BYTES, UNIT_BYTES, Cursor, Piece, without_bom
-from prepare_streams import Stream
-from prepare_tokenize import EOT_NAMES, LLAMA3_PATTERN, BytesTokenizer
-from prepare_work import Result, Worker, read_document
-from regular_files import open_regular
+from support.regular_files import open_regular
+
+from .common import MB, PrepareError, Stop
+from .files import InputFile, Listing
+from .streams import Stream
+from .tokenize import EOT_NAMES, LLAMA3_PATTERN, BytesTokenizer
+from .units import MAX_RECORD_BYTES, UNIT_BYTES, Cursor, Piece, without_bom
+from .work import Result, Worker, read_document
 
 EOT_NAME = EOT_NAMES[0]
 MIN_VOCABULARY = 257  # every byte, and end-of-text
@@ -68,7 +69,7 @@ class Sample:
                 yield from self._without_separators(data if place else without_bom(data))
 
     def _rows(self, file: InputFile, share: int) -> Iterator[bytes]:
-        from prepare_parquet import open_parquet, rows
+        from .parquet import open_parquet, rows
         parquet = open_parquet(file, self.worker.field, None)
         for piece, _, _, _ in rows(file, parquet, self.worker.field, None, Cursor()):
             for data in piece.data:

@@ -3,18 +3,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pathlib
-import shlex
 import signal
 import sys
 import time
 from typing import TextIO
 
+from support.packages import ROOT, go_on_in_venv
+
 MB = 1e6
 MAX_TOKENS = 2**31 - 1  # the header of a shard counts tokens in an int32
 MAX_EXAMPLES = 3  # that are named of what was skipped for one reason
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-VENV = ROOT / ".venv"
 
 
 class PrepareError(Exception):
@@ -111,16 +109,6 @@ class Progress:
 def require_packages(needed: dict[str, str]) -> None:
     """needed: package -> what needs it. Where this Python lacks one, goes on in the one of .venv, else refuses."""
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if not missing:
-        return
-    python = VENV / "bin/python"
-    if python.exists() and pathlib.Path(sys.prefix).resolve() != VENV.resolve():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        script = str(ROOT / "scripts/prepare.py")
-        os.execv(python, [str(python), script, *sys.argv[1:]])
-    install = f".venv/bin/pip install {' '.join(missing)}"
-    if not python.exists():
-        install = f"python3 -m venv .venv && {install}"
-    raise PrepareError(f"{needed[missing[0]]} needs the Python package {missing[0]}, get it with:  "
-                       f"cd {shlex.quote(str(ROOT))} && {install}")
+    if missing:
+        raise PrepareError(f"{needed[missing[0]]} needs the Python package {missing[0]}, get it with:  "
+                           f"{go_on_in_venv(ROOT / 'scripts/prepare.py', missing)}")

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Optional
 
-from prepare_chat import ChatError, Renderer
+from .chat import ChatError, Renderer
 
 BEGIN_MARKS, END_MARKS = 0xF0000, 0x100000  # planes of private use; 65,534 characters in each
 MAX_MARKS = 0xFFFE

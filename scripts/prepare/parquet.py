@@ -7,10 +7,12 @@ from typing import Iterator, Optional
 import pyarrow
 import pyarrow.parquet
 
-import prepare_read
-from prepare_common import MB, PrepareError
-from prepare_files import InputFile
-from regular_files import open_regular
+from support.regular_files import open_regular
+
+from . import units
+from .common import MB, PrepareError
+from .files import InputFile
+from .units import MAX_RECORD_BYTES, Cursor, Piece
 
 MAX_BATCH_ROWS = 1 << 16
 
@@ -73,8 +75,8 @@ def as_bytes(column: pyarrow.Array) -> list[Optional[bytes]]:
 
 
 def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask_field: Optional[str],
-         cursor: prepare_read.Cursor,
-         is_chat: bool = False) -> Iterator[tuple[prepare_read.Piece, int, Optional[prepare_read.Cursor], int]]:
+         cursor: Cursor,
+         is_chat: bool = False) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
     """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them. is_chat: their data
     are records with the field and, where there are some, tools."""
     columns = [field] if mask_field in (None, field) else [field, mask_field]
@@ -89,7 +91,7 @@ def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask
                 row += metadata.num_rows
                 continue
             bytes_per_row = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
-            batch_rows = max(1, min(MAX_BATCH_ROWS, prepare_read.UNIT_BYTES // bytes_per_row))
+            batch_rows = max(1, min(MAX_BATCH_ROWS, units.UNIT_BYTES // bytes_per_row))
             batches = parquet.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False)
             while True:
                 try:
@@ -103,14 +105,14 @@ def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask
                 skipped = max(0, cursor.offset - first)
                 texts = [text or b"" for text in texts[skipped:]]
                 masks = masks[skipped:] if masks is not None else None
-                if any(len(text) > prepare_read.MAX_RECORD_BYTES for text in texts):
+                if any(len(text) > MAX_RECORD_BYTES for text in texts):
                     raise PrepareError(f"{file.path} holds a text of more than "
-                                       f"{prepare_read.MAX_RECORD_BYTES / MB:.0f} MB in a row from {first + 1} to "
+                                       f"{MAX_RECORD_BYTES / MB:.0f} MB in a row from {first + 1} to "
                                        f"{row}, cut it into several or leave the file out with --exclude")
                 if texts:
                     data = list(map(json.loads, texts)) if is_chat else texts
-                    piece = prepare_read.Piece("rows", file.path, data, first + skipped + 1, masks)
-                    yield (piece, sum(map(len, texts)) + 64 * len(texts), prepare_read.Cursor(0, row),
+                    piece = Piece("rows", file.path, data, first + skipped + 1, masks)
+                    yield (piece, sum(map(len, texts)) + 64 * len(texts), Cursor(0, row),
                            file.size * row // max(1, total))
 
 

@@ -1,0 +1,7 @@
+"""Text of others in a message."""
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """The text on one line, without a character that a terminal would obey or a font would not have."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
