@@ -1,5 +1,5 @@
 """quickstart, test and what they share: packages and who installs them, old build folders, Ctrl-C, options; the pages;
-prepare.py's progress.
+the modules of scripts/; prepare.py's progress.
 
 The commands that they ask (id, apt-get, sudo, cmake) are stood in for by scripts of a line, so that every machine can
 be had. The whole quickstart is no test here: it installs, builds and trains for minutes, in scripts/dev/first_contact.
@@ -8,13 +8,17 @@ Seen to catch: a package or a file that README.md names wrongly; no question of 
 Ctrl-C, and none of its own for training; the log of an earlier run shown as the reason.
 """
 
+import ast
+import graphlib
 import io
 import os
+import pathlib
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 from unittest import mock
@@ -383,6 +387,32 @@ class Pages(unittest.TestCase):
         notes = {path.name for path in (ROOT / "docs/lab").glob("*.md")} - {"README.md"}
         index = (ROOT / "docs/lab/README.md").read_text()
         self.assertEqual(notes, set(re.findall(r"\]\((\w[\w-]*\.md)\)", index)))
+
+
+class Modules(unittest.TestCase):
+    def test_no_import_cycle_in_prepare(self):
+        """Imports inside functions count too. Seen to catch: parquet.py with Cursor from read.py, which imports it."""
+        imports = {}
+        for path in (ROOT / "scripts/prepare").glob("*.py"):
+            found = imports[path.stem] = set()
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level == 1:
+                    found |= {node.module} if node.module else {alias.name for alias in node.names}
+        self.assertIn("parquet", imports["read"])
+        self.assertLessEqual(set().union(*imports.values()), imports.keys())
+        graphlib.TopologicalSorter(imports).prepare()  # CycleError names the modules
+
+    def test_commands_from_another_folder_and_by_a_link(self):
+        """Seen to catch: modules that are looked for beside the link."""
+        with tempfile.TemporaryDirectory() as folder:
+            for command in ("prepare.py", "plot.py", "compare_runs.py"):
+                link = pathlib.Path(folder) / "link"
+                link.symlink_to(ROOT / "scripts" / command)
+                for path in (ROOT / "scripts" / command, link):
+                    with self.subTest(path=path):
+                        result = subprocess.run([sys.executable, path, "--help"], cwd=folder, capture_output=True)
+                        self.assertEqual((result.returncode, result.stderr), (0, b""))
+                link.unlink()
 
 
 class PrepareProgress(unittest.TestCase):
