@@ -14,6 +14,8 @@ import re
 import struct
 from typing import Iterator
 
+from .inputs import byte_letters
+
 # ---- Files ----
 
 VALUE_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -184,12 +186,6 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 # ---- A tokenizer ----
-
-def byte_letters() -> list[str]:
-    itself = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
-
 
 def train_bpe(text: str, num_merges: int) -> tuple[dict[str, int], list[str]]:
     """Vocabulary and merges of letters of bytes: the most frequent pair first, within words."""

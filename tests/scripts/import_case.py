@@ -2,12 +2,11 @@
 
 import json
 import os
-import pathlib
 import shutil
 import struct
-import tempfile
 import unittest
 
+from .inputs import byte_letters, temporary_folder
 from .interop_case import EOT, TRAIN, run
 
 VOCABULARY = 257
@@ -51,24 +50,17 @@ def tiny_tensors():
 
 def byte_tokenizer():
     """A byte-level BPE without merges: id = byte, and EOT."""
-    letters, extra = {}, 0x100
-    for byte in range(256):
-        is_itself = 0x21 <= byte <= 0x7e or 0xa1 <= byte <= 0xac or 0xae <= byte <= 0xff
-        letters[chr(byte) if is_itself else chr(extra)] = byte
-        extra += not is_itself
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": level,
             "post_processor": None, "decoder": level,
             "added_tokens": [{"id": EOT, "content": "<|endoftext|>", "single_word": False, "lstrip": False,
                               "rstrip": False, "normalized": False, "special": True}],
-            "model": {"type": "BPE", "vocab": letters, "merges": []}}
+            "model": {"type": "BPE", "vocab": {letter: byte for byte, letter in enumerate(byte_letters())}, "merges": []}}
 
 
 class ImportCase(unittest.TestCase):
     def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(self.temporary.cleanup)
-        self.folder = pathlib.Path(self.temporary.name)
+        self.folder = temporary_folder(self)
         self.source = self.folder / "source"
 
     def write(self, config=None, tensors=None, tokenizer=None, shards=None, index=None):

@@ -16,6 +16,7 @@ import unittest
 import warnings
 
 from . import ROOT, TRAIN
+from .inputs import shard, temporary_folder
 
 WRITE_LOGITS = str(pathlib.Path(os.environ.get("INGOT_BUILD_DIR", ROOT / "build/release")) / "tests/write_logits")
 EOT = 256
@@ -47,12 +48,6 @@ torch, transformers, MISSING = packages()
 if MISSING and os.environ.get("INGOT_REQUIRE_INTEROP") == "1":
     raise RuntimeError(MISSING)
 needs_interop = unittest.skipIf(bool(MISSING), MISSING)
-
-
-def write_shard(path, tokens):
-    """Token ids as llm.c writes them: version 1, 16 bits."""
-    header = struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253)
-    path.write_bytes(header + struct.pack(f"<{len(tokens)}H", *tokens))
 
 
 def documents(seed, count, longest):
@@ -89,17 +84,13 @@ def run(*command, code=0, cwd=None, input=None):
 
 
 class Runs:
-    """A folder with token shards, in which runs are trained."""
+    """A folder with token shards, in which runs are trained, for the tests of a class."""
 
-    def __init__(self):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.folder = pathlib.Path(self.temporary.name)
-        write_shard(self.folder / "train.bin", documents(1, 60, 30))
+    def __init__(self, case):
+        self.folder = temporary_folder(case)
+        (self.folder / "train.bin").write_bytes(shard(documents(1, 60, 30)))
         self.val = documents(2, 25, 60)
-        write_shard(self.folder / "val.bin", self.val)
-
-    def close(self):
-        self.temporary.cleanup()
+        (self.folder / "val.bin").write_bytes(shard(self.val))
 
     def train(self, name, model, device="cpu", sets=(), **data):
         """The folder of the run."""

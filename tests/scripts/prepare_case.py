@@ -10,12 +10,12 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from typing import Optional
 
 from . import ROOT
+from .inputs import temporary_folder
 
 SCRIPTS = ROOT / "scripts"
 SCRIPT = SCRIPTS / "prepare.py"
@@ -108,9 +108,7 @@ class PrepareTest(unittest.TestCase):
     maxDiff = 2000
 
     def setUp(self) -> None:
-        temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(temporary.cleanup)
-        self.root = Path(temporary.name).resolve()
+        self.root = temporary_folder(self).resolve()
         self.text = self.root / "text"
         self.text.mkdir()
         self.out = self.root / "data" / "out"

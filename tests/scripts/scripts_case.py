@@ -1,15 +1,14 @@
 """What the tests of quickstart and test share: a machine of a few tools, where stand-ins of a line answer the rest."""
 
 import os
-import pathlib
 import pty
 import shutil
 import subprocess
 import sys
-import tempfile
 import unittest
 
 from . import ROOT
+from .inputs import temporary_folder
 
 TOOLS = ("bash", "sh", "cat", "dirname", "find", "grep", "head", "mkdir", "mktemp", "paste", "readlink", "rm", "sed",
          "sleep", "sort", "stat", "tail", "tee", "tr", "uname", "env", "chmod")
@@ -19,9 +18,7 @@ class Scripts(unittest.TestCase):
     """Runs shell code over the scripts on a machine that has the tools above and what a test adds."""
 
     def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(self.temporary.cleanup)
-        self.bin = pathlib.Path(self.temporary.name)
+        self.bin = temporary_folder(self)
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
         (self.bin / "python3").symlink_to(sys.executable)

@@ -6,17 +6,15 @@ rather than from the checkpoint, EOT that counts bytes, a tokenizer.json that st
 SHA-256 is not compared, with the config's or between two data sets.
 """
 
-import array
 import hashlib
 import json
 import math
 import os
-import pathlib
 import shutil
 import subprocess
-import tempfile
 import unittest
 
+from .inputs import shard, temporary_folder
 from .trainer_case import ROOT, TRAIN
 
 FIXTURE = ROOT / "tests/fixtures/tokenizers.json"
@@ -35,8 +33,7 @@ DOCUMENTS = ["The quick brown fox jumps over the lazy dog, and the dog jumps ove
 class BpeRun(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         kinds = json.loads(FIXTURE.read_text())["kinds"]
         cls.tokenizer = json.dumps(kinds["llama3"]["tokenizer"], ensure_ascii=False)
         cls.other = json.dumps(kinds["qwen"]["tokenizer"], ensure_ascii=False)
@@ -49,23 +46,18 @@ class BpeRun(unittest.TestCase):
         cls.first = cls.run_train("--config", "config.json")
 
     @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
-
-    @classmethod
     def prepare(cls, name, tokenizer, **changes):
         """Shards and meta.json as scripts/prepare.py writes them."""
         folder = cls.folder / name
         folder.mkdir()
         (folder / "tokenizer.json").write_text(tokenizer)
-        tokens = array.array("H")
+        tokens = []
         for document in DOCUMENTS:
             ids = cls.run_train("tokenize", "--tokenizer", str(folder / "tokenizer.json"),
                                 stdin=document.encode()).stdout
             tokens.extend([*map(int, ids.split()), cls.eot])
-        header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
         for split in ("train", "val"):
-            (folder / f"{split}-00000.bin").write_bytes(header.tobytes() + tokens.tobytes())
+            (folder / f"{split}-00000.bin").write_bytes(shard(tokens))
         cls.num_tokens = len(tokens)
         cls.write_meta(folder, **{"tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(), **changes})
 

@@ -18,6 +18,7 @@ import tempfile
 import unittest
 
 from . import ROOT
+from .inputs import temporary_folder
 
 COMPILER = shutil.which(os.environ.get("CXX") or "c++") or "c++"
 
@@ -75,9 +76,7 @@ END
 """
 
     def setUp(self):
-        temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(temporary.cleanup)
-        self.prefix = pathlib.Path(temporary.name)
+        self.prefix = temporary_folder(self)
         (self.prefix / "include").mkdir()
         (self.prefix / "lib").mkdir()
 

@@ -15,11 +15,11 @@ import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
 
+from .inputs import shard
 from .trainer_case import TrainerCase
 
 NUM_OPERATIONS = 200 if os.environ.get("INGOT_LONG") == "1" else 20
@@ -44,10 +44,6 @@ def manifest_if_whole(folder):
         return None
 
 
-def write_shard(path, ids):
-    path.write_bytes(struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253) + struct.pack(f"<{len(ids)}H", *ids))
-
-
 class Chaos(TrainerCase):
     def setUp(self):
         self.seed = int(os.environ.get("INGOT_CHAOS_SEED", random.randrange(1 << 30)))
@@ -56,10 +52,10 @@ class Chaos(TrainerCase):
         self.data = self.folder / "chaos"
         self.data.mkdir()
         ids = [self.random.randrange(256) if i % 50 else 256 for i in range(20_000)]
-        write_shard(self.data / "masked.bin", ids)
+        (self.data / "masked.bin").write_bytes(shard(ids))
         (self.data / "masked.mask").write_bytes(bytes(self.random.randrange(2) for _ in ids))
-        write_shard(self.data / "large.bin", ids * 55)  # long enough to have an index in a file
-        write_shard(self.data / "val.bin", ids[:3000])
+        (self.data / "large.bin").write_bytes(shard(ids * 55))  # long enough to have an index in a file
+        (self.data / "val.bin").write_bytes(shard(ids[:3000]))
         self.pristine = {path.name: path.read_bytes() for path in self.data.iterdir()}
         self.sets = ['data.train=[{"path":"chaos/masked.bin","mask":"chaos/masked.mask","weight":0.5},'
                      '{"path":"chaos/large.bin","weight":0.5}]', 'data.val=["chaos/val.bin"]', "eval.every=7",

@@ -7,16 +7,15 @@ equal; a traceback, whose code 1 says that runs differ; a checkpoint that is rem
 import json
 import math
 import os
-import pathlib
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import unittest
 
 from . import ROOT
+from .inputs import temporary_folder
 
 SCRIPT = ROOT / "scripts" / "compare_runs.py"
 
@@ -29,11 +28,7 @@ def entry(step, **changes):
 
 class CompareRuns(unittest.TestCase):
     def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.folder = pathlib.Path(self.temporary.name)
-
-    def tearDown(self):
-        self.temporary.cleanup()
+        self.folder = temporary_folder(self)
 
     def write(self, name, entries, weights=None, step=None):
         """A run folder; `weights` maps tensor names to float32 values, in a checkpoint of `step` (the last one)."""

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import time
 
+from .inputs import shard
 from .trainer_case import ROOT, TRAIN, TrainerCase
 
 LONG = ["training.steps=2000", "sample.every=0", "eval.every=0", "checkpoint.every=1000000"]
@@ -122,8 +123,7 @@ class Data(TrainerCase):
         """A shard that is cut while `eval` reads it, which has a run's weights already."""
         self.run_train("evaluated")
         path = self.folder / "long.bin"
-        ids = [97, 98, 99, 256] * 500_000
-        path.write_bytes(struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253) + struct.pack(f"<{len(ids)}H", *ids))
+        path.write_bytes(shard([97, 98, 99, 256] * 500_000))
         process = subprocess.Popen([TRAIN, "eval", "--checkpoint", "runs/evaluated", "--data", "long.bin"],
                                    cwd=self.folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -170,9 +170,7 @@ class Signals(TrainerCase):
 
     def test_a_signal_before_the_first_step(self):
         """While data are read, and later: nothing was trained, and the line says so; the same command then trains."""
-        ids = [97, 98, 99, 256] * 4_000_000
-        (self.folder / "large.bin").write_bytes(
-            struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253) + struct.pack(f"<{len(ids)}H", *ids))
+        (self.folder / "large.bin").write_bytes(shard([97, 98, 99, 256] * 4_000_000))
         sets = ['data.train=["large.bin"]']
         for number, wait in enumerate((0.0, 0.02, 0.05, 0.1)):
             name = f"early-{number}"

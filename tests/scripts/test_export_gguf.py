@@ -16,18 +16,15 @@ import pathlib
 import resource
 import struct
 import subprocess
-import tempfile
 import unicodedata
 import unittest
 
 from . import ROOT, TRAIN
-from .gguf_case import (Gguf, byte_letters, frequencies, mixed_text, read_safetensors, reference_logits,
-                       rounded, tokenizer_json, train_bpe)
+from .gguf_case import (Gguf, frequencies, mixed_text, read_safetensors, reference_logits, rounded, tokenizer_json,
+                        train_bpe)
+from .inputs import LLAMA3, QWEN, byte_letters, temporary_folder
 
 CONTEXT = 48
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-          r"|\s+(?!\S)|\s+")
-QWEN2 = LLAMA3.replace("{1,3}", "")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -76,7 +73,7 @@ TOKENIZERS = {
     "smollm": ({"pre_tokenizer": sequence(DIGITS, byte_level()), "added": [THINK, *RUNS]}, "smollm"),
     "llama3": ({"pre_tokenizer": split(LLAMA3), "ignore_merges": True}, "llama-bpe"),
     "llama3 by merges": ({"pre_tokenizer": split(LLAMA3), "added": [THINK]}, "smaug-bpe"),
-    "qwen2": ({"pre_tokenizer": split(QWEN2), "normalizer": {"type": "NFC"}}, "qwen2"),
+    "qwen2": ({"pre_tokenizer": split(QWEN), "normalizer": {"type": "NFC"}}, "qwen2"),
 }
 REFUSED_TOKENIZERS = {
     "add_prefix_space": {"pre_tokenizer": byte_level(prefix=True)},
@@ -108,9 +105,7 @@ def all_pairs():
 class ExportCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        temporary = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(temporary.cleanup)
-        cls.folder = pathlib.Path(temporary.name)
+        cls.folder = temporary_folder(cls)
         cls.text = mixed_text(3, 6000)
         for name, ids in (("train", cls.text.encode()), ("val", cls.text.encode()[:CONTEXT + 1])):
             (cls.folder / f"{name}.bin").write_bytes(struct.pack(f"<{len(ids)}H", *ids))

@@ -9,6 +9,7 @@ import shutil
 import unittest
 
 from . import interop_case as case
+from .inputs import shard
 from .interop_case import needs_interop, torch, transformers
 
 ROPE = {"position": "rope", "rope_theta": 500.0}
@@ -53,11 +54,7 @@ def random_ids(count, seed=3):
 class ExportCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.runs = case.Runs()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.runs.close()
+        cls.runs = case.Runs(cls)
 
     def trained(self, name, **model):
         folder = self.runs.folder / "runs" / name
@@ -264,7 +261,7 @@ class Tokenizers(ExportCase):
         eot = bpe.token_to_id("<|end|>")
         ids = bpe.encode(self.MIXED).ids
         self.assertLess(len(ids), len(self.MIXED.encode()) * 0.7, "merges must be at work")
-        case.write_shard(self.runs.folder / "bpe.bin", (ids + [eot]) * 12)
+        (self.runs.folder / "bpe.bin").write_bytes(shard((ids + [eot]) * 12))
         for name in ("rope", "rope_qk_norm", "alibi"):
             with self.subTest(name):
                 run_folder = self.runs.train(f"bpe_{name}", {**KINDS[name][1], "vocab_size": 410}, train=["bpe.bin"],

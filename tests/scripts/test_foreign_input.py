@@ -18,36 +18,13 @@ import tempfile
 import unittest
 
 from . import TRAIN
+from .inputs import LLAMA3, O200K, byte_letters, sealed, shard, temporary_folder
 
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
-
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-          r"|\s+(?!\S)|\s+")
-O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 DEPTH = 200_000
 DEEP_LIST, DEEP_OBJECT = "[" * DEPTH + "]" * DEPTH, '{"a":' * DEPTH + "1" + "}" * DEPTH
 ESCAPES = "\x1b[2J\x1b]0;x\x07\x9b31m\u2028\u202egnp"
-
-
-def shard(ids):
-    ids = list(ids)
-    return struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253) + struct.pack(f"<{len(ids)}H", *ids)
-
-
-def sealed(body):
-    """The manifest of this JSON text, an object: its last key is the hash of all bytes before it."""
-    body = body.rstrip()[:-1].rstrip() + ",\n  "
-    return f'{body}"sha256": "{hashlib.sha256(body.encode("utf-8", "surrogateescape")).hexdigest()}"\n}}\n'
-
-
-def byte_letters():
-    """The letters that stand for bytes in a tokenizer.json."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte if byte in plain else 0x100 + others.index(byte)) for byte in range(256)}
 
 
 def tokenizer(regex=None):
@@ -57,14 +34,13 @@ def tokenizer(regex=None):
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": split + [
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex is None}]},
             "post_processor": None, "decoder": {"type": "ByteLevel"},
-            "model": {"type": "BPE", "vocab": {letter: byte for byte, letter in byte_letters().items()}, "merges": []}}
+            "model": {"type": "BPE", "vocab": {letter: byte for byte, letter in enumerate(byte_letters())}, "merges": []}}
 
 
 class ForeignInput(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         ids = [number * 7 % 256 if number % 41 else 256 for number in range(6000)]
         (cls.folder / "train.bin").write_bytes(shard(ids))
         (cls.folder / "more.bin").write_bytes(shard(ids[::-1]))
@@ -75,10 +51,6 @@ class ForeignInput(unittest.TestCase):
             "data": {"train": ["train.bin"], "val": ["val.bin"], "eot_token": 256, "tokenizer": "bytes"},
             "training": {"steps": 4, "batch_tokens": 64, "micro_batch_size": 2}, "checkpoint": {"every": 2}}))
         cls.train(cls.folder, "--set", "name=done", code=0)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
 
     def setUp(self):
         """Each test has a copy of the data, to spoil."""

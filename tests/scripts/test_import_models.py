@@ -7,7 +7,8 @@ import json
 import shutil
 
 from .import_case import CONTEXT, EOT, ImportCase, TRAIN, VOCABULARY, byte_tokenizer, run
-from .interop_case import Runs, documents, load, needs_interop, their_evaluation, torch, transformers, write_shard
+from .inputs import shard
+from .interop_case import Runs, documents, load, needs_interop, their_evaluation, torch, transformers
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}
@@ -61,8 +62,8 @@ class Transformers(ImportCase):
 
     def test_same_loss_and_text_and_training_goes_on(self):
         tokens = documents(5, 40, 40)[:16 * CONTEXT + 1]
-        write_shard(self.folder / "rows.bin", tokens)
-        write_shard(self.folder / "train.bin", tokens[:8 * CONTEXT + 1])
+        (self.folder / "rows.bin").write_bytes(shard(tokens))
+        (self.folder / "train.bin").write_bytes(shard(tokens[:8 * CONTEXT + 1]))
         for name in MODELS:
             with self.subTest(name):
                 shutil.rmtree(self.source, ignore_errors=True)
@@ -113,8 +114,7 @@ class ExportedModels(ImportCase):
     """What ./train export wrote in fp32 comes back with the same bits, and as the same model."""
 
     def test_same_bits(self):
-        runs = Runs()
-        self.addCleanup(runs.close)
+        runs = Runs(self)
         rope = {"position": "rope"}
         both = {"qk_norm": True, "qkv_bias": True}
         for name, model in {

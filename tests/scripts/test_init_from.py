@@ -8,7 +8,8 @@ import shutil
 import unittest
 
 from .import_case import ImportCase, TRAIN, byte_tokenizer, run
-from .interop_case import documents, write_shard
+from .inputs import shard
+from .interop_case import documents
 
 
 class InitFrom(ImportCase):
@@ -16,7 +17,7 @@ class InitFrom(ImportCase):
         super().setUp()
         self.write(tokenizer=byte_tokenizer())
         self.import_model()
-        write_shard(self.folder / "train.bin", documents(1, 40, 30))
+        (self.folder / "train.bin").write_bytes(shard(documents(1, 40, 30)))
         self.sets = ['data.train=["train.bin"]', "data.val=[]", "training.steps=4", "training.batch_tokens=256",
                      "optimizer.lr=1e-3", "data.eot_token=256"]
 

@@ -13,10 +13,10 @@ import pathlib
 import struct
 import subprocess
 import sys
-import tempfile
 import unittest
 
 from . import ROOT
+from .inputs import temporary_folder
 
 import plot
 
@@ -37,11 +37,7 @@ def matplotlib_is_there():
 
 class Folder(unittest.TestCase):
     def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory()
-        self.folder = pathlib.Path(self.temporary.name)
-
-    def tearDown(self):
-        self.temporary.cleanup()
+        self.folder = temporary_folder(self)
 
     def write(self, name, entries, tail=""):
         run = self.folder / name

@@ -8,7 +8,6 @@ of attention not compared with the precision.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -16,10 +15,10 @@ import re
 import shutil
 import struct
 import subprocess
-import tempfile
 import unittest
 
 from . import TRAIN
+from .inputs import sealed, shard, temporary_folder
 
 MODEL = '"model": {"n_layers": 1, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "context_length": 16, "vocab_size": 257}'
 DATA = '"data": {"train": ["train.bin"], "val": ["val.bin"], "eot_token": 256, "tokenizer": "bytes"}'
@@ -302,12 +301,6 @@ ARGUMENTS = [
 
 
 # ---- Shards: bytes of a file that stands in data.train, a fragment, the fix ----
-def shard(ids=range(64), magic=20240520, version=1, count=None, code="H"):
-    ids = list(ids)
-    header = [magic, version, len(ids) if count is None else count] + [0] * 253
-    return struct.pack("<256i", *header) + struct.pack(f"<{len(ids)}{code}", *ids)
-
-
 SHARDS = [
     ("no byte at all", b"", "0 bytes", None),
     ("half a header", shard()[:512], "512 bytes", None),
@@ -358,8 +351,7 @@ def flip_a_bit(path):
 class Refusals(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         for name in ("train.bin", "val.bin"):
             (cls.folder / name).write_bytes(shard(ids=[number % 257 for number in range(600)]))
         (cls.folder / "other.bin").write_bytes(shard(ids=[300] * 600))
@@ -369,10 +361,6 @@ class Refusals(unittest.TestCase):
         (cls.folder / "good.json").write_text(GOOD)
         cls.run_train("--config", "good.json", code=0)  # the table changes one thing at a time in what works
         cls.run_train("--config", "good.json", "--set", "name=done", code=0)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
 
     def setUp(self):
         (self.folder / "case.json").write_text(GOOD)
@@ -569,9 +557,7 @@ class Refusals(unittest.TestCase):
         manifest = json.loads(path.read_text())
         del manifest["sha256"]
         manifest["format_version"] = 99
-        # Sealed as the format wants it: the last key is the hash of all bytes before it.
-        body = json.dumps(manifest, indent=2)[:-2] + ",\n  "
-        path.write_text(f'{body}"sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n')
+        path.write_text(sealed(json.dumps(manifest, indent=2)))
         self.refused_with("name=version", arguments=["--resume", "auto"], says="version 99")
 
     def test_no_checkpoint_is_whole(self):

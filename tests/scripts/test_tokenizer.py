@@ -21,6 +21,7 @@ import unicodedata
 import unittest
 
 from . import ROOT, TRAIN
+from .inputs import temporary_folder
 
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
 BYTES_PER_KIND = 10_000_000 if IS_LONG else 300_000
@@ -211,8 +212,7 @@ class Tokens(unittest.TestCase):
     def setUpClass(cls):
         from . import tokenizer_kinds
         cls.kinds = tokenizer_kinds
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         generator = random.Random(11)
         natural = natural_text(BYTES_PER_KIND * 6 // 10)
         generated = generated_text(generator, BYTES_PER_KIND * 3 // 10)
@@ -229,10 +229,6 @@ class Tokens(unittest.TestCase):
         cls.new = new
         print(f"\n{new.ours}; HF tokenizers {tokenizers.__version__}: {len(new.new)} characters are treated otherwise; "
               f"{num_left_out} of them were left out of {sum(map(len, cls.texts.values()))} bytes", file=sys.stderr)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
 
     def ours(self, path, text):
         result = subprocess.run([TRAIN, "tokenize", "--tokenizer", str(path)], input=text, capture_output=True)

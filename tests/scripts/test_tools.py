@@ -14,11 +14,11 @@ import shutil
 import signal
 import subprocess
 import struct
-import tempfile
 import time
 import unittest
 
 from . import trainer_case
+from .inputs import shard, temporary_folder
 from .trainer_case import TRAIN
 
 CONFIG = {**trainer_case.CONFIG, "eval": {"every": 15}, "checkpoint": {"every": 15}, "optimizer": {"lr": 3e-3},
@@ -33,16 +33,10 @@ def read_shard(path):
     return list(tokens)
 
 
-def write_shard(path, tokens):
-    header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
-    path.write_bytes(header.tobytes() + array.array("H", tokens).tobytes())
-
-
 class Tools(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         trainer_case.prepare_run(cls.folder, CONFIG)
         cls.val = sorted((cls.folder / "data").glob("val-*.bin"))
         cls.train = sorted((cls.folder / "data").glob("train-*.bin"))
@@ -56,10 +50,6 @@ class Tools(unittest.TestCase):
                         "--set", 'data.train=["plain/train-*.bin"]', "--set", 'data.val=["plain/val-*.bin"]'],
                        cwd=cls.folder, check=True, capture_output=True)
         cls.log = [json.loads(line) for line in (cls.folder / "runs/test/log.jsonl").read_text().splitlines()]
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
 
     def run_train(self, *arguments, code=0, stdin=b"", threads=1):
         result = subprocess.run([TRAIN, *arguments], cwd=self.folder, input=stdin, capture_output=True,
@@ -160,7 +150,7 @@ class Tools(unittest.TestCase):
     def long_shard(self):
         path = self.folder / "long.bin"
         if not path.exists():
-            write_shard(path, [97, 98, 99, 256] * 2_000_000)
+            path.write_bytes(shard([97, 98, 99, 256] * 2_000_000))
         return str(path)
 
     def test_ctrl_c_ends_eval_without_a_line(self):
@@ -325,7 +315,7 @@ class Tools(unittest.TestCase):
         self.assertTrue(two.startswith(shown) and "\nrow 4: " in two)
 
     def test_refusals(self):
-        write_shard(self.folder / "foreign.bin", [1, 2, 300] * 100)
+        (self.folder / "foreign.bin").write_bytes(shard([1, 2, 300] * 100))
         (self.folder / "file").write_text("no folder")
         (self.folder / "empty").mkdir(exist_ok=True)
         checkpoint = ["--checkpoint", "runs/test"]
@@ -385,10 +375,13 @@ class Tools(unittest.TestCase):
                 self.assertTrue(lines[0].startswith("error: "))
                 self.assertIn(text, lines[0])
 
-    def test_bench_step_refusals(self):
+    def run_bench(self, *arguments):
         bench = pathlib.Path(TRAIN).resolve().parent / "bench"
         if not bench.exists():
             self.skipTest("bench is not built")
+        return subprocess.run([bench, *arguments], cwd=self.folder, capture_output=True, text=True)
+
+    def test_bench_step_refusals(self):
         config = ["--config", "config.json"]
         for arguments, text in (([], "--config"), (["--config", "nowhere.json"], "nowhere.json"),
                                 ([*config, "--seconds", "0"], "--seconds must be above 0"),
@@ -398,15 +391,12 @@ class Tools(unittest.TestCase):
                                 ([*config, "--set", "training.device=auto", "--set", "data.train=[\"no.bin\"]"],
                                  "measures a GPU: ")):
             with self.subTest(arguments=arguments):
-                result = subprocess.run([bench, "step", *arguments], cwd=self.folder, capture_output=True, text=True)
+                result = self.run_bench("step", *arguments)
                 self.assertEqual(result.returncode, 2, (result.stdout, result.stderr))
                 self.assertIn(text, result.stderr)
 
     def test_bench_refuses_in_one_line(self):
         """A misspelt command or option is named, with what was probably meant. Seen to catch: CLI11's own two lines."""
-        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
-        if not bench.exists():
-            self.skipTest("bench is not built")
         for arguments, text in (("stp", "unknown argument stp: did you mean step? see ./bench --help"),
                                 ("", "A subcommand is required: see ./bench --help"),
                                 ("step", "--config is required: see ./bench step --help"),
@@ -416,46 +406,37 @@ class Tools(unittest.TestCase):
                                 ("step --config nowhere.json",
                                  "cannot read the config nowhere.json: No such file or directory: check the path")):
             with self.subTest(arguments=arguments):
-                result = subprocess.run([bench, *arguments.split()], capture_output=True, text=True)
+                result = self.run_bench(*arguments.split())
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", f"error: {text}\n"))
-        version = subprocess.run([bench, "--version"], capture_output=True, text=True)
+        version = self.run_bench("--version")
         self.assertEqual((version.returncode, version.stdout.split()[0]), (0, "ingot"), version.stderr)
 
     def test_bench_attention_head_sizes(self):
         """Refused before a GPU is looked for, without the advice to use the CPU. Seen to catch: the check left out."""
-        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
-        if not bench.exists():
-            self.skipTest("bench is not built")
         for sizes in ("48", "64,48", "-32"):
             with self.subTest(sizes=sizes):
-                result = subprocess.run([bench, "attention", f"--head-dim={sizes}"], capture_output=True, text=True)
+                result = self.run_bench("attention", f"--head-dim={sizes}")
                 self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
                 size = sizes.split(",")[-1]
                 self.assertEqual(result.stderr, f"error: --head-dim is {size}: use 32, 64, 96 or 128\n")
 
     def test_bench_attention_against(self):
         """Refused before a GPU is looked for. Seen to catch: either check left out."""
-        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
-        if not bench.exists():
-            self.skipTest("bench is not built")
         for against, text in (("no-alibi", "error: --against no-alibi needs --alibi\n"),
                               ("flash", "error: --against is flash: use naive, attention with a matrix of all pairs, plain, "
                                         "the kernel without tensor cores, or no-alibi, the same kernel without ALiBi\n")):
             with self.subTest(against=against):
-                result = subprocess.run([bench, "attention", f"--against={against}"], capture_output=True, text=True)
+                result = self.run_bench("attention", f"--against={against}")
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", text))
 
     def test_benches_without_a_gpu(self):
         """What measures a GPU alone says so, and names no option that it has not. Seen to catch: --device cpu advised
         by ./bench attention."""
-        bench = pathlib.Path(TRAIN).resolve().parent / "bench"
-        if not bench.exists():
-            self.skipTest("bench is not built")
         is_built = os.environ.get("INGOT_HAS_CUDA", "0") == "1"
         for command, text in (("attention", "./bench attention measures a GPU: "),
                               ("gemm", "./bench gemm measures a GPU: "), ("kernels", "use --device cpu")):
             with self.subTest(command=command):
-                result = subprocess.run([bench, command], cwd=self.folder, capture_output=True, text=True)
+                result = self.run_bench(command)
                 self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
                 self.assertEqual(result.stderr.count("\n"), 1)
                 self.assertIn(text, result.stderr)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import unittest
 
+from .inputs import shard
 from .trainer_case import ROOT, TRAIN, TrainerCase
 
 PYTHON = os.environ.get("INGOT_TORCH_PYTHON", sys.executable)
@@ -54,8 +55,7 @@ def write_datasets(folder):
     folder.mkdir()
     for number in range(70):
         ids = sum(documents[number * 5:number * 5 + 5], [])
-        (folder / f"a-{number:02}.bin").write_bytes(
-            struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253) + struct.pack(f"<{len(ids)}H", *ids))
+        (folder / f"a-{number:02}.bin").write_bytes(shard(ids))
         (folder / f"a-{number:02}.mask").write_bytes(bytes(generator.randrange(4) > 0 for _ in ids))
     ids = sum(documents[350:600], [])
     (folder / "b.raw").write_bytes(struct.pack(f"<{len(ids)}I", *ids))

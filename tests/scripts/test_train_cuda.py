@@ -3,15 +3,14 @@
 import copy
 import json
 import os
-import pathlib
 import random
 import re
 import signal
 import subprocess
-import tempfile
 import unittest
 
 from . import trainer_case
+from .inputs import temporary_folder
 from .trainer_case import TRAIN, TrainerCase
 
 CONFIG = copy.deepcopy(trainer_case.CONFIG)
@@ -31,8 +30,7 @@ WHY_NOT = why_not()
 class TrainingOnCuda(TrainerCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         trainer_case.prepare_run(cls.folder, CONFIG)
         # What is timed here stays here, and every run of this class has the same algorithms.
         os.environ["XDG_CACHE_HOME"] = str(cls.folder / "cache")

@@ -7,14 +7,12 @@ out without a word; ways out of a message that lead to another refusal.
 import hashlib
 import json
 import os
-import pathlib
 import re
-import struct
 import subprocess
-import tempfile
 import unittest
 
 from . import TRAIN
+from .inputs import byte_letters, shard, temporary_folder
 
 VOCAB_SIZE, EOT = 300, 1
 PIECES = ["<unk>", "</s>", "\u2581the", "\u2581a"]
@@ -37,15 +35,12 @@ CONFIG = {
 
 class UnreadableTokenizer(unittest.TestCase):
     def setUp(self):
-        temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(temporary.cleanup)
-        self.folder = pathlib.Path(temporary.name)
+        self.folder = temporary_folder(self)
         (self.folder / "data").mkdir()
         (self.folder / "config.json").write_text(json.dumps(CONFIG))
         ids = [(7 * i) % 290 + 2 if i % 40 else EOT for i in range(1, 801)]
-        header = struct.pack("<256i", 20240520, 1, len(ids), *[0] * 253)
         for split in ("train", "val"):
-            (self.folder / "data" / f"{split}-00000.bin").write_bytes(header + struct.pack(f"<{len(ids)}H", *ids))
+            (self.folder / "data" / f"{split}-00000.bin").write_bytes(shard(ids))
         self.write(MODELS["Unigram"])
 
     def write(self, model, **others):
@@ -135,11 +130,8 @@ class UnreadableTokenizer(unittest.TestCase):
 
     def test_truncation_and_padding_are_no_obstacle(self):
         """They are for batches of a finished model: a text is encoded as a whole here."""
-        alphabet = sorted({chr(byte) for byte in range(0x21, 0x7f)} | {chr(byte) for byte in range(0xa1, 0x100)}
-                          - {"\xad"} | {chr(0x100 + extra) for extra in range(68)})
-        self.assertEqual(len(alphabet), 256)
         model = {"type": "BPE", "merges": [],
-                 "vocab": {token: index for index, token in enumerate(["<unk>", "</s>", *alphabet])}}
+                 "vocab": {token: index for index, token in enumerate(["<unk>", "</s>", *byte_letters()])}}
         self.write(model, truncation={"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
                    padding={"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
                             "pad_type_id": 0, "pad_token": "<unk>"})

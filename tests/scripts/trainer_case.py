@@ -2,14 +2,13 @@
 
 import json
 import os
-import pathlib
 import random
 import subprocess
 import sys
-import tempfile
 import unittest
 
 from . import ROOT, TRAIN
+from .inputs import temporary_folder
 
 CONFIG = {
     "name": "test",
@@ -40,13 +39,8 @@ def prepare_run(folder, config):
 class TrainerCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.folder = temporary_folder(cls)
         prepare_run(cls.folder, CONFIG)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
 
     def command(self, name, *arguments, sets=()):
         command = [TRAIN, "--config", "config.json", "--set", f"name={name}"]
