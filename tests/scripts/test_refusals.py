@@ -4,7 +4,7 @@ Each row of a table is a case: its input, a fragment of the line that names the 
 matters, the fix that must stand in it. Without a fix of its own, a row wants one of FIXES after that fragment.
 
 Seen to catch: the hint of the nearest name left out; the count in a shard's header not compared with its size; a kernel
-of attention not compared with the precision.
+of attention not compared with the precision; an unknown argument that is ignored.
 """
 
 import fcntl
@@ -233,35 +233,34 @@ VALUES = [
 # ---- The command line: arguments, what the line names, the fix ----
 ARGUMENTS = [
     ([], "--config", None),
-    (["--config"], "--config", None),
+    (["--config"], "--config needs a value", None),
     (["--config", "nowhere.json"], "nowhere.json", "check the path"),
     (["--config", "folder"], "folder", None),
     (["--config", "case.json/x"], "case.json/x", "check the path"),
-    (["--config", ""], "config", None),
+    (["--config", ""], "--config is empty", None),
     (["--config", "case.json", "--nonsense"], "--nonsense", None),
     (["--config", "case.json", "--resum", "auto"], "--resum", None),
     (["--config", "case.json", "--resume"], "--resume", None),
     (["--config", "case.json", "--set"], "--set", None),
-    (["--config", "case.json", "--device", "tpu"], "device", "cpu"),
+    (["--config", "case.json", "--device", "tpu"], "device", "auto, cpu, cuda"),
     (["--config", "case.json", "--resume", "nowhere"], "nowhere", "name"),
     (["--config", "case.json", "--resume", "folder"], "folder", None),
-    (["--config", "case.json", "--dry-run=now"], "--dry-run", None),
-    (["--config", "case.json", "--config", "good.json"], "--config", None),
-    (["--config", "case.json", "surplus"], "surplus", None),
+    (["--config", "case.json", "--config", "good.json"], "given twice", None),
+    (["--config", "case.json", "surplus"], "unexpected argument surplus", None),
     (["--config", "case.json", "--tokens", "5"], "--tokens", None),
     (["trian"], "trian", None),
     (["data"], "--config", None),
     (["data", "--config", "good.json", "--row", "-1"], "--row", None),
     (["data", "--config", "good.json", "--row", "x"], "--row", None),
     (["data", "--config", "good.json", "--rows", "0"], "--rows", None),
-    (["eval"], "--checkpoint", None),
-    (["eval", "--checkpoint", "runs/done"], "--data", None),
+    (["eval"], "--checkpoint is missing", None),
+    (["eval", "--checkpoint", "runs/done"], "--data is missing", None),
     (["eval", "--checkpoint", "nowhere", "--data", "val.bin"], "nowhere", None),
-    (["eval", "--checkpoint", "folder", "--data", "val.bin"], "folder", None),
+    (["eval", "--checkpoint", "folder", "--data", "val.bin"], "folder holds no checkpoint", None),
     (["eval", "--checkpoint", "good.json", "--data", "val.bin"], "good.json", None),
-    (["eval", "--checkpoint", "runs/done", "--data", "nowhere-*.bin"], "nowhere-*.bin", "check the path"),
-    (["eval", "--checkpoint", "runs/done", "--data", "good.json"], "good.json", "prepare.py"),
-    (["eval", "--checkpoint", "runs/done", "--data", "other.bin"], "other.bin", None),
+    (["eval", "--checkpoint", "runs/done", "--data", "nowhere-*.bin"], "no file matches nowhere-*.bin", "check the path"),
+    (["eval", "--checkpoint", "runs/done", "--data", "good.json"], "good.json has", "prepare.py"),
+    (["eval", "--checkpoint", "runs/done", "--data", "other.bin"], "token 0 is 300", None),
     (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--device", "tpu"], "--device", "cpu"),
     (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--prompt", "a"], "--prompt", None),
     (["eval", "--checkpoint", "runs/done", "--data", "raw.bin"], "raw.bin", "--format raw --dtype uint16"),
@@ -280,24 +279,44 @@ ARGUMENTS = [
     (["eval", "--checkpoint", "runs/done", "--hellaswag", "good.json"], "line 1 of good.json", None),
     (["eval", "--checkpoint", "runs/done", "--hellaswag", "a", "--data", "val.bin"], "--hellaswag and --data", "keep one"),
     (["generate"], "--checkpoint", None),
-    (["generate", "--checkpoint", "runs/done"], "--prompt", None),
+    (["generate", "--checkpoint", "runs/done"], "--prompt is missing", None),
     (["generate", "--checkpoint", "nowhere", "--prompt", "a"], "nowhere", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--tokens", "-1"], "--tokens", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--tokens", "many"], "--tokens", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--tokens", "1.5"], "--tokens", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--temperature", "nan"], "--temperature", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--temperature", "-1"], "--temperature", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--top-k", "-1"], "--top-k", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--top-p", "2"], "--top-p", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--top-p", "0"], "--top-p", None),
-    (["generate", "--checkpoint", "runs/done", "--prompt", "a", "--seed", "-1"], "--seed", None),
-    (["tokenize"], "--tokenizer", None),
-    (["tokenize", "--tokenizer", "nowhere.json"], "nowhere.json", "path of a tokenizer.json"),
-    (["tokenize", "--tokenizer", "good.json"], "good.json", "byte-level BPE"),
+    (["tokenize"], "--tokenizer is missing", None),
+    (["tokenize", "--tokenizer", "nowhere.json"], "cannot read the tokenizer nowhere.json", "path of a tokenizer.json"),
+    (["tokenize", "--tokenizer", "good.json"], "good.json", "it must be the tokenizer.json of a byte-level BPE"),
     (["tokenize", "--tokenizer", "bytes", "surplus"], "surplus", None),
-    (["info", "surplus"], "surplus", None),
+    (["info", "surplus"], "unexpected argument surplus", None),
+    (["config.json"], "config.json", "--config config.json"),
+    (["--confg", "config.json"], "--confg", "did you mean --config?"),
+    (["evla"], "evla", "did you mean ./train eval?"),
+    (["--config", "--resume", "auto"], "--config needs a value", None),
+    (["--prompt", "x"], "--prompt", "belongs to ./train generate"),
+    (["--config", "a", "--dry-run=now"], "--dry-run takes no value", None),
+    (["--config", "a", "--profile", "2:3", "--dry-run"], "--profile and --dry-run", None),
+    (["-c", "a"], "unknown option -c", None),
+    (["\x1b[2J\n"], "unexpected argument \\x1b[2J\\n", None),
+    (["--config", "good.json", "eval", "--checkpoint", "runs/done", "--data", "x"], "does not go with ./train eval", None),
+    (["eval", "--checkpoint", "runs/done", "--data", ""], "--data is empty", None),
+    (["eval", "--checkpoint", "runs/done", "--data", "x", "--jsn"], "--jsn", "did you mean --json?"),
+    (["eval", "--checkpoint", "runs/done", "--data", "x", "--json=false"], "--json takes no value", None),
+    (["generate", "--checkpoint", "runs/ids", "--prompt", "a"], "no tokenizer", None),
+    (["generate", "--checkpoint", "runs/done", "--prompt", "--tokens", "5"], "--prompt needs a value", None),
+    (["tokenize", "--tokenizer", "folder"], "cannot read the tokenizer folder", None),
     (["--config", "case.json", "--profile", "1:2"], "--profile", "--device cuda"),  # on the CPU
 ]
+for option, values in (("--tokens", ["0", "-1", "1.5", "nan", "5x", "", "many", "99999999999999999999"]),
+                       ("--temperature", ["-1", "nan", "inf", "0.8x", "101", "0x1p3 "]),
+                       ("--top-k", ["-1", "1e3"]), ("--top-p", ["0", "1.01", "2", "-0.5", "nan"]),
+                       ("--seed", ["-1", "two", "9223372036854775808"])):
+    ARGUMENTS += [(["generate", "--checkpoint", "runs/done", "--prompt", "a", option, value], option, None)
+                  for value in values]
+ARGUMENTS += [(["--config", "a", "--profile", steps], f"--profile is {steps}: it must be two steps", "")
+              for steps in ("5", "5:", ":5", "a:b", "3:2", "0:2", "-1:2", "1:2:3", "1:2 ", "1.5:2",
+                            "1:99999999999999999999")]
+if os.environ.get("INGOT_HAS_CUDA", "0") == "0":
+    ARGUMENTS += [(["--config", "good.json", "--device", "cuda"], "built without CUDA", None),
+                  (["eval", "--checkpoint", "runs/done", "--data", "val.bin", "--device", "cuda"], "built without CUDA",
+                   None)]
 
 
 # ---- Shards: bytes of a file that stands in data.train, a fragment, the fix ----
@@ -361,6 +380,7 @@ class Refusals(unittest.TestCase):
         (cls.folder / "good.json").write_text(GOOD)
         cls.run_train("--config", "good.json", code=0)  # the table changes one thing at a time in what works
         cls.run_train("--config", "good.json", "--set", "name=done", code=0)
+        cls.run_train("--config", "good.json", "--set", "name=ids", "--set", "data.tokenizer=null", code=0)
 
     def setUp(self):
         (self.folder / "case.json").write_text(GOOD)
@@ -375,17 +395,21 @@ class Refusals(unittest.TestCase):
         return result
 
     def refused(self, *arguments, says, fix=None, code=2, num_warnings=0):
-        lines = [line for line in self.run_train(*arguments, code=code).stderr.splitlines() if line.strip()]
+        """Ends with one line that says so; returns what stands on stdout."""
+        result = self.run_train(*arguments, code=code)
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
         warnings, errors = lines[:num_warnings], lines[num_warnings:]
         self.assertTrue(all("WARNING" in line for line in warnings), lines)
         self.assertEqual(len(errors), 1, "one line, not:\n" + "\n".join(line[:300] for line in lines))
         self.assertLess(len(errors[0]), 500, "a line that nobody reads to its end")
+        self.assertTrue(errors[0].startswith("error: "), errors[0])
         self.assertIn(says, errors[0])
         after = errors[0][errors[0].index(says) + len(says):]
         if fix is not None:
             self.assertIn(fix, errors[0])
         else:
             self.assertRegex(after, FIXES, f"no fix in: {errors[0]}")
+        return result.stdout
 
     def refused_with(self, *assignments, says, fix=None, arguments=(), **more):
         sets = [word for assignment in assignments for word in ("--set", assignment)]
@@ -408,7 +432,7 @@ class Refusals(unittest.TestCase):
     def test_command_lines(self):
         for arguments, says, fix in ARGUMENTS:
             with self.subTest(" ".join(arguments)):
-                self.refused(*arguments, says=says, fix=fix)
+                self.assertRegex(self.refused(*arguments, says=says, fix=fix), r"\A(device: .*\n)?\Z")
 
     def test_no_such_device(self):
         if pathlib.Path("/dev/nvidia0").exists():
