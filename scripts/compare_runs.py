@@ -24,7 +24,7 @@ from support.messages import printable
 from support.regular_files import open_regular, read_regular
 
 FIELDS = ("loss", "val_loss", "hellaswag", "grad_norm", "lr", "tokens", "loss_scale", "skipped")
-NEW_FIELDS = ("hellaswag",)  # that logs of older versions do not have
+NEW_FIELDS = ("hellaswag",)  # logs of older versions do not have these
 
 EXAMPLES = """\
 examples:
@@ -37,8 +37,8 @@ With a tolerance, |a - b| <= tolerance * max(|a|, |b|) must hold for each logged
 
 
 MAX_NUMBER = 2**63 - 1  # ./train counts in int64
-MAX_LINE_BYTES = 1 << 20  # those of ./train have less than 1000
-MAX_SHOWN = 1000  # characters of a message; what stands in a file may be longer
+MAX_LINE_BYTES = 1 << 20  # the lines of ./train have less than 1000
+MAX_SHOWN = 1000  # characters of a message: text from a file may be longer
 
 
 class CannotCompare(Exception):
@@ -46,7 +46,7 @@ class CannotCompare(Exception):
 
 
 def shown(text: str) -> str:
-    """What a message shows of it."""
+    """Returns the text as a message shows it."""
     text = printable(text)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
@@ -63,7 +63,7 @@ def distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_json(data: bytes) -> object:
-    """Raises ValueError; what is not in the standard (NaN, keys that stand twice) is refused too."""
+    """Raises ValueError, also for JSON outside the standard: NaN, or a key that stands twice."""
     try:
         return json.loads(data.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=distinct_keys)
     except RecursionError:
@@ -80,7 +80,7 @@ def count_of(value: object) -> int:
 
 
 def number(value: object) -> Optional[float]:
-    """A logged value; non-finite ones are logged as strings, and None stands where a value does not apply."""
+    """Reads a logged value: ./train logs non-finite ones as strings, and null where a value does not apply."""
     if value is None or value in ("nan", "inf", "-inf"):
         return None if value is None else float(value)  # type: ignore[arg-type]
     if not isinstance(value, (bool, int, float)):
@@ -143,11 +143,11 @@ def compare_logs(a: dict[int, dict], b: dict[int, dict], tolerance: float) -> li
 
 # ---- Checkpoints ----------------------------------------------------------------------------------------------------
 
-CHUNK = 1 << 20  # elements at a time: a checkpoint may be larger than memory
+CHUNK = 1 << 20  # elements are compared at a time: a checkpoint may be larger than memory
 ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
                  "U16": 2, "U8": 1, "BOOL": 1}
-MAX_HEADER_BYTES = 100_000_000  # that of the safetensors library
-ATTEMPTS = 20  # at a checkpoint that both have, while runs remove theirs
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library has this limit
+ATTEMPTS = 20  # to open a checkpoint that both have: a run may remove its own meanwhile
 
 
 @dataclass
@@ -188,7 +188,7 @@ def read_header(path: str, file: BinaryIO) -> dict[str, Entry]:
 
 
 def read_entry(path: str, file: BinaryIO, name: str, tensor: object, data: int) -> Entry:
-    """data: where the tensors begin in the file."""
+    """`data` is where the tensors begin in the file."""
     keys = ("dtype", "shape", "data_offsets")
     if not isinstance(tensor, dict) or sorted(tensor) != sorted(keys):
         raise ValueError(f"{name} has not the keys dtype, shape and data_offsets alone")
@@ -220,10 +220,10 @@ def chunks(entry: Entry) -> Iterator[array]:
 
 
 def tensor_difference(a: Entry, b: Entry) -> tuple[bool, float]:
-    """Whether the bits are the same and hold no NaN, and |a - b| / max(|a|, |b|) in the L2 norm."""
+    """Returns whether the bits are the same and hold no NaN, and |a - b| / max(|a|, |b|) in the L2 norm."""
     is_same = True
     norm_a = norm_b = norm_difference = 0.0
-    for x, y in zip(chunks(a), chunks(b)):  # of one shape, so that both have as many
+    for x, y in zip(chunks(a), chunks(b)):  # the shapes are equal, so that both have as many chunks
         norm_a += sum(map(operator.mul, x, x))
         norm_b += sum(map(operator.mul, y, y))
         if x.tobytes() != y.tobytes():
@@ -236,7 +236,7 @@ def tensor_difference(a: Entry, b: Entry) -> tuple[bool, float]:
 
 
 def steps_with_checkpoint(run: pathlib.Path) -> dict[int, str]:
-    """Folders named step-00001000; those being written or removed have another ending."""
+    """Finds folders named step-00001000; a folder that is being written or removed has another ending."""
     try:
         names = os.listdir(run / "checkpoints")
     except (FileNotFoundError, NotADirectoryError):
@@ -249,7 +249,7 @@ def steps_with_checkpoint(run: pathlib.Path) -> dict[int, str]:
 
 
 def open_checkpoint(folder: str, closing: contextlib.ExitStack) -> dict[str, BinaryIO]:
-    """Its safetensors files, all of them open: a run that removes the checkpoint now takes nothing from us.
+    """Opens all safetensors files of a checkpoint, so that a run that removes it now takes nothing from us.
 
     Raises FileNotFoundError if it was removed meanwhile (its folder is renamed before its files go)."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -270,7 +270,7 @@ def open_checkpoint(folder: str, closing: contextlib.ExitStack) -> dict[str, Bin
 
 
 def compare_checkpoints(run_a: pathlib.Path, run_b: pathlib.Path, tolerance: float) -> tuple[str, list[str]]:
-    """What was compared, and the tensors that differ, the worst first."""
+    """Returns what was compared, and the tensors that differ, the worst first."""
     had_common = False
     for _ in range(ATTEMPTS):
         a, b = steps_with_checkpoint(run_a), steps_with_checkpoint(run_b)
@@ -294,7 +294,7 @@ def compare_checkpoints(run_a: pathlib.Path, run_b: pathlib.Path, tolerance: flo
 
 def compare_files(step: int, one: tuple[str, dict[str, BinaryIO]], other: tuple[str, dict[str, BinaryIO]],
                   tolerance: float) -> tuple[str, list[str]]:
-    """As compare_checkpoints, of one step; one, other: the folder and its open files."""
+    """Does what compare_checkpoints does, for one step; `one` and `other` are a folder and its open files."""
     (folder_a, files_a), (folder_b, files_b) = one, other
     if not files_a and not files_b:
         raise CannotCompare(f"{folder_a} and {folder_b} hold no safetensors file, so that no weights can be compared")
@@ -328,7 +328,7 @@ def compare_files(step: int, one: tuple[str, dict[str, BinaryIO]], other: tuple[
 
 
 def note_other_settings(run_a: pathlib.Path, run_b: pathlib.Path) -> None:
-    """Says which fields of the resolved configs differ: often the answer to why the runs do."""
+    """Says which fields of the resolved configs differ, which is often why the runs do."""
     def fields(value: object, path: str) -> dict[str, object]:
         if not isinstance(value, dict):
             return {path: value}

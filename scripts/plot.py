@@ -44,7 +44,7 @@ def note(message: str) -> None:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 FIELDS = ("loss", "val_loss", "lr", "grad_norm", "tokens_per_second")
-MAX_LINE_BYTES = 1 << 20  # those of ./train have less than 1000
+MAX_LINE_BYTES = 1 << 20  # the lines of ./train have less than 1000
 MAX_DRAWN = 1e100  # an axis computes with squares of what is drawn
 MIN_DRAWN = 1e-100
 MAX_COUNT = 2**53  # axes count in float64
@@ -52,7 +52,8 @@ MAX_COUNT = 2**53  # axes count in float64
 
 @dataclass
 class Run:
-    """One value per step and field, in the order of the steps; NaN where a value does not apply or is not finite."""
+    """Holds one value per step and field, in the order of the steps; NaN stands where a value does not apply or is not
+    finite."""
     name: str
     steps: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -61,7 +62,8 @@ class Run:
 
 
 def number(value: object) -> float:
-    """null is a value that does not apply; non-finite ones are logged as strings, and cannot be drawn either."""
+    """Reads a logged value as what can be drawn: NaN for null (the value does not apply) and for non-finite values,
+    which are logged as strings."""
     if isinstance(value, (list, dict)):
         raise ValueError("it is no number")
     try:
@@ -119,8 +121,8 @@ def read_run(path: pathlib.Path) -> Run:
 
 
 def smooth(values: list[float], span: float) -> list[float]:
-    """Exponential moving average with the weight of a mean over `span` values, without the pull of its start (Adam's
-    bias correction). NaN stays NaN and does not spoil what follows."""
+    """Returns the exponential moving average with the weight of a mean over `span` values, without the pull of its
+    start (Adam's bias correction). NaN stays NaN and does not spoil the values after it."""
     keep = max(0.0, 1 - 2 / (span + 1))
     mean = weight = 0.0
     result = []
@@ -135,7 +137,7 @@ def smooth(values: list[float], span: float) -> list[float]:
 
 
 def distinct_names(runs: list[Run], paths: list[pathlib.Path]) -> None:
-    """Two folders of the same name go by their paths."""
+    """Names runs by their paths where two folders have the same name."""
     names = [run.name for run in runs]
     for run, path in zip(runs, paths):
         if names.count(run.name) > 1:
@@ -144,7 +146,7 @@ def distinct_names(runs: list[Run], paths: list[pathlib.Path]) -> None:
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's palette (2008): told apart also by the colour-blind.
+# Okabe and Ito's palette (2008): the colour-blind can tell its colours apart, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -156,12 +158,12 @@ STYLE = {
 
 
 def label(name: str) -> str:
-    """A run's name as matplotlib is to show it: a dollar sign would begin a formula."""
+    """Returns a run's name as matplotlib takes it: a dollar sign would begin a formula."""
     return printable(name).replace("$", r"\$")
 
 
 def short_count(value: float, _position: object = None) -> str:
-    """1234567 as "1.23M"."""
+    """Writes 1234567 as "1.23M"."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{suffix}"
@@ -191,14 +193,14 @@ def draw_loss(axis, run: Run, x: list[int], span: float, color: str, is_alone: b
             axis.annotate(f"{value:.3f}", (at, value), xytext=(0, 7), textcoords="offset points", ha="right",
                           color=COLORS[1], fontsize=9, fontweight="bold")
     if run.skipped:
-        # On the lower edge, in the axis' own height: the loss of a skipped step may not be finite.
+        # The marks stand on the lower edge of the axis, since the loss of a skipped step may not be finite.
         axis.plot([x[index] for index in run.skipped], [0.015] * len(run.skipped), linestyle="none", marker="x",
                   color="#c00000" if is_alone else color, markersize=5, transform=axis.get_xaxis_transform(),
                   label=f"skipped ({len(run.skipped)})" if is_alone else None, clip_on=False)
 
 
 def choose_norm_scale(axis, runs: list[Run], ticker) -> None:
-    """Linear from 0, or logarithmic where one spike would flatten the rest of the curve."""
+    """Makes the axis linear from 0, or logarithmic where one spike would flatten the rest of the curve."""
     values = sorted(value for run in runs for value in finite(run.values["grad_norm"]))
     if values and values[0] > 0 and values[-1] > 10 * values[len(values) // 2]:
         axis.set_yscale("log")
@@ -249,7 +251,7 @@ def draw(runs: list[Run], x_axis: str, smoothing: Optional[float], matplotlib):
 
 
 def import_matplotlib():
-    """matplotlib, from this Python or else by starting again in the one of .venv."""
+    """Returns matplotlib, or starts the program again in the Python of .venv, which may have it."""
     try:
         import matplotlib
         return matplotlib

@@ -21,7 +21,7 @@ SEGMENT_TOKENS, PROBE_TOKENS, GROUP_SEGMENTS, BLEND_ROWS = 1 << 24, 4096, 64, 10
 
 class Shard(NamedTuple):
     tokens: Tensor  # int64
-    starts: Tensor | None  # of its documents, where its own index says them (Megatron)
+    starts: Tensor | None  # starts of its documents, where its own index has them (Megatron)
 
 
 def read_shard(path: str, entry: dict[str, Any]) -> Shard:
@@ -57,7 +57,7 @@ def read_megatron(content: bytes, index: bytes) -> Shard:
 
 
 def permuted_index(index: Word, count: int, seed: int, stream: int) -> Word:
-    """Of one number, or of each in a tensor."""
+    """Permutes one number, or each number of a tensor."""
     half_bits = ((count - 1).bit_length() + 1) // 2
     if half_bits == 0:
         return index
@@ -74,7 +74,7 @@ def permuted_index(index: Word, count: int, seed: int, stream: int) -> Word:
                 return index
         elif bool((image < count).all()):
             return image
-        else:  # whoever is back in [0, count) stays; others walk on
+        else:  # numbers back in [0, count) stay; others walk on
             walks = image >= count
             image[walks] = permuted_index(image[walks], count, seed, stream)
             return image
@@ -85,7 +85,7 @@ def group_stream(name: str, epoch: int, group: int) -> int:
 
 
 def permuted_documents(count: int, seed: int, stream: int) -> Tensor:
-    """Fisher and Yates, with Lemire's numbers below a bound."""
+    """Shuffles by Fisher and Yates, with Lemire's numbers below a bound."""
     order = list(range(count))
     drawn = 0
     words: list[int] = []
@@ -109,7 +109,7 @@ def permuted_documents(count: int, seed: int, stream: int) -> Tensor:
 
 
 def blend_shares(weights: list[float]) -> list[int]:
-    """Largest remainder."""
+    """Divides the rows of a block by the largest remainder."""
     exact = [weight / sum(weights) * BLEND_ROWS for weight in weights]
     shares = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(shares)), key=lambda d: (shares[d] - exact[d], d))
@@ -119,7 +119,7 @@ def blend_shares(weights: list[float]) -> list[int]:
 
 
 def pack_best_fit(lengths: list[int], context: int) -> list[list[tuple[int, int, int]]]:
-    """Rows of (document, offset, length): the longest piece first, each into the fullest row that has room."""
+    """Returns rows of (document, offset, length): the longest piece first, each into the fullest row that has room."""
     pieces = [(d, offset, min(context, length - offset)) for d, length in enumerate(lengths)
               for offset in range(0, length, context)]
     rooms: dict[int, list[int]] = {}
@@ -139,7 +139,8 @@ def pack_best_fit(lengths: list[int], context: int) -> list[list[tuple[int, int,
 
 
 class Row(NamedTuple):
-    """T of each: where the token stands (-1: padding), where its target does (-1: none), its document in the row."""
+    """A row has T of each: where the token stands (-1: padding), where its target does (-1: none), its document in the
+    row."""
     index: Tensor
     following: Tensor
     documents: Tensor
@@ -221,7 +222,7 @@ class Dataset:
         return -(-len(self.segments) // GROUP_SEGMENTS)
 
     def group(self, epoch: int, group: int) -> tuple[Tensor, int]:
-        """The group's documents in their order, and how many tokens of the epoch come before it."""
+        """Returns the group's documents in their order, and how many tokens of the epoch come before it."""
         if (epoch, group) not in self.groups:
             stream, count = group_stream("data.segments", epoch, 0), len(self.segments)
             order = [permuted_index(place, count, self.seed, stream) if self.is_shuffled else place
@@ -327,7 +328,7 @@ class Rows:
         self.blocks: dict[int, list[tuple[int, int]]] = {}
 
     def source(self, row: int) -> tuple[int, int]:
-        """Which dataset the row comes from, and which row of that it is."""
+        """Returns which dataset the row comes from, and which row of the dataset it is."""
         if len(self.datasets) == 1:
             return 0, row
         number, place = divmod(row, BLEND_ROWS)
@@ -344,7 +345,7 @@ class Rows:
         return self.blocks[number][place]
 
     def batch(self, first_row: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, targets, and the number of each token's document within its row; all (rows, T)."""
+        """Returns tokens, targets, and the number of each token's document within its row; all (rows, T)."""
         parts = []
         for row in range(first_row, first_row + rows):
             d, local = self.source(row)

@@ -1,5 +1,5 @@
-"""What Ingot computes before its first product, again in PyTorch: random numbers, initial weights, learning rates; its
-rows of tokens are in torch_rows.py.
+"""Computes again in PyTorch what Ingot computes before its first GEMM: random numbers, initial weights, learning rates.
+torch_rows.py has the rows of tokens.
 
 For the scripts that train the same model in PyTorch: bench_torch.py and torch_loop.py. Nothing here is run by itself.
 Each part names the file that it is the twin of; tests/scripts/test_torch_twin.py compares them with a run of ./train.
@@ -20,7 +20,7 @@ try:
 except ImportError:
     sys.exit("error: this Python has no PyTorch: run the script with one that has, 2.6 or later")
 
-# The weight of this outer name and shape.
+# Returns the weight of a checkpoint name and shape.
 WeightSource = Callable[[str, tuple[int, ...]], Tensor]
 
 
@@ -36,7 +36,8 @@ Word = TypeVar("Word", int, Tensor)  # 32 bits, or int64 tensors of them
 
 
 def multiply_high_low(constant: int, x: Word) -> tuple[Word, Word]:
-    """The two 32-bit halves of constant * x, both of 32 bits, in int64: through x's 16-bit halves, so no sign bit."""
+    """Returns the two 32-bit halves of constant * x, both of 32 bits, in int64. It multiplies the 16-bit halves of x,
+    so that no product reaches the sign bit."""
     low, high = constant * (x & 0xFFFF), constant * (x >> 16)
     high = high + (low >> 16)
     return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
@@ -70,14 +71,14 @@ def random_bits(seed: int, stream: int, begin: int, count: int, device: str = "c
 
 
 def fused(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
-    """fmaf: the product of two floats is exact in double. The sum is rounded twice, which differs from once in one
-    case of 2^29 or so."""
+    """Computes fmaf: the product of two floats is exact in double. The sum is rounded twice, which differs from one
+    rounding in about one case of 2^29."""
     a, c = (x.double() if isinstance(x, Tensor) else float_of(x) for x in (a, c))
     return (a * b.double() + c).float()
 
 
 def float_of(x: float) -> float:
-    """The number as C++ reads a float literal."""
+    """Returns the number as C++ reads a float literal."""
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
@@ -119,7 +120,7 @@ def normal_from_bits(bits: Tensor) -> Tensor:
 
 
 def initial_weights(config: dict[str, Any], device: str = "cpu") -> WeightSource:
-    """What Ingot starts from, tensor by tensor, on any device."""
+    """Returns Ingot's initial weights, tensor by tensor, on any device."""
     m, seed = config["model"], config["seed"]
 
     def weight(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -139,7 +140,7 @@ def initial_weights(config: dict[str, Any], device: str = "cpu") -> WeightSource
 
 
 def saved_weights(path: pathlib.Path) -> WeightSource:
-    """The tensors of a checkpoint's safetensors file."""
+    """Returns the tensors of a checkpoint's safetensors file."""
     content = memoryview(bytearray(path.read_bytes()))
     (size,) = struct.unpack_from("<Q", content)
     header = json.loads(bytes(content[8:8 + size]))
@@ -160,7 +161,7 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 def rope_frequencies(m: dict[str, Any], device: str = "cpu") -> Tensor:
-    """Radians per position of each pair (HS/2), in float64, stretched where model.rope_scaling says so."""
+    """Returns the radians per position of each pair (HS/2), in float64, stretched where model.rope_scaling says so."""
     half = m["head_dim"] // 2
     frequencies = m["rope_theta"] ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
     scaling = m.get("rope_scaling", {"type": "none"})

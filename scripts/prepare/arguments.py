@@ -1,4 +1,4 @@
-"""The command line of prepare.py: its options, and which of them go together."""
+"""The command line of prepare.py: its options, and the checks of which go together."""
 from __future__ import annotations
 
 import argparse
@@ -151,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: Optional[list[str]]) -> argparse.Namespace:
-    """format: one of OUTPUT_FORMATS; input_format: one of FORMATS, or None."""
+    """Returns the options: `format` is one of OUTPUT_FORMATS, `input_format` one of FORMATS or None."""
     parser = make_parser()
     args = parser.parse_args(argv)
     written = [name for name in args.format or [] if name in OUTPUT_FORMATS]
@@ -188,7 +188,7 @@ def check_chat_arguments(args: argparse.Namespace) -> None:
 
 
 def vocabulary_to_train(args: argparse.Namespace) -> Optional[int]:
-    """The N of train:N; None for another tokenizer."""
+    """Returns the N of train:N, None for another tokenizer."""
     if not args.tokenizer.startswith("train:"):
         return None
     text = args.tokenizer[len("train:"):]

@@ -1,10 +1,10 @@
 """--chat: conversations through a tokenizer's chat template, and which part of the text the assistant says.
 
 A template is a program that somebody else wrote, in Jinja. It runs in Jinja's sandbox, in a process of its own, within
-bounds of time, memory and output (Bounds); what leaves them ends the run. What a template says of one conversation
-(raise_exception, a role that it does not know) concerns that one alone (ChatError).
+bounds of time, memory and output (Bounds); a template that leaves them ends the run. A template that refuses one
+conversation (raise_exception, a role that it does not know) leaves out that one alone (ChatError).
 
-What it may use is what transformers' apply_chat_template gives it, so that the text is the same.
+A template may use the names that transformers' apply_chat_template gives it, so that the text is the same.
 """
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from support.regular_files import read_regular
 
 from .common import MB, PrepareError, Stop
 
-MIN_JINJA = (3, 1, 6)  # older ones can be led out of the sandbox
+MIN_JINJA = (3, 1, 6)  # a template can leave the sandbox of older versions
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_CONFIG_BYTES = 16 << 20
-RENDER_SECONDS = 10.0  # for all that is rendered of a conversation
+RENDER_SECONDS = 10.0  # to render all that a conversation needs
 RENDER_MEMORY = 1 << 29  # bytes beyond what the process has
-MAX_CHARACTERS = 1 << 25  # of a rendered conversation
-MAX_BITS = 1 << 16  # of a number
+MAX_CHARACTERS = 1 << 25  # in a rendered conversation
+MAX_BITS = 1 << 16  # in a number
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # what datasets call it; templates read the first
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")  # datasets use them all, templates the first
 
 
 class ChatError(Exception):
@@ -55,17 +55,17 @@ class OutOfBounds(Exception):
 class ChatTemplate:
     path: str  # for messages
     source: str
-    tools_source: Optional[str]  # of conversations with tools, where that is another
+    tools_source: Optional[str]  # the template for conversations with tools, where it is another
     special_tokens: dict[str, str]  # "bos_token": "<s>"
-    now: float  # what strftime_now() reads: one time for all of a run
+    now: float  # strftime_now() reads this: one time for all of a run
 
     def name(self) -> str:
-        """Names all that the text depends on besides the conversations."""
+        """Names everything besides the conversations that the text depends on."""
         return json.dumps([self.source, self.tools_source, sorted(self.special_tokens.items())])
 
 
 def read_json(path: str) -> dict:
-    """An object of a file beside the tokenizer.json; empty if there is no such file."""
+    """Returns the JSON object of a file beside the tokenizer.json, an empty one if there is no such file."""
     if not os.path.lexists(path):
         return {}
     try:
@@ -89,7 +89,7 @@ def read_template_file(path: str) -> str:
 
 
 def read_template(tokenizer_path: str, given: Optional[str], now: float) -> ChatTemplate:
-    """The template that `given` names, else chat_template.jinja beside the tokenizer.json, else the one in its
+    """Returns the template that `given` names, else chat_template.jinja beside the tokenizer.json, else the one in its
     tokenizer_config.json. Raises PrepareError if there is none."""
     version = tuple(map(int, re.findall("[0-9]+", jinja2.__version__)[:3]))
     if version < MIN_JINJA:
@@ -134,7 +134,7 @@ def special_tokens(config: dict) -> dict[str, str]:
 
 
 def longest_text(tokenizer_path: str) -> Optional[int]:
-    """The model's context as tokenizer_config.json has it; None where it says nothing that could be one."""
+    """Returns the model's context by tokenizer_config.json; None where that has no number that could be one."""
     value = read_json(os.path.join(os.path.dirname(tokenizer_path), "tokenizer_config.json")).get("model_max_length")
     return value if type(value) is int and 0 < value < 1 << 30 else None
 
@@ -156,7 +156,7 @@ class Bounds:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, 3 * RENDER_SECONDS)
         signal.signal(signal.SIGALRM, expired)
-        signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS, 0.5)  # again, should something catch the first
+        signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS, 0.5)  # again, should the template catch the first
         resource.setrlimit(resource.RLIMIT_AS, (soft, self.old[1]))
 
     def __exit__(self, *_: object) -> None:
@@ -166,7 +166,7 @@ class Bounds:
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("*", "**"))  # no others make much of little
+    intercepted_binops = frozenset(("*", "**"))  # no other operators make much of little
 
     def call_binop(self, context: object, operator: str, left: object, right: object) -> object:
         def bits(value: object) -> int:
@@ -184,10 +184,10 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}: what the assistant says. Notes where it stands in the output, counting
-    what was put out before, as transformers does."""
+    """Reads {% generation %} ... {% endgeneration %}, which hold what the assistant says, and notes where that stands
+    in the output, as transformers does: by counting the characters before it."""
     tags = {"generation"}
-    length = 0  # of the output so far
+    length = 0  # of the output so far, in characters
     spans: Optional[list[tuple[int, int]]] = None
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
@@ -203,7 +203,7 @@ class Generation(jinja2.ext.Extension):
 
 
 class SafeNamespace(jinja2.utils.Namespace):
-    """Takes no names that begin with an underscore."""
+    """Refuses names that begin with an underscore."""
 
     def __init__(*arguments: object, **attributes: object) -> None:
         for name in dict(*arguments[1:], **attributes):
@@ -238,7 +238,8 @@ def make_environment(now: float) -> Sandbox:
 
 
 class Renderer:
-    """A compiled template. To be made and used within Bounds. Raises OutOfBounds, also for a template that is none."""
+    """A compiled template, which must be made and used within Bounds. Raises OutOfBounds, also for text that is no
+    template."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
@@ -258,12 +259,12 @@ class Renderer:
             raise OutOfBounds(f"is no template: {error}") from error
 
     def render(self, messages: list[dict], tools: Optional[list], with_prompt: bool = False) -> str:
-        """The text of a conversation; with_prompt: and what the next answer of the assistant begins with. Raises
-        ChatError if the template does not take it."""
+        """Returns the text of a conversation, followed with with_prompt by the beginning of the assistant's next
+        answer. Raises ChatError if the template does not take it."""
         return self._render(messages, tools, with_prompt, None)
 
     def render_with_spans(self, messages: list[dict], tools: Optional[list]) -> tuple[str, list[tuple[int, int]]]:
-        """And what {% generation %} says of it."""
+        """Returns the text, and the ranges of it that {% generation %} marks."""
         spans: list[tuple[int, int]] = []
         return self._render(messages, tools, False, spans), spans
 
@@ -285,7 +286,7 @@ class Renderer:
             raise
         except (MemoryError, RecursionError, OverflowError, jinja2.exceptions.SecurityError) as error:
             raise OutOfBounds(describe_excess(error)) from error
-        except Exception as error:  # whatever the template does with what it does not expect
+        except Exception as error:  # a template may raise anything for a conversation that it does not expect
             what = " ".join(str(error).split()) or type(error).__name__
             raise ChatError(what) from error
 
@@ -299,8 +300,8 @@ def describe_excess(error: BaseException) -> str:
 
 
 def normalized(messages: list[dict]) -> list[dict]:
-    """The messages as templates get them: without keys that are null, and an assistant's reasoning under the names
-    that they read."""
+    """Returns the messages as templates get them: without keys that are null, and an assistant's reasoning under the
+    names that they read."""
     result = []
     for message in messages:
         message = {key: value for key, value in message.items() if value is not None}

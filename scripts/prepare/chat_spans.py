@@ -1,12 +1,13 @@
-"""Which part of a rendered conversation the assistant says, where the template does not mark it with {% generation %}.
+"""Finds which part of a rendered conversation the assistant says where the template does not mark it with
+{% generation %}.
 
-Most templates do not. Two ways lead to it, and each helps where the other fails:
+Most templates do not. There are two ways to find it, and each helps where the other fails:
 
-- Prefixes. What the template makes of the messages before an answer, with its generation prompt, is what the model will
-  have read when it is to answer: the answer begins there. (A template may render earlier messages in another way once
-  others follow, as those that leave out old reasoning do. Then the prefix is none.)
-- Marks. Characters that stand nowhere else are put around the contents, and looked for in what is rendered. If nothing
-  but the marks is different then, they are where the contents are.
+- Prefixes. The template is given the messages before an answer, and its generation prompt: this is the text that the
+  model will have read when it must answer, so that the answer begins behind it. (A template may render earlier messages
+  in another way once others follow, as those that leave out old reasoning do. Then it is no prefix.)
+- Marks. Characters that occur nowhere else are put around the contents, and looked for in the rendered text. If nothing
+  but the marks differs then, they stand where the contents are.
 
 An answer ends with the first added token of the tokenizer that follows the content, with nothing but white space
 between: <|im_end|>, <|eot_id|>, </s>. A line break behind it is no part of the answer: no model has to say it.
@@ -25,7 +26,7 @@ MARK = re.compile("[\U000f0000-\U0010ffff]")
 
 
 class NotFound(Exception):
-    """Which part is the assistant's cannot be told."""
+    """Neither way finds the assistant's part."""
 
 
 @dataclass
@@ -42,14 +43,14 @@ class Habits:
 
 
 class Control:
-    """The contents of the tokenizer's added tokens."""
+    """Holds the contents of the tokenizer's added tokens."""
 
     def __init__(self, tokens: list[str]) -> None:
         found = sorted((token for token in set(tokens) if token.strip()), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, found)) or "(?!)")
 
     def after(self, text: str, place: int) -> int:
-        """Where the added token ends that follows `place` behind nothing but white space; -1 if none does."""
+        """Returns where the added token ends that follows `place` behind nothing but white space; -1 if none does."""
         while place < len(text) and text[place].isspace():
             match = self.pattern.match(text, place)
             if match:
@@ -59,7 +60,8 @@ class Control:
         return match.end() if match else -1
 
     def last(self, text: str, begin: int) -> int:
-        """Where the last added token in text[begin:] ends, if nothing but white space follows; else the text's end."""
+        """Returns where the last added token in text[begin:] ends, if nothing but white space follows, else the text's
+        end."""
         end = -1
         for match in self.pattern.finditer(text, begin):
             end = match.end()
@@ -67,7 +69,7 @@ class Control:
 
 
 def learn_habits(renderer: Renderer, control: Control) -> Habits:
-    """Nothing where the template does not take such a conversation."""
+    """Returns empty habits where the template does not take such a conversation."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         text = renderer.render(messages, None)
@@ -92,8 +94,8 @@ def learn_habits(renderer: Renderer, control: Control) -> Habits:
 
 def find_marks(renderer: Renderer, messages: list[dict], tools: Optional[list],
                text: str) -> dict[int, tuple[int, int]]:
-    """Where the contents of the assistant's messages, by their numbers, begin and end in `text`, which is what the
-    messages give. Those that are not found are left out."""
+    """Returns where the contents of the assistant's messages, by their numbers, begin and end in `text`, the rendered
+    messages. Contents that are not found are left out."""
     turns = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
     found: dict[int, tuple[int, int]] = {}
     if len(turns) > MAX_MARKS or MARK.search(text):
@@ -132,7 +134,7 @@ def is_blank(message: dict) -> bool:
 
 
 def with_marks(message: dict, begin: str, end: str, is_inside: bool) -> dict:
-    """A copy of the message with marks around its content; the message itself if it has no text."""
+    """Returns a copy of the message with marks around its content; the message itself if it has no text."""
     content = message.get("content")
     if isinstance(content, str):
         if not content.strip() and is_inside:
@@ -158,7 +160,7 @@ def marked_text(text: str, mark: str, is_begin: bool, is_inside: bool) -> str:
 
 
 class Spans:
-    """The answers of one conversation, in characters of its text."""
+    """Finds the answers of one conversation, in characters of its text."""
 
     def __init__(self, renderer: Renderer, control: Control, habits: Habits, messages: list[dict],
                  tools: Optional[list]) -> None:

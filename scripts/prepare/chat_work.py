@@ -1,4 +1,5 @@
-"""Conversations in, tokens and which of them the assistant says out: what a worker process does with --chat."""
+"""Turns conversations into tokens and notes which of them the assistant says: a worker process with --chat does
+this."""
 from __future__ import annotations
 
 import json
@@ -29,19 +30,19 @@ class Rendered:
 
     def __init__(self, where: str, key: bytes, text: str, spans: list[tuple[int, int]], is_open: bool) -> None:
         self.where, self.key, self.text, self.spans = where, key, text, spans
-        self.is_open = is_open  # it ends with an answer that no token of its own ends
+        self.is_open = is_open  # the text ends with an answer that no token ends
 
 
 class Chats:
-    """A tokenizer.json with its chat template. Special tokens are looked for in the whole text, as transformers does:
-    those that a message names are tokens like those of the template."""
+    """A tokenizer.json with its chat template. Special tokens are looked for in the whole text, as in transformers: a
+    special token that a message names is a token like those of the template."""
 
     def __init__(self, template: ChatTemplate, tokenizer: JsonTokenizer, context: Optional[int]) -> None:
         self.template, self.tokenizer, self.context = template, tokenizer, context
         assert tokenizer.json is not None
         self.added = [token["content"] for token in json.loads(tokenizer.json).get("added_tokens") or []]
         self.control = Control(self.added)
-        # With its post-processor, which trims the white space of tokens' offsets for some tokenizers.
+        # The tokenizer keeps its post-processor, which trims the white space of tokens' offsets for some tokenizers.
         self.encoder = tokenizers.Tokenizer.from_str(tokenizer.json.decode("utf-8"))
         self.habits = Habits()
         self.renderer: Optional[Renderer] = None
@@ -63,7 +64,7 @@ class Chats:
 
     def _choose_eot(self, ids: list[int], is_eot_given: bool) -> None:
         """Templates such as Mistral's end each answer with the tokenizer's only end-of-text token: a document would end
-        there. What begins each conversation can tell them apart as well."""
+        there. The token that begins each conversation separates documents as well."""
         tokenizer = self.tokenizer
         if tokenizer.eot not in ids[:-1]:
             return
@@ -74,7 +75,7 @@ class Chats:
         tokenizer.eot, tokenizer.eot_name, tokenizer.eot_side = ids[0], first, "start"
 
     def render(self, where: str, key: bytes, messages: list[dict], tools: Optional[list]) -> Rendered:
-        """Raises ChatError, NotFound; OutOfBounds."""
+        """Renders a conversation. Raises ChatError, NotFound and OutOfBounds."""
         if self.renderer is None:
             self.renderer = Renderer(self.template)
         renderer = self.renderer
@@ -89,7 +90,8 @@ class Chats:
         return Rendered(where, key, text, spans, is_open)
 
     def encode(self, chats: list[Rendered]) -> list[tuple[list[int], list[int]]]:
-        """The ids of each, and a byte for each: 1 where a token has a character that the assistant says."""
+        """Returns the ids of each text, and a byte for each token: 1 where it has a character that the assistant
+        says."""
         encodings = self.encoder.encode_batch([chat.text for chat in chats], add_special_tokens=False)
         return [(encoding.ids, overlapping(encoding.offsets, chat.spans)) for chat, encoding in zip(chats, encodings)]
 
@@ -112,7 +114,7 @@ class Chats:
 
 
 def overlapping(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """1 for each token that ends behind the beginning of a span and begins before its end."""
+    """Returns a byte for each token: 1 if it ends behind the beginning of a span and begins before its end."""
     targets, at = [], 0
     for begin, end in offsets:
         while at < len(spans) and begin >= spans[at][1]:
@@ -152,7 +154,7 @@ class ChatWorker(Worker):
         if not messages:
             result.skipped.add("empty", where)
             return None
-        # The key holds all that the text depends on, and not the text itself: some templates put the date into it.
+        # The key holds everything that the text depends on rather than the text: some templates put the date into it.
         key = json.dumps([messages, tools], sort_keys=True).encode()
         assert self.chats is not None
         try:
@@ -192,7 +194,7 @@ class ChatWorker(Worker):
 
 
 def checked_messages(value: object, where: str) -> list[dict]:
-    """A list of messages, perhaps as JSON text in a column of strings; empty for null."""
+    """Returns the list of messages, which may be JSON text in a column of strings; null gives an empty one."""
     messages = from_json_text(value, where)
     if messages is None:
         return []

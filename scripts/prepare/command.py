@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from .chat import ChatTemplate
     from .chat_work import Chats
 
-VERSION = 3  # of the results: unfinished work of another version is not gone on with
-ASK_SECONDS = 60  # for ./train to read a tokenizer.json; the largest take two
+VERSION = 3  # of the results: a run does not go on with unfinished work of another version
+ASK_SECONDS = 60  # that ./train may take to read a tokenizer.json; the largest ones take two
 
 def check_listing(listing: Listing, args: argparse.Namespace) -> None:
-    """Whether the options have files to work on, and the packages for them are here (else goes on in .venv)."""
+    """Refuses options that have no files to work on; goes on in .venv where this Python lacks a package for the
+    files."""
     first: dict[str, str] = {}
     needed: dict[str, str] = {}
     if args.tokenizer != "bytes":
@@ -65,7 +66,7 @@ ADVICE = {UNKNOWN_KIND: "unpack or convert them, or pass --input-format if a nam
 
 
 def describe(skipped: Skipped) -> list[str]:
-    """What was passed over, by reason, and an example of each."""
+    """Says what was passed over, by reason, with an example of each."""
     lines = [f"skipped: {skipped.describe() or 'nothing'}"]
     for reason in sorted(skipped.examples):
         advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
@@ -75,7 +76,7 @@ def describe(skipped: Skipped) -> list[str]:
 
 def summary(output: Output, tokenizer: BytesTokenizer | JsonTokenizer, skipped: Skipped, args: argparse.Namespace,
             seconds: float, read_before: int) -> str:
-    """read_before: bytes of text that an earlier, stopped run did."""
+    """`read_before` is how many bytes of text an earlier, stopped run did."""
     lines = []
     for name, split in (("train", output.train.split), ("val", output.val.split)):
         lines.append(f"{name + ':':9}{counted(split.documents, 'document')}, {counted(split.tokens, 'token')}, "
@@ -123,7 +124,7 @@ def read_tokenizer(path: str) -> bytes:
 
 
 def note_what_train_cannot_read(path: str) -> None:
-    """Asks ./train, if it is built, since it alone knows. Training needs no more than ids, so the work goes on."""
+    """Asks ./train, if it is built, since it alone knows. The work goes on, since training needs nothing but ids."""
     try:
         answer = subprocess.run([str(ROOT / "train"), "tokenize", "--tokenizer", path], stdin=subprocess.DEVNULL,
                                 capture_output=True, timeout=ASK_SECONDS)
@@ -158,10 +159,10 @@ class Preparation:
         self.output: Optional[Output] = None
         self.read_before = 0  # bytes of text that an earlier run did
         self.warned: set[str] = set()
-        self.has_crlf_separator = False  # --split-on was found but for its line breaks
+        self.has_crlf_separator = False  # the text of --split-on occurs, with other line breaks
 
     def command(self) -> dict:
-        """What the result depends on. The keys are words for the message that one of them changed."""
+        """Returns what the result depends on. The keys are the words of the message that one of them changed."""
         args = self.args
         name = self.tokenizer.sha256 or args.tokenizer
         return {"version of prepare.py": VERSION, "input files": self.listing.fingerprint(), "--tokenizer": name,
@@ -187,12 +188,12 @@ class Preparation:
             if self.output is not None:
                 self.output.abandon()
             is_input_bad = isinstance(error, PrepareError) and error.code == 2 and not isinstance(error, Refused)
-            is_others = isinstance(error, Refused)  # what a stopped run left stays as it is
+            is_others = isinstance(error, Refused)  # the unfinished work stays as it is
             if not is_others and (self.work.state is None or is_input_bad):
                 self.work.remove()
             elif isinstance(error, Interrupted):
                 error.advice = f"run the same command again to go on, what is done is in {self.work.folder}"
-            if isinstance(error, OSError):  # what cannot be read is told by others, so this is about writing
+            if isinstance(error, OSError):  # reading reports its own errors, so that this one is of writing
                 kept = "run the same command again to go on" if self.work.state is not None else "run it again"
                 raise PrepareError(f"cannot write {self.work.output}: {error.strerror or error}, it was left as it "
                                    f"was, free some space and {kept}, or choose another --output", code=1) from error
@@ -240,7 +241,7 @@ class Preparation:
         if self.template is None:
             return
         from .chat_work import Chats
-        now = self.work.command.get("now")  # of the run that began this, so that its texts have one date
+        now = self.work.command.get("now")  # the time of the run that began this, so that all texts have one date
         if isinstance(now, float) and 0 <= now < 1e11:
             self.template.now = now
         assert isinstance(self.tokenizer, JsonTokenizer)
@@ -248,7 +249,7 @@ class Preparation:
         self.chats.prepare(self.args.eot_token is not None, self.stop)
 
     def _train_tokenizer(self) -> None:
-        """Trains, or takes what was trained before the run was stopped."""
+        """Trains the tokenizer, or takes the one that was trained before the run was stopped."""
         if self.vocab_size is None:
             return
         path = os.path.join(self.work.folder, "tokenizer.json")
@@ -294,7 +295,7 @@ class Preparation:
             raise PrepareError("the input files changed during the run, run again when nothing writes to them")
 
     def skipped(self) -> Skipped:
-        """Of the listing and of what was read."""
+        """Returns what the listing and the reading passed over."""
         assert self.output is not None
         total = Skipped()
         total.include(self.listing.skipped)
@@ -302,7 +303,8 @@ class Preparation:
         return total
 
     def _warn_of_split_on(self) -> None:
-        """A separator that stands nowhere is most likely mistyped; that each file is one document may be right too."""
+        """Warns where the separator occurs nowhere: it is most likely mistyped, though one document a file may be
+        right."""
         separator = self.args.split_on
         assert self.output is not None
         if not separator or self.output.separators:
@@ -348,7 +350,7 @@ class Preparation:
 
 
 class Refused(PrepareError):
-    """Unfinished work that this command has nothing to do with: it stays as it is."""
+    """There is unfinished work of another command, which stays as it is."""
 
 
 def run(args: argparse.Namespace, stop: Stop) -> None:
@@ -388,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as error:
         fail(f"stopped by {error}, {error.advice}")
         return 128 + error.signum
-    except KeyboardInterrupt:  # before the signal handlers stood
+    except KeyboardInterrupt:  # before the signal handlers were installed
         return 130
     except MemoryError:
         fail("out of memory, lower --processes")

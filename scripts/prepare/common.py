@@ -1,4 +1,4 @@
-"""What all parts of prepare.py share: errors, stop signals, messages, progress, packages that may be missing."""
+"""All parts of prepare.py share these: errors, stop signals, messages, progress, packages that may be missing."""
 from __future__ import annotations
 
 import importlib.util
@@ -12,7 +12,7 @@ from support.packages import ROOT, go_on_in_venv
 
 MB = 1e6
 MAX_TOKENS = 2**31 - 1  # the header of a shard counts tokens in an int32
-MAX_EXAMPLES = 3  # that are named of what was skipped for one reason
+MAX_EXAMPLES = 3  # are named of the inputs that were skipped for one reason
 
 
 class PrepareError(Exception):
@@ -24,7 +24,7 @@ class PrepareError(Exception):
 
 
 class Interrupted(Exception):
-    """A stop signal; advice: what the user can do then."""
+    """A stop signal came; `advice` is what the user can do then."""
     advice = "the output was not touched, run again to start over"
 
     def __init__(self, signum: int) -> None:
@@ -56,7 +56,7 @@ class Stop:
 
 
 def tell(stream: TextIO, text: str) -> None:
-    """Writes a message; one that nobody reads any more (a closed pipe) must not end a run that goes well."""
+    """Writes a message. A pipe that its reader has closed must not end a run that goes well."""
     try:
         stream.write(text)
         stream.flush()
@@ -65,12 +65,12 @@ def tell(stream: TextIO, text: str) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 document, 2 documents."""
+    """Writes "1 document", "2 documents"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 class Progress:
-    """A bar on a terminal, a plain line every five seconds anywhere else; all of it on stderr.
+    """Shows a bar on a terminal, a plain line every five seconds anywhere else, on stderr.
 
     Counts bytes of the input as they lie on the disk; those done by an earlier run count as done, but not as speed.
     """
@@ -107,7 +107,8 @@ class Progress:
 
 
 def require_packages(needed: dict[str, str]) -> None:
-    """needed: package -> what needs it. Where this Python lacks one, goes on in the one of .venv, else refuses."""
+    """`needed` maps a package to what needs it. Where this Python lacks one, the command goes on in that of .venv, or
+    is refused if there is none."""
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise PrepareError(f"{needed[missing[0]]} needs the Python package {missing[0]}, get it with:  "

@@ -24,7 +24,7 @@ NOT_READ = frozenset((".zstd", ".bz2", ".xz", ".lzma", ".lz4", ".br", ".snappy",
                       ".tbz2", ".txz", ".tzst", ".arrow", ".feather", ".avro", ".npy", ".npz", ".h5", ".hdf5",
                       ".tfrecord", ".pdf", ".docx", ".odt", ".epub", ".safetensors"))
 UNKNOWN_KIND = "of a kind that is not read"
-HASH_NAME = re.compile(r"[0-9a-f]{30,128}", re.ASCII)  # what stores of objects call their files
+HASH_NAME = re.compile(r"[0-9a-f]{30,128}", re.ASCII)  # object stores name their files so
 REVISION = re.compile(r"[0-9a-f]{40}", re.ASCII)
 FORMATS = ("text", "jsonl", "parquet")
 
@@ -39,13 +39,13 @@ class InputFile:
 
 
 def suffixes(path: str) -> tuple[str, str]:
-    """The suffix of what the file holds, and that of its compression or ""."""
+    """Returns the suffix of the content, and that of the compression or ""."""
     stem, suffix = os.path.splitext(os.path.basename(path).lower())
     return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSIONS else (suffix, "")
 
 
 def format_of(path: str) -> str:
-    """What the name says of its content: one of FORMATS, UNKNOWN_KIND, or "" where it says nothing that is known.
+    """Returns the content by the file's name: one of FORMATS, UNKNOWN_KIND, or "" where the name tells nothing.
 
     A plain .json is text, since it need not hold one record per line (configs and notebooks do not); a compressed one
     is a part of a corpus.
@@ -61,7 +61,7 @@ def format_of(path: str) -> str:
 
 
 def kind_of(path: str, format: Optional[str]) -> tuple[str, str]:
-    """Format and compression by the suffix; format, where given, instead of the suffix's."""
+    """Returns format and compression by the suffix; `format`, where it is given, replaces that of the suffix."""
     compression = COMPRESSIONS.get(suffixes(path)[1], "")
     format = format or format_of(path) or "text"
     if format == "parquet" and compression:
@@ -79,7 +79,7 @@ class Filter:
         return _matches(name, relative, self.exclude)
 
     def names_hidden(self, name: str, relative: str) -> bool:
-        """Whether a pattern that begins with a dot asks for it: '*' does not."""
+        """Returns whether a pattern that begins with a dot asks for the file: '*' does not."""
         dotted = [pattern for pattern in self.include if os.path.basename(pattern).startswith(".")]
         return _matches(name, relative, dotted)
 
@@ -93,7 +93,7 @@ def _matches(name: str, relative: str, patterns: list[str]) -> bool:
 
 
 class Skipped:
-    """How many inputs were passed over for which reason, with the first few of each."""
+    """Counts the inputs that were passed over for each reason, and keeps the first few names."""
 
     def __init__(self, counts: Optional[dict[str, int]] = None,
                  examples: Optional[dict[str, list[str]]] = None) -> None:
@@ -144,7 +144,7 @@ class Entry:
 
 
 def list_files(inputs: list[str], chosen: Filter, output: str, stop: Stop, format: Optional[str] = None) -> Listing:
-    """Each file once, however many names lead to it, in the place of the name that says best what it holds."""
+    """Lists each file once, however many names lead to it, in the place of the name that says best what it holds."""
     listing = Listing()
     groups: dict[object, list[tuple[int, Entry, os.stat_result]]] = {}
     number = 0
@@ -172,7 +172,7 @@ def list_files(inputs: list[str], chosen: Filter, output: str, stop: Stop, forma
 
 
 def rank(path: str) -> int:
-    """How much a name says of what its file holds, the most first."""
+    """Orders names by how much they say of the content, the most first."""
     name = os.path.basename(path)
     if format_of(path):
         return 0
@@ -180,7 +180,7 @@ def rank(path: str) -> int:
 
 
 def agreed_format(paths: list[str]) -> str:
-    """What the names of one file say that it holds, or "". Names that say two things are refused."""
+    """Returns what the names of one file say that it holds, or "". Names that contradict each other are refused."""
     said: dict[str, str] = {}
     for path in paths:
         if format_of(path):
@@ -195,14 +195,14 @@ def agreed_format(paths: list[str]) -> str:
 def walk(root: str, chosen: Filter, output: str, skipped: Skipped,
          stop: Stop) -> Iterator[tuple[Entry, os.stat_result]]:
     """Yields the chosen files below root, depth first and sorted by name, so that equal inputs give equal output."""
-    entered: set[str] = set()  # real paths: a link back to a parent folder ends here instead of going round
+    entered: set[str] = set()  # real paths, so that a link to a parent folder ends the walk instead of repeating it
     stack = [Entry(root, "", os.path.realpath(root))]
     while stack:
         stop.check()
         entry = stack.pop()
         name = os.path.basename(entry.path)
         relative = entry.relative or name
-        # ._x.jsonl of macOS, .DS_Store, .git; what is named on the command line is taken
+        # such as ._x.jsonl of macOS, .DS_Store and .git; a file named on the command line is taken
         is_hidden = entry.relative != "" and name.startswith(".")
         if is_hidden and not chosen.names_hidden(name, relative):
             skipped.add("hidden", entry.path)
@@ -272,7 +272,7 @@ def is_hub_cache(folder: str) -> bool:
 
 
 def without_hub_store(folder: Entry, entries: list[Entry], skipped: Skipped) -> list[Entry]:
-    """Of a hub cache what belongs to one revision; of any other folder all."""
+    """Keeps what belongs to one revision of a hub cache, and all of any other folder."""
     parent, name = os.path.split(folder.real)
     if is_hub_cache(folder.real):
         kept = [entry for entry in entries if os.path.basename(entry.path) == "snapshots"]
@@ -310,7 +310,7 @@ def warn_unreadable(path: str, error: OSError) -> None:
 
 
 def machine_text(exclude: list[str], output: str, stop: Stop) -> Listing:
-    """The first of: the sources of Python's standard library, the system's headers."""
+    """Lists the sources of Python's standard library, or, where there are none, the system's headers."""
     stdlib = sysconfig.get_path("stdlib") or ""
     version = "%d.%d.%d" % sys.version_info[:3]
     without = ["site-packages", "dist-packages", "__pycache__"]

@@ -9,7 +9,7 @@ from .common import MAX_EXAMPLES, PrepareError, tell
 
 MAX_SHARDS = 100_000  # five digits in the name keep the shards in order when sorted by name
 MAX_COUNT = 1 << 62
-# Beside a shard: its mask, Megatron's index, and indexes of documents that ./train keeps there.
+# These stand beside a shard: its mask, Megatron's index, and the document indexes that ./train keeps there.
 PREPARED_NAME = re.compile(r"meta\.json(\.bin)?|tokenizer\.json(\.bin)?|journal\.jsonl|document-[0-9]+\.tokens|"
                            r"(train|val)(-[0-9]{5})?\.(bin|mask|idx|docs|lengths|bin\.index)", re.ASCII)
 
@@ -53,7 +53,8 @@ def _check_fields(value: object, known: dict) -> None:
 
 
 def is_prepared(item: "os.DirEntry[str]") -> bool:
-    """Whether it is a file that this program (or ./train) may have written: no link, no folder, by its name."""
+    """Returns whether this program (or ./train) may have written the file, by its name: links and folders are not
+    ours."""
     return PREPARED_NAME.fullmatch(item.name) is not None and item.is_file(follow_symlinks=False)
 
 

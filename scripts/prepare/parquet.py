@@ -1,4 +1,4 @@
-"""The rows of a parquet file, in batches of about a unit of work. Needs pyarrow."""
+"""Reads the rows of a parquet file in batches of about a unit of work. Needs pyarrow."""
 from __future__ import annotations
 
 import json
@@ -24,9 +24,10 @@ def broken(path: str, error: BaseException) -> PrepareError:
 
 def open_parquet(file: InputFile, field: str, mask_field: Optional[str],
                  is_chat: bool = False) -> pyarrow.parquet.ParquetFile:
-    """Checks that the columns are there and of a type that can be used. OSError if the file cannot be opened."""
+    """Checks that the columns are there and have a type that can be used. Raises OSError if the file cannot be
+    opened."""
     with open_regular(file.path):
-        pass  # what keeps us from reading it at all is told apart from what is wrong inside
+        pass  # an error of opening is another than one of the content
     try:
         parquet = pyarrow.parquet.ParquetFile(file.path, pre_buffer=False)
         schema = parquet.schema_arrow
@@ -51,7 +52,8 @@ def open_parquet(file: InputFile, field: str, mask_field: Optional[str],
 
 
 def holds_text(column: pyarrow.DataType) -> bool:
-    """Strings and bytes in every layout that Arrow has for them; a column of nulls alone has their type, null."""
+    """Returns whether the column has strings or bytes, in any layout of Arrow, or nulls alone, which have a type
+    too."""
     types = pyarrow.types
     if types.is_dictionary(column):
         return holds_text(column.value_type)
@@ -63,7 +65,7 @@ def holds_text(column: pyarrow.DataType) -> bool:
 
 
 def as_bytes(column: pyarrow.Array) -> list[Optional[bytes]]:
-    """The values of a column that holds_text()."""
+    """Returns the values of a column that holds_text()."""
     while not isinstance(column, pyarrow.NullArray):
         if isinstance(column, pyarrow.ExtensionArray):
             column = column.storage
@@ -77,8 +79,8 @@ def as_bytes(column: pyarrow.Array) -> list[Optional[bytes]]:
 def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask_field: Optional[str],
          cursor: Cursor,
          is_chat: bool = False) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
-    """Pieces of kind rows from row number cursor.offset on, as Reader's other sources give them. is_chat: their data
-    are records with the field and, where there are some, tools."""
+    """Yields pieces of kind rows from row cursor.offset on, as Reader's other sources do. With is_chat their data are
+    records with the field and, where there are some, tools."""
     columns = [field] if mask_field in (None, field) else [field, mask_field]
     if is_chat and "tools" in parquet.schema_arrow.names and field != "tools":
         columns.append("tools")
@@ -117,7 +119,7 @@ def rows(file: InputFile, parquet: pyarrow.parquet.ParquetFile, field: str, mask
 
 
 def _records(batch: pyarrow.RecordBatch) -> tuple[list[Optional[bytes]], None]:
-    """As JSON, in which a time or a decimal number is a text."""
+    """Returns the records as JSON, in which a time or a decimal number is a string."""
     return [json.dumps(record, default=str).encode() for record in batch.to_pylist()], None
 
 

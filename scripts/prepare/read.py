@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 @dataclass
 class Reader:
-    """cut(buffer, limit): the last place in (0, limit] at which a document may be cut, or 0."""
+    """cut(buffer, limit) returns the last place in (0, limit] at which a document may be cut, or 0."""
     listing: Listing
     field: str
     mask_field: Optional[str]
@@ -36,7 +36,7 @@ class Reader:
     cut: Callable[[bytes, int], int]
     stop: Stop
     is_chat: bool = False
-    has_crlf_separator: bool = False  # found so far: the separator, if its line breaks were CRLF
+    has_crlf_separator: bool = False  # the separator with CRLF for its line breaks was found
 
     def units(self, cursor: Cursor) -> Iterator[Unit]:
         pieces: list[Piece] = []
@@ -81,7 +81,8 @@ class Reader:
             cursor = following
 
     def _open(self, file: InputFile, cursor: Cursor) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
-        """Pieces with their weights, the place after each (None: the end of the file), and the position on the disk."""
+        """Yields pieces with their weights, the place after each (None: the end of the file), and the position on the
+        disk."""
         if file.format == "parquet":
             from .parquet import open_parquet, rows
             parquet = open_parquet(file, self.field, self.mask_field, self.is_chat)
@@ -110,7 +111,8 @@ class Reader:
                                        "MB, cut it into several or leave the file out with --exclude")
 
     def _text(self, stream: Stream, cursor: Cursor) -> Iterator[tuple[Piece, int, Optional[Cursor], int]]:
-        """Documents between separators, or the file as one. Separators are found from left to right, not overlapping.
+        """Yields the documents between separators, or the file as one. Separators are found from left to right and do
+        not overlap.
 
         `start` is where the document at the head of the buffer starts; a document in segments has left the first
         `done` bytes of it behind.
@@ -152,7 +154,7 @@ class Reader:
                     if len(buffer) < units.UNIT_BYTES:
                         continue
                     digest, done, is_binary = hashlib.sha256(), 0, False
-                # A document in segments. Its end may reach over the end of the buffer.
+                # The document is cut into segments. Its end may reach over the end of the buffer.
                 end = buffer.find(separator) if separator else -1
                 is_last = end >= 0 or is_at_end
                 if end < 0:
@@ -192,7 +194,8 @@ class Reader:
             self.has_crlf_separator = with_crlf(self.separator) in buffer
 
     def _digest(self, stream: Stream, done: int) -> Optional["hashlib._Hash"]:
-        """The hash of the part that is done of a document in segments, read once more; None for no such document."""
+        """Returns the hash of the finished part of a document in segments, which is read again; None for other
+        documents."""
         if not done:
             return None
         digest = hashlib.sha256()

@@ -18,17 +18,18 @@ from .work import Documents
 
 OUTPUT_FORMATS = ("llmc", "megatron", "raw")
 HEADER_INTS = 256
-MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # of llm.c, by bytes per token
-# These are Megatron-LM's (megatron/core/datasets/indexed_dataset.py). Its 32-bit type has a sign, which no id needs.
+MAGIC_AND_VERSION = {2: (20240520, 1), 4: (20240801, 7)}  # llm.c's, by bytes per token
+# These are Megatron-LM's codes of types (megatron/core/datasets/indexed_dataset.py). Its 32-bit type has a sign, which
+# no id needs.
 MEGATRON_MAGIC, MEGATRON_VERSION = b"MMIDIDX\0\0", 1
 MEGATRON_CODES = {2: 8, 4: 4}  # uint16, int32
-LENGTHS_SUFFIX = ".lengths"  # beside an unfinished file for Megatron: the tokens of each document, int32
+LENGTHS_SUFFIX = ".lengths"  # of the file beside an unfinished one for Megatron: the tokens of each document, int32
 COPY_BYTES = 1 << 20
 NO_LIMIT = 1 << 62
 
 
 def dtype_of(format: str, width: int) -> str:
-    """How the ids of a file are stored."""
+    """Returns the dtype of the ids in a file."""
     if width == 2:
         return "uint16"
     return "int32" if format == "megatron" else "uint32"
@@ -87,7 +88,7 @@ class SplitWriter:
         return end
 
     def add_spooled(self, spool: BinaryIO, eot: bytes, text_bytes: int) -> None:
-        """A document whose tokens, without EOT, fill the file spool; all of them are targets."""
+        """Adds a document whose tokens, without EOT, fill the file `spool`; all of them are targets."""
         spool.seek(0, os.SEEK_END)
         length = spool.tell() // self.width + 1
         if self.tokens + length > self.most_tokens:
@@ -159,10 +160,10 @@ class SplitWriter:
     def sync(self) -> None:
         for file in self._files():
             file.flush()
-            os.fsync(file.fileno())  # some disks report that they are full only now
+            os.fsync(file.fileno())  # some file systems report a full disk only now
 
     def abandon(self) -> None:
-        """Lets go of an unfinished file; what is still in its buffer may no longer fit on the disk."""
+        """Closes an unfinished file; the rest of its buffer may no longer fit on the disk."""
         for file in self._files():
             try:
                 file.close()
@@ -221,10 +222,11 @@ def little_endian(code: str, values: Iterable[int]) -> bytes:
 
 
 def write_megatron_index(index: BinaryIO, lengths: BinaryIO, num_documents: int, width: int) -> None:
-    """A document is a sequence, so that the document index counts from 0 to their number.
+    """Writes the index. A document is a sequence, so that the document index counts from 0 to their number.
 
-    lengths: an int32 for each. The .idx has a header of 34 bytes, the lengths (int32), where each sequence begins in
-    the .bin, in bytes (int64), and with which sequence each document begins (int64), the end included.
+    `lengths` is a file of an int32 for each. The .idx has a header of 34 bytes, the lengths (int32), where each
+    sequence begins in the .bin, in bytes (int64), and with which sequence each document begins (int64), the end
+    included.
     """
     index.write(MEGATRON_MAGIC + struct.pack("<QBQQ", MEGATRON_VERSION, MEGATRON_CODES[width], num_documents,
                                              num_documents + 1))

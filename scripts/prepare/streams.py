@@ -11,7 +11,7 @@ from .common import PrepareError, Stop
 from .files import InputFile
 
 SKIP_BYTES = 1 << 20
-# A block of zstd makes at most 128 KiB out of 4 bytes, so that this much input makes at most 128 MiB.
+# A block of zstd makes at most 128 KiB out of 4 bytes, so that so much input makes at most 128 MiB.
 ZSTD_INPUT_BYTES = 4096
 ZSTD_MAX_WINDOW = 1 << 31
 
@@ -56,7 +56,7 @@ class ZstdReader:
 
 
 class Stream:
-    """The decompressed bytes of a file. Raises PrepareError for a broken one; OSError if it cannot be opened."""
+    """Reads the decompressed bytes of a file. Raises PrepareError for a broken one, OSError if it cannot be opened."""
 
     def __init__(self, file: InputFile, stop: Stop) -> None:
         self.file, self.stop = file, stop
@@ -79,11 +79,11 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """How much of the file on the disk has been read."""
+        """Returns how much of the file on the disk has been read."""
         return min(self.raw.tell(), self.file.size)
 
     def read(self, size: int) -> bytes:
-        """Exactly size bytes, or fewer at the end of the file."""
+        """Returns exactly size bytes, or fewer at the end of the file."""
         parts = []
         while size > 0:
             self.stop.check()
@@ -109,5 +109,5 @@ class Stream:
         while count > 0:
             part = self.read(min(count, SKIP_BYTES))
             if not part:
-                return  # shorter than before: what follows finds nothing
+                return  # the file is shorter than before, and the next read finds nothing
             count -= len(part)

@@ -1,4 +1,4 @@
-"""Text to token ids: bytes, or what a tokenizer.json says through the package `tokenizers`."""
+"""Turns text into token ids: bytes, or tokens of a tokenizer.json by the package `tokenizers`."""
 from __future__ import annotations
 
 import array
@@ -13,11 +13,11 @@ from typing import NamedTuple, Optional
 from .common import PrepareError
 
 EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]")
-MAX_VOCABULARY = 1 << 24  # as model.vocab_size
-MAX_TOKENIZER_BYTES = 64 << 20  # as ./train; those of models with a quarter of a million tokens have 35 MB
-SLICE_BYTES = 4096  # of a document, tokenised at a time: 64 KiB and 1 MiB were slower
+MAX_VOCABULARY = 1 << 24  # the largest model.vocab_size
+MAX_TOKENIZER_BYTES = 64 << 20  # the limit of ./train, too; a vocabulary of a quarter of a million tokens has 35 MB
+SLICE_BYTES = 4096  # of a document are tokenised at a time: 64 KiB and 1 MiB were slower
 BATCH_SLICES = 256
-WINDOWS = (1 << 12, 1 << 16, 1 << 32)  # bytes before a limit in which the last place to cut is looked for
+WINDOWS = (1 << 12, 1 << 16, 1 << 32)  # so many bytes before a limit are searched for the last place to cut
 
 # ---- Where a document may be cut ----
 #
@@ -63,15 +63,16 @@ CUT = re.compile(_BEFORE_SPACE + b"|" + _AFTER_LINE)
 CUT_WITH_PREFIX_SPACE = re.compile(rb"(?<=[!-~])(?= )")
 PART = re.compile(rb"[^0-9A-Za-z]*[!-/:-@\[-`{-~](?=[ \t])|"
                   rb"[^0-9A-Za-z]*[0-9A-Za-z]*(?:['\x80-\xff][^0-9A-Za-z]*[0-9A-Za-z]*)*")
-MAX_PART_BYTES = 64  # of those that are remembered
-MAX_PARTS = 1 << 18  # then they become the old ones, of which those are kept that come again: about 100 MB in all
-PARTS_BYTES = 1 << 18  # of a document, cut into parts at a time
+MAX_PART_BYTES = 64  # longer parts are not remembered
+MAX_PARTS = 1 << 18  # then they become the old ones, and only those that come again are kept: about 100 MB in all
+PARTS_BYTES = 1 << 18  # of a document are cut into parts at a time
 
 
 def places_to_cut(tokenizer: dict) -> Optional["re.Pattern[bytes]"]:
-    """What matches (with no width) where a text may be cut for this tokenizer.json; None if nothing is known of it."""
+    """Returns a pattern that matches (with no width) where a text may be cut for this tokenizer.json; None if nothing
+    is known of it."""
     for added in tokenizer.get("added_tokens") or []:
-        # The cuts above must lie in none of them, nor beside white space that one takes along. Special ones are not
+        # The cuts above must lie in no added token, nor beside white space that one takes along. Special ones are not
         # looked for in documents, but would still hide others.
         takes_space = not added.get("special") and (added.get("lstrip") or added.get("rstrip"))
         if takes_space or re.search(r"\S\s|\s\S", added.get("content", "")):
@@ -90,7 +91,7 @@ def places_to_cut(tokenizer: dict) -> Optional["re.Pattern[bytes]"]:
     if split.get("pattern", {}).get("Regex") not in PATTERNS or byte_level.get("use_regex", True) \
             or byte_level.get("add_prefix_space", True):
         return None
-    # The patterns match everything, so that to keep the matches apart is to drop what is between them.
+    # The patterns match everything, so that "removed" with the matches inverted drops nothing.
     if (split.get("behavior"), split.get("invert")) not in (("Isolated", False), ("Removed", True)):
         return None
     return CUT
@@ -100,7 +101,7 @@ def places_to_cut(tokenizer: dict) -> Optional["re.Pattern[bytes]"]:
 
 
 class Text(NamedTuple):
-    """A document. masked: the ranges [begin, end) of characters that are no targets, merged and in order."""
+    """A document; `masked` are the ranges [begin, end) of characters that are no targets, merged and in order."""
     data: bytes
     masked: tuple[tuple[int, int], ...] = ()
 
@@ -125,7 +126,7 @@ class BytesTokenizer:
         return limit
 
     def encode(self, texts: list[Text], with_targets: bool) -> tuple[list[Tokens], int]:
-        """The tokens of each text, and how many texts had bytes replaced (none)."""
+        """Returns the tokens of each text, and how many texts had bytes replaced (none)."""
         # Latin-1 maps byte b to character b, and UTF-16 writes that character as the uint16 b.
         return [Tokens(str(text.data, "latin-1").encode("utf-16-le"), self._targets(text) if with_targets else None)
                 for text in texts], 0
@@ -141,7 +142,7 @@ class BytesTokenizer:
                 end_bytes = begin_bytes + len(characters[begin:end].encode())
                 targets[begin_bytes:end_bytes] = bytes(end_bytes - begin_bytes)
                 begin_bytes = end_bytes
-            targets[-1] = targets[-2]  # whoever is to learn the end of a text learns that it ends there
+            targets[-1] = targets[-2]  # EOT is a target if the last token is
         return bytes(targets)
 
 
@@ -154,7 +155,7 @@ class JsonTokenizer:
     eot_side = "end"  # of a document; chats may have it at the beginning (chat_work.py)
 
     def __init__(self, path: str, content: bytes, eot_name: Optional[str]) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # prepare.py runs a process per core already
         import tokenizers
         try:
             described = json.loads(content)
@@ -171,7 +172,7 @@ class JsonTokenizer:
             raise PrepareError(f"{path} is no tokenizer.json ({error}), name another file in --tokenizer") from error
         if described["model"].get("dropout"):
             raise PrepareError(f"{path} has model.dropout, so that a text gives other tokens each time, set it to null")
-        # Both are for batches of a finished model's input, and other programs would apply them to whole texts.
+        # Truncation and padding are for batches of a finished model's input; other programs would apply them to texts.
         if described.get("truncation") is not None or described.get("padding") is not None:
             described.update(truncation=None, padding=None)
             content = json.dumps(described, indent=2).encode()
@@ -182,8 +183,8 @@ class JsonTokenizer:
             raise PrepareError(f"{path} is no tokenizer that the package tokenizers {tokenizers.__version__} can read "
                                f"({error}), name another file in --tokenizer or upgrade the package") from error
         self.cuts = places_to_cut(described)
-        # Tokens that a part must not tear, nor end at one that must be a single word: a text that holds one of them is
-        # not cut into parts.
+        # A part must not tear an added token, nor end at one that must be a single word: a text that holds one of these
+        # is not cut into parts.
         # Special ones are not looked for, and matter only by hiding others that they overlap.
         has_plain = any(not token.get("special") for token in added)
         self.unbroken = [token["content"].encode() for token in added] if has_plain else []
@@ -208,7 +209,8 @@ class JsonTokenizer:
         self.sha256 = hashlib.sha256(content).hexdigest()
 
     def _check_added_tokens(self, path: str, added: list[dict]) -> None:
-        """The package gives ids by itself where those of the file leave a hole, so that shards would have others."""
+        """Refuses holes in the file's ids: the package would close them, and shards would have other ids than the
+        file."""
         for token in added:
             given = self.tokenizer.token_to_id(token["content"])
             if given != token.get("id"):
@@ -217,14 +219,14 @@ class JsonTokenizer:
                                    "whose vocabulary has no holes")
 
     def _normalized_contents(self, added: list[dict]) -> list[bytes]:
-        """The added tokens that are looked for in the normalized text, and normalized themselves."""
+        """Returns the added tokens that are looked for in the normalized text, normalized themselves."""
         normalizer = self.tokenizer.normalizer
         if normalizer is None:
             return []
         return [normalizer.normalize_str(token["content"]).encode() for token in added if token.get("normalized")]
 
     def _has_unbroken(self, data: bytes) -> bool:
-        """Whether a text may hold an added token."""
+        """Returns whether a text may hold an added token."""
         if any(token in data for token in self.unbroken):
             return True
         if not self.normalized:
@@ -245,7 +247,7 @@ class JsonTokenizer:
         return 0
 
     def encode(self, texts: list[Text], with_targets: bool) -> tuple[list[Tokens], int]:
-        """The tokens of each text, and in how many texts bytes that are no UTF-8 became U+FFFD."""
+        """Returns the tokens of each text, and in how many texts bytes that are no UTF-8 became U+FFFD."""
         replaced = 0
         ids: list[list[bytes]] = [[] for _ in texts]
         targets: list[list[bytes]] = [[] for _ in texts]
@@ -305,13 +307,13 @@ class JsonTokenizer:
         return False
 
     def _encode_short(self, texts: list[str]) -> list[bytes]:
-        """The ids of each text, in batches, with as little done for each as can be."""
+        """Returns the ids of each text, in batches, with as little work for each as possible."""
         encode, pack = self.tokenizer.encode_batch_fast, self._pack
         return [pack(encoding.ids) for begin in range(0, len(texts), BATCH_SLICES)
                 for encoding in encode(texts[begin:begin + BATCH_SLICES], add_special_tokens=False)]
 
     def _slices(self, data: bytes, size: int) -> list[bytes]:
-        """The text cut into what is little more than size bytes long, where that is allowed."""
+        """Cuts the text into slices of little more than size bytes, where that is allowed."""
         if self.cuts is None or len(data) <= size:
             return [data]
         slices, begin = [], 0
@@ -341,7 +343,7 @@ class JsonTokenizer:
         return self.pack(ids)
 
     def pack(self, ids: list[int]) -> bytes:
-        """As files have them: little-endian."""
+        """Returns the ids as files have them: little-endian."""
         packed = array.array(self.code, ids)
         if sys.byteorder == "big":
             packed.byteswap()
@@ -349,7 +351,8 @@ class JsonTokenizer:
 
 
 def target_bytes(offsets: list[tuple[int, int]], before: int, masked: tuple[tuple[int, int], ...]) -> bytes:
-    """1 for each token (at characters begin to end of a slice) that has at least one character outside the ranges."""
+    """Returns a byte for each token (at characters begin to end of a slice): 1 if a character lies outside the
+    ranges."""
     targets = bytearray()
     at = 0
     for begin, end in offsets:

@@ -22,14 +22,14 @@ from .work import Result, Worker, read_document
 
 EOT_NAME = EOT_NAMES[0]
 MIN_VOCABULARY = 257  # every byte, and end-of-text
-WINDOW_BYTES = 1 << 20  # what is taken at one place of a large file
-EXPANSION = 4  # of compressed text, to weigh such files against others
+WINDOW_BYTES = 1 << 20  # are taken at one place of a large file
+EXPANSION = 4  # compressed text is about so much longer; this weighs such files against others
 MIN_FREQUENCY = 2  # a pair that was seen once is chance
 
 
 class Sample:
-    """About `budget` bytes of text: whole small files, windows at even distances in large ones, and the beginnings of
-    compressed and parquet files, which cannot be entered elsewhere."""
+    """Yields about `budget` bytes of text: whole small files, windows at even distances in large ones, and the
+    beginnings of compressed and parquet files, which cannot be entered elsewhere."""
 
     def __init__(self, listing: Listing, budget: int, field: str, separator: bytes, stop: Stop) -> None:
         self.listing, self.budget, self.separator, self.stop = listing, budget, separator, stop
@@ -79,7 +79,7 @@ class Sample:
                 yield data
 
     def _blocks(self, file: InputFile, share: int, max_line: int) -> Iterator[tuple[bytes, int]]:
-        """Whole lines, about share bytes of them, and at which decompressed byte they begin."""
+        """Yields whole lines, about `share` bytes of them, and at which decompressed byte they begin."""
         if not file.compression:
             count = max(1, share // WINDOW_BYTES)
             with open_regular(file.path) as source:
@@ -108,7 +108,7 @@ class Sample:
         try:
             texts = self.worker.records(Piece("lines", file.path, data, first=2 if place else 1), Result())
             yield from [text.data for text in texts]
-        except PrepareError:  # once more, with the line's number
+        except PrepareError:  # parses again, to name the line
             with Stream(file, self.stop) as stream:
                 first = 1
                 while place > 0 and (part := stream.read(min(place, WINDOW_BYTES))):
@@ -127,7 +127,7 @@ def expected_bytes(file: InputFile) -> int:
 
 
 def train(sample: Sample, vocab_size: int) -> bytes:
-    """The tokenizer.json. Words are split as by Llama 3 (digits in runs of up to 3, no normalizer)."""
+    """Returns the tokenizer.json. Words are split as by Llama 3 (digits in runs of up to 3, no normalizer)."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -169,8 +169,8 @@ def serve_training(sample: Sample, vocab_size: int, num_threads: int, connection
 
 
 def train_in_child(sample: Sample, vocab_size: int, num_threads: int, stop: Stop) -> tuple[bytes, int]:
-    """The tokenizer.json and how much text it was trained on. A process of its own can be stopped at any moment, and
-    gives all its memory back."""
+    """Returns the tokenizer.json and how much text it was trained on. A process of its own can be stopped at any
+    moment, and gives all its memory back."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     sys.stdout.flush()

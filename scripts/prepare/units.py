@@ -1,4 +1,4 @@
-"""A unit of work: what Reader cuts from the input, a worker turns into tokens, and Output writes."""
+"""Units of work: Reader cuts them from the input, a worker turns them into tokens, and Output writes those."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional
 
 UNIT_BYTES = 4 << 20
 MAX_RECORD_BYTES = 256 << 20  # a record of JSONL or parquet is held in memory, several times over
-BOM = b"\xef\xbb\xbf"  # of UTF-8: it says how a file is written, and is none of its text
+BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark is no part of the text
 MAX_WHOLE_BYTES = 64 << 20  # a document without a place to cut is tokenised at once, in some 50 times its size
 
 
@@ -14,8 +14,8 @@ class Cursor(NamedTuple):
     """A place in the input: where the next document begins, and how much of it is done if it is in segments."""
     file: int = 0  # index into the listing
     offset: int = 0  # decompressed bytes, or rows of parquet
-    line: int = 1  # of JSONL
-    done: int = 0  # bytes
+    line: int = 1  # number of the line, of JSONL
+    done: int = 0  # bytes of the document
 
 
 @dataclass
@@ -35,16 +35,16 @@ class Piece:
     is_last: bool = False  # segments: ends the document, whose SHA-256 is digest
     digest: bytes = b""
     is_binary: bool = False  # segments: the document holds a NUL byte
-    separators: int = 0  # how many of --split-on were found in what this was cut from
+    separators: int = 0  # how many separators (--split-on) were cut out
 
 
 @dataclass
 class Unit:
     pieces: list[Piece]
-    cursor: Cursor  # of what follows
-    position: int  # bytes on the disk that are read then
+    cursor: Cursor  # where the next unit begins
+    position: int  # bytes on the disk that have been read up to there
 
 
 def without_bom(data: bytes) -> bytes:
-    """data: the beginning of a file."""
+    """`data` is the beginning of a file."""
     return data[len(BOM):] if data.startswith(BOM) else data

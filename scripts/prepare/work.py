@@ -1,4 +1,4 @@
-"""Worker processes: units of text in, tokens of documents out, in the order of the units."""
+"""Worker processes, which turn units of text into tokens of documents, in the order of the units."""
 from __future__ import annotations
 
 import hashlib
@@ -23,14 +23,14 @@ from .tokenize import BytesTokenizer, JsonTokenizer, Text, Tokens, eot_bytes
 from .units import MAX_WHOLE_BYTES, Piece, Unit, without_bom
 
 READ_BYTES = 1 << 20
-UNITS_PER_PROCESS = 3  # one at work, one that waits for it, one that waits to be written
+UNITS_PER_PROCESS = 3  # one is at work, one waits for the process, one waits to be written
 WAIT_SECONDS = 0.1  # how long a stop signal may go unseen
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
 class Documents:
-    """Documents of one split: their tokens, each with its EOT, and how many tokens each has."""
+    """The documents of one split: their tokens, each with its EOT, and how many tokens each has."""
     ids: bytes = b""
     targets: bytes = b""  # empty without --mask-field
     lengths: list[int] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Documents:
 
 
 class Document(NamedTuple):
-    """A document's tokens; number: the hash that says which split it belongs to."""
+    """A document's tokens; `number` is the hash that decides its split."""
     number: int
     text_bytes: int
     tokens: Tokens
@@ -50,19 +50,19 @@ class Document(NamedTuple):
 
 @dataclass
 class Result:
-    """What became of a unit. A segment's tokens are in train, without EOT, and its piece says what it is."""
+    """What a worker made of a unit. A segment's tokens are in train, without EOT; its piece has the rest."""
     train: Documents = field(default_factory=Documents)
     val: Documents = field(default_factory=Documents)
     skipped: Skipped = field(default_factory=Skipped)
     replaced: int = 0  # documents with bytes that are no UTF-8
-    smallest: int = 2**256  # the extremes of the documents' hashes
+    smallest: int = 2**256  # the smallest and the largest hash of a document
     largest: int = -1
     warnings: list[tuple[str, str]] = field(default_factory=list)  # path, message
 
 
 @dataclass
 class Worker:
-    """val_below: a document whose SHA-256, as a number, is below it goes to val."""
+    """A document whose SHA-256, as a number, is below val_below goes to val."""
     tokenizer: BytesTokenizer | JsonTokenizer
     field: str
     mask_field: Optional[str]
@@ -143,7 +143,7 @@ class Worker:
                 yield Text(document)
 
     def records(self, piece: Piece, result: Result) -> Iterator[Text]:
-        """The texts of lines of JSONL."""
+        """Yields the texts of lines of JSONL."""
         for record, where in self.parsed(piece, (self.field, self.mask_field)):
             text = record[self.field]
             if text is None:
@@ -159,8 +159,8 @@ class Worker:
             yield self._text(data, text, record[self.mask_field] if self.mask_field else None, where)
 
     def parsed(self, piece: Piece, fields: tuple[Optional[str], ...]) -> Iterator[tuple[dict, str]]:
-        """The objects of lines of JSONL, which have these fields (None: no field), and where each is; blank lines are
-        none."""
+        """Yields the objects of lines of JSONL, which have these fields (None: no field), and where each is; blank
+        lines are skipped."""
         options = [(name, option) for name, option in zip(fields, ("--field", "--mask-field")) if name is not None]
         lines = piece.data.split(b"\n")
         if piece.first == 1:
@@ -194,7 +194,7 @@ class Worker:
             yield record, where
 
     def _refuse_twins(self, line: bytes, name: str, option: str, where: str) -> None:
-        """A record whose field stands twice: Python would take the last one without a word."""
+        """Refuses a record whose field stands twice: Python would take the last one without a word."""
         keys: list[list[str]] = []  # of each object, the outermost last
         json.loads(line, object_pairs_hook=lambda pairs: keys.append([key for key, _ in pairs]))
         if keys[-1].count(name) > 1:
@@ -218,7 +218,7 @@ class Worker:
 
 
 def merge_ranges(ranges: object, length: int, where: str) -> tuple[tuple[int, int], ...]:
-    """Checks ranges [[begin, end], ...] of characters; those that overlap or touch become one."""
+    """Checks ranges [[begin, end], ...] of characters and merges those that overlap or touch."""
     merged: list[list[int]] = []
     if not isinstance(ranges, list):
         raise PrepareError(f"{where} is no list of [begin, end] pairs, mend it or choose another --mask-field")
@@ -239,7 +239,7 @@ def merge_ranges(ranges: object, length: int, where: str) -> tuple[tuple[int, in
 
 
 def read_document(path: str) -> bytes:
-    """The text of a small file; of a binary one no more than up to its first NUL byte and a little further."""
+    """Returns the text of a small file; a binary one is read little further than to its first NUL byte."""
     document = b""
     with open_regular(path, buffering=0) as file:
         while chunk := file.read(READ_BYTES):
@@ -255,8 +255,8 @@ def read_document(path: str) -> bytes:
 
 
 def serve(worker: Worker, connection: Connection, inherited: list[Connection]) -> None:
-    """The life of a worker process: answers each unit with ("result", Result) or ("error", message, exit code)."""
-    for other in inherited:  # else no process would notice that the one that it works for is gone
+    """Runs in a worker process: answers each unit with ("result", Result) or ("error", message, exit code)."""
+    for other in inherited:  # else no worker would notice that its parent is gone
         other.close()
     # Ctrl-C reaches every process of a terminal; when to end is up to the parent alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -315,7 +315,7 @@ class Pool:
             raise PrepareError("a worker process was killed, most likely for memory: run the same command again, with "
                                "fewer --processes", code=1) from error
         finally:
-            self.idle.put(connection)  # also a dead one: the next to take it fails at once, and waits for nothing
+            self.idle.put(connection)  # a dead one, too: whoever takes it next fails at once instead of waiting
         if kind == "error":
             raise PrepareError(answer, code)
         return answer
@@ -330,7 +330,7 @@ class Pool:
                                "with --exclude")
 
     def run(self, units: Iterator[Unit], stop: Stop) -> Iterator[tuple[Unit, Result]]:
-        """The results in the order of the units. So is what is raised: an error comes after all results before it."""
+        """Yields the results in the order of the units; an error is raised after all results before it."""
         pending: deque[tuple[Unit, futures.Future[Result]]] = deque()
         failure: Optional[Exception] = None
         is_at_end = False
@@ -361,7 +361,7 @@ class Pool:
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
         for process in self.processes:
-            process.kill()  # SIGTERM would be lost on one that has not yet put the parent's handler away
+            process.kill()  # a process that still has the parent's handler would ignore SIGTERM
         for process in self.processes:
             process.join()
         self.threads.shutdown(wait=True)

@@ -19,14 +19,14 @@ from .tokenize import BytesTokenizer, JsonTokenizer, eot_bytes
 from .units import Cursor, Unit
 from .work import Result
 
-COMMIT_SECONDS = 1.0  # to sync after every unit would cost more than it saves
+COMMIT_SECONDS = 1.0  # a sync after every unit would cost more than it saves
 JOURNAL, SPOOL_SUFFIX = "journal.jsonl", ".tokens"
 JOURNAL_BEGIN = b'{"version of prepare.py": '
 MAX_JOURNAL_BYTES = 1 << 30
 
 
 class Output:
-    """Both splits, a document in segments, and all that is counted, as of one cursor in the input."""
+    """Holds both splits, a document in segments, and all counters, as of one cursor in the input."""
 
     def __init__(self, folder: str, tokenizer: BytesTokenizer | JsonTokenizer, format: str, shard_tokens: int,
                  has_masks: bool) -> None:
@@ -38,7 +38,7 @@ class Output:
         self.spool_text_bytes = 0
         self.spool_is_replaced = False
         self.skipped = Skipped()
-        self.separators = 0  # of --split-on that were found
+        self.separators = 0  # --split-on was found so often
         self.replaced = 0
         self.smallest, self.largest = 2**256, -1  # hashes; equal if there is one distinct document, this if none
         self.cursor = Cursor()
@@ -60,7 +60,7 @@ class Output:
         self.smallest, self.largest = min(self.smallest, smallest), max(self.largest, largest)
 
     def _add_segment(self, unit: Unit, result: Result, val_below: int) -> None:
-        """Which split a document belongs to is known at its end, so its tokens wait in a file of their own."""
+        """Spools the tokens in a file of their own, since the end of a document decides its split."""
         piece = unit.pieces[0]
         if self.spool is None:
             self.num_spools += 1
@@ -89,7 +89,7 @@ class Output:
         return os.path.join(self.folder, f"document-{self.num_spools}{SPOOL_SUFFIX}")
 
     def remove_old(self) -> None:
-        """Removes what the state does not need: spools that are done with, and what was written after it."""
+        """Removes files that the state does not need: finished spools, and files that were written after it."""
         kept = self.train.split.shards + self.val.split.shards
         if self.spool is not None:
             kept.append(os.path.basename(self._spool_path()))
@@ -130,7 +130,7 @@ class Output:
                 "smallest": str(self.smallest), "largest": str(self.largest)}
 
     def restore(self, state: dict) -> None:
-        """Takes everything back to what state() told. Raises ValueError or OSError where it cannot be so."""
+        """Takes everything back to what state() returned. Raises ValueError or OSError where it cannot be so."""
         check_state(state)
         self.cursor, self.position = Cursor(*state["cursor"]), state["position"]
         self.train.restore(state["train"])
@@ -148,7 +148,7 @@ class Output:
 
 
 class Work:
-    """OUTPUT.partial and its journal: a line with the command, then one per commit, of which the last whole one counts.
+    """OUTPUT.partial and its journal, which has a line with the command and one per commit; the last whole line counts.
 
     One process at a time owns the folder, by a lock on the journal.
     """
@@ -182,9 +182,9 @@ class Work:
                                "--output") from error
         self.command: dict = {}
         self.state: Optional[dict] = None
-        self.damage = ""  # why the journal cannot be gone on with
+        self.damage = ""  # why the run cannot go on with the journal
         self.last_commit = time.monotonic()
-        self.num_spools = 0  # of output's, that are removed
+        self.num_spools = 0  # spools of Output that are removed
         try:
             self._read()
         except PrepareError:
@@ -219,7 +219,7 @@ class Work:
         if isinstance(command, dict):
             self.command = command
         if not self.damage:
-            self.journal.truncate(end)  # what follows is torn, by a kill or a full disk
+            self.journal.truncate(end)  # a kill or a full disk tore the rest
             self.state = state
 
     def _damage(self, command: object, state: object) -> str:
@@ -261,7 +261,7 @@ class Work:
         os.fsync(self.journal.fileno())
 
     def remove(self) -> None:
-        """The journal goes last: a folder without one is not taken for ours."""
+        """Removes the folder, its journal last: a folder without one is not taken for ours."""
         try:
             with os.scandir(self.folder) as scan:
                 names = [item.name for item in scan if is_prepared(item) and item.name != JOURNAL]
@@ -295,7 +295,7 @@ class Work:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """All of it, on the disk, or not at all."""
+    """Puts all of the content on the disk, or nothing."""
     path = os.path.join(folder, name)
     write_whole(path, content, path + ".bin")
 

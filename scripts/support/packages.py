@@ -1,4 +1,4 @@
-"""Python packages that a command needs and that this Python may lack."""
+"""What a command does when this Python lacks a package that it needs."""
 from __future__ import annotations
 
 import os
@@ -11,8 +11,8 @@ VENV = ROOT / ".venv"
 
 
 def go_on_in_venv(script: pathlib.Path, missing: list[str]) -> str:
-    """Starts the script again in the Python of .venv. If there is none, or this is it, returns the line for a shell that
-    installs the missing packages there."""
+    """Starts the script again in the Python of .venv. If there is none, or this is it, returns the line for a shell
+    that installs the missing packages there."""
     python = VENV / "bin/python"
     if python.exists() and pathlib.Path(sys.prefix).resolve() != VENV.resolve():
         sys.stdout.flush()

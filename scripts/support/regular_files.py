@@ -1,7 +1,7 @@
-"""Files that others may have put there: only regular ones are read, no link is followed on writing.
+"""Opening files that others may have put there: only regular files are read, and writing follows no link.
 
-open() waits for a writer where a FIFO stands, and reads a device without an end. To open a name for writing follows a
-link, and empties whatever it names.
+Python's open() waits for a writer where a FIFO stands, and reads a device without an end. For writing it follows a link
+and empties the file that the link names.
 """
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def open_regular(path: str, dir_fd: Optional[int] = None, buffering: int = -1) -> BinaryIO:
-    """A regular file for reading, perhaps through a link. Raises OSError, at once, for anything else."""
+    """Opens a regular file for reading, perhaps through a link. Raises OSError, at once, for anything else."""
     return _as_file(os.open(path, READ, dir_fd=dir_fd), path, "rb", buffering)
 
 
 def read_regular(path: str, max_bytes: int) -> bytes:
-    """All of a regular file. Raises OSError if it cannot be read or has more than max_bytes."""
+    """Returns all of a regular file. Raises OSError if it cannot be read or has more than max_bytes."""
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -28,10 +28,10 @@ def read_regular(path: str, max_bytes: int) -> bytes:
 
 
 def open_own(path: str, flags: int = 0, buffering: int = -1) -> BinaryIO:
-    """A file for reading and writing that this program wrote before; flags: O_CREAT, O_APPEND.
+    """Opens a file that this program wrote before, for reading and writing; flags: O_CREAT, O_APPEND.
 
-    Raises OSError for a link, for what is no regular file, and for one that has another name too: what is written
-    there would be in the file of that name."""
+    Raises OSError for a link, for anything but a regular file, and for a file with a second name (a hard link), whose
+    owner would find our bytes in it."""
     number = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | flags, 0o666)
     file = _as_file(number, path, "a+b" if flags & os.O_APPEND else "r+b", buffering)
     if os.fstat(file.fileno()).st_nlink > 1:
@@ -41,8 +41,8 @@ def open_own(path: str, flags: int = 0, buffering: int = -1) -> BinaryIO:
 
 
 def create_new(path: str, buffering: int = -1) -> BinaryIO:
-    """A new, empty file for reading and writing, in a folder of this program's own: what has the name there, a link as
-    well, loses it, and is not written to."""
+    """Makes a new, empty file for reading and writing, in a folder of this program's own. A file or link that has the
+    name is unlinked first, so that nothing is written to it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         number = os.open(path, flags, 0o666)
@@ -53,8 +53,8 @@ def create_new(path: str, buffering: int = -1) -> BinaryIO:
 
 
 def write_whole(path: str, content: bytes, temporary: str) -> None:
-    """All of it, on the disk, or not at all; `temporary` is a name in the same folder that is used meanwhile. What had
-    the name `path` loses it, a link as well."""
+    """Puts all of the content on the disk, or nothing; `temporary` is a name in the same folder that is used meanwhile.
+    The new file replaces a file or a link of the name `path`."""
     with create_new(temporary) as file:
         file.write(content)
         file.flush()

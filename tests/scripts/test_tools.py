@@ -1,4 +1,5 @@
-"""./train eval, generate and info, their help, and what ./bench refuses, as a user meets them. One small run on generated text, CPU only.
+"""./train eval, generate and info, their help, and what ./bench refuses, as a user meets them. One small run on generated
+text, CPU only.
 
 Seen to catch: eval that stops at eval.tokens, a seed that is not used.
 """
