@@ -52,7 +52,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Float32 on both sides, summed in different orders: the first loss is within a few 1e-6; a wrong mask, target or weight
 # moves it by more than 1e-3.
 FIRST_LOSS_TOLERANCE = 1e-4
-# Not to be inherited: they would tie one side's threads and leave the other free.
+# Neither side inherits these, which would pin the threads of one and not of the other.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS",
                     "GOTO_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "OMP_PROC_BIND", "OMP_PLACES",
                     "GOMP_CPU_AFFINITY",
@@ -64,8 +64,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int = 1, tokens: int = 1 << 20,
                        length: int | None = None) -> None:
-    """Ids as frequent as words are (Zipf), in documents of `length` or of about 400 tokens (log-normal), EOT at each
-    end."""
+    """Writes ids as frequent as words are (Zipf), in documents of `length` or of about 400 tokens (log-normal), EOT at
+    each end."""
     generator = torch.Generator().manual_seed(seed)
     frequency = 1.0 / (torch.arange(vocabulary, dtype=torch.float64) + 2.7)
     ids = torch.multinomial(frequency, tokens, replacement=True, generator=generator)
@@ -86,7 +86,7 @@ def write_random_shard(path: pathlib.Path, vocabulary: int, eot: int, seed: int 
 
 
 def fastest(candidates: dict[str, Callable[[], None]], seconds: float = 0.4) -> str:
-    """The name of the candidate with the smallest best time; each runs twice unwatched first."""
+    """Returns the name of the candidate with the smallest best time; each runs twice before it is timed."""
     best: dict[str, float] = {}
     for name, call in candidates.items():
         call()
@@ -135,7 +135,7 @@ def worker(job: dict[str, Any]) -> None:
     groups = [{"params": [p for p in parameters if p.dim() == 2], "weight_decay": o["weight_decay"]},
               {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["eps"], fused=True)
-    # Documents differ from row to row; with any mask at all the form must serve them all.
+    # Documents differ from row to row, so that the form must serve them all with any mask.
     attend = choose_attention(model, torch.cat([rows.batch(step * micro_batch, micro_batch)[2] for step in range(8)])
                               if rows.masked else rows.batch(0, micro_batch)[2])
     foreach = True
@@ -199,7 +199,7 @@ class Comparison:
         """Runs ./train; returns its run folder and what it printed."""
         folder = self.output / name
         shutil.rmtree(folder, ignore_errors=True)
-        # Nothing but steps in the run, and every step alike.
+        # The run has nothing but steps, all of them alike.
         sets = [f"name={name}", f"run_dir={folder}", "data.val=[]", "data.tokenizer=null", "data.shuffle=false",
                 "sample.every=0", f"training.device={self.args.device}", f"training.steps={steps}",
                 "schedule.type=constant", "schedule.warmup_steps=0", f"checkpoint.every={steps + 1}"]
@@ -226,7 +226,7 @@ class Comparison:
 
     def run(self) -> None:
         args = self.args
-        # One step at a learning rate of 0: its checkpoint holds the initial weights.
+        # The checkpoint after one step at a learning rate of 0 holds the initial weights.
         folder, printed = self.ingot("initial", 1, "optimizer.lr=0")
         (weights,) = (folder / "checkpoints").glob("*/model-*.safetensors")
         print(f"{cpu_name()}, {os.cpu_count()} processors, {system_name()}; {args.threads} threads on both sides")
@@ -260,7 +260,7 @@ class Comparison:
 
 
 def make_data(folder: pathlib.Path, config: dict[str, Any], documents: str) -> pathlib.Path:
-    """A shard for the config, unless it is there."""
+    """Makes a shard for the config, unless it is there."""
     vocabulary, context = config["model"]["vocab_size"], config["model"]["context_length"]
     length = context // 4 if documents == "quarter" else None
     path = folder / f"vocabulary-{vocabulary}-{'log-normal' if length is None else f'documents-{length}'}.bin"
@@ -285,7 +285,7 @@ def step_on_gpu(args: argparse.Namespace) -> None:
 
 
 def run_worker(text: str) -> None:
-    """A job as JSON (CPU), or the file that holds it (GPU)."""
+    """Runs a job, given as JSON (CPU) or as the file that holds it (GPU)."""
     if text.startswith("{"):
         worker(json.loads(text))
     else:

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BATCH_SECONDS = 5e-3  # of launches between two events
+BATCH_SECONDS = 5e-3  # launches of about so long stand between two events
 Pair = tuple[Callable[[], Any], Callable[[], Any]]  # forward, backward
 
 
@@ -47,7 +47,8 @@ def fail(message: str) -> None:
 
 
 def document_lengths(text: str) -> list[int]:
-    """37,120,8, or exponential:16384:1024: that many tokens in documents of that mean length, the same each time."""
+    """Reads 37,120,8, or exponential:16384:1024: 16,384 tokens in documents of a mean length of 1,024, always the
+    same."""
     if not text.startswith("exponential:"):
         return [int(length) for length in text.split(",")]
     tokens, mean = (int(part) for part in text.split(":")[1:])
@@ -59,7 +60,7 @@ def document_lengths(text: str) -> list[int]:
 
 
 class Shape:
-    """One row of the table. Documents are the sequences of the batch, or what --docs says."""
+    """One row of the table. Documents are the sequences of the batch, or those of --docs."""
 
     def __init__(self, args: argparse.Namespace, head_dim: int, seq: int | None, lengths: list[int]) -> None:
         self.heads, self.kv_heads, self.head_dim = args.heads, args.kv_heads or args.heads, head_dim
@@ -72,7 +73,7 @@ class Shape:
         self.scale = head_dim ** -0.5
 
     def slopes(self) -> Tensor:
-        """The slopes of Press et al. 2022, also for a head count that is no power of two."""
+        """Returns the slopes of Press et al. 2022, also for a head count that is no power of two."""
         base = 2 ** int(math.log2(self.heads))
         first = [2 ** (-8 * (h + 1) / base) for h in range(base)]
         rest = [2 ** (-4 * (2 * h + 1) / base) for h in range(self.heads - base)]
@@ -88,7 +89,7 @@ class Operands:
         self.dout = make(shape.heads)
 
     def batched(self, shape: Shape, tensor: Tensor) -> Tensor:
-        """(B, heads, T, head size), a view of the same memory; one row where documents are packed."""
+        """Returns a view of the same memory, (B, heads, T, head size); B is 1 where documents are packed."""
         rows = len(shape.lengths) if shape.seq else 1
         return tensor.view(rows, -1, tensor.shape[1], shape.head_dim).transpose(1, 2)
 
@@ -163,7 +164,7 @@ KINDS: dict[str, Callable[[Shape, Operands], Pair]] = {"flash": flash, "cudnn": 
 
 
 def seconds_of(launch: Callable[[], Any], seconds: float) -> float:
-    """The median over batches of launches between two events."""
+    """Returns the median over batches of launches between two events."""
     def batch(count: int) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -192,7 +193,7 @@ def load(pairs: list[Pair], seconds: float) -> None:
 
 
 def ingot(args: argparse.Namespace, head_dims: list[int], sequences: list[int], lengths: list[int]) -> list[Any]:
-    """The rows of ./bench attention, in the order of the table."""
+    """Returns the rows of ./bench attention, in the order of the table."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "ingot.json"
         command = [args.bench, "attention", "--heads", str(args.heads), "--kv-heads", str(args.kv_heads or args.heads),

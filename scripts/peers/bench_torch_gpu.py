@@ -47,7 +47,7 @@ FIRST_TOLERANCE = {"autocast": (1e-3, 2e-2), "master": (1e-3, 2e-2), "bf16": (1e
 
 
 class Monitor:
-    """What nvidia-smi says of the card a few times a second, from the beginning to the end of the benchmark."""
+    """Asks nvidia-smi about the card a few times a second, from the beginning to the end of the benchmark."""
 
     FIELDS = ("clocks.sm", "power.draw", "temperature.gpu", "memory.used")
 
@@ -105,7 +105,7 @@ def driver_version() -> str:
 
 
 def read_config(path: pathlib.Path, assignments: list[str]) -> dict[str, Any]:
-    """The config as ./train resolves it: comments out, assignments in, defaults from the schema."""
+    """Returns the config as ./train resolves it: comments out, assignments in, defaults from the schema."""
     text = re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', lambda match: match.group(1) or "", path.read_text(),
                   flags=re.DOTALL)
     config = json.loads(text)
@@ -141,9 +141,9 @@ def read_config(path: pathlib.Path, assignments: list[str]) -> dict[str, Any]:
 
 
 def flops_per_token(config: dict[str, Any], rows: Rows, with_attention: bool) -> float:
-    """6 for each parameter of a product, and attention over the pairs that the documents leave: forward two products of
-    2 HS a pair and head, backward twice that; a document of n tokens has n^2 / 2 pairs. Without documents that is
-    6 L d T, d being the width of all query heads."""
+    """Counts 6 for each parameter of a GEMM, and attention over the pairs that the documents leave: forward two GEMMs
+    of 2 HS a pair and head, backward twice that; a document of n tokens has n^2 / 2 pairs. Without documents that is 6
+    L d T, d being the width of all query heads."""
     m = config["model"]
     q, kv = m["n_heads"] * m["head_dim"], m["n_kv_heads"] * m["head_dim"]
     layer = m["d_model"] * (q + 2 * kv) + q * m["d_model"] + 3 * m["d_model"] * m["d_ff"]
@@ -165,7 +165,7 @@ class Comparison:
         self.output = args.output.resolve()
         self.output.mkdir(parents=True, exist_ok=True)
         self.device = "cpu" if args.rehearse else "cuda"
-        # Nothing but steps in the run, and every step alike.
+        # The run has nothing but steps, all of them alike.
         self.sets = [*sets, "data.val=[]", "data.tokenizer=null", "data.shuffle=false", "sample.every=0",
                      "eval.every=0", f"training.device={self.device}", "training.steps=100000000",
                      "schedule.type=constant", "schedule.warmup_steps=0", "checkpoint.every=100000000",
@@ -339,7 +339,7 @@ class Comparison:
             print("NOTE: PyTorch's attention is plain causal: it leaves out the ALiBi or the documents of the config")
         phases: list[dict[str, Any]] = []
         ratios: list[float] = []
-        load = self.phase(self.sides[-1], args.load_seconds, 0)  # PyTorch's, so that it is compiled when it counts
+        load = self.phase(self.sides[-1], args.load_seconds, 0)  # PyTorch then has compiled its code
         self.show("load", load)
         for number in range(1, args.rounds + 1):
             for side in self.sides:

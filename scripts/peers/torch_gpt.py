@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# What a layer calls for attention: q (B, NH, T, HS), k and v (B, NKV, T, HS), and the batch's mask.
+# A layer calls this for attention: q (B, NH, T, HS), k and v (B, NKV, T, HS), and the batch's mask.
 Attention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
@@ -88,7 +88,7 @@ class Gpt(nn.Module):
 
     @functools.cached_property
     def bias(self) -> Tensor:
-        """(1 or NH, T, T): ALiBi, and -inf for the future."""
+        """Returns ALiBi, and -inf for the future: (1 or NH, T, T)."""
         m = self.m
         distance = torch.arange(m["context_length"])[:, None] - torch.arange(m["context_length"])[None, :]
         causal = torch.where(distance >= 0, 0.0, -math.inf)

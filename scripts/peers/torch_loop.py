@@ -62,7 +62,7 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Stored(torch.autograd.Function):
-    """A tensor that is stored in `dtype`, and whose gradient is."""
+    """Stores a tensor in `dtype`, and its gradient too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,7 +75,7 @@ class Stored(torch.autograd.Function):
 
 
 class Copied(torch.autograd.Function):
-    """The compute copy of a weight; the gradient goes to the weight as it is, in fp32."""
+    """Makes the compute copy of a weight; the gradient goes to the weight as it is, in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,7 +87,8 @@ class Copied(torch.autograd.Function):
 
 
 class Attention(torch.autograd.Function):
-    """One kernel: what it multiplies on tensor cores is rounded, that is q, k, v, the probabilities and their gradient.
+    """Attention as one kernel, which rounds what it multiplies on tensor cores: q, k, v, the probabilities and their
+    gradient.
     q (B, NH, T, HS), k and v (B, NKV, T, HS); bias (B or 1, NH or 1, T, T) has ALiBi and -inf where nothing is seen."""
 
     @staticmethod
@@ -180,7 +181,7 @@ class RoundingGpt:
         return torch.where(sees, alibi, -math.inf)
 
     def attention(self, x: Tensor, at: str, bias: Tensor, positions: Tensor) -> Tensor:
-        """Heads of all tokens, before the projection back; x (B, T, C)."""
+        """Returns the heads of all tokens, before the output projection; x (B, T, C)."""
         rows, context, _ = x.shape
 
         def project(letter: str) -> Tensor:
@@ -205,7 +206,7 @@ class RoundingGpt:
         return self.store_residual(self.store(F.silu(gate) * up) @ self.copy(at + "mlp.down_proj.weight").T + x)
 
     def losses(self, tokens: Tensor, targets: Tensor, documents: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of token losses, and what is differentiated."""
+        """Returns the sum of token losses, and the objective that is differentiated."""
         place = torch.arange(documents.shape[1], device=self.device)
         is_first = torch.diff(documents, dim=1, prepend=documents[:, :1] - 1) != 0
         positions = place - torch.where(is_first, place, 0).cummax(dim=1).values
@@ -225,7 +226,7 @@ class RoundingGpt:
 
 
 class AdamW:
-    """kernels/adamw.h and decide_step() of kernels/core/step.h."""
+    """The twin of kernels/adamw.h and of decide_step() in kernels/core/step.h."""
 
     def __init__(self, weights: list[Tensor], config: dict[str, Any], has_dynamic_scale: bool) -> None:
         self.weights, self.o, self.has_dynamic_scale = weights, config["optimizer"], has_dynamic_scale
@@ -235,7 +236,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, loss_sum: float, targets: int, lr: float) -> tuple[float, bool]:
-        """The norm of the gradient of the mean loss, and whether the update was skipped."""
+        """Returns the norm of the gradient of the mean loss, and whether the update was skipped."""
         squares = sum(float(w.grad.double().square().sum()) for w in self.weights)  # type: ignore[union-attr]
         norm = math.sqrt(squares) / (self.scale * targets) if targets else 0.0
         is_finite = math.isfinite(loss_sum) and math.isfinite(squares)
@@ -279,7 +280,7 @@ class RoundingLoop:
         self.micro_steps = config["training"]["batch_tokens"] // (self.micro_batch * self.rows.context)
 
     def step(self, number: int) -> dict[str, Any]:
-        """Step `number`, from 1: what the log says of it."""
+        """Takes step `number`, from 1, and returns its line of the log."""
         loss_sum, targets, scale = 0.0, 0, self.optimizer.scale
         for w in self.weights:
             w.grad = torch.zeros_like(w)
@@ -349,7 +350,7 @@ def read_losses(folder: pathlib.Path) -> dict[int, float]:
 
 
 class Gap(NamedTuple):
-    """Of one seed. Losses are means over the steps, gaps of |loss - the reference's|."""
+    """The gaps of one seed. Losses are means over the steps, gaps of |loss - the reference's|."""
     name: str
     reference_loss: float
     run_loss: float
@@ -362,7 +363,7 @@ Triple = Tuple[pathlib.Path, pathlib.Path, pathlib.Path]  # reference, run, peer
 
 
 def gap_between(name: str, folders: Triple, last: int) -> tuple[Gap, list[int]]:
-    """The gap, and the steps that it is of."""
+    """Returns the gap, and the steps that it covers."""
     logs = [read_losses(folder) for folder in folders]
     common = sorted(set.intersection(*(set(log) for log in logs)))[-last:]
     if len(common) < last:
@@ -377,7 +378,8 @@ def ratio_of(run: float, peer: float) -> float:
 
 
 def print_gaps(title: str, gaps: list[Gap], steps: list[int], limit: float) -> bool:
-    """A table, a line for each seed; whether the ratio of the mean gaps is within the limit (NaN is not)."""
+    """Prints a table with a line for each seed; returns whether the ratio of the mean gaps is within the limit (NaN is
+    not)."""
     width = max(8, *(len(gap.name) for gap in gaps))
     print(f"{title}: steps {steps[0]} to {steps[-1]}\n{'':{width}} {'loss fp32':>10} {'Ingot':>10} {'loop':>10} "
           f"{'gap Ingot':>10} {'loop':>10} {'ratio':>7}")
@@ -391,7 +393,7 @@ def print_gaps(title: str, gaps: list[Gap], steps: list[int], limit: float) -> b
 
 
 def run_ingot(args: argparse.Namespace, seed: int, dtype: str, folder: pathlib.Path) -> None:
-    """The run of the config in a dtype, in `folder`; its log is read, its checkpoints stay."""
+    """Runs the config in a dtype, in `folder`, and reads the log; the checkpoints stay."""
     sets = [*args.set, f"seed={seed}", f"training.precision={dtype}", f"run_dir={folder}"]
     command = [str(args.train), "--config", str(args.config), "--device", args.device]
     for assignment in sets:

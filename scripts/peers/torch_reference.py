@@ -115,7 +115,7 @@ CASES = (
 
 
 def hash_u32(name: str, count: int) -> list[int]:
-    """The docstring's hash x(name, i) for i = 0..count-1."""
+    """Returns the docstring's hash x(name, i) for i = 0..count-1."""
     mask = 0xFFFFFFFF
     seed = 0x811C9DC5
     for byte in name.encode():
@@ -206,7 +206,7 @@ def make_batch(cfg: Config, step: int) -> Batch:
 
 
 class RoundBothWays(torch.autograd.Function):
-    """A tensor that is stored in a 16-bit type, and whose gradient is too."""
+    """Stores a tensor in a 16-bit type, and its gradient too."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -219,7 +219,7 @@ class RoundBothWays(torch.autograd.Function):
 
 
 class RoundForward(torch.autograd.Function):
-    """A weight: its copy for the products is rounded, its gradient is summed up unrounded."""
+    """Rounds the copy of a weight that GEMMs read; its gradient is accumulated unrounded."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -250,7 +250,7 @@ def alibi_slopes(n_heads: int) -> Tensor:
 
 
 def stretched(frequency: float, cfg: Config) -> float:
-    """Radians per position after Llama 3.1's stretch, with its factors of 1 and 4."""
+    """Returns the radians per position after Llama 3.1's stretch, with its factors of 1 and 4."""
     cycles = cfg.rope_original_context * frequency / (2 * math.pi)
     if cycles <= 1:
         return frequency / cfg.rope_factor
@@ -261,7 +261,7 @@ def stretched(frequency: float, cfg: Config) -> float:
 
 
 def rotate(x: Tensor, positions: Tensor, cfg: Config) -> Tensor:
-    """RoPE on x (rows, heads, context, head_dim): turn the pair (d, d + HS/2) by position * its frequency."""
+    """Applies RoPE to x (rows, heads, context, head_dim): turns the pair (d, d + HS/2) by position * its frequency."""
     half = x.shape[-1] // 2
     frequencies = torch.tensor([stretched(cfg.rope_theta ** (-d / half), cfg) for d in range(half)],
                                dtype=torch.float64)
@@ -313,7 +313,7 @@ def attention(cfg: Config, params: Params, prefix: str, x: Tensor, batch: Batch,
 
 
 def forward(cfg: Config, params: Params, batch: Batch, stored: Stored = exact) -> Tensor:
-    """Logits (rows, context, vocab)."""
+    """Returns the logits (rows, context, vocab)."""
     x = params["model.embed_tokens.weight"][batch.tokens]
     for layer in range(cfg.n_layers):
         prefix = f"model.layers.{layer}."
@@ -330,7 +330,7 @@ def forward(cfg: Config, params: Params, batch: Batch, stored: Stored = exact) -
 
 
 def losses_of(cfg: Config, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, and the objective that is differentiated; both are means over the valid targets."""
+    """Returns cross-entropy, and the objective that is differentiated; both are means over the valid targets."""
     valid = targets != IGNORED
     chosen = logits[valid]
     lse = torch.logsumexp(chosen, dim=-1)
@@ -344,7 +344,7 @@ def losses_of(cfg: Config, logits: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 
 def gradients(cfg: Config, params: Params, batch: Batch) -> tuple[Tensor, Tensor, Params]:
-    """Logits, cross-entropy and the unclipped gradient of the objective."""
+    """Returns logits, cross-entropy and the unclipped gradient of the objective."""
     logits = forward(cfg, params, batch)
     cross_entropy, objective = losses_of(cfg, logits, batch.targets)
     grads = torch.autograd.grad(objective, list(params.values()))
@@ -352,9 +352,9 @@ def gradients(cfg: Config, params: Params, batch: Batch) -> tuple[Tensor, Tensor
 
 
 def rounding_errors(cfg: Config, params: Params, batch: Batch, grads: Params, dtype: torch.dtype) -> Params:
-    """How far rounding takes gradients from `grads`: relative L2 errors where everything that a 16-bit kernel stores is
-    rounded once, forward and backward, and everything between is exact. The gradient stored is that of the sum of token
-    losses, so the objective is that sum."""
+    """Returns how far rounding takes gradients from `grads`: relative L2 errors where everything that a 16-bit kernel
+    stores is rounded once, forward and backward, and everything between is exact. The gradient stored is that of the
+    sum of token losses, so the objective is that sum."""
     copies = {name: RoundForward.apply(p, dtype) for name, p in params.items()}
     logits = forward(cfg, copies, batch, lambda x: RoundBothWays.apply(x, dtype))
     count = (batch.targets != IGNORED).sum()
@@ -365,7 +365,7 @@ def rounding_errors(cfg: Config, params: Params, batch: Batch, grads: Params, dt
 
 
 def clip(cfg: Config, grads: Params) -> tuple[Tensor, Params]:
-    """Global norm before clipping, and the gradients times min(1, grad_clip / norm)."""
+    """Returns the global norm before clipping, and the gradients times min(1, grad_clip / norm)."""
     norm = torch.sqrt(sum((g * g).sum() for g in grads.values()))
     factor = min(1.0, cfg.grad_clip / norm.item())
     return norm, {name: g * factor for name, g in grads.items()}
@@ -396,7 +396,7 @@ class AdamW:
 
 
 def torch_adamw_params(cfg: Config, batches: list[Batch]) -> Params:
-    """The final parameters of the same run with torch.optim.AdamW as its optimizer."""
+    """Returns the final parameters of the same run with torch.optim.AdamW as its optimizer."""
     params = initial_params(cfg)
     groups = [
         {"params": [p for p in params.values() if p.dim() == 2], "weight_decay": cfg.weight_decay},
@@ -405,7 +405,7 @@ def torch_adamw_params(cfg: Config, batches: list[Batch]) -> Params:
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
     for batch in batches:
         _, _, grads = gradients(cfg, params, batch)
-        # Not clip_grad_norm_: it divides by norm + 1e-6, so its result would differ in the seventh digit.
+        # clip_grad_norm_ would not do: it divides by norm + 1e-6, so its result would differ in the seventh digit.
         _, clipped = clip(cfg, grads)
         for name, p in params.items():
             p.grad = clipped[name]
@@ -473,13 +473,13 @@ def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> b
 
 
 def require(condition: bool, message: str) -> None:
-    """An assertion that `python -O` does not remove."""
+    """Asserts; `python -O` does not remove it."""
     if not condition:
         raise SystemExit(f"error: {message}")
 
 
 def check_batches(cfg: Config, batches: list[Batch]) -> None:
-    """The formula must really give what the tests rely on."""
+    """Checks that the formula gives what the tests rely on."""
     for step, batch in enumerate(batches):
         lengths = torch.bincount(batch.documents.reshape(-1))
         where = f"{cfg.name}, step {step}"

@@ -26,8 +26,8 @@ LOSSES_KEPT = 20
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of token losses. The gradient is taken in the forward pass, a chunk of tokens at a time, so that the logits
-    of one chunk are all that ever exists of them; the gradient of the weight is summed over the chunks in fp32."""
+    """Returns the sum of token losses. The gradient is taken in the forward pass, a chunk of tokens at a time, so that
+    only the logits of one chunk exist at a time; the gradient of the weight is summed over the chunks in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
@@ -81,8 +81,8 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
 
 
 def attend_not(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
-    """No attention: each query head gets its own token's v. So q and k get no gradient, but are computed, and the
-    products of QKV keep their shapes. Ingot does the same with `./bench step --no-attention`: out = v of the head's
+    """Leaves attention out: each query head gets its own token's v. So q and k get no gradient, but are computed, and
+    the GEMMs of QKV keep their shapes. Ingot does the same with `./bench step --no-attention`: out = v of the head's
     group, dq = dk = 0, dv = dout summed over the group, and neither RoPE nor QK-norm."""
     return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
@@ -112,7 +112,7 @@ class DocumentMask:
 
 
 class TimedGpt(Gpt):
-    """Gpt with what it is timed with: the attention, the loss, and masks and RoPE's angles made outside."""
+    """Gpt as it is timed: with a given attention and loss, and with masks and RoPE's angles made outside."""
 
     def __init__(self, config: dict[str, Any], attend: Attention, chunk: int | None) -> None:
         super().__init__(config)
@@ -179,7 +179,7 @@ class Trainer:
         return stack
 
     def masks(self, documents: Tensor) -> Any:
-        if self.attention == "mask":  # for a try on the CPU: the whole matrix
+        if self.attention == "mask":  # the materialized matrix, to try this on a CPU
             return self.model.mask(documents.cpu()).to(self.device)
         return None if self.mask is None else self.mask(documents)
 
@@ -195,7 +195,7 @@ class Trainer:
             p.grad = None
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
-        """The mean loss and the norm of its gradient, on the device."""
+        """Takes a step; returns the mean loss and the norm of its gradient, on the device."""
         first = number * self.micro_steps * self.micro_batch
         batches = [self.rows.batch(first + i * self.micro_batch, self.micro_batch) for i in range(self.micro_steps)]
         scale = 1.0 / sum((targets != IGNORED).sum() for _, targets, _ in batches)  # type: ignore[operator]
@@ -217,7 +217,7 @@ class Trainer:
 
 
 def worker(job: dict[str, Any]) -> None:
-    """One phase, in a process of its own."""
+    """Runs one phase, in a process of its own."""
     is_gpu = job["device"] == "cuda"
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
