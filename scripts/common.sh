@@ -1,6 +1,8 @@
 # shellcheck shell=bash disable=SC2086,SC2034
 # Shared by quickstart and test: what is missing, how it is installed, what is built. Sourced, not run.
 
+unset PYTHONSAFEPATH # with it Python does not find the packages beside a script
+
 say() { printf '\n== %s\n' "$*"; }
 # die MESSAGE: what a person can mend. fault MESSAGE: what they cannot.
 die() {

@@ -66,6 +66,10 @@ class Options(Scripts):
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertIn("./scripts/", result.stdout)
 
+    def test_python_finds_the_packages_beside_a_script(self):
+        """Seen to catch: PYTHONSAFEPATH left as the user has set it (Python 3.11 and later read it)."""
+        self.shell("python3 scripts/compare_runs.py --help", PYTHONSAFEPATH="1")
+
     def test_without_apt_get(self):
         (self.bin / "apt-get").unlink()
         result = self.run_shell("scripts/quickstart")
