@@ -10,3 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAIN = os.environ.get("INGOT_TRAIN_BINARY", str(ROOT / "train"))
 
 sys.path.insert(0, str(ROOT / "scripts"))  # so that tests can import the modules that scripts import
+
+
+def add_packages_of(venv: str) -> None:
+    """Lets this process import the packages of a virtual environment in the root, where it has none of its own."""
+    sys.path += [str(path) for path in (ROOT / venv).glob("lib/python3.*/site-packages")]

@@ -10,12 +10,11 @@ import pathlib
 import random
 import struct
 import subprocess
-import sys
 import tempfile
 import unittest
 import warnings
 
-from . import ROOT, TRAIN
+from . import ROOT, TRAIN, add_packages_of
 from .inputs import shard, temporary_folder
 
 WRITE_LOGITS = str(pathlib.Path(os.environ.get("INGOT_BUILD_DIR", ROOT / "build/release")) / "tests/write_logits")
@@ -31,7 +30,7 @@ def packages():
     """(torch, transformers, "") or (None, None, the reason)."""
     import importlib.util
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
-        sys.path += [str(path) for path in (ROOT / ".venv-interop").glob("lib/python3.*/site-packages")]
+        add_packages_of(".venv-interop")
     try:
         import torch
         import transformers

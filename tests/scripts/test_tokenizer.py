@@ -20,7 +20,7 @@ import tempfile
 import unicodedata
 import unittest
 
-from . import ROOT, TRAIN
+from . import TRAIN, add_packages_of
 from .inputs import temporary_folder
 
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
@@ -32,7 +32,7 @@ def import_tokenizers():
     try:
         import tokenizers
     except ImportError:
-        sys.path += [str(path) for path in (ROOT / ".venv").glob("lib/python3.*/site-packages")]
+        add_packages_of(".venv")
         try:
             import tokenizers
         except ImportError as error:
