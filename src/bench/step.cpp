@@ -97,7 +97,7 @@ class Bench {
         TrainingPlan& plan = run.plan();
         const ModelConfig& m = config_.model;
         const double batch_tokens = static_cast<double>(config_.training.batch_tokens);
-        // As for PyTorch (scripts/bench_torch_gpu.py).
+        // As for PyTorch (scripts/peers/bench_torch_gpu.py).
         const double flops = plan.model.flops(1, options_.no_attention ? 0 : run.visible_pairs_per_token());
         std::printf("%s: %s, width %ld, %s, %ld micro-batch%s of %ld x %ld tokens, %.4g GFLOP a token, %s\n",
                     config_.name.c_str(), counted(m.n_layers, "layer").c_str(), static_cast<long>(m.d_model),

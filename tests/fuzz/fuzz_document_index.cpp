@@ -1,5 +1,5 @@
 // Document indexes (src/data/document_index.h) from any bytes, as a program might have written them: checksums are made
-// to fit after each change, so that what is behind them is reached. scripts/fuzz builds and runs it.
+// to fit after each change, so that what is behind them is reached. scripts/dev/fuzz builds and runs it.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

@@ -1,6 +1,6 @@
 // Headers and indexes of token files (src/data/formats.h) from any bytes: a UserError or a layout inside the file,
 // nothing else. The first byte chooses the reader, eight more are the size of the file (llm.c, raw) or of the .bin
-// (Megatron), the rest is what the file begins with. scripts/fuzz builds and runs it.
+// (Megatron), the rest is what the file begins with. scripts/dev/fuzz builds and runs it.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

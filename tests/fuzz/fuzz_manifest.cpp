@@ -1,6 +1,6 @@
 // Manifests of checkpoints (src/checkpoint/manifest.h) from any bytes, as a program might have written them: the
 // checksum is made to fit after each change, so that what is behind it is reached. A UserError, or values that a run
-// can go on from. scripts/fuzz builds and runs it.
+// can go on from. scripts/dev/fuzz builds and runs it.
 #include <cstdlib>
 #include <cstring>
 #include <string>

@@ -1,5 +1,5 @@
 // Files of tensors (src/checkpoint/safetensors.h) from any bytes: a UserError, or tensors that lie inside the file and
-// do not overlap, nothing else. scripts/fuzz builds and runs it.
+// do not overlap, nothing else. scripts/dev/fuzz builds and runs it.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

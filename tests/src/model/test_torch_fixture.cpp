@@ -1,4 +1,4 @@
-// The whole model and its optimizer against PyTorch in float64 (scripts/torch_reference.py says what the files hold).
+// The whole model and its optimizer against PyTorch in float64 (scripts/peers/torch_reference.py describes the files).
 // Seen to catch: decay on norm weights, a wrong slope of the third ALiBi head, z-loss left out of the gradient,
 // grad_clip ignored.
 #include <gtest/gtest.h>
