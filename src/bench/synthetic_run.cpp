@@ -18,7 +18,9 @@ Config without_files(Config config) {
 }  // namespace
 
 SyntheticRun::SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options)
-    : config_(without_files(config)), plan_(config_, device), runner_(config_, &plan_) {
+    : config_(without_files(config)),
+      plan_(config_, device, ranks_->size()),
+      runner_(config_, &plan_, ranks_.get(), console_) {
     if (options.leaves_out_attention) plan_.model.leave_out_attention();
     runner_.prepare({});
     const int64_t T = config_.model.context_length;

@@ -40,6 +40,8 @@ class SyntheticRun {
     void launch_step();
 
     Config config_;
+    std::unique_ptr<Ranks> ranks_ = one_rank();
+    Console console_{true};
     TrainingPlan plan_;
     StepRunner runner_;
     static constexpr size_t kBatches = 8;

@@ -2,15 +2,15 @@
 
 namespace ingot {
 
-ChosenDevice choose_device(const std::string& wanted) {
+ChosenDevice choose_device(const std::string& wanted, int gpu) {
     if (wanted == "cpu") return {Device::cpu(), ""};
     if (wanted == "cuda") {
         require_cuda("--device cuda");
-        return {Device::cuda(0), ""};
+        return {Device::cuda(gpu), ""};
     }
     REQUIRE(wanted == "auto", "--device is ", wanted, ": use auto, cpu or cuda");
     std::string why;
-    if (Device::num_cuda_devices(&why) > 0) return {Device::cuda(0), "there is a GPU"};
+    if (Device::num_cuda_devices(&why) > 0) return {Device::cuda(gpu), "there is a GPU"};
     return {Device::cpu(), why};
 }
 

@@ -14,7 +14,8 @@ struct ChosenDevice {
 };
 
 // `wanted`: auto (a GPU if there is one), cpu or cuda. Throws UserError with the reason if there is no such device.
-ChosenDevice choose_device(const std::string& wanted);
+// `gpu`: which of several.
+ChosenDevice choose_device(const std::string& wanted, int gpu = 0);
 
 // The type that activations and products have: what the run asks for on CUDA (auto: bf16), fp32 on the CPU, where a run
 // that was trained in a 16-bit type can be evaluated too.

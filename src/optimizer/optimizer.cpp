@@ -42,10 +42,12 @@ void Optimizer::refresh_model() {
     if (is_master_of_copy_) round_to(model_.device(), {.out = model_.weights(), .in = masters_});
 }
 
-void Optimizer::update(StepBlock* step) const {
+void Optimizer::update(StepBlock* step, Ranks* ranks) const {
     const ProfileRange range("optimizer");
     const Device& device = model_.device();
+    ranks->reduce_scatter(device, model_.gradients());
     gradient_norm(device, {.step = step, .gradient = model_.gradients(), .workspace = workspace_});
+    ranks->all_reduce(device, &step->sums);
     step_decide(device, step);
     adamw(device, {.weights = weights(),
                    .m = m_,
@@ -54,6 +56,7 @@ void Optimizer::update(StepBlock* step) const {
                    .compute = is_master_of_copy_ ? model_.weights() : Tensor{},
                    .step = step,
                    .decay_blocks = decay_blocks_});
+    ranks->all_gather(device, model_.weights());
 }
 
 }  // namespace ingot

@@ -8,6 +8,7 @@
 #include "kernels/core/device.h"
 #include "kernels/core/step.h"
 #include "src/model/model.h"
+#include "src/parallel/ranks.h"
 
 namespace ingot {
 
@@ -32,8 +33,9 @@ class Optimizer {
     void initialize_weights(uint64_t seed);
     // Rounds the masters to the model's weights, after they were written from outside.
     void refresh_model();
-    // Gradient norm, decision (clip, skip), update. `step` lives on the model's device.
-    void update(StepBlock* step) const;
+    // Sums the gradients over the ranks, then gradient norm, decision (clip, skip), update. `step` lives on the model's
+    // device.
+    void update(StepBlock* step, Ranks* ranks) const;
 
     const Tensor& weights() const { return is_master_of_copy_ ? masters_ : model_.weights(); }
     // The weights, then the moments: the order in which a checkpoint has them.

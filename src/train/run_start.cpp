@@ -1,6 +1,5 @@
 #include "src/train/run_start.h"
 
-#include <cstdio>
 #include <filesystem>
 
 #include "kernels/core/check.h"
@@ -14,12 +13,13 @@ namespace ingot {
 
 namespace fs = std::filesystem;
 
-Device training_device(const Config& config) {
+Device training_device(const Config& config, const Ranks& ranks, const Console& console) {
     const DeviceChoice wanted = config.training.device;
     const auto [device, reason] = choose_device(wanted == DeviceChoice::cuda  ? "cuda"
                                                 : wanted == DeviceChoice::cpu ? "cpu"
-                                                                              : "auto");
-    if (!reason.empty()) std::printf("device: %s, since %s\n", device.name().c_str(), reason.c_str());
+                                                                              : "auto",
+                                                ranks.local_rank());
+    if (!reason.empty()) console.line("device: ", device.name(), ", since ", reason);
     REQUIRE(!device.is_cpu() || config.training.precision == Precision::automatic ||
                 config.training.precision == Precision::fp32,
             "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
@@ -73,14 +73,12 @@ std::optional<Checkpoint> checkpoint_to_start_from(const Config& config) {
     return checkpoint;
 }
 
-void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer) {
+void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer, const Console& console) {
     const Manifest& manifest = initial.manifest;
-    std::printf("model.init_from: the weights of %s (step %ld), with a new optimizer\n",
-                printable_line(initial.folder).c_str(), static_cast<long>(manifest.step));
+    console.line("model.init_from: the weights of ", printable_line(initial.folder), " (step ", manifest.step,
+                 "), with a new optimizer");
     const int64_t then = manifest.config.model.context_length, now = config.model.context_length;
-    if (then != now)
-        std::printf("model.init_from: context_length is %ld, the checkpoint has %ld\n", static_cast<long>(now),
-                    static_cast<long>(then));
+    if (then != now) console.line("model.init_from: context_length is ", now, ", the checkpoint has ", then);
     const bool is_bytes = manifest.config.data.tokenizer == kBytesTokenizer;
     if (tokenizer != nullptr && (is_bytes || !initial.tokenizer_json.empty()) &&
         tokenizer->source() != initial.tokenizer_json)
@@ -88,18 +86,17 @@ void print_start(const Checkpoint& initial, const Config& config, const Tokenize
                            ": its ids may mean other text than those that the weights have learnt"));
 }
 
-void print_notes(const Config& config, const Device& device) {
-    for (const std::string& note : settings_without_effect(config, device.is_cpu()))
-        std::printf("note: %s\n", note.c_str());
+void print_notes(const Config& config, const Device& device, const Console& console) {
+    for (const std::string& note : settings_without_effect(config, device.is_cpu())) console.line("note: ", note);
 }
 
-void print_plan(const Config& config, const TrainingPlan& plan) {
-    std::printf("%s%s", describe_features(config, plan).c_str(), plan.memory_table().c_str());
+void print_plan(const Config& config, const TrainingPlan& plan, const Console& console) {
+    console.text(describe_features(config, plan) + plan.memory_table());
 }
 
-void print_data(const TrainingData& data, const HellaSwag* hellaswag) {
-    std::printf("%s", data.describe().c_str());
-    if (hellaswag != nullptr) std::printf("hellaswag: %s\n", hellaswag->describe().c_str());
+void print_data(const TrainingData& data, const HellaSwag* hellaswag, const Console& console) {
+    console.text(data.describe());
+    if (hellaswag != nullptr) console.line("hellaswag: ", hellaswag->describe());
 }
 
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config) {
@@ -114,31 +111,31 @@ std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* t
     return std::make_unique<HellaSwag>(config.eval.hellaswag, "eval.hellaswag", tokenizer, config.model);
 }
 
-int dry_run(Config config) {
+int dry_run(Config config, const Ranks& ranks, const Console& console) {
     std::string why;
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
-    const Device device = is_planned ? Device::planned_cuda() : training_device(config);
-    print_notes(config, device);
+    const Device device = is_planned ? Device::planned_cuda() : training_device(config, ranks, console);
+    print_notes(config, device, console);
     if (const std::optional<Checkpoint> initial = checkpoint_to_start_from(config))
-        print_start(*initial, config, nullptr);
+        print_start(*initial, config, nullptr, console);
     try {
         const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
         const std::unique_ptr<HellaSwag> hellaswag = training_hellaswag(config, tokenizer.get());
         const TrainingData data(config);
         data.require_targets();
-        print_data(data, hellaswag.get());
+        print_data(data, hellaswag.get(), console);
         if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     } catch (const UserError& error) {
         if (config.training.steps == 0)
             throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
-        std::printf("data: a run would stop here: %s\n", error.what());
+        console.line("data: a run would stop here: ", error.what());
     }
-    resolve_micro_batch(&config, device);
-    const TrainingPlan plan(config, device);
-    print_plan(config, plan);
-    if (!device.is_cpu()) std::printf("CUDA itself and cuBLASLt take about 0.6 GiB more\n");
+    resolve_micro_batch(&config, device, ranks.size());
+    const TrainingPlan plan(config, device, ranks.size());
+    print_plan(config, plan, console);
+    if (!device.is_cpu()) console.line("CUDA itself and cuBLASLt take about 0.6 GiB more");
     plan.check_memory();
-    std::printf("nothing was started: this was --dry-run\n");
+    console.line("nothing was started: this was --dry-run");
     return kExitDone;
 }
 

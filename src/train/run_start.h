@@ -6,9 +6,11 @@
 #include <string>
 
 #include "kernels/core/device.h"
+#include "src/base/console.h"
 #include "src/checkpoint/checkpoint.h"
 #include "src/checkpoint/store.h"
 #include "src/config/config.h"
+#include "src/parallel/ranks.h"
 #include "src/tokenizer/tokenizer.h"
 #include "src/train/hellaswag.h"
 #include "src/train/training_data.h"
@@ -18,7 +20,7 @@ namespace ingot {
 
 // The device that training.device means. Throws UserError if there is none, or if it does not compute in
 // training.precision.
-Device training_device(const Config& config);
+Device training_device(const Config& config, const Ranks& ranks, const Console& console);
 
 // What --resume means for this run folder: nothing to go on from, or a checkpoint that is whole. Throws UserError.
 std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
@@ -28,7 +30,7 @@ std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, Check
 // model is not the config's in all but context_length.
 std::optional<Checkpoint> checkpoint_to_start_from(const Config& config);
 // What a run says of it, a line for each thing; a tokenizer that is not the checkpoint's is a warning on stderr.
-void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer);
+void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer, const Console& console);
 
 // Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
@@ -38,13 +40,13 @@ std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
 std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* tokenizer);
 
 // A line for each setting that changes nothing.
-void print_notes(const Config& config, const Device& device);
-void print_plan(const Config& config, const TrainingPlan& plan);
+void print_notes(const Config& config, const Device& device, const Console& console);
+void print_plan(const Config& config, const TrainingPlan& plan, const Console& console);
 // `hellaswag` may be null.
-void print_data(const TrainingData& data, const HellaSwag* hellaswag);
+void print_data(const TrainingData& data, const HellaSwag* hellaswag, const Console& console);
 
 // What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
 // them on this machine. Returns the exit code.
-int dry_run(Config config);
+int dry_run(Config config, const Ranks& ranks, const Console& console);
 
 }  // namespace ingot

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
+#include <cmath>
 
 #include "kernels/matmul/choices.h"
 #include "kernels/step.h"
@@ -19,9 +19,11 @@ double seconds_now() {
 
 }  // namespace
 
-StepRunner::StepRunner(const Config& config, TrainingPlan* plan)
+StepRunner::StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, const Console& console)
     : config_(config),
       plan_(*plan),
+      ranks_(*ranks),
+      console_(console),
       slots_{Slot(plan->device()), Slot(plan->device())},
       micro_step_{{{DeviceGraph(plan->device()), DeviceGraph(plan->device())},
                    {DeviceGraph(plan->device()), DeviceGraph(plan->device())}}},
@@ -53,7 +55,7 @@ void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
     std::string note;
     prefer_matmul_choices(device, record, MatmulSource::record);
     if (config_.training.tune) prefer_matmul_choices(device, read_matmul_cache(machine, &note), MatmulSource::cache);
-    if (!note.empty()) std::printf("note: %s\n", note.c_str());
+    if (!note.empty()) console_.line("note: ", note);
     set_matmul_tuning(device, config_.training.tune ? MatmulTuning::timed : MatmulTuning::first_choice);
 
     plan_.batch.advance();
@@ -67,19 +69,17 @@ void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
         if (accumulate && plan_.num_micro_steps() == 1) break;
         plan_.model.train(micro_batch, plan_.step.get(), accumulate);
     }
-    plan_.optimizer.update(plan_.step.get());
+    plan_.optimizer.update(plan_.step.get(), &ranks_);
     plan_.clear();
 
     set_matmul_tuning(device, MatmulTuning::first_choice);
     const MatmulCounts counts = matmul_counts(device);
-    std::printf(
-        "products: algorithms of %ld from the run's record, %ld from the machine's cache, %ld timed in %.1f s, "
-        "%ld of the library's choice\n",
-        static_cast<long>(counts.from_record), static_cast<long>(counts.from_cache), static_cast<long>(counts.timed),
-        counts.tuning_seconds, static_cast<long>(counts.first_choice));
-    if (counts.timed == 0) return;
+    console_.line("GEMMs: algorithms of ", counts.from_record, " from the run's record, ", counts.from_cache,
+                  " from the machine's cache, ", counts.timed, " timed in ",
+                  std::round(10 * counts.tuning_seconds) / 10, " s, ", counts.first_choice, " of the library's choice");
+    if (counts.timed == 0 || !ranks_.is_first()) return;
     write_matmul_cache(machine, matmul_choices(device), &note);
-    if (!note.empty()) std::printf("note: %s\n", note.c_str());
+    if (!note.empty()) console_.line("note: ", note);
 }
 
 void StepRunner::begin() {
@@ -125,7 +125,7 @@ bool StepRunner::micro_step(const std::function<const HostBatch*()>& next_batch)
 void StepRunner::update() {
     Slot& launched = slot(++last_launched_);
     plan_.writer.wait_until_copied();
-    run(&update_, [&] { plan_.optimizer.update(plan_.step.get()); });
+    run(&update_, [&] { plan_.optimizer.update(plan_.step.get(), &ranks_); });
     plan_.device().start_copy(DeviceStep::bytes_of(launched.block), plan_.step.tensor());
     launched.end.record();
 }

@@ -17,8 +17,10 @@
 
 #include "kernels/core/device.h"
 #include "kernels/core/step.h"
+#include "src/base/console.h"
 #include "src/checkpoint/checkpoint.h"
 #include "src/config/config.h"
+#include "src/parallel/ranks.h"
 #include "src/train/training_plan.h"
 
 namespace ingot {
@@ -28,8 +30,8 @@ class StepRunner {
     // Steps that may be in flight on a GPU: one runs, one waits for it.
     static constexpr int64_t kStepsInFlight = 2;
 
-    // Both outlive the runner.
-    StepRunner(const Config& config, TrainingPlan* plan);
+    // All of them outlive the runner.
+    StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, const Console& console);
 
     // Where the weights of the first step come from: a run that goes on, else a model to start from, else the seed.
     struct Start {
@@ -90,6 +92,8 @@ class StepRunner {
 
     const Config& config_;
     TrainingPlan& plan_;
+    Ranks& ranks_;
+    const Console& console_;
     std::array<Slot, kStepsInFlight> slots_;
     int64_t last_launched_ = 0, last_finished_ = 0;
     // By the batch's slot, and whether gradients are added to: not by a step's first micro-step.

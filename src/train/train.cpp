@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <new>
 
 #include "kernels/core/profile.h"
+#include "src/base/console.h"
 #include "src/base/progress.h"
 #include "src/base/signals.h"
 #include "src/base/text.h"
@@ -19,6 +19,7 @@
 #include "src/config/config.h"
 #include "src/data/loader.h"
 #include "src/model/generator.h"
+#include "src/parallel/ranks.h"
 #include "src/train/log.h"
 #include "src/train/peak_rate.h"
 #include "src/train/run_start.h"
@@ -66,7 +67,8 @@ class Trainer {
   public:
     // All but the range outlive the trainer. `tokenizer` and `hellaswag` may be null.
     Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
-            Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan);
+            Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, Ranks* ranks,
+            const Console& console, TrainingPlan* plan);
     // Goes on from the checkpoint; or begins, with the weights of `initial` if there is one.
     void start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial);
     int run();
@@ -94,7 +96,8 @@ class Trainer {
     int stop_without_folder(const std::string& why);
     [[noreturn]] void end_with(ExitCode code, const std::string& what);
     std::string what_is_saved() const;
-    bool must_stop() const;
+    bool must_stop() const;  // whether any rank was told to, or the time is over
+    int64_t rows_per_step() const { return config_.training.batch_tokens / config_.model.context_length; }
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
     bool is_last(int64_t step) const { return step >= config_.training.steps; }
@@ -113,6 +116,8 @@ class Trainer {
     Tokenizer* const tokenizer_;
     const HellaSwag* const hellaswag_;
     const StepRange profile_;
+    Ranks& ranks_;
+    const Console& console_;
     TrainingPlan& plan_;
     const double start_seconds_ = seconds_now();
     std::unique_ptr<RunLog> log_;
@@ -126,7 +131,8 @@ class Trainer {
 };
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
-                 Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, TrainingPlan* plan)
+                 Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, Ranks* ranks,
+                 const Console& console, TrainingPlan* plan)
     : config_(config),
       folder_(folder),
       store_(*store),
@@ -134,8 +140,10 @@ Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore*
       tokenizer_(tokenizer),
       hellaswag_(hellaswag),
       profile_(profile),
+      ranks_(*ranks),
+      console_(console),
       plan_(*plan),
-      runner_(config, plan) {}
+      runner_(config, plan, ranks, console) {}
 
 // ---- Start ----
 
@@ -150,33 +158,33 @@ std::vector<std::string> Trainer::changes_since(const Checkpoint& checkpoint) co
                 change.path == "seed" ? "seed" : "model", "; set it back, or use another name or run_dir");
         if (change.on_resume == OnResume::free) continue;
         differences.push_back(change.path + " was changed");
-        std::printf("changed from now on: %s was %s, is %s\n", change.path.c_str(), then.c_str(), now.c_str());
+        console_.line("changed from now on: ", change.path, " was ", then, ", is ", now);
     }
     if (tokenizer_ != nullptr && !checkpoint.tokenizer_json.empty() &&
         tokenizer_->source() != checkpoint.tokenizer_json)
-        std::printf(
-            "changed from now on: the tokenizer.json of data.tokenizer is another file than the checkpoint's\n");
+        console_.line(
+            "changed from now on: the tokenizer.json of data.tokenizer is another file than the checkpoint's");
     return differences;
 }
 
 void Trainer::describe_resume(const Checkpoint& checkpoint, std::vector<std::string> differences) {
     const Manifest& manifest = checkpoint.manifest;
-    std::printf("resumed from step %ld of %s\n", static_cast<long>(training_.step), checkpoint.folder.c_str());
+    console_.line("resumed from step ", training_.step, " of ", checkpoint.folder);
     for (const std::string& line : data_.resume(training_.data, training_.rows_consumed)) {
         differences.push_back(line);
-        std::printf("data: %s\n", excerpt(line, kLongestMessage).c_str());
+        console_.line("data: ", excerpt(line, kLongestMessage));
     }
-    std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
+    console_.text(data_.describe_blend(training_.rows_consumed));
     for (const std::string& line : environment_changes(manifest.environment, environment(plan_.device(), config_)))
         differences.push_back(line);
     if (const int64_t count = num_new_choices(manifest.matmul_choices, matmul_choices(plan_.device())); count > 0)
-        differences.push_back(join(count, " products have another algorithm than in the checkpoint"));
+        differences.push_back(join(count, " GEMMs have another algorithm than in the checkpoint"));
     if (!config_.training.deterministic && !plan_.device().is_cpu())
         differences.push_back("training.deterministic is false");
-    std::printf("%s\n", bits_promise(differences, data_.sampled()).c_str());
+    console_.line(bits_promise(differences, data_.sampled()));
     // What lies ahead of the resumed step is damaged, or of a future that will not be.
     for (const std::string& path : store_.set_aside_after(training_.step))
-        std::printf("set aside, remove it when you like: %s\n", path.c_str());
+        console_.line("set aside, remove it when you like: ", path);
 }
 
 void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial) {
@@ -188,15 +196,16 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
     REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
             "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
             config_.training.steps, ": name steps among these");
-    loader_ = std::make_unique<Loader>(
-        *data_.train,
-        LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
-                   .rows_per_step = plan_.num_micro_steps() * config_.training.micro_batch_size,
-                   .batch_rows = config_.training.micro_batch_size},
-        plan_.loader_ring, data_.unread());
+    loader_ = std::make_unique<Loader>(*data_.train,
+                                       LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
+                                                  .rows_per_step = rows_per_step(),
+                                                  .batch_rows = config_.training.micro_batch_size,
+                                                  .ranks = ranks_.size(),
+                                                  .rank = ranks_.rank()},
+                                       plan_.loader_ring, data_.unread());
     if (checkpoint && store_.holds(checkpoint->folder)) saved_step_ = training_.step;
-    if (config_.log.jsonl) log_ = std::make_unique<RunLog>(folder_.folder(), training_.step);
-    folder_.write_config(config_);
+    if (config_.log.jsonl && ranks_.is_first()) log_ = std::make_unique<RunLog>(folder_.folder(), training_.step);
+    if (ranks_.is_first()) folder_.write_config(config_);
     // A kill may have come between the save and the log line of its step.
     report_is_pending_ = training_.step > 0 && (log_ == nullptr || !log_->has_last_step());
 }
@@ -205,7 +214,7 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
 
 bool Trainer::must_stop() const {
     const double minutes = config_.training.max_minutes;
-    return stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes);
+    return ranks_.agree(stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes)) != 0;
 }
 
 // One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is launched, and the
@@ -228,7 +237,7 @@ void Trainer::finish_step() {
     const StepBlock& block = finished.block;
     training_.step += 1;
     if (training_.step == profile_.last) end_profile();
-    training_.rows_consumed += plan_.num_micro_steps() * config_.training.micro_batch_size;
+    training_.rows_consumed += rows_per_step();
     training_.state = block.state;
     StepReport report;
     report.data_wait_seconds = finished.data_wait_seconds;
@@ -257,15 +266,17 @@ bool Trainer::evaluate() {
 bool Trainer::measure_loss() {
     if (!data_.val) return true;
     plan_.eval_step.write(StepBlock{});
-    const int64_t micro_batch = config_.training.micro_batch_size;
-    Progress progress("evaluating", data_.val->num_rows(), "rows");
-    for (int64_t row = 0; row < data_.val->num_rows(); row += micro_batch) {
+    const int64_t micro_batch = config_.training.micro_batch_size, num_rows = data_.val->num_rows();
+    Progress progress("evaluating", num_rows, "rows");
+    for (int64_t first = 0; first < num_rows; first += ranks_.size() * micro_batch) {
         if (must_stop()) return false;
-        const int64_t num_rows = std::min(micro_batch, data_.val->num_rows() - row);
-        fill_batch(*data_.val, static_cast<uint64_t>(row), num_rows, micro_batch, plan_.batch.next());
+        const int64_t row = std::min(first + ranks_.rank() * micro_batch, num_rows);
+        fill_batch(*data_.val, static_cast<uint64_t>(row), std::min(micro_batch, num_rows - row), micro_batch,
+                   plan_.batch.next());
         plan_.model.evaluate(plan_.batch.upload(), plan_.eval_step.get());
-        progress.advance(num_rows);
+        progress.advance(std::min(ranks_.size() * micro_batch, num_rows - first));
     }
+    ranks_.all_reduce(plan_.device(), &plan_.eval_step.get()->sums);
     const StepSums sums = plan_.eval_step.read().sums;
     training_.report.val_loss = sums.loss / static_cast<double>(sums.targets);
     return true;
@@ -283,15 +294,15 @@ bool Trainer::measure_hellaswag() {
 void Trainer::note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode) {
     if (!result) return;
     if (result->fault.empty()) {
-        std::printf("checkpoint of step %ld committed\n", static_cast<long>(result->step));
+        console_.line("checkpoint of step ", result->step, " committed");
         if (!result->set_aside.empty())
-            std::printf("set aside, since it had this name: %s\n", printable_line(result->set_aside).c_str());
+            console_.line("set aside, since it had this name: ", printable_line(result->set_aside));
         return;
     }
     saved_step_ = -1;
     has_lost_last_save_ = mode == SaveMode::last_chance;
     if (has_lost_last_save_) throw Error(kExitAllocation, result->fault);
-    std::fprintf(stderr, "WARNING: %s; training goes on without this checkpoint\n", result->fault.c_str());
+    console_.error_line("WARNING: ", result->fault, "; training goes on without this checkpoint");
 }
 
 void Trainer::save(SaveMode mode) {
@@ -307,7 +318,7 @@ void Trainer::save(SaveMode mode) {
 void Trainer::write_log() {
     if (log_) log_->write(training_.report);
     if (is_due(config_.log.every) || is_last() || training_.report.val_loss || training_.report.hellaswag)
-        std::printf("%s\n", report_line(training_.report, config_.training.steps).c_str());
+        console_.line(report_line(training_.report, config_.training.steps));
     report_is_pending_ = false;
 }
 
@@ -319,10 +330,9 @@ void Trainer::sample() {
                          .sampling = {.temperature = config_.sample.temperature, .top_k = 0, .top_p = 1},
                          .seed = static_cast<uint64_t>(config_.seed + training_.step),
                          .eot_token = static_cast<int32_t>(config_.data.eot_token)});
-        std::printf("--- sample at step %ld ---\n%s%s\n", static_cast<long>(training_.step), printable(prompt).c_str(),
-                    printable(text).c_str());
+        console_.line("--- sample at step ", training_.step, " ---\n", printable(prompt), printable(text));
     }
-    std::printf("---\n");
+    console_.line("---");
 }
 
 // From the report alone, which a checkpoint keeps: a run that was killed between a save and the end that its step is
@@ -333,10 +343,9 @@ int Trainer::stop_for_nonfinite() const {
     if (config_.training.on_nonfinite == NonFinite::skip &&
         training_.state.consecutive_skips <= config_.training.max_skipped_steps)
         return kExitDone;
-    std::fprintf(stderr,
-                 "error: the loss or the gradient norm is not finite at step %ld (%d steps in a row): lower "
-                 "optimizer.lr, or go back to an earlier checkpoint with --resume PATH\n",
-                 static_cast<long>(training_.step), training_.state.consecutive_skips);
+    console_.error_line("error: the loss or the gradient norm is not finite at step ", training_.step, " (",
+                        training_.state.consecutive_skips,
+                        " steps in a row): lower optimizer.lr, or go back to an earlier checkpoint with --resume PATH");
     return kExitDiverged;
 }
 
@@ -359,7 +368,7 @@ int Trainer::stop() {
     finish_and_save();
     const std::string why = stop_signal() != 0 ? "by " + describe_signal(stop_signal())
                                                : join("after training.max_minutes ", config_.training.max_minutes);
-    std::fprintf(stderr, "stopped %s, %s: go on with --resume auto\n", why.c_str(), what_is_saved().c_str());
+    console_.error_line("stopped ", why, ", ", what_is_saved(), ": go on with --resume auto");
     return kExitInterrupted;
 }
 
@@ -374,7 +383,7 @@ int Trainer::stop_without_folder(const std::string& why) {
     const std::string where = training_.step > 0 ? join(" as ", store_.place_of(training_.step)) : "";
     const std::string text = join(why, " while the run trained there: stopped ", what_is_saved(), where,
                                   ": put the folder back, or set run_dir to where it is, and go on with --resume auto");
-    std::fprintf(stderr, "error: %s\n", printable_line(text).c_str());
+    console_.error_line("error: ", printable_line(text));
     return kExitUsage;
 }
 
@@ -392,7 +401,7 @@ void Trainer::end_with(ExitCode code, const std::string& what) {
 
 int Trainer::run() {
     if (is_last() && !report_is_pending_ && saved_step_ == training_.step) {
-        std::printf("this run is finished: raise training.steps to go on\n");
+        console_.line("this run is finished: raise training.steps to go on");
         return kExitDone;
     }
     try {
@@ -422,9 +431,9 @@ int Trainer::loop() {
             if (const int code = stop_for_nonfinite(); code != kExitDone) return code;
         }
         if (config_.sample.every > 0 && (is_due(config_.sample.every) || is_last()) && !must_stop()) sample();
-        std::fflush(stdout);
+        console_.flush();
         if (is_last()) {
-            std::printf("%s", data_.describe_blend(training_.rows_consumed).c_str());
+            console_.text(data_.describe_blend(training_.rows_consumed));
             return kExitDone;
         }
         // On a GPU the next step is launched before the report of this one is awaited.
@@ -438,15 +447,15 @@ int Trainer::loop() {
 
 // ---- Before the run ----
 
-int stopped_before_training() {
-    std::fprintf(stderr, "stopped by %s before the first step of this command: nothing was trained: run it again\n",
-                 describe_signal(stop_signal()).c_str());
+int stopped_before_training(const Console& console) {
+    console.error_line("stopped by ", describe_signal(stop_signal()),
+                       " before the first step of this command: nothing was trained: run it again");
     return kExitInterrupted;
 }
 
-int train_in_folder(const TrainOptions& options, Config config) {
+int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, const Console& console) {
     const RunFolder folder(config);
-    const Device device = training_device(config);
+    const Device device = training_device(config, *ranks, console);
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
@@ -454,12 +463,12 @@ int train_in_folder(const TrainOptions& options, Config config) {
     TrainingData data(config, &folder.folder());
     data.require_targets();
     data.take_fingerprints();
-    if (stop_signal() != 0) return stopped_before_training();
+    if (stop_signal() != 0) return stopped_before_training(console);
     if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
     CheckpointStore store(folder);
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), &store, options.resume);
     const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config);
-    if (stop_signal() != 0) return stopped_before_training();
+    if (stop_signal() != 0) return stopped_before_training(console);
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
         const TrainingConfig& then = checkpoint->manifest.config.training;
@@ -468,15 +477,16 @@ int train_in_folder(const TrainOptions& options, Config config) {
             config.training.micro_batch_is_auto = false;
         }
     }
-    resolve_micro_batch(&config, device);
-    TrainingPlan plan(config, device);
-    print_notes(config, device);
-    print_data(data, hellaswag.get());
-    if (tokenizer) std::printf("tokenizer: %s\n", tokenizer->describe().c_str());
-    if (initial) print_start(*initial, config, tokenizer.get());
-    print_plan(config, plan);
-    std::printf("environment: %s\n", environment_hash(environment(device, config)).c_str());
-    Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, &plan);
+    resolve_micro_batch(&config, device, ranks->size());
+    TrainingPlan plan(config, device, ranks->size());
+    print_notes(config, device, console);
+    print_data(data, hellaswag.get(), console);
+    if (tokenizer) console.line("tokenizer: ", tokenizer->describe());
+    if (initial) print_start(*initial, config, tokenizer.get(), console);
+    print_plan(config, plan, console);
+    console.line("environment: ", environment_hash(environment(device, config)));
+    Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, ranks, console,
+                    &plan);
     trainer.start(checkpoint, initial);
     return trainer.run();
 }
@@ -485,14 +495,16 @@ int train_in_folder(const TrainOptions& options, Config config) {
 
 int train(const TrainOptions& options) {
     Config config = read_config(options.config_file, options.overrides);
-    if (options.is_dry_run) return dry_run(config);
+    const std::unique_ptr<Ranks> ranks = one_rank();
+    const Console console(ranks->is_first());
+    if (options.is_dry_run) return dry_run(config, *ranks, console);
     catch_stop_signals();
     outlive_the_reader();
     reserve_cpu_time_for_saving();
     try {
-        return train_in_folder(options, std::move(config));
+        return train_in_folder(options, std::move(config), ranks.get(), console);
     } catch (const Stopped&) {  // while the data were read
-        return stopped_before_training();
+        return stopped_before_training(console);
     }
 }
 

@@ -20,21 +20,23 @@ size_t memory_budget(const Device& device) {
 }
 
 // The largest micro-batch of at most `most` rows that divides the step and fits `budget`; 0 if none does.
-int64_t largest_micro_batch(Config config, const Device& device, int64_t most, size_t budget) {
-    const int64_t rows = config.training.batch_tokens / config.model.context_length;
+int64_t largest_micro_batch(Config config, const Device& device, int64_t num_ranks, int64_t most, size_t budget) {
+    // Of one rank: the first of them has the most where they do not divide.
+    const int64_t rows = (config.training.batch_tokens / config.model.context_length + num_ranks - 1) / num_ranks;
     for (int64_t size = std::min(rows, most); size >= 1; --size) {
         if (rows % size != 0 || size * config.model.context_length > INT32_MAX) continue;
         config.training.micro_batch_size = size;
-        if (TrainingPlan(config, device).total_bytes() <= budget) return size;
+        if (TrainingPlan(config, device, num_ranks).total_bytes() <= budget) return size;
     }
     return 0;
 }
 
 }  // namespace
 
-TrainingPlan::TrainingPlan(const Config& config, const Device& device)
+TrainingPlan::TrainingPlan(const Config& config, const Device& device, int64_t num_ranks)
     : config_(config),
       device_(device),
+      num_ranks_(num_ranks),
       model(device, config.model,
             {.dtype = compute_type(config.training.precision, device),
              .max_tokens = config.training.micro_batch_size * config.model.context_length,
@@ -73,7 +75,8 @@ void TrainingPlan::check_memory() const {
     if (device_.is_cpu()) return;
     const size_t budget = memory_budget(device_);
     if (total_bytes() <= budget) return;
-    const int64_t fits = largest_micro_batch(config_, device_, config_.training.micro_batch_size - 1, budget);
+    const int64_t fits =
+        largest_micro_batch(config_, device_, num_ranks_, config_.training.micro_batch_size - 1, budget);
     throw UserError(join("the plan needs ", format_bytes(total_bytes()), " of ", device_.name(), "'s memory, ",
                          format_bytes(budget), " can be used: ",
                          fits > 0 ? join("use training.micro_batch_size ", fits, ", the largest that fits")
@@ -93,7 +96,8 @@ void TrainingPlan::clear() {
 }
 
 int64_t TrainingPlan::num_micro_steps() const {
-    return config_.training.batch_tokens / model.max_tokens();
+    const int64_t tokens = model.max_tokens() * num_ranks_;
+    return (config_.training.batch_tokens + tokens - 1) / tokens;
 }
 
 std::string TrainingPlan::memory_table() const {
@@ -102,15 +106,15 @@ std::string TrainingPlan::memory_table() const {
     return text;
 }
 
-void resolve_micro_batch(Config* config, const Device& device) {
+void resolve_micro_batch(Config* config, const Device& device, int64_t num_ranks) {
     if (device.is_cpu() || !config->training.micro_batch_is_auto) return;
     const size_t budget = memory_budget(device);
-    const int64_t size = largest_micro_batch(*config, device, INT64_MAX, budget);
+    const int64_t size = largest_micro_batch(*config, device, num_ranks, INT64_MAX, budget);
     if (size == 0) {
         config->training.micro_batch_size = 1;
         throw UserError(join("a micro-batch of one row needs ",
-                             format_bytes(TrainingPlan(*config, device).total_bytes()), " of ", device.name(),
-                             "'s memory, ", format_bytes(budget),
+                             format_bytes(TrainingPlan(*config, device, num_ranks).total_bytes()), " of ",
+                             device.name(), "'s memory, ", format_bytes(budget),
                              " can be used: use training.recompute = \"block\", or a smaller model"));
     }
     config->training.micro_batch_size = size;

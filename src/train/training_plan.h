@@ -21,8 +21,8 @@ namespace ingot {
 
 class TrainingPlan {
   public:
-    // Nothing is allocated yet. `config` is resolved.
-    TrainingPlan(const Config& config, const Device& device);
+    // Nothing is allocated yet. `config` is resolved; so many ranks share a step's rows.
+    TrainingPlan(const Config& config, const Device& device, int64_t num_ranks);
     TrainingPlan(const TrainingPlan&) = delete;
     TrainingPlan& operator=(const TrainingPlan&) = delete;
 
@@ -48,6 +48,7 @@ class TrainingPlan {
 
     Config config_;
     Device device_;
+    int64_t num_ranks_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
 
@@ -64,6 +65,6 @@ class TrainingPlan {
 // Where training.micro_batch_size is "auto": the largest that divides the step and that the device has memory for.
 // Throws UserError if not even one row fits. Does nothing on the CPU (the config's own default stands) and where a size
 // was given.
-void resolve_micro_batch(Config* config, const Device& device);
+void resolve_micro_batch(Config* config, const Device& device, int64_t num_ranks);
 
 }  // namespace ingot

@@ -136,7 +136,7 @@ TEST(TrainingPlanMemory, IsHeldAgainstTheLimitOfTheHost) {
     const auto refusal = [](const Device& device, const std::string& host_memory, uint64_t bytes) -> std::string {
         const Config config = config_with(device.is_cpu() ? "cpu" : "cuda", host_memory);
         try {
-            TrainingPlan(config, device).check_host_memory({bytes, "/limit"});
+            TrainingPlan(config, device, 1).check_host_memory({bytes, "/limit"});
             return "";
         } catch (const UserError& error) {
             return error.what();

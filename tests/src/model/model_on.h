@@ -39,7 +39,7 @@ class ModelOn {
         device.synchronize();
     }
     StepBlock update() {
-        optimizer.update(step.get());
+        optimizer.update(step.get(), one_rank().get());
         return step.read();
     }
     std::vector<double> values_of(const Tensor& tensor) const {
