@@ -51,8 +51,7 @@ void compare(const Device& cuda, const ModelConfig& config, double z_loss) {
     for (const Parameter& parameter : model.model.table().parameters())
         cuda.fill_bytes(parameter_view(model.model.gradients(), parameter), 0xff);
     const RowBuffers batch(row, cuda);
-    model.model.forward(batch, model.step.get(), false);
-    model.model.backward(batch, false);
+    model.model.train(batch, model.step.get(), false);
     cuda.synchronize();
     EXPECT_LE(worst_gradient_error(model, exact), 1e-4);
 }
@@ -107,8 +106,7 @@ TEST(ModelCuda, SameBitsHoweverItRuns) {
             for (int run = 0; run < 3; ++run) {
                 model.begin();
                 graph.run([&] {
-                    model.model.forward(batch, model.step.get());
-                    model.model.backward(batch);
+                    model.model.train(batch, model.step.get());
                 });
                 gradients.push_back(model.values_of(model.model.gradients()));
             }
