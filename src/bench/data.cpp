@@ -23,8 +23,9 @@ double seconds_now() {
 // One scan of at most 2^28 tokens of the corpus's first shard: documents and ids.
 void bench_scan(const Corpus& corpus, const Config& config, double seconds) {
     const Shard& shard = *corpus.place(0).shard;
-    const TokenRules rules = {
-        .vocab_size = config.model.vocab_size, .eot_token = config.data.eot_token, .eot_side = corpus.eot_side()};
+    const TokenRules rules = {.vocab_size = config.model.vocab_size,
+                              .eot_token = config.data.eot_token.value_or(-1),
+                              .eot_side = corpus.eot_side()};
     const Segment& first = corpus.segments()[0];
     std::vector<int64_t> starts;
     double scanned = 0, began = 0;

@@ -231,7 +231,7 @@ std::vector<std::string> add_gguf_tokenizer(const Checkpoint& checkpoint, GgufFi
                 "tokens");
     }
     vocabulary.fill_up();
-    int32_t end = static_cast<int32_t>(config.data.eot_token);
+    int32_t end = static_cast<int32_t>(config.data.eot_token.value_or(-1));
     if (end < 0) {
         // llama.cpp takes id 11 where none is given, which may be a comma.
         end = tokenizer->vocab_size() < V ? static_cast<int32_t>(V - 1) : unlikely;

@@ -93,7 +93,7 @@ ordered_json huggingface_config(const Config& config, DType dtype) {
     // The classes of the library have ids of their own where null does not stand.
     for (const char* const name : {"bos_token_id", "eos_token_id"}) {
         json[name] = nullptr;
-        if (config.data.eot_token >= 0) json[name] = config.data.eot_token;
+        if (config.data.eot_token) json[name] = *config.data.eot_token;
     }
     for (const char* const name : {"torch_dtype", "dtype"}) json[name] = torch_name(dtype);
     return json;
@@ -102,9 +102,9 @@ ordered_json huggingface_config(const Config& config, DType dtype) {
 ordered_json huggingface_generation_config(const Config& config) {
     ordered_json json;
     json["use_cache"] = true;
-    if (config.data.eot_token < 0) return json;
+    if (!config.data.eot_token) return json;
     // Padding fills batches; generate() would take the same id for it, with a warning.
-    for (const char* const name : {"bos_token_id", "eos_token_id", "pad_token_id"}) json[name] = config.data.eot_token;
+    for (const char* const name : {"bos_token_id", "eos_token_id", "pad_token_id"}) json[name] = *config.data.eot_token;
     return json;
 }
 

@@ -76,7 +76,7 @@ HuggingFaceTokenizer huggingface_tokenizer(const Checkpoint& checkpoint) {
         result.notes.push_back("the run has no tokenizer (data.tokenizer), so the folder has none: it takes token ids");
         return result;
     }
-    const int64_t eot = config.data.eot_token;
+    const int64_t eot = config.data.eot_token.value_or(-1);
     const bool is_bytes = tokenizer->source().empty();
     std::string eot_text;
     ordered_json tokenizer_config;

@@ -69,8 +69,8 @@ ImportedTokenizer read_tokenizer(const std::string& folder, const ImportedConfig
             ": it is another model's, move it away to import without a tokenizer");
     result.json = std::move(json);
     result.what = tokenizer->describe();
-    if (imported.eot_token >= 0) {
-        const std::string name(tokenizer->bytes_of(static_cast<int32_t>(imported.eot_token)));
+    if (imported.eot_token) {
+        const std::string name(tokenizer->bytes_of(static_cast<int32_t>(*imported.eot_token)));
         if (printable_line(name) == name) result.eot_name = name;
     }
     return result;
@@ -99,8 +99,8 @@ ordered_json config_for(const ImportOptions& options, const ImportedConfig& impo
     // Without a tokenizer there may be no meta.json beside the shards to say it; else that one decides.
     if (has_tokenizer)
         data["tokenizer"] = options.output + "/" + kTokenizerFile;
-    else if (imported.eot_token >= 0)
-        data["eot_token"] = imported.eot_token;
+    else if (imported.eot_token)
+        data["eot_token"] = *imported.eot_token;
     return {{"name", name + "-continued"},
             {"model", model},
             {"data", data},

@@ -181,13 +181,14 @@ bool flag_of(const JsonFields& root, const char* key) {
     return root.has(key) && root.boolean(key);
 }
 
-int64_t eot_token_of(const JsonFields& root, int64_t vocab_size) {
-    if (!root.has("eos_token_id")) return -1;
+std::optional<int64_t> eot_token_of(const JsonFields& root, int64_t vocab_size) {
+    if (!root.has("eos_token_id")) return std::nullopt;
     const json& value = root.at("eos_token_id");
     const json& first = value.is_array() && !value.empty() ? value.front() : value;
     if (!first.is_number_integer()) root.refuse("eos_token_id", "the id of a token, or a list of them");
     const bool is_token = first.is_number_unsigned() && first.get<uint64_t>() < static_cast<uint64_t>(vocab_size);
-    return is_token ? first.get<int64_t>() : -1;
+    if (!is_token) return std::nullopt;
+    return first.get<int64_t>();
 }
 
 Position position_of(const JsonFields& root) {

@@ -10,10 +10,10 @@
 namespace ingot {
 
 struct ImportedConfig {
-    std::string architecture;     // "Qwen2ForCausalLM"
-    ModelConfig model;            // all but context_length
-    int64_t longest_context = 0;  // max_position_embeddings
-    int64_t eot_token = -1;       // the first of eos_token_id; -1: none within the vocabulary
+    std::string architecture;          // "Qwen2ForCausalLM"
+    ModelConfig model;                 // all but context_length
+    int64_t longest_context = 0;       // max_position_embeddings
+    std::optional<int64_t> eot_token;  // the first of eos_token_id, if it is within the vocabulary
 };
 
 // `path` names the text in errors. Throws UserError with the key that is missing, wrong or not supported.

@@ -75,11 +75,11 @@ CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, con
     if (!is_async_) return;
     const DType dtype = accumulation_dtype(model.dtype());
     const int64_t count = model.table().flat_size(), bytes = count * size_of(dtype);
-    int64_t budget = config.checkpoint.host_memory;
-    if (budget < 0) {  // auto; where the system does not say what is free, nothing is taken
-        const AvailableMemory available = available_memory();
-        budget = available.is_known() ? static_cast<int64_t>(available.bytes / 4) : 0;
-    }
+    int64_t budget = 0;  // stays so where the system does not say how much memory is free
+    if (config.checkpoint.host_memory)
+        budget = *config.checkpoint.host_memory;
+    else if (const AvailableMemory available = available_memory(); available.is_known())
+        budget = static_cast<int64_t>(available.bytes / 4);
     const auto num_tensors = static_cast<int64_t>(snapshot_.size());
     snapshots_weights_ = budget >= num_tensors * bytes;
     snapshots_moments_ = budget >= (num_tensors - 1) * bytes;

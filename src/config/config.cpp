@@ -139,19 +139,21 @@ class Reader {
         known_.insert(name);
         if (!object_.contains(name)) return;
         read(object_.at(name), path(name), value);
-        // Here, where only what is given counts: the marks of what is not there lie outside the ranges.
+        // The range counts for values that the user gave: a size that is still to be filled in is 0, outside its range.
         if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double>)
             check_range(path(name), static_cast<double>(value), field.low, field.high, field.low_is_open);
     }
     template <typename T>
     void derived(const char* name, T& value, const Field& field) {
-        known_.insert(name);
-        if (!object_.contains(name) || object_.at(name).is_null()) return;
-        if (field.takes_auto && object_.at(name) == "auto") return;
+        if (!is_given(name, field)) return;
         this->field(name, value, field);
-        // An empty text marks what is not given, and must not be taken for it.
+        // An empty string stands for a field that is not given, so the user must not give one.
         if constexpr (std::is_same_v<T, std::string>)
             REQUIRE(!value.empty(), source_, ": ", path(name), " is empty: give one, or leave it out");
+    }
+    template <typename T>
+    void derived(const char* name, std::optional<T>& value, const Field& field) {
+        if (is_given(name, field)) this->field(name, value.emplace(), field);
     }
     template <typename T>
     void section(const char* name, T& value, bool is_required) {
@@ -182,6 +184,12 @@ class Reader {
 
   private:
     std::string path(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
+
+    bool is_given(const char* name, const Field& field) {
+        known_.insert(name);
+        if (!object_.contains(name) || object_.at(name).is_null()) return false;
+        return !(field.takes_auto && object_.at(name) == "auto");
+    }
 
     void read(const json& value, const std::string& path, int64_t& out) const {
         REQUIRE(value.is_number_integer(), source_, ": ", path, " is ", shown(value), ", it must be an integer");
@@ -281,6 +289,7 @@ Config fields_of(const json& root, const std::string& source) {
     Reader reader(root, "", source);
     visit_fields(reader, config);
     reader.refuse_unknown();
+    if (config.data.eot_token == -1) config.data.eot_token.reset();  // a file may say -1 instead of null
     return config;
 }
 

@@ -38,6 +38,8 @@ struct RopeScaling {
     bool operator==(const RopeScaling&) const = default;
 };
 
+// A field that has no value in some runs is a std::optional. Sizes are plain numbers, since every run has them: they
+// are 0 only until read_config() has filled them in, and no size may be 0.
 struct ModelConfig {
     int64_t n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0;
     int64_t context_length = 0, vocab_size = 0;
@@ -58,8 +60,8 @@ struct ModelConfig {
 
 // An entry of data.train or data.val: a string, which is the path alone, or an object.
 struct DataEntry {
-    std::string path;   // or a glob
-    double weight = 0;  // share of the rows, relative to the other entries; 0: none is given
+    std::string path;              // or a glob
+    std::optional<double> weight;  // share of the rows, relative to the other entries
     DataFormat format = DataFormat::automatic;
     RawType dtype = RawType::automatic;  // given for raw ids alone
     std::string mask;                    // path or glob of mask files, one for each token file; empty: none
@@ -70,7 +72,7 @@ struct DataConfig {
     std::vector<DataEntry> train, val;
     Packing packing = Packing::stream;
     bool mask_documents = true;
-    int64_t eot_token = -1;  // -1: none, every shard is one document
+    std::optional<int64_t> eot_token;  // without one, every shard is one document
     EotSide eot = EotSide::automatic;
     bool shuffle = true;
     std::string tokenizer;  // "bytes", the path of a tokenizer.json, or empty: no text
@@ -79,8 +81,8 @@ struct DataConfig {
 struct TrainingConfig {
     DeviceChoice device = DeviceChoice::automatic;
     Precision precision = Precision::automatic;
-    int64_t steps = 0;  // 0 until resolve_steps(), where epochs stand instead
-    double epochs = 0;  // 0: steps are given
+    std::optional<int64_t> steps;  // resolve_steps() computes them from epochs
+    std::optional<double> epochs;  // instead of steps
     int64_t batch_tokens = 0;
     int64_t micro_batch_size = 0;      // rows
     bool micro_batch_is_auto = false;  // the config says "auto" or nothing: a GPU may take more than the default
@@ -91,7 +93,7 @@ struct TrainingConfig {
     double z_loss = 0;
     NonFinite on_nonfinite = NonFinite::skip;
     int64_t max_skipped_steps = 20;
-    double max_minutes = 0;  // 0: no limit
+    std::optional<double> max_minutes;
 
     AttentionOptions attention_options() const { return {attention, deterministic}; }
 };
@@ -102,9 +104,9 @@ struct OptimizerConfig {
 
 struct ScheduleConfig {
     ScheduleType type = ScheduleType::cosine;
-    int64_t warmup_steps = -1;  // -1 until the defaults are filled in
+    std::optional<int64_t> warmup_steps = {};  // set once the number of steps is known
     double final_lr_fraction = 0.1;
-    int64_t decay_steps = -1;  // wsd: how many of the last steps decay
+    std::optional<int64_t> decay_steps = {};  // wsd: how many of the last steps decay; set as warmup_steps is
 };
 
 struct EvalConfig {
@@ -125,7 +127,7 @@ struct CheckpointConfig {
     int64_t keep = 3;
     int64_t keep_every = 0;  // those at multiples of it are never removed; 0: none
     bool async = true;
-    int64_t host_memory = -1;  // bytes for the snapshot of an asynchronous save; -1: auto
+    std::optional<int64_t> host_memory;  // bytes for the snapshot of an asynchronous save; not set: auto
 };
 
 struct LogConfig {

@@ -97,8 +97,8 @@ void check_dataset_meta(const DatasetMeta& meta, const Config& config, const std
     const DataConfig& d = config.data;
     REQUIRE(m.vocab_size == 0 || m.vocab_size >= meta.vocab_size, "model.vocab_size is ", m.vocab_size, ", but ",
             meta.path, " says ", meta.vocab_size, ": use at least that, or leave it out");
-    REQUIRE(d.eot_token == -1 || d.eot_token == meta.eot_token, "data.eot_token is ", d.eot_token, ", but ", meta.path,
-            " says ", meta.eot_token, ": use that, or leave it out");
+    REQUIRE(d.eot_token.value_or(meta.eot_token) == meta.eot_token, "data.eot_token is ", *d.eot_token, ", but ",
+            meta.path, " says ", meta.eot_token, ": use that, or leave it out");
     REQUIRE(d.eot == EotSide::automatic || meta.eot == EotSide::automatic || d.eot == meta.eot, "data.eot is ",
             name_of(d.eot), ", but ", meta.path, " says ", name_of(meta.eot), ": use that, or leave it out");
     const bool is_same_kind = (d.tokenizer == kBytesTokenizer) == (meta.tokenizer == kBytesTokenizer);
@@ -168,7 +168,7 @@ void fill_from_datasets(Config* config) {
     }
     check_dataset_meta(first, *config, is_tokenizer_given ? sha256_of_tokenizer(d.tokenizer) : "");
     if (config->model.vocab_size == 0) config->model.vocab_size = first.vocab_size;
-    if (d.eot_token == -1) d.eot_token = first.eot_token;
+    if (!d.eot_token) d.eot_token = first.eot_token;
     if (d.eot == EotSide::automatic) d.eot = first.eot;
     if (!is_tokenizer_given) d.tokenizer = first.tokenizer;
     if (!first.tokenizer_sha256.empty()) leave_out_unreadable_tokenizer(config);

@@ -31,7 +31,7 @@ ordered_json value_json(const std::vector<DataEntry>& entries) {
             continue;
         }
         ordered_json object = {{"path", entry.path}};
-        if (entry.weight > 0) object["weight"] = entry.weight;
+        if (entry.weight) object["weight"] = *entry.weight;
         if (entry.format != DataFormat::automatic) object["format"] = value_json(entry.format);
         if (entry.dtype != RawType::automatic) object["dtype"] = value_json(entry.dtype);
         if (!entry.mask.empty()) object["mask"] = entry.mask;
@@ -53,14 +53,12 @@ struct Writer {
     template <typename T>
     void derived(const char* name, const T& value, const Field&) {
         object[name] = value_json(value);
-        // What is not there is null in the file, as it is read: 0 for steps and epochs, -1, an empty name.
-        if constexpr (std::is_same_v<T, std::string>) {
+        if constexpr (std::is_same_v<T, std::string>)
             if (value.empty()) object[name] = nullptr;
-        } else if constexpr (std::is_same_v<T, double>) {
-            if (value == 0) object[name] = nullptr;
-        } else {
-            if (value == -1 || (value == 0 && std::string(name) == "steps")) object[name] = nullptr;
-        }
+    }
+    template <typename T>
+    void derived(const char* name, const std::optional<T>& value, const Field&) {
+        object[name] = value ? ordered_json(*value) : ordered_json(nullptr);
     }
     template <typename T>
     void section(const char* name, T& value, bool) {
@@ -143,6 +141,10 @@ struct SchemaWriter {
         }
         schema["default"] = nullptr;
         properties[name] = schema;
+    }
+    template <typename T>
+    void derived(const char* name, const std::optional<T>&, const Field& field) {
+        derived(name, T{}, field);
     }
     template <typename T>
     void section(const char* name, T& value, bool is_required) {

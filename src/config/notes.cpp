@@ -25,7 +25,7 @@ std::vector<std::string> settings_without_effect(const Config& c, bool is_cpu) {
         {"model.rope_scaling.high_freq_factor", has_scaling, scaling},
         {"model.rope_scaling.original_context_length", has_scaling, scaling},
         {"model.init_std", c.model.init_from.empty(), "the weights come from model.init_from"},
-        {"data.eot", c.data.eot_token >= 0, "there is no data.eot_token, so that every shard is one document"},
+        {"data.eot", c.data.eot_token.has_value(), "there is no data.eot_token, so that every shard is one document"},
         {"training.tune", !is_cpu, on_cpu},
         {"training.deterministic", !is_cpu, join(on_cpu, ", where all sums have one order")},
         {"training.max_skipped_steps", c.training.on_nonfinite == NonFinite::skip, "training.on_nonfinite is \"stop\""},

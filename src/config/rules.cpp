@@ -23,8 +23,7 @@ std::string plain_number(double value) {
     return stream.str();
 }
 
-// Every number lies in its range, those that were filled in too. 0 and -1 mark what is not there; a derived field may
-// stay so.
+// Checks that every number lies in its range, also those that were filled in.
 struct RangeChecker {
     std::string prefix;
     template <typename T>
@@ -38,8 +37,11 @@ struct RangeChecker {
     }
     template <typename T>
     void derived(const char* name, const T& value, const Field& field) {
-        if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double>)
-            if (value != 0 && value != -1) this->field(name, value, field);
+        this->field(name, value, field);
+    }
+    template <typename T>
+    void derived(const char* name, const std::optional<T>& value, const Field& field) {
+        if (value) this->field(name, *value, field);
     }
     template <typename T>
     void section(const char* name, T& value, bool) {
@@ -48,22 +50,22 @@ struct RangeChecker {
     }
 };
 
-// Steps that both epochs and steps must not leave out.
+// Both functions wait for the number of steps: where the config gives epochs, resolve_steps() calls them again.
 void fill_step_defaults(Config* config) {
-    const int64_t steps = config->training.steps;
-    if (steps == 0) return;  // epochs: resolve_steps() comes back
-    if (config->schedule.warmup_steps == -1) config->schedule.warmup_steps = std::min<int64_t>(steps / 20, 700);
-    if (config->schedule.decay_steps == -1) config->schedule.decay_steps = steps / 5;
+    if (!config->training.steps) return;
+    const int64_t steps = *config->training.steps;
+    if (!config->schedule.warmup_steps) config->schedule.warmup_steps = std::min<int64_t>(steps / 20, 700);
+    if (!config->schedule.decay_steps) config->schedule.decay_steps = steps / 5;
 }
 
 void check_step_rules(const Config& c) {
-    if (c.training.steps == 0) return;
-    REQUIRE(c.schedule.warmup_steps <= c.training.steps, "schedule.warmup_steps ", c.schedule.warmup_steps,
-            " is more than training.steps ", c.training.steps, ": use at most ", c.training.steps);
-    REQUIRE(
-        c.schedule.type != ScheduleType::wsd || c.schedule.warmup_steps + c.schedule.decay_steps <= c.training.steps,
-        "schedule.warmup_steps + schedule.decay_steps is more than training.steps ", c.training.steps,
-        ": use schedule.decay_steps of at most ", c.training.steps - c.schedule.warmup_steps);
+    if (!c.training.steps) return;
+    const int64_t steps = *c.training.steps, warmup = *c.schedule.warmup_steps, decay = *c.schedule.decay_steps;
+    REQUIRE(warmup <= steps, "schedule.warmup_steps ", warmup, " is more than training.steps ", steps, ": use at most ",
+            steps);
+    REQUIRE(c.schedule.type != ScheduleType::wsd || warmup + decay <= steps,
+            "schedule.warmup_steps + schedule.decay_steps is more than training.steps ", steps,
+            ": use schedule.decay_steps of at most ", steps - warmup);
 }
 
 void check_entries(const Config& c) {
@@ -77,16 +79,16 @@ void check_entries(const Config& c) {
                     "] has format \"raw\", but no dtype: add \"dtype\": \"uint16\" or \"uint32\"");
             REQUIRE(entry.format == DataFormat::raw || entry.dtype == RawType::automatic, key, "[", i,
                     "] has a dtype, which belongs to raw ids alone: remove it, or add \"format\": \"raw\"");
-            REQUIRE(is_train || entry.weight == 0, key, "[", i,
+            REQUIRE(is_train || !entry.weight, key, "[", i,
                     "] has a weight, but validation reads everything once: remove it");
         }
     }
     const auto num_weights = std::count_if(c.data.train.begin(), c.data.train.end(),
-                                           [](const DataEntry& entry) { return entry.weight > 0; });
+                                           [](const DataEntry& entry) { return entry.weight.has_value(); });
     REQUIRE(num_weights == 0 || num_weights == static_cast<int64_t>(c.data.train.size()), "data.train has ",
             num_weights, " entries with a weight and ", static_cast<int64_t>(c.data.train.size()) - num_weights,
             " without: give all of them a weight, or none");
-    REQUIRE(num_weights <= 1 || c.training.epochs == 0,
+    REQUIRE(num_weights <= 1 || !c.training.epochs,
             "training.epochs does not go with weights in data.train, since each dataset then has epochs of its own: "
             "set training.steps");
 }
@@ -144,8 +146,9 @@ void check_rules(const Config& c) {
             "model.rope_scaling.low_freq_factor ", m.rope_scaling.low_freq_factor, " is not below high_freq_factor ",
             m.rope_scaling.high_freq_factor, ": Llama 3.1 has 1 and 4");
     REQUIRE(m.head_dim % 2 == 0, "model.head_dim ", m.head_dim, " is odd: use an even one up to 256");
-    REQUIRE(c.data.eot_token < m.vocab_size, "data.eot_token is ", c.data.eot_token, ", it must lie in [-1, ",
-            m.vocab_size - 1, "]: model.vocab_size is ", m.vocab_size);
+    const int64_t eot = c.data.eot_token.value_or(-1);
+    REQUIRE(eot < m.vocab_size, "data.eot_token is ", eot, ", it must lie in [-1, ", m.vocab_size - 1,
+            "]: model.vocab_size is ", m.vocab_size);
     const int64_t micro_batch_tokens = c.training.micro_batch_size * m.context_length;
     REQUIRE(micro_batch_tokens < (int64_t{1} << 31), "training.micro_batch_size ", c.training.micro_batch_size,
             " x model.context_length ", m.context_length, " is more than 2^31 tokens: use a smaller micro-batch");
@@ -154,9 +157,9 @@ void check_rules(const Config& c) {
             m.context_length, ": try ",
             std::max<int64_t>(1, c.training.batch_tokens / micro_batch_tokens) * micro_batch_tokens);
     check_entries(c);
-    REQUIRE(c.training.steps > 0 || c.training.epochs > 0,
+    REQUIRE(c.training.steps || c.training.epochs,
             "training.steps is missing: add it, or training.epochs (see configs/tiny.json)");
-    REQUIRE(c.training.steps == 0 || c.training.epochs == 0,
+    REQUIRE(!c.training.steps || !c.training.epochs,
             "training.steps and training.epochs are both given: keep one of them");
     check_step_rules(c);
     REQUIRE(c.training.device != DeviceChoice::cpu || c.training.precision == Precision::automatic ||
@@ -186,12 +189,12 @@ void check_rules(const Config& c) {
 
 void resolve_steps(Config* config, int64_t train_tokens) {
     TrainingConfig& t = config->training;
-    if (t.steps > 0) return;
-    // Rounded up: every token is seen at least that often.
-    const double steps = std::ceil(t.epochs * static_cast<double>(train_tokens) / static_cast<double>(t.batch_tokens));
+    if (t.steps) return;
+    // The quotient is rounded up, so that every token is seen at least that often.
+    const double steps = std::ceil(*t.epochs * static_cast<double>(train_tokens) / static_cast<double>(t.batch_tokens));
     check_range("training.epochs x the training tokens / training.batch_tokens", steps, 1, kManySteps, false);
     t.steps = static_cast<int64_t>(steps);
-    t.epochs = 0;
+    t.epochs.reset();
     fill_step_defaults(config);
     check_step_rules(*config);
 }

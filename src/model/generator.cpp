@@ -124,10 +124,9 @@ int32_t Generator::next(const Sampling& sampling, uint64_t seed, uint64_t stream
 
 std::vector<int32_t> prompt_tokens(Tokenizer& tokenizer, const std::string& prompt, const DataConfig& data) {
     if (!prompt.empty()) return tokenizer.encode(prompt);
-    REQUIRE(data.eot_token >= 0,
-            "the prompt is empty, and this run has no data.eot_token that could begin a document: ",
+    REQUIRE(data.eot_token, "the prompt is empty, and this run has no data.eot_token that could begin a document: ",
             "give some text, e.g. \"The \"");
-    return {static_cast<int32_t>(data.eot_token)};
+    return {static_cast<int32_t>(*data.eot_token)};
 }
 
 std::string sample_text(Generator& generator, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,

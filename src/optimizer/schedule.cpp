@@ -7,7 +7,7 @@
 namespace ingot {
 
 double learning_rate(const ScheduleConfig& schedule, double lr, int64_t steps, int64_t step) {
-    const int64_t warmup = schedule.warmup_steps;
+    const int64_t warmup = *schedule.warmup_steps;
     if (step <= warmup) return lr * static_cast<double>(step) / static_cast<double>(warmup);
     const double low = schedule.final_lr_fraction;
     // How far from `begin` (0) to the last step (1).
@@ -22,7 +22,7 @@ double learning_rate(const ScheduleConfig& schedule, double lr, int64_t steps, i
         case ScheduleType::cosine:
             return lr * (low + (1 - low) * 0.5 * (1 + std::cos(std::numbers::pi * progress(warmup))));
         case ScheduleType::wsd: {
-            const int64_t begin = steps - schedule.decay_steps;
+            const int64_t begin = steps - *schedule.decay_steps;
             return step <= begin ? lr : lr * (1 - (1 - low) * progress(begin));
         }
     }

@@ -66,7 +66,7 @@ std::string describe_features(const Config& config, const TrainingPlan& plan) {
                  : t.deterministic ? "; gradients of queries in one order"
                                    : "; gradients of queries in any order");
     text += line("optimizer: AdamW, lr %.3g (warm-up %ld steps, then %s to %.3g), betas %g and %g, weight decay %g, %s",
-                 o.lr, static_cast<long>(s.warmup_steps), name_of_choice(s.type),
+                 o.lr, static_cast<long>(*s.warmup_steps), name_of_choice(s.type),
                  s.type == ScheduleType::constant ? o.lr : o.lr * s.final_lr_fraction, o.beta1, o.beta2, o.weight_decay,
                  o.grad_clip > 0 ? join("gradients clipped at ", o.grad_clip).c_str() : "no clipping");
     text +=

@@ -124,9 +124,9 @@ int dry_run(Config config, const Ranks& ranks, const Console& console) {
         const TrainingData data(config);
         data.require_targets();
         print_data(data, hellaswag.get(), console);
-        if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
+        if (!config.training.steps) resolve_steps(&config, data.epoch_tokens());
     } catch (const UserError& error) {
-        if (config.training.steps == 0)
+        if (!config.training.steps)
             throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
         console.line("data: a run would stop here: ", error.what());
     }

@@ -86,12 +86,12 @@ void StepRunner::begin() {
     CHECK(last_launched_ - last_finished_ < kStepsInFlight, kStepsInFlight, " steps are in flight, no other can begin");
     const int64_t step = last_launched_ + 1;
     const OptimizerConfig& o = config_.optimizer;
-    const int64_t scheduled = std::min(step, config_.training.steps);  // benchmarks go on beyond the schedule's end
+    const int64_t scheduled = std::min(step, *config_.training.steps);  // benchmarks go on beyond the schedule's end
     slot(step).begin.record();
     slot(step).data_wait_seconds = slot(step).visible_pairs = 0;
     accumulates_ = false;
     step_begin(plan_.device(), plan_.step.get(),
-               {.lr = learning_rate(config_.schedule, o.lr, config_.training.steps, scheduled),
+               {.lr = learning_rate(config_.schedule, o.lr, *config_.training.steps, scheduled),
                 .beta1 = o.beta1,
                 .beta2 = o.beta2,
                 .eps = o.eps,

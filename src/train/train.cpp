@@ -100,7 +100,7 @@ class Trainer {
     int64_t rows_per_step() const { return config_.training.batch_tokens / config_.model.context_length; }
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
-    bool is_last(int64_t step) const { return step >= config_.training.steps; }
+    bool is_last(int64_t step) const { return step >= *config_.training.steps; }
     bool is_last() const { return is_last(training_.step); }
     // Whether weights are read after this step, so that no later one may be launched before; or a profile begins or
     // ends.
@@ -193,9 +193,9 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
     training_ =
         runner_.prepare({.resumed = checkpoint ? &*checkpoint : nullptr, .initial = initial ? &*initial : nullptr});
     if (checkpoint) describe_resume(*checkpoint, std::move(differences));
-    REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= config_.training.steps),
+    REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= *config_.training.steps),
             "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
-            config_.training.steps, ": name steps among these");
+            *config_.training.steps, ": name steps among these");
     loader_ = std::make_unique<Loader>(*data_.train,
                                        LoaderPlan{.first_row = static_cast<uint64_t>(training_.rows_consumed),
                                                   .rows_per_step = rows_per_step(),
@@ -213,8 +213,8 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
 // ---- The parts of the loop ----
 
 bool Trainer::must_stop() const {
-    const double minutes = config_.training.max_minutes;
-    return ranks_.agree(stop_signal() != 0 || (minutes > 0 && seconds_now() - start_seconds_ >= 60 * minutes)) != 0;
+    const std::optional<double>& minutes = config_.training.max_minutes;
+    return ranks_.agree(stop_signal() != 0 || (minutes && seconds_now() - start_seconds_ >= 60 * *minutes)) != 0;
 }
 
 // One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is launched, and the
@@ -318,7 +318,7 @@ void Trainer::save(SaveMode mode) {
 void Trainer::write_log() {
     if (log_) log_->write(training_.report);
     if (is_due(config_.log.every) || is_last() || training_.report.val_loss || training_.report.hellaswag)
-        console_.line(report_line(training_.report, config_.training.steps));
+        console_.line(report_line(training_.report, *config_.training.steps));
     report_is_pending_ = false;
 }
 
@@ -329,7 +329,7 @@ void Trainer::sample() {
                         {.num_tokens = config_.sample.tokens,
                          .sampling = {.temperature = config_.sample.temperature, .top_k = 0, .top_p = 1},
                          .seed = static_cast<uint64_t>(config_.seed + training_.step),
-                         .eot_token = static_cast<int32_t>(config_.data.eot_token)});
+                         .eot_token = static_cast<int32_t>(config_.data.eot_token.value_or(-1))});
         console_.line("--- sample at step ", training_.step, " ---\n", printable(prompt), printable(text));
     }
     console_.line("---");
@@ -367,7 +367,7 @@ int Trainer::stop() {
     if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
     finish_and_save();
     const std::string why = stop_signal() != 0 ? "by " + describe_signal(stop_signal())
-                                               : join("after training.max_minutes ", config_.training.max_minutes);
+                                               : join("after training.max_minutes ", *config_.training.max_minutes);
     console_.error_line("stopped ", why, ", ", what_is_saved(), ": go on with --resume auto");
     return kExitInterrupted;
 }
@@ -464,7 +464,7 @@ int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, co
     data.require_targets();
     data.take_fingerprints();
     if (stop_signal() != 0) return stopped_before_training(console);
-    if (config.training.steps == 0) resolve_steps(&config, data.epoch_tokens());
+    if (!config.training.steps) resolve_steps(&config, data.epoch_tokens());
     CheckpointStore store(folder);
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), &store, options.resume);
     const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config);

@@ -19,7 +19,7 @@ std::string name_of(const std::vector<DataEntry>& entries) {
 }
 
 std::vector<std::vector<DataEntry>> datasets_of(const std::vector<DataEntry>& entries) {
-    if (entries.empty() || entries[0].weight == 0) return {entries};
+    if (entries.empty() || !entries[0].weight) return {entries};
     std::vector<std::vector<DataEntry>> datasets;
     for (const DataEntry& entry : entries) datasets.push_back({entry});
     return datasets;
@@ -40,7 +40,7 @@ bool has_target(const ValidationRows& rows) {
 
 CorpusOptions corpus_options(const Config& config, const Folder* run) {
     return {.vocab_size = config.model.vocab_size,
-            .eot_token = config.data.eot_token,
+            .eot_token = config.data.eot_token.value_or(-1),
             .eot_side = config.data.eot,
             .run = run};
 }
@@ -51,7 +51,7 @@ TrainingData::TrainingData(const Config& config, const Folder* run) : mask_docum
     const std::vector<std::vector<DataEntry>> entries = datasets_of(config.data.train);
     std::vector<double> weights;
     for (const std::vector<DataEntry>& dataset : entries)
-        weights.push_back(dataset.size() == 1 && dataset[0].weight > 0 ? dataset[0].weight : 1);
+        weights.push_back(dataset.size() == 1 ? dataset[0].weight.value_or(1) : 1);
     const std::vector<int64_t> shares = blend_shares(weights);
     std::vector<BlendedRows::Dataset> datasets;
     for (size_t d = 0; d < entries.size(); ++d) {

@@ -276,7 +276,7 @@ TEST(HuggingFaceConfig, HasBothSpellings) {
     EXPECT_EQ(huggingface_generation_config(config).at("eos_token_id"), 10);
 
     config.model.rope_scaling = {RopeScalingType::llama3, 8, 1, 4, 4096};
-    config.data.eot_token = -1;
+    config.data.eot_token.reset();
     written = huggingface_config(config, DType::f32);
     json scaling = {{"rope_type", "llama3"},
                     {"factor", 8.0},

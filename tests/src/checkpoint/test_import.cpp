@@ -130,9 +130,9 @@ TEST(ImportConfig, WhatIsMissingIsAsTheClassHasIt) {
     EXPECT_EQ(model.norm_eps, 1e-6);
     EXPECT_FALSE(model.tie_embeddings);
     EXPECT_EQ(taken(with(mistral(), {{"num_key_value_heads", nullptr}})).model.n_kv_heads, 4);
-    EXPECT_EQ(taken(with(llama(), {{"eos_token_id", "absent"}})).eot_token, -1);
+    EXPECT_EQ(taken(with(llama(), {{"eos_token_id", "absent"}})).eot_token, std::nullopt);
     EXPECT_EQ(taken(with(llama(), {{"eos_token_id", {7, 8}}})).eot_token, 7);
-    EXPECT_EQ(taken(with(llama(), {{"eos_token_id", 300}})).eot_token, -1) << "beyond the vocabulary";
+    EXPECT_EQ(taken(with(llama(), {{"eos_token_id", 300}})).eot_token, std::nullopt) << "beyond the vocabulary";
     // What changes nothing.
     const json idle = {{"pretraining_tp", 2}, {"attention_dropout", 0.1}, {"use_cache", true},
                        {"torch_dtype", "x"},  {"my_own", {1, 2}},         {"quantization_config", nullptr},

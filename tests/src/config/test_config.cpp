@@ -62,13 +62,13 @@ TEST(Config, Defaults) {
     EXPECT_EQ(c.model.padded_vocab_size(), 384);
     EXPECT_TRUE(c.data.val.empty());
     EXPECT_TRUE(c.data.mask_documents);
-    EXPECT_EQ(c.data.eot_token, -1);
+    EXPECT_EQ(c.data.eot_token, std::nullopt);
     EXPECT_EQ(c.data.eot, EotSide::automatic);
     EXPECT_TRUE(c.data.shuffle);
     EXPECT_EQ(c.data.tokenizer, "");
     EXPECT_EQ(c.training.device, DeviceChoice::automatic);
     EXPECT_EQ(c.training.precision, Precision::automatic);
-    EXPECT_EQ(c.training.max_minutes, 0);
+    EXPECT_EQ(c.training.max_minutes, std::nullopt);
     EXPECT_EQ(c.training.batch_tokens, 32 * 64);
     EXPECT_EQ(c.training.micro_batch_size, 8);
     EXPECT_EQ(c.training.recompute, Recompute::none);
@@ -96,7 +96,7 @@ TEST(Config, Defaults) {
     EXPECT_EQ(c.checkpoint.keep, 3);
     EXPECT_EQ(c.checkpoint.keep_every, 0);
     EXPECT_TRUE(c.checkpoint.async);
-    EXPECT_EQ(c.checkpoint.host_memory, -1);
+    EXPECT_EQ(c.checkpoint.host_memory, std::nullopt);
     EXPECT_EQ(c.log.every, 1);
     EXPECT_TRUE(c.log.jsonl);
 }
@@ -369,10 +369,10 @@ TEST(Config, Overrides) {
 
 TEST(Config, EpochsStandInsteadOfSteps) {
     Config c = parse(kMinimal, {"training.steps=null", "training.epochs=2.5", "training.batch_tokens=128"});
-    EXPECT_EQ(c.training.steps, 0);
+    EXPECT_EQ(c.training.steps, std::nullopt);
     resolve_steps(&c, 1000);
     EXPECT_EQ(c.training.steps, 20);  // 2500 tokens in steps of 128, rounded up
-    EXPECT_EQ(c.training.epochs, 0);
+    EXPECT_EQ(c.training.epochs, std::nullopt);
     EXPECT_EQ(c.schedule.warmup_steps, 1);
     EXPECT_EQ(c.schedule.decay_steps, 4);
     const Config before = c;
