@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The number after `key` in a file of lines "KEY NUMBER" or "KEY: NUMBER kB", in the file's unit.
+// Returns the number after `key`, in the file's unit. The file has lines "KEY NUMBER" or "KEY: NUMBER kB".
 std::optional<uint64_t> value_of(const std::string& path, const std::string& key) {
     std::ifstream stream(path);
     for (std::string line; std::getline(stream, line);) {
@@ -28,14 +28,14 @@ std::optional<uint64_t> value_of(const std::string& path, const std::string& key
     return std::nullopt;
 }
 
-// The one number in a file; nothing where it is missing or says "max".
+// Returns the one number in a file, or nothing where the file is missing or says "max".
 std::optional<uint64_t> number_in(const std::string& path) {
     std::ifstream stream(path);
     uint64_t value = 0;
     return stream >> value ? std::optional(value) : std::nullopt;
 }
 
-// How a version of control groups tells a group's memory.
+// The files and keys in which a version of control groups reports a group's memory.
 struct Names {
     const char *limit, *usage, *inactive_file, *active_file;
 };
@@ -43,9 +43,9 @@ constexpr Names kVersion1 = {"memory.limit_in_bytes", "memory.usage_in_bytes", "
                              "total_active_file"};
 constexpr Names kVersion2 = {"memory.max", "memory.current", "inactive_file", "active_file"};
 
-// Lowers `least` to what is left to the group `group` below the hierarchy mounted at `mount`, and to those around it.
-// Where a container sees its own group as the top of the hierarchy, /proc may still name the whole path, which is not
-// there then: the folders that exist are looked at.
+// Lowers `least` to what is left to `group`, below the hierarchy mounted at `mount`, and to its ancestors. In a
+// container that sees its own group as the root, /proc may still name the whole path; folders that do not exist are
+// skipped.
 void visit(const std::string& root, const std::string& mount, const std::string& group, const Names& names,
            AvailableMemory* least) {
     for (fs::path path = (fs::path("/") / group).lexically_normal();; path = path.parent_path()) {

@@ -25,7 +25,7 @@ struct DigestContext {
     void update(const void* data, size_t bytes) {
         CHECK(EVP_DigestUpdate(context, data, bytes) == 1, "SHA-256 failed");
     }
-    // The digest in hexadecimal; ready for the next one.
+    // Returns the digest in hexadecimal and starts a new one.
     std::string finish() {
         unsigned char digest[EVP_MAX_MD_SIZE];
         unsigned int length = 0;
@@ -42,7 +42,7 @@ struct DigestContext {
     EVP_MD_CTX* context;
 };
 
-// What is wrong with bytes [begin, end) of an open file, or nothing.
+// Returns what is wrong with bytes [begin, end) of an open file, or "" if nothing is.
 std::string chunk_fault(int descriptor, uint64_t begin, uint64_t end, const std::string& expected) {
     DigestContext digest;
     std::vector<uint8_t> buffer(size_t{1} << 20);
@@ -114,7 +114,7 @@ void verify_file(const std::string& folder, const FileRecord& record, const std:
             fault = chunk_fault(file.get(), begin, end, record.sha256[static_cast<size_t>(chunk)]);
 #pragma omp critical(verify_file_progress)
             progress(static_cast<int64_t>(end - begin));
-        } catch (const std::exception& exception) {  // nothing may leave a parallel region
+        } catch (const std::exception& exception) {  // an exception must not leave a parallel region
             fault = exception.what();
         }
     }

@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4, by libcrypto) of bytes and of files in chunks.
+// Computes SHA-256 (FIPS 180-4, by libcrypto) of bytes, and of files in chunks.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,11 @@
 
 namespace ingot {
 
-// As 64 hexadecimal digits.
+// Returns 64 hexadecimal digits.
 std::string sha256(const void* data, size_t bytes);
 
-// A file as a manifest describes it. The checksums are those of its chunks of kChunkBytes, the last one shorter: many
-// threads can check them, and a damaged place is known to 64 MiB.
+// A manifest describes a file by this. There is a checksum for each chunk of kChunkBytes (the last one is shorter), so
+// that many threads can check a file and damage is located to 64 MiB.
 struct FileRecord {
     static constexpr uint64_t kChunkBytes = uint64_t{64} << 20;
     std::string name;  // within its folder
@@ -21,7 +21,7 @@ struct FileRecord {
     std::vector<std::string> sha256;
 };
 
-// Sums up what is written to a file, in order.
+// Computes the checksums of a file while it is written, in order.
 class ChunkedSha256 {
   public:
     ChunkedSha256();
@@ -39,8 +39,9 @@ class ChunkedSha256 {
     FileRecord record_;
 };
 
-// Reads the whole file, on all threads. Throws UserError naming the file and what is wrong with it: missing, cut short,
-// too long, unreadable, or which bytes differ. `progress` is told how many bytes were read, by one thread at a time.
+// Reads the whole file with all threads. Throws UserError naming the file and its fault: it is missing, cut short, too
+// long or unreadable, or which bytes differ. One thread at a time calls `progress` with the number of bytes that were
+// read.
 void verify_file(
     const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress = [](int64_t) {});
 

@@ -33,11 +33,11 @@ void Descriptor::reset() {
 }
 
 Descriptor open_regular_file(const std::string& path) {
-    // O_NONBLOCK concerns the opening alone: reading a regular file never heeds it.
+    // O_NONBLOCK concerns only open(): reads of a regular file ignore it.
     Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     const int error = errno;
     struct stat info {};
-    // A socket cannot be opened at all; stat() says what it is.
+    // A socket cannot be opened at all, so stat() has to tell what it is.
     const bool is_known = file.get() >= 0 ? fstat(file.get(), &info) == 0 : stat(path.c_str(), &info) == 0;
     REQUIRE(!is_known || S_ISREG(info.st_mode), path, " is not a regular file: name a file");
     REQUIRE(file.get() >= 0, "cannot open ", path, ": ", std::strerror(error), ": check the path");
@@ -51,7 +51,7 @@ std::string read_file(const std::string& path, size_t max_bytes) {
 
 std::string read_file(const Descriptor& file, const std::string& path, size_t max_bytes) {
     std::string text;
-    // Read to the end, whatever size the file was said to have: it may grow meanwhile.
+    // Reads to the end, not to the size that fstat() reported: the file may grow meanwhile.
     for (;;) {
         constexpr size_t kBlock = size_t{1} << 16;
         const size_t size = text.size();

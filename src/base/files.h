@@ -1,4 +1,4 @@
-// Files whose every failure is noticed and named.
+// File access in which every failure is noticed and names the file.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace ingot {
 
-// An open file that closes itself.
+// Owns an open file and closes it.
 class Descriptor {
   public:
     explicit Descriptor(int number = -1) : number_(number) {}
@@ -21,27 +21,27 @@ class Descriptor {
 
   private:
     void reset();
-    int number_;  // -1: none
+    int number_;  // -1 if no file is open
 };
 
-// Opens a regular file for reading. A FIFO, a device or a folder is refused at once: nothing waits for a writer.
+// Opens a regular file for reading. Refuses a FIFO, a device or a folder at once instead of waiting for a writer.
 // Throws UserError naming the path and the reason.
 Descriptor open_regular_file(const std::string& path);
-// The bytes of a regular file of at most `max_bytes`. Throws UserError naming the path and the reason.
+// Returns the bytes of a regular file of at most `max_bytes`. Throws UserError naming the path and the reason.
 std::string read_file(const std::string& path, size_t max_bytes);
-// The same of a file that is open, from where it stands; `path` is for messages.
+// Does the same for an open file, from its current offset; `path` is for messages.
 std::string read_file(const Descriptor& file, const std::string& path, size_t max_bytes);
 
-// Throws what a failed system call means: "cannot WHAT PATH: the reason: what to do". The exit code is kExitAllocation
-// where the disk is full, broken or has reached a limit, else kExitUsage.
+// Throws the error for a failed system call: "cannot WHAT PATH: the reason: what to do". The exit code is
+// kExitAllocation where the disk is full, broken or has reached a limit, else kExitUsage.
 [[noreturn]] void file_failed(const std::string& what, const std::string& path, int error);
 
-// A new file, written in full or not at all: a short write, a full disk or a failed sync throws as file_failed() does.
+// Writes a new file in full: a short write, a full disk or a failed sync throws as file_failed() does.
 class OutputFile {
   public:
-    // Creates it. A file or link that has the name is removed, so that nothing is ever written through it.
+    // Creates the file. Removes a file or link of that name first, so that nothing is ever written through a link.
     explicit OutputFile(const std::string& path);
-    // Takes a file that was just created; `path` is for messages.
+    // Takes over a file that was just created; `path` is for messages.
     OutputFile(Descriptor file, const std::string& path) : path_(path), file_(std::move(file)) {}
     void write(const void* data, size_t bytes);
     void sync_and_close();
@@ -51,7 +51,7 @@ class OutputFile {
     Descriptor file_;
 };
 
-// Paths that match a glob, sorted; a pattern without wildcards matches itself if it exists.
+// Returns the sorted paths that match a glob. A pattern without wildcards matches itself if it exists.
 std::vector<std::string> expand_glob(const std::string& pattern);
 
 }  // namespace ingot

@@ -33,7 +33,7 @@ std::string Folder::place() const {
 }
 
 std::vector<std::string> Folder::names() const {
-    // Opened anew: a copy of the descriptor would share its place in the list.
+    // The folder is opened anew, since a copy of the descriptor would share its position in the listing.
     Descriptor own(openat(descriptor(), ".", kOpenFolder));
     if (own.get() < 0) file_failed("read the folder", path_, errno);
     const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(own.get()), closedir);
@@ -81,7 +81,7 @@ OutputFile Folder::create(const std::string& name) const {
 }
 
 Descriptor Folder::open(const std::string& name, int flags) const {
-    // O_NONBLOCK concerns the opening alone: a FIFO would wait for its other end.
+    // O_NONBLOCK concerns only open(), which would wait for the other end of a FIFO.
     Descriptor file(openat(descriptor(), name.c_str(), flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0644));
     struct stat info {};
     if (file.get() < 0 || fstat(file.get(), &info) != 0 || S_ISREG(info.st_mode)) return file;

@@ -1,5 +1,5 @@
-// A folder that is held open. Names are looked up in the folder itself, wherever its path leads meanwhile, and no link
-// in it is followed.
+// A folder that is held open. Names are looked up in the open folder, even after its path has come to mean another
+// one, and links in it are not followed.
 #pragma once
 
 #include <sys/stat.h>
@@ -15,7 +15,7 @@ namespace ingot {
 
 class Folder {
   public:
-    // Links in the path are followed. Everything here throws as file_failed() does.
+    // Follows links in `path`. All members throw as file_failed() does.
     explicit Folder(const std::string& path);
     // `descriptor` is an open folder; `path` is for messages.
     Folder(Descriptor descriptor, const std::string& path) : descriptor_(std::move(descriptor)), path_(path) {}
@@ -23,7 +23,7 @@ class Folder {
     int descriptor() const { return descriptor_.get(); }
     const std::string& path() const { return path_; }  // as it was opened
     std::string path_of(const std::string& name) const { return path_ + "/" + name; }
-    // Where the folder is now, as far as the system says it; else path().
+    // Returns the folder's present path as the system reports it, or path() if it does not.
     std::string place() const;
 
     std::vector<std::string> names() const;                             // sorted; without . and ..
@@ -31,16 +31,17 @@ class Folder {
     bool has(const std::string& name) const { return look_at(name).has_value(); }
     uint64_t available_bytes() const;
 
-    // A folder in it, made if it is not there.
+    // Opens a folder in this one, and creates it if it does not exist.
     Folder folder(const std::string& name) const;
-    // A new file. What has the name is removed first, if it is no folder.
+    // Creates a new file. Removes whatever has the name first, except a folder.
     OutputFile create(const std::string& name) const;
-    // Opens a regular file, without waiting. -1 in the descriptor: errno says why; EINVAL: it is no regular file.
+    // Opens a regular file without waiting. If the descriptor is -1, errno has the reason; EINVAL means that it is not
+    // a regular file.
     Descriptor open(const std::string& name, int flags) const;
     void rename(const std::string& from, const std::string& to) const;
-    // A file, a link or a folder with all that is in it.
+    // Removes a file, a link, or a folder with its contents.
     void remove(const std::string& name) const;
-    // Makes the names durable (after a rename).
+    // Makes the names durable (call it after a rename).
     void sync() const;
 
   private:

@@ -13,7 +13,7 @@ using nlohmann::json;
 
 namespace {
 
-// An input iterator that tells how far the parser has read, for the place of an error.
+// An input iterator that knows how far the parser has read, so that an error can name its place.
 struct Cursor {
     using iterator_category = std::input_iterator_tag;
     using value_type = char;
@@ -37,8 +37,8 @@ struct Cursor {
     bool operator!=(const Cursor& other) const { return at != other.at; }
 };
 
-// Builds the value from the parser's events. The parser itself keeps no stack of calls, so refusing an event in time is
-// enough.
+// Builds the value from the parser's events. The parser itself does not recurse, so that refusing an event is enough
+// to bound the depth.
 class Builder : public nlohmann::json_sax<json> {
   public:
     explicit Builder(int max_depth) : max_depth_(static_cast<size_t>(max_depth)) {}
@@ -49,7 +49,7 @@ class Builder : public nlohmann::json_sax<json> {
     bool number_unsigned(number_unsigned_t value) override { return add(value) != nullptr; }
     bool number_float(number_float_t value, const string_t&) override { return add(value) != nullptr; }
     bool string(string_t& value) override { return add(std::move(value)) != nullptr; }
-    bool binary(binary_t&) override { return false; }  // not in text
+    bool binary(binary_t&) override { return false; }  // JSON text has no binary values
     bool start_object(std::size_t) override { return open(json::object()); }
     bool start_array(std::size_t) override { return open(json::array()); }
     bool end_object() override { return close(); }
@@ -61,7 +61,7 @@ class Builder : public nlohmann::json_sax<json> {
         return is_new;
     }
     bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) override {
-        // The library's text names line and column after its own prefix in brackets.
+        // The library's message has the line and column after a prefix in brackets.
         const std::string what = error.what();
         const size_t end = what.find("] ");
         fault = excerpt(end == std::string::npos ? what : what.substr(end + 2), 200);
@@ -69,7 +69,7 @@ class Builder : public nlohmann::json_sax<json> {
     }
 
     json root;
-    std::string fault;  // empty: none
+    std::string fault;  // empty if there is none
 
   private:
     json* add(json&& value) {
@@ -99,7 +99,7 @@ class Builder : public nlohmann::json_sax<json> {
 
     const size_t max_depth_;
     std::vector<json*> open_;  // the containers that are not closed yet
-    json* slot_ = nullptr;     // of the last key
+    json* slot_ = nullptr;     // where the value of the last key goes
 };
 
 std::string range_text(const std::string& low, const std::string& high) {
@@ -118,7 +118,7 @@ json parse_json(std::string_view text, const std::string& source, const JsonLimi
                                          json::input_format_t::json, true, limits.takes_comments);
     if (is_read) return std::move(builder.root);
     std::string place;
-    if (builder.fault.rfind("parse error at line", 0) != 0) {  // the library has not said it
+    if (builder.fault.rfind("parse error at line", 0) != 0) {  // the library did not name the place
         const auto line = std::count(begin, furthest, '\n') + 1;
         const auto line_begin =
             std::find(std::make_reverse_iterator(furthest), std::make_reverse_iterator(begin), '\n');
@@ -132,7 +132,7 @@ json read_json_file(const std::string& path, const JsonLimits& limits) {
 }
 
 std::string shown(const json& value) {
-    // What is large is not written out to be cut again.
+    // A large value is cut to a few bytes anyway, so it is not written out first.
     if (value.is_structured() && value.size() > 1000)
         return join(value.is_array() ? "a list of " : "an object of ", value.size(), " entries");
     return excerpt(value.dump(-1, ' ', false, json::error_handler_t::replace), 60);

@@ -14,7 +14,7 @@
 
 namespace ingot {
 
-// An entry of the list that the handler walks. Entries are never freed: a handler may stand in one at any time.
+// The handler walks a list of these. Entries are never freed, because a handler may be at one at any time.
 struct Mapping {
     std::string path;
     uintptr_t begin = 0, end = 0;
@@ -30,15 +30,15 @@ std::atomic<Mapping*> first_mapping = nullptr;
 struct sigaction previous_action {};
 uintptr_t page_bytes = 4096;
 
-// Calls nothing but mmap() and sigaction(), which are system calls alone on Linux.
+// Calls only mmap() and sigaction(), which are bare system calls on Linux and so safe in a handler.
 void on_bus_error(int number, siginfo_t* info, void*) {
     const int error = errno;
     const uintptr_t at = reinterpret_cast<uintptr_t>(info->si_addr);
-    const bool is_of_kernel = info->si_code > 0;  // kill(2) sends others
+    const bool is_of_kernel = info->si_code > 0;  // kill(2) sends the others
     for (Mapping* mapping = first_mapping; is_of_kernel && mapping != nullptr; mapping = mapping->next) {
         if (!mapping->is_mapped || at < mapping->begin || at >= mapping->end) continue;
         const uintptr_t page = at & ~(page_bytes - 1);
-        mapping->is_broken = true;  // before a zero can be read
+        mapping->is_broken = true;  // before anybody can read a zero
         const void* const zeros =
             mmap(reinterpret_cast<void*>(page), mapping->end - page, PROT_READ,  // NOLINT(performance-no-int-to-ptr)
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
@@ -47,7 +47,7 @@ void on_bus_error(int number, siginfo_t* info, void*) {
         break;
     }
     sigaction(SIGBUS, &previous_action, nullptr);
-    if (!is_of_kernel) raise(number);  // one of the kernel's comes again by itself
+    if (!is_of_kernel) raise(number);  // the kernel's own signal comes again by itself
     errno = error;
 }
 
@@ -63,7 +63,7 @@ void install_handler() {
     });
 }
 
-// Whether the path still names this file, and it is shorter than it was.
+// Returns whether the path still names this file and the file is shorter than it was.
 bool is_shorter(const Mapping& mapping) {
     struct stat info {};
     return stat(mapping.path.c_str(), &info) == 0 && info.st_dev == mapping.device && info.st_ino == mapping.inode &&
@@ -74,7 +74,7 @@ bool is_shorter(const Mapping& mapping) {
 
 void MappedFile::require_intact(size_t end) const {
     if (mapping == nullptr) return;
-    // In a file that ends before its last page, this load raises the signal.
+    // If the file ends before its last page, this load raises the signal.
     static_cast<void>(*static_cast<const volatile uint8_t*>(data.get() + size - 1));
     const bool reaches_last_page = size % page_bytes != 0 && end > size / page_bytes * page_bytes;
     if (!mapping->is_broken && !(reaches_last_page && is_shorter(*mapping))) return;
@@ -107,7 +107,7 @@ MappedFile map_file(const Descriptor& descriptor, const std::string& path) {
     while (!first_mapping.compare_exchange_weak(mapping->next, mapping)) {}
     file.mapping = mapping;
     file.data = {static_cast<const uint8_t*>(memory), [mapping](const uint8_t* data) {
-                     // First: the addresses may be another mapping's as soon as they are free.
+                     // This comes first, because another mapping may get the addresses as soon as they are free.
                      mapping->is_mapped = false;
                      munmap(const_cast<uint8_t*>(data), mapping->end - mapping->begin);
                  }};

@@ -1,9 +1,8 @@
-// Files mapped read-only, and what happens when they become shorter under the mapping.
+// Maps files read-only and survives that they become shorter under the mapping.
 //
-// Reading a page that a file no longer has raises SIGBUS in the thread that reads. The handler here puts zeros in place
-// of the rest of the mapping and marks it, so that the reader goes on; require_intact() then throws. So whoever reads
-// calls it after reading and before anything is made of what was read. A SIGBUS anywhere else ends the process as
-// usual.
+// Reading a page that a file no longer has raises SIGBUS in the reading thread. The handler here replaces the rest of
+// the mapping with zeros and marks it, so that the reader goes on; require_intact() then throws. A reader must
+// therefore call it after reading and before it uses what it read. A SIGBUS anywhere else ends the process as usual.
 #pragma once
 
 #include <cstddef>
@@ -18,21 +17,21 @@ namespace ingot {
 struct Mapping;
 
 struct MappedFile {
-    std::shared_ptr<const uint8_t> data;  // unmaps with its last copy
+    std::shared_ptr<const uint8_t> data;  // its last copy unmaps the file
     size_t size = 0;
 
-    // Throws UserError naming the file if it became shorter or could not be read since it was mapped. `end`: the bytes
-    // before it were read. What a page has behind the end of the file reads as zeros without any signal, so this looks
-    // at the mapping's last page too; only if that was read itself does it take a system call.
+    // Throws UserError naming the file if it became shorter or could not be read since it was mapped. The caller has
+    // read the bytes before `end`. The part of a page behind the end of the file reads as zeros without a signal, so
+    // this checks the mapping's last page too; it costs a system call only if that page was read.
     void require_intact(size_t end) const;
     void require_intact() const { require_intact(size); }
 
-    const Mapping* mapping = nullptr;  // null: of an empty file
+    const Mapping* mapping = nullptr;  // null for an empty file
 };
 
 // Throws UserError as open_regular_file() does.
 MappedFile map_file(const std::string& path);
-// The same of a file that is open; `path` is for messages.
+// Does the same for an open file; `path` is for messages.
 MappedFile map_file(const Descriptor& file, const std::string& path);
 
 }  // namespace ingot

@@ -14,7 +14,7 @@
 namespace ingot {
 
 void open_standard_streams() {
-    // open() gives the lowest free number: the one that was found closed.
+    // open() returns the lowest free number, which is the one that was found closed.
     for (int descriptor = 0; descriptor <= 2; ++descriptor)
         if (fcntl(descriptor, F_GETFD) == -1 && open("/dev/null", O_RDWR) != descriptor) _exit(kExitUsage);
 }

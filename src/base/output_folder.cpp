@@ -22,7 +22,7 @@ namespace {
     throw UserError(join(path, " is there already: give another name, or move it away"));
 }
 
-// Makes the folders that `folder` needs, and adds them to `made`.
+// Creates the folders that `folder` needs, and adds those that it created to `made`.
 fs::path make_folders(const fs::path& folder, std::vector<fs::path>* made) {
     if (folder.empty()) return ".";
     fs::path path;
@@ -31,7 +31,7 @@ fs::path make_folders(const fs::path& folder, std::vector<fs::path>* made) {
         if (mkdir(path.c_str(), 0777) == 0) {
             made->push_back(path);
         } else {
-            const int error = errno;  // EROFS, EACCES and others may also stand for a folder that is there
+            const int error = errno;  // EROFS, EACCES and others may also mean that the folder exists
             struct stat info {};
             if (stat(path.c_str(), &info) != 0) file_failed("create the folder", path.string(), error);
         }
@@ -40,12 +40,13 @@ fs::path make_folders(const fs::path& folder, std::vector<fs::path>* made) {
 }
 
 void remove_folders(const std::vector<fs::path>& made) {
-    for (size_t i = made.size(); i-- > 0;) rmdir(made[i].c_str());  // one that others use meanwhile is not empty
+    for (size_t i = made.size(); i-- > 0;)
+        rmdir(made[i].c_str());  // fails for a folder that others have used meanwhile
 }
 
 }  // namespace
 
-// Without a slash at the end. A text without a name, such as "/" or "x/..", leads to a folder that is there.
+// Returns the path without a slash at the end. A path without a name, such as "/" or "x/..", means an existing folder.
 fs::path OutputPlace::normal(const std::string& path) {
     fs::path result = fs::path(path);
     while (result.has_relative_path() && result.filename().empty()) result = result.parent_path();
@@ -76,7 +77,7 @@ OutputPlace::~OutputPlace() {
     if (is_committed_) return;
     try {
         parent_.remove(temporary_);
-    } catch (const Error&) {}  // what brought us here is reported, and the folder has a name that says what it is
+    } catch (const Error&) {}  // the first error is reported already, and the folder's name says that it is temporary
     remove_folders(made_);
 }
 
@@ -100,7 +101,7 @@ void OutputPlace::commit() {
     if (renameat2(parent_.descriptor(), temporary_.c_str(), parent_.descriptor(), name.c_str(), RENAME_NOREPLACE) !=
         0) {
         if (errno == EEXIST) refuse_present(path_.string());
-        // Some file systems do not know the flag. A plain rename replaces an empty folder at most.
+        // Some file systems do not know the flag. A plain rename replaces at most an empty folder.
         if (errno != EINVAL && errno != ENOSYS)
             file_failed(join("rename ", parent_.path_of(temporary_), " to"), path_.string(), errno);
         if (parent_.has(name)) refuse_present(path_.string());

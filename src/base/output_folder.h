@@ -1,5 +1,5 @@
-// A file or a folder that a command writes in full or not at all: into OUTPUT.tmp-NONCE beside it, and one rename makes
-// that OUTPUT.
+// A command writes a file or folder in full or not at all: it writes OUTPUT.tmp-NONCE beside OUTPUT, and one rename
+// then gives it its name.
 #pragma once
 
 #include <cstdint>
@@ -11,25 +11,24 @@
 
 namespace ingot {
 
-// Where something is written under a temporary name, until it is whole.
+// A place where an output has a temporary name until it is complete.
 class OutputPlace {
   public:
-    // Makes the folders above `path` that are not there. Throws UserError if something has the name already, and as
-    // file_failed() does.
+    // Creates missing parent folders of `path`. Throws UserError if the name is taken, and as file_failed() does.
     explicit OutputPlace(const std::string& path);
-    // Removes what was not committed, and the folders above it that were made for it.
+    // Removes an output that was not committed, and the parent folders that were created for it.
     ~OutputPlace();
     OutputPlace(const OutputPlace&) = delete;
     OutputPlace& operator=(const OutputPlace&) = delete;
 
-    // Throws UserError if something has the name already: for whoever wants to know before hours of work.
+    // Throws UserError if the name is taken. Call it before hours of work.
     static void require_absent(const std::string& path);
 
     const Folder& parent() const { return parent_; }
-    const std::string& temporary() const { return temporary_; }  // a name in parent() that nothing has yet
-    // Throws Error (kExitAllocation) unless so many bytes, and a margin for small files, are free.
+    const std::string& temporary() const { return temporary_; }  // a name in parent() that is not taken
+    // Throws Error (kExitAllocation) unless `bytes` and a margin for small files are free.
     void require_space(uint64_t bytes) const;
-    // Gives what is called temporary() its name, durably. Throws UserError if something else has taken that meanwhile.
+    // Renames temporary() to its final name, durably. Throws UserError if that name has been taken meanwhile.
     void commit();
 
   private:
@@ -47,7 +46,7 @@ class OutputFolder {
         : place_(path), folder_(place_.parent().folder(place_.temporary())) {}
 
     void require_space(uint64_t bytes) const { place_.require_space(bytes); }
-    // The file is the caller's to sync.
+    // The caller must sync the file.
     OutputFile create(const std::string& name) const { return folder_.create(name); }
     void write_text(const std::string& name, const std::string& text) const;
     void commit();

@@ -82,11 +82,11 @@ std::string Progress::status(double now) const {
 }
 
 void Progress::draw(double now) {
-    // The last column stays free: a full line would wrap, and its first half could not be drawn over.
+    // The last column stays free, since a full line would wrap and its first half could not be overwritten.
     const size_t room = static_cast<size_t>(std::max(output_.width() - 1, 1));
     const std::string text = status(now);
     std::string line = what_ + " ";
-    constexpr size_t kBar = 16;  // fits 80 columns whatever the numbers are, or the bar would come and go
+    constexpr size_t kBar = 16;  // fits 80 columns with any numbers, so that the bar does not come and go
     if (line.size() + kBar + 3 + text.size() <= room) {
         const double share = total_ > 0 ? static_cast<double>(done_) / static_cast<double>(total_) : 1;
         const size_t filled = static_cast<size_t>(std::min(share, 1.0) * static_cast<double>(kBar));

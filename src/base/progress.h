@@ -1,7 +1,7 @@
-// A progress bar for long work, on stderr, so that it never stands in the way of what a program writes to stdout.
+// Draws a progress bar on stderr, so that it never mixes with what a program writes to stdout.
 //
-// On a terminal one line is drawn again and again, and erased at the end. In a file or a pipe there are plain lines, at
-// most one in ten seconds, and none for work that is done by then.
+// On a terminal one line is redrawn, and erased at the end. In a file or a pipe there are plain lines, at most one in
+// ten seconds, and none if the work ends before the first.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace ingot {
 
-// Where a bar goes; tests give their own.
+// Where a bar is drawn; tests give their own.
 struct ProgressOutput {
     bool is_terminal;
     std::function<void(const std::string&)> write;
@@ -21,15 +21,15 @@ struct ProgressOutput {
 
 class Progress {
   public:
-    // "evaluating", 270, "rows".
+    // Example of the arguments: "evaluating", 270, "rows".
     Progress(const std::string& what, int64_t total, std::string unit,
              ProgressOutput output = ProgressOutput::to_stderr());
-    ~Progress() { finish(); }  // an error's message begins on a line of its own
+    ~Progress() { finish(); }  // so that an error's message begins on a new line
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;
 
     void advance(int64_t count);
-    // Erases the bar. In a file: says how long it took, if there were lines before. Later calls do nothing.
+    // Erases the bar. In a file it writes how long the work took, if there were lines before. Later calls do nothing.
     void finish();
 
   private:

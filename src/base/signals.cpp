@@ -19,7 +19,7 @@ std::atomic<int> num_interrupts = 0;
 
 constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGPWR, SIGXCPU, SIGHUP};
 
-// nohup(1) has SIGHUP ignored, and then it stays so.
+// nohup(1) sets SIGHUP to be ignored, and it must stay so.
 bool is_ignored(int number) {
     struct sigaction action {};
     sigaction(number, nullptr, &action);
@@ -40,7 +40,7 @@ void note(int number) {
     received.compare_exchange_strong(none, number);
 }
 
-// The default action: the signal is no longer ours, and comes again.
+// Restores the default action and sends the signal again.
 void end_process(int number) {
     signal(number, SIG_DFL);
     sigset_t one;
@@ -50,7 +50,7 @@ void end_process(int number) {
     kill(getpid(), number);
 }
 
-// For threads that are not ours and let signals through, as some of the NVIDIA driver's do.
+// This handler runs only in threads of others that do not block the signals, such as some of the NVIDIA driver's.
 void handle(int number) {
     if (is_caught)
         note(number);
@@ -84,7 +84,7 @@ void start_signal_thread() {
 void reserve_cpu_time_for_saving() {
     rlimit limit{};
     if (getrlimit(RLIMIT_CPU, &limit) != 0 || limit.rlim_max == RLIM_INFINITY) return;
-    // A tenth, since all threads of a save and of what comes before it count; but not more than ten minutes.
+    // Reserves a tenth, since CPU time of all threads counts, while saving and before it; but at most ten minutes.
     const rlim_t reserve = std::clamp<rlim_t>(limit.rlim_max / 10, 1, 600);
     if (limit.rlim_max <= reserve || limit.rlim_cur <= limit.rlim_max - reserve) return;
     limit.rlim_cur = limit.rlim_max - reserve;

@@ -1,31 +1,31 @@
 // SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGPWR, SIGXCPU and SIGHUP (unless it was ignored, as under nohup) ask a run to
-// save and stop: what a terminal, a batch system, a power supply or a limit of CPU time sends ahead of the end. SIGQUIT
-// dumps core as always, for whoever wants to see where a program hangs; the signals of timers (SIGALRM, SIGVTALRM,
-// SIGPROF) are nobody's here and keep their default.
+// save and stop. A terminal, a batch system, a power supply or a limit of CPU time sends them ahead of the end.
+// SIGQUIT dumps core as always, to show where a program hangs; timer signals (SIGALRM, SIGVTALRM, SIGPROF) keep their
+// default.
 //
-// A thread of their own waits for them; all others keep them blocked. No handler may interrupt a thread that computes:
-// with handlers, about one stopped run in a hundred ended with a destroyed heap inside oneDNN 2.6's fp32 products (what
-// the interrupted kernel keeps where the handler's frame goes was not found), and none of 780 since.
+// A dedicated thread waits for the signals, and all others block them, because a handler must not interrupt a thread
+// that computes: with handlers, about one stopped run in a hundred ended with a corrupt heap inside oneDNN 2.6's fp32
+// GEMM (the cause was not found), and none of 780 since.
 #pragma once
 
 #include <string>
 
 namespace ingot {
 
-// Call it once, before there is another thread. Until catch_stop_signals() the signals end the process as usual. From
-// now on SIGXFSZ is ignored: a write beyond the limit of a file's size (ulimit -f) fails, and whoever writes says so.
+// Call it once, before there is another thread. The signals end the process as usual until catch_stop_signals().
+// SIGXFSZ is ignored from now on, so that a write beyond `ulimit -f` fails and is reported.
 void start_signal_thread();
-// From now on they are remembered instead; a second SIGINT ends the process at once with code 130.
+// From now on the signals are remembered instead; a second SIGINT ends the process at once with code 130.
 void catch_stop_signals();
-// Lets SIGXCPU come while there is time left to save: where the soft limit of CPU time is the hard one, as after
-// `ulimit -t`, the system would kill the process without a signal before.
+// Makes SIGXCPU arrive while there is time left to save. After `ulimit -t` the soft limit of CPU time equals the hard
+// one, at which the system kills the process without a signal.
 void reserve_cpu_time_for_saving();
-// A pipe that nobody reads any more (`| head`, a terminal that is gone) is no reason to lose a run: what is printed
-// there is lost.
+// Ignores SIGPIPE, since a pipe without a reader (`| head`, a closed terminal) is no reason to lose a run. The output
+// is lost.
 void outlive_the_reader();
-// The signal that asked to stop, the first if there were several; or 0.
+// Returns the first signal that asked to stop, or 0.
 int stop_signal();
-// "signal 15", with what is to be known of it.
+// Returns "signal 15", with advice where there is any.
 std::string describe_signal(int number);
 
 }  // namespace ingot

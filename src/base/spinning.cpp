@@ -12,15 +12,15 @@ namespace ingot {
 
 namespace {
 
-// One spin is a `pause` and a load, 10 to 40 ns. A loop's threads end within a few microseconds of one another, so that
-// on idle cores few of them wait longer than this; waking a thread that sleeps takes as long. docs/lab/cpu.md has
-// what other counts cost on idle and on busy cores.
+// One spin is a `pause` and a load, 10 to 40 ns. The threads of a loop end within a few microseconds of one another,
+// so on idle cores few of them wait longer than this, and waking a sleeping thread takes as long. docs/lab/cpu.md has
+// the cost of other counts on idle and on busy cores.
 constexpr const char* kSpinCount = "300";
 
 constexpr const char* kSettings[] = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"};
 
-// The file of this program, or "" where it cannot be known: without /proc, or where the dynamic linker was started with
-// the program's name (then the kernel has loaded no interpreter, and /proc/self/exe is the linker).
+// Returns the file of this program, or "" where it cannot be known: without /proc, or if the dynamic linker was
+// started with the program's name (the kernel has then loaded no interpreter, and /proc/self/exe is the linker).
 std::string own_file() {
     char path[PATH_MAX];
     const ssize_t length = readlink("/proc/self/exe", path, sizeof path);

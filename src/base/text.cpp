@@ -33,7 +33,7 @@ std::string counted(int64_t number, const std::string& noun) {
 
 std::string short_duration(double seconds) {
     char text[32];
-    // Beyond a million hours the number says only that it will not end.
+    // Beyond a million hours the exact number is of no use.
     const int64_t s = static_cast<int64_t>(std::min(seconds, 3.6e9) + 0.5);
     if (s >= 3600)
         std::snprintf(text, sizeof text, "%ldh%02ldm", static_cast<long>(s / 3600), static_cast<long>(s / 60 % 60));
@@ -62,7 +62,7 @@ std::string nearest_word(const std::string& word, const std::vector<std::string>
     size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
     for (const std::string& candidate : candidates) {
         const size_t distance = edit_distance(word, candidate);
-        // As many edits as letters would make any word of any other.
+        // With as many edits as it has letters, any word could be made from any other.
         if (distance >= best_distance || distance >= candidate.size()) continue;
         best_distance = distance;
         best = candidate;
@@ -77,7 +77,7 @@ int utf8_length(const char* text, size_t size) {
     if (lead < 0x80) return 1;
     if (lead < 0xc2 || lead > 0xf4) return 0;
     const size_t length = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-    // The second byte's range is narrower after four of the leads.
+    // After four of the lead bytes the second byte has a narrower range.
     const uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
     const uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
     for (size_t i = 1; i < length; ++i) {
@@ -89,13 +89,13 @@ int utf8_length(const char* text, size_t size) {
 
 namespace {
 
-// Ranges of characters that are invisible, end a line or change the direction of writing: of the categories Cf, Zl and
-// Zp those that a terminal or an editor heeds.
+// Characters that are invisible, end a line or change the direction of writing: those of the categories Cf, Zl and Zp
+// that a terminal or an editor acts on.
 constexpr std::pair<uint32_t, uint32_t> kInvisible[] = {
     {0xad, 0xad},     {0x61c, 0x61c},   {0x180e, 0x180e},   {0x200b, 0x200f},   {0x2028, 0x202e},  {0x2060, 0x206f},
     {0xfeff, 0xfeff}, {0xfff9, 0xfffb}, {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe007f}};
 
-// The code point of a valid character of `length` bytes.
+// Returns the code point of a valid character of `length` bytes.
 uint32_t code_point(const char* text, int length) {
     const auto byte = [text](int i) { return static_cast<uint32_t>(static_cast<uint8_t>(text[i])); };
     uint32_t code = length == 1 ? byte(0) : byte(0) & (0xffu >> (length + 1));
@@ -140,7 +140,7 @@ std::string printable_line(const std::string& text) {
     const std::string lines = printable(text);
     std::string result;
     for (size_t i = 0; i < lines.size();) {
-        const int length = utf8_length(lines.data() + i, lines.size() - i);  // valid by now
+        const int length = utf8_length(lines.data() + i, lines.size() - i);  // the text is valid by now
         const uint32_t code = code_point(lines.data() + i, length);
         if (code == '\n') {
             result += "\\n";
@@ -159,7 +159,7 @@ std::string printable_line(const std::string& text) {
 }
 
 std::string excerpt(const std::string& text, size_t longest) {
-    // Nothing is shown in fewer bytes than it has, so that of a long text the ends are enough to look at.
+    // Escaping never makes a text shorter, so that of a long text only the ends have to be looked at.
     std::string line;
     if (text.size() <= 2 * longest) {
         line = printable_line(text);
