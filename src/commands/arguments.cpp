@@ -22,7 +22,7 @@ std::vector<OptionSpec> all_options(const CommandSpec& command) {
     return options;
 }
 
-// The first argument that nobody knows, and what was probably meant.
+// Throws the error for the first unknown argument, with the name that was probably meant.
 [[noreturn]] void refuse_unknown(const std::vector<CommandSpec>& commands, const CommandSpec& command,
                                  const std::string& argument) {
     std::string hint;
@@ -81,7 +81,7 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
                 parser->add_flag(option.name);
                 continue;
             }
-            // Every occurrence takes exactly one value, whatever it looks like.
+            // Every occurrence takes exactly one value, even one that looks like an option.
             parser->add_option(option.name)->take_all()->allow_extra_args(false);
         }
         parsers.push_back(parser);
@@ -94,7 +94,7 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
         const std::string what = error.what();
         const size_t colon = what.find(':');
         const std::string name = colon != std::string::npos && what.rfind("--", 0) == 0 ? what.substr(0, colon) : "";
-        // Several commands may have the option: the one that was named comes first.
+        // Several commands may have the option; the command that was named comes first.
         std::vector<CommandSpec> ordered = commands;
         std::stable_partition(ordered.begin(), ordered.end(),
                               [&](const CommandSpec& command) { return argc > 1 && command.name == argv[1]; });
@@ -124,7 +124,7 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
         if (found == arguments.values_.end()) continue;
         const std::vector<std::string>& given = found->second;
         if (option.value.empty()) {
-            // The parser takes --json=false for a flag, too: what it would mean is anybody's guess.
+            // The parser also accepts --json=false for a flag, whose meaning would be unclear.
             for (const std::string& value : given)
                 if (value != "true") arguments.refuse(join(option.name, " takes no value: write ", option.name));
             continue;
@@ -134,7 +134,7 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
                 if (value.substr(0, value.find('=')) == other.name) return true;
             return false;
         };
-        // A prompt may be anything else, but hardly the name of the next option.
+        // A prompt may be any text, but hardly the name of the next option.
         for (const std::string& value : given)
             if (is_option(value))
                 arguments.refuse(join(option.name, " needs a value, but ", value, " follows: write ", option.name, " ",
@@ -142,7 +142,8 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
         if (given.size() > 1 && !option.is_repeatable)
             arguments.refuse(join(option.name, " is given twice (", given[0], " and ", given[1], "): keep one"));
     }
-    // Last: an option that lacks its value has swallowed the next one, and what is left over is not what is wrong.
+    // This check is the last: an option without a value has taken the next option for it, and the argument that is
+    // then left over is not the mistake.
     for (const size_t i : {size_t{0}, chosen})
         if (const std::vector<std::string> unknown = parsers[i]->remaining(); !unknown.empty())
             refuse_unknown(commands, commands[i], unknown[0]);
@@ -196,7 +197,7 @@ double Arguments::number(const std::string& name, double otherwise, double low, 
     const std::string given = text(name);
     double value = 0;
     const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), value);
-    const bool fits = (low_is_open ? value > low : value >= low) && value <= high;  // false for NaN
+    const bool fits = (low_is_open ? value > low : value >= low) && value <= high;  // false for NaN too
     if (error != std::errc{} || end != given.data() + given.size() || !fits)
         refuse(join(name, " is ", given, ": it must be a number ", low_is_open ? "above " : "from ", low,
                     low_is_open ? " and at most " : " to ", high));

@@ -268,7 +268,7 @@ StepRange step_range(const Arguments& arguments, const char* name) {
     return range;
 }
 
-// One of the names that a config has for it; the first if it was not given.
+// Returns the value that the option names as a config would; without the option, the first value of the enum.
 template <typename E>
 E named_value(const Arguments& arguments, const char* name) {
     std::vector<std::string> names;
@@ -290,7 +290,7 @@ int run_train(const Arguments& arguments) {
     }
     if (arguments.has("--device")) {
         const std::string device = arguments.choice("--device", {"auto", "cpu", "cuda"});
-        // A plan for CUDA needs no GPU.
+        // Planning memory for CUDA needs no GPU.
         if (device == "cuda" && !options.is_dry_run) require_cuda("--device cuda");
         options.overrides.push_back("training.device=" + device);
     }

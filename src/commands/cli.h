@@ -3,7 +3,7 @@
 
 namespace ingot {
 
-// Runs what the command line asks for. Returns the exit code; throws Error, UserError for bad usage.
+// Runs the command. Returns the exit code; throws Error, and UserError for bad usage.
 int run_command_line(int argc, char** argv);
 
 }  // namespace ingot

@@ -23,8 +23,8 @@ namespace ingot {
 
 namespace {
 
-// The run's own micro-batch, so that the loss has the bits of the run's log; but no more tokens than this, since a
-// micro-batch made for a GPU would take gigabytes of a laptop for nothing.
+// Evaluation takes the run's micro-batch, so that the loss has the bits of the run's log, but at most this many
+// tokens: a micro-batch made for a GPU would take gigabytes of a laptop's memory.
 constexpr int64_t kMaxBatchTokens = 8192, kMaxBatchTokensCuda = 65536;
 
 int64_t batch_rows(const Config& config, const Device& device) {
@@ -33,7 +33,7 @@ int64_t batch_rows(const Config& config, const Device& device) {
     return std::min(std::max<int64_t>(1, config.training.micro_batch_size), rows);
 }
 
-// How many bytes of text each id of the model stands for: special tokens, EOT among them, for none.
+// Returns the number of bytes of text for each id of the model; special tokens, including EOT, have none.
 std::vector<int64_t> text_bytes(const Tokenizer* tokenizer, const Config& config) {
     std::vector<int64_t> bytes(static_cast<size_t>(config.model.vocab_size));
     if (tokenizer == nullptr) return bytes;
@@ -79,7 +79,7 @@ nlohmann::ordered_json evaluation_json(const Evaluation& evaluation) {
 
 namespace {
 
-// A checkpoint's model, ready to evaluate micro-batches of so many rows.
+// A checkpoint's model, ready to evaluate micro-batches of a given number of rows.
 struct LoadedModel {
     LoadedModel(const Checkpoint& checkpoint, const Device& device, int64_t micro_batch)
         : LoadedModel(checkpoint.manifest.config, device, micro_batch) {
@@ -105,7 +105,7 @@ struct LoadedModel {
           memory(plan.allocate(device)) {}
 };
 
-// What all evaluations say of themselves on stderr. `data`: "data: 2 shards, ...".
+// Prints what every evaluation reports first, on stderr. `data` is "data: 2 shards, ...".
 void print_head(const Checkpoint& checkpoint, const std::string& data, const ChosenDevice& chosen,
                 const LoadedModel& loaded) {
     std::fprintf(stderr, "checkpoint: %s (step %ld)\n%s\ndevice: %s%s, %s\n", checkpoint.folder.c_str(),
@@ -121,7 +121,7 @@ void print_result(const Checkpoint& checkpoint, const std::string& line, nlohman
     }
     object["checkpoint"] = checkpoint.folder;
     object["step"] = checkpoint.manifest.step;
-    // A folder name need not be UTF-8, JSON must be.
+    // A folder's name need not be UTF-8, but JSON must be.
     write_output(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 

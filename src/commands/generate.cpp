@@ -20,8 +20,8 @@ namespace ingot {
 namespace {
 
 constexpr size_t kMaxPromptBytes = size_t{64} << 20;
-// Threads meet a few times in every layer of every token. Where all the weights are multiplied in less than a
-// millisecond they gain nothing by it, and wait for each other on cores that others use (BENCHMARKS.md).
+// Threads synchronize a few times in every layer for every token. Below this number of weights, which one thread reads
+// in less than a millisecond, they gain nothing and wait for each other on cores that others use (BENCHMARKS.md).
 constexpr int64_t kWeightsWorthThreads = 4'000'000;
 
 std::string read_prompt() {
@@ -30,7 +30,7 @@ std::string read_prompt() {
                                "the model reads no more than its context; give it the end of the text (tail -c)");
 }
 
-// -1 for no text.
+// Returns the id of the stop token, or -1 if the text is empty.
 int32_t stop_token(Tokenizer& tokenizer, const std::string& text) {
     if (text.empty()) return -1;
     const std::vector<int32_t> tokens = tokenizer.encode(text);
@@ -61,7 +61,7 @@ int generate(const GenerateOptions& options) {
                      "note: where EOT closes documents in the training data, and they are masked, the model was never "
                      "shown how one begins: the first letters may be odd\n");
 
-    // No more memory than this text needs.
+    // The cache of keys and values takes no more memory than this text needs.
     const int64_t num_prompt = static_cast<int64_t>(tokens.size()), context = config.model.context_length;
     const int64_t capacity = num_prompt > context ? context : std::min(context, num_prompt + options.num_tokens);
     const int64_t max_tokens = Generator::prefill(num_prompt, options.num_tokens, capacity);

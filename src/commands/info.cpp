@@ -33,7 +33,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-// What follows the first colon of the line that begins with `key`; empty if there is none.
+// Returns the text after the first colon of the line that begins with `key`, or "" if there is no such line.
 std::string line_value(const char* path, const std::string& key) {
     std::ifstream stream(path);
     for (std::string line; std::getline(stream, line);) {
@@ -70,7 +70,7 @@ std::string processor_features() {
 #endif
 }
 
-// The file that the BLAS was loaded from.
+// Returns the path of the BLAS library that was loaded.
 std::string blas_file() {
     Dl_info info{};
     if (dladdr(reinterpret_cast<void*>(&cblas_sgemm), &info) == 0 || info.dli_fname == nullptr) return "linked in";
@@ -80,10 +80,11 @@ std::string blas_file() {
     return path;
 }
 
-// "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  ...", whether or not CUDA is built in.
+// Returns the version from "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  ...", also without CUDA
+// support.
 std::string kernel_driver() {
     const std::string text = line_value("/proc/driver/nvidia/version", "NVRM version");
-    // The version is the first word that begins with a digit: "... Kernel Module for x86_64  580.159.04 ..." too.
+    // The version is the first word that begins with a digit, also in "... Kernel Module for x86_64  580.159.04 ...".
     std::istringstream words(text);
     for (std::string word; words >> word;)
         if (word[0] >= '0' && word[0] <= '9') return word;

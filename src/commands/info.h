@@ -1,9 +1,9 @@
-// `./train info`: what was built, which device and kernels would be used and why, library versions.
+// `./train info` prints the build, the device and kernels that would be used and why, and library versions.
 #pragma once
 
 namespace ingot {
 
-// Prints to stdout, as text or as one JSON object. Returns the exit code.
+// Prints text or one JSON object on stdout. Returns the exit code.
 int print_info(bool is_json);
 
 }  // namespace ingot

@@ -12,7 +12,7 @@ namespace ingot {
 
 namespace {
 
-// "3, 7-9": what of [begin, end) has no target.
+// Returns "3, 7-9": the places in [begin, end) that have no target.
 std::string ignored_places(const ShownRow& row, int64_t begin, int64_t end) {
     std::string text;
     for (int64_t i = begin; i < end; ++i) {
@@ -25,7 +25,7 @@ std::string ignored_places(const ShownRow& row, int64_t begin, int64_t end) {
     return text;
 }
 
-// The text of one token; its id where it has none.
+// Returns the text of a token, or its id if it has none.
 std::string text_of(int32_t id, const Tokenizer* tokenizer) {
     const std::string text = tokenizer != nullptr ? std::string(tokenizer->bytes_of(id)) : "";
     return text.empty() ? join("<", id, ">") : text;

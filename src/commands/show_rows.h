@@ -1,4 +1,4 @@
-// `./train data`: packed rows as training reads them, for people.
+// `./train data` prints packed rows as training reads them.
 #pragma once
 
 #include <cstdint>
@@ -12,22 +12,22 @@ namespace ingot {
 struct ShowRowsOptions {
     std::string config_file;
     std::vector<std::string> overrides;  // "section.key=value"
-    uint64_t first_row = 0;              // counted from 0 through the whole run
+    uint64_t first_row = 0;              // counts from 0 through the whole run
     int64_t num_rows = 1;
 };
 
-// A row of T tokens, as RowView has it.
+// A row of T tokens, with the fields of a RowView.
 struct ShownRow {
     std::vector<int32_t> tokens, targets, positions;
     std::vector<int64_t> document_starts;
 };
 
-// One block for each document: where it lies in the row, its positions, which of its tokens have no target, and its
-// text; ids where the tokenizer is null. A target that is not the next token of the row (that of the row's last token,
-// say) is shown too.
+// Returns a block of lines for each document: its place in the row, its positions, which tokens have no target, and
+// its text, or ids if `tokenizer` is null. A target that is not the next token of the row (such as that of the row's
+// last token) is shown too.
 std::string describe_row(const ShownRow& row, const Tokenizer* tokenizer);
 
-// Prints to standard output. Returns the exit code; throws UserError for a config or data that a run would refuse.
+// Prints rows on stdout. Returns the exit code; throws UserError for a config or data that a run would refuse.
 int show_rows(const ShowRowsOptions& options);
 
 }  // namespace ingot

@@ -14,7 +14,7 @@ namespace ingot {
 
 namespace {
 
-// It is held in memory together with its tokens, of 4 bytes each.
+// The text is held in memory together with its tokens, which have 4 bytes each.
 constexpr size_t kMaxTextBytes = size_t{1} << 30;
 
 }  // namespace

@@ -25,7 +25,7 @@ using nlohmann::json;
 
 namespace {
 
-// What other trainers and model files call a field, and its path here.
+// Names that other trainers and model files give to a field, with its path here.
 constexpr std::pair<const char*, const char*> kOtherNames[] = {
     {"learning_rate", "optimizer.lr"},
     {"max_lr", "optimizer.lr"},
@@ -87,7 +87,7 @@ constexpr std::pair<const char*, const char*> kOtherNames[] = {
 std::string suggestion(const std::string& path) {
     const std::string key = path.substr(path.rfind('.') + 1);
     std::string best;
-    constexpr size_t kLongestKey = 200;  // what is longer is near to none, and takes long to compare
+    constexpr size_t kLongestKey = 200;  // a longer key resembles no field, and takes long to compare
     const std::string remove = ": remove it, or see configs/schema.json for what there is";
     if (path.size() > kLongestKey) return remove;
     size_t best_distance = std::max<size_t>(2, path.size() / 4) + 1;
@@ -100,13 +100,13 @@ std::string suggestion(const std::string& path) {
             best = name;
         }
     }
-    // A field's own name comes first, then another trainer's, then what is spelled nearly so.
+    // A field's own name comes first, then another trainer's name, then a similar spelling.
     for (const auto& [other, name] : kOtherNames)
         if (key == other) return join("; did you mean ", name, "?");
     return best.empty() ? remove : "; did you mean " + best + "?";
 }
 
-// A config has three levels, and a list of a thousand shards has less than a tenth of the bytes.
+// The limits are far above any config: it has three levels, and a list of a thousand shards has a tenth of the bytes.
 constexpr JsonLimits kConfigLimits = {.takes_comments = true, .advice = "check the JSON there (see configs/tiny.json)"};
 constexpr JsonLimits kOverrideLimits = {.advice = "check the value"};
 
@@ -139,7 +139,7 @@ class Reader {
         known_.insert(name);
         if (!object_.contains(name)) return;
         read(object_.at(name), path(name), value);
-        // The range counts for values that the user gave: a size that is still to be filled in is 0, outside its range.
+        // Range-check only values that the user gave: a size that is not yet filled in is 0, outside its range.
         if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double>)
             check_range(path(name), static_cast<double>(value), field.low, field.high, field.low_is_open);
     }
@@ -167,11 +167,11 @@ class Reader {
     }
     void refuse_unknown() const {
         for (const auto& [key, value] : object_.items())
-            if (!(path_.empty() && key == "$schema"))  // by which editors find the schema
+            if (!(path_.empty() && key == "$schema"))  // editors find the schema by it
                 REQUIRE(known_.count(key) == 1, source_, ": unknown key ", excerpt(path(key), 100),
                         suggestion(path(key)));
     }
-    // For an object in a list, whose keys belong nowhere else.
+    // Used for an object in a list, whose keys belong to no section.
     void refuse_unknown_in_entry() const {
         for (const auto& [key, value] : object_.items()) {
             if (known_.count(key) == 1) continue;
@@ -255,7 +255,7 @@ class Reader {
     std::set<std::string> known_;
 };
 
-// "section.key=value" put into the tree.
+// Puts the value of "section.key=value" into the tree.
 void apply_override(json& root, const std::string& text) {
     const std::string source = "--set " + excerpt(text, 100);
     const size_t equals = text.find('=');
@@ -266,7 +266,7 @@ void apply_override(json& root, const std::string& text) {
     const std::string value = text.substr(equals + 1);
     const std::string value_source = "--set " + excerpt(path, 60);
     REQUIRE(is_utf8(path) && is_utf8(value), value_source, ": not UTF-8: give text in that encoding");
-    // What is no JSON is a bare string: data/a.json, cosine. Brackets say that JSON was meant, which may be too deep.
+    // A value that is not JSON is a bare string, such as data/a.json or cosine. parse_json() checks the depth of JSON.
     json parsed;
     if (json::accept(value))
         parsed = parse_json(value, value_source, kOverrideLimits);
@@ -293,7 +293,7 @@ Config fields_of(const json& root, const std::string& source) {
     return config;
 }
 
-// The paths of all values that are given; null stands for what is not.
+// Collects the paths of all values that are given. A null is not given.
 void collect_paths(const json& value, const std::string& path, std::set<std::string>* paths) {
     if (value.is_object())
         for (const auto& [key, inner] : value.items())
@@ -304,7 +304,7 @@ void collect_paths(const json& value, const std::string& path, std::set<std::str
 
 Config fields_of(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
     json root = parse_json(text, source, kConfigLimits);
-    Reader(root, "", source);  // an object, or nothing can be set in it
+    Reader(root, "", source);  // checks that it is an object, so that overrides can be put into it
     std::set<std::string> chosen;
     if (!is_resolved_config(root)) collect_paths(root, "", &chosen);
     json set = json::object();
@@ -336,8 +336,8 @@ Config config_from_json(const json& value, const std::string& source) {
 
 namespace {
 
-// The text of a config, which may come through a pipe, as in --config <(...). A pipe is waited for as long as somebody
-// may write to it.
+// Reads the text of a config. It may come through a pipe, as in --config <(...), which is read until its writer closes
+// it.
 std::string read_config_text(const std::string& file) {
     const Descriptor input(open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     struct stat info {};
@@ -362,9 +362,9 @@ std::string read_config_text(const std::string& file) {
     }
 }
 
-// The name becomes that of a folder.
+// The name must be valid as a folder's name.
 void check_name(const std::string& name) {
-    constexpr size_t kLongest = 200;  // file systems take 255
+    constexpr size_t kLongest = 200;  // file systems allow 255
     const bool is_plain = name.find('/') == std::string::npos && printable_line(name) == name;
     REQUIRE(is_plain && name != "." && name != ".." && name.size() <= kLongest, "name is \"", excerpt(name, 60),
             "\", it must be that of one folder: no slash, no control character, neither . nor .., at most ", kLongest,

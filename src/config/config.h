@@ -1,6 +1,5 @@
-// The configuration of a run. One field list per section (fields.h) drives reading, --set, the unknown-key
-// error, ranges, the schema for editors, the resolved config that is written to the run folder, and what a resumed run
-// may change.
+// The configuration of a run. One field list per section (fields.h) drives reading, --set, the unknown-key error,
+// ranges, the schema for editors, the resolved config in the run folder, and what a resumed run may change.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +23,13 @@ enum class Recompute {
 enum class ScheduleType { constant, linear, cosine, wsd };
 enum class EotSide { automatic, start, end };  // whether EOT opens or closes a document
 enum class DataFormat { automatic, llmc, raw, megatron };
-enum class RawType { automatic, uint16, uint32 };  // automatic: the format says it
+enum class RawType { automatic, uint16, uint32 };  // automatic: the format determines it
 enum class Packing { stream, best_fit };
 enum class NonFinite { skip, stop };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class Precision { automatic, fp32, bf16, fp16 };
 
-// How RoPE's wavelengths are stretched for contexts longer than those that a model was trained on: kernels/rope.h.
+// How RoPE's wavelengths are stretched for contexts longer than the model was trained on (kernels/rope.h).
 struct RopeScaling {
     RopeScalingType type = RopeScalingType::none;
     double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
@@ -51,20 +50,20 @@ struct ModelConfig {
     bool qk_norm = false;
     double norm_eps = 1e-5;
     double init_std = 0.02;
-    std::string init_from;  // folder of a checkpoint whose weights a new run starts from; empty: they are drawn
+    std::string init_from;  // folder of a checkpoint whose weights a new run starts from; empty: draw them
 
-    // VP: logits of a multiple of 128 columns keep every product on the GPU aligned; padded ones never leave.
     int64_t qkv_width() const { return (n_heads + 2 * n_kv_heads) * head_dim; }  // of the fused QKV activation
+    // VP: with a multiple of 128 columns every GEMM on the GPU is aligned. Padded logits are never sampled or exported.
     int64_t padded_vocab_size() const { return (vocab_size + 127) / 128 * 128; }
 };
 
-// An entry of data.train or data.val: a string, which is the path alone, or an object.
+// An entry of data.train or data.val, written as an object, or as a string that is the path.
 struct DataEntry {
     std::string path;              // or a glob
     std::optional<double> weight;  // share of the rows, relative to the other entries
     DataFormat format = DataFormat::automatic;
-    RawType dtype = RawType::automatic;  // given for raw ids alone
-    std::string mask;                    // path or glob of mask files, one for each token file; empty: none
+    RawType dtype = RawType::automatic;  // only given for raw ids
+    std::string mask;                    // path or glob of mask files, one per token file; empty: none
     bool operator==(const DataEntry&) const = default;
 };
 
@@ -85,11 +84,11 @@ struct TrainingConfig {
     std::optional<double> epochs;  // instead of steps
     int64_t batch_tokens = 0;
     int64_t micro_batch_size = 0;      // rows
-    bool micro_batch_is_auto = false;  // the config says "auto" or nothing: a GPU may take more than the default
+    bool micro_batch_is_auto = false;  // the config has "auto" or nothing: a GPU may take more than the default
     Recompute recompute = Recompute::none;
-    bool tune = true;  // CUDA: time the algorithms of products
+    bool tune = true;  // CUDA: time the GEMM algorithms
     AttentionRequest attention = AttentionRequest::automatic;
-    bool deterministic = true;  // no sum's order depends on which block happens to finish first
+    bool deterministic = true;  // the order of additions never depends on which block finishes first
     double z_loss = 0;
     NonFinite on_nonfinite = NonFinite::skip;
     int64_t max_skipped_steps = 20;
@@ -110,7 +109,7 @@ struct ScheduleConfig {
 };
 
 struct EvalConfig {
-    int64_t every = 0;  // 0: at the end alone
+    int64_t every = 0;  // 0: only at the end
     int64_t tokens = 10485760;
     std::string hellaswag;  // a file (hellaswag.h); empty: none
 };
@@ -125,7 +124,7 @@ struct SampleConfig {
 struct CheckpointConfig {
     int64_t every = 1000;
     int64_t keep = 3;
-    int64_t keep_every = 0;  // those at multiples of it are never removed; 0: none
+    int64_t keep_every = 0;  // checkpoints at multiples of it are never removed; 0: none
     bool async = true;
     std::optional<int64_t> host_memory;  // bytes for the snapshot of an asynchronous save; not set: auto
 };
@@ -147,47 +146,48 @@ struct Config {
     SampleConfig sample;
     CheckpointConfig checkpoint;
     LogConfig log;
-    // The paths of the fields that were chosen ("eval.every"): by --set, or in a file that leaves others to Ingot. What
-    // a resolved config spells out was not chosen.
+    // The paths of the fields that the user chose ("eval.every"), by --set or in a file. A resolved config spells out
+    // every field, so its fields are not chosen.
     std::set<std::string> chosen;
 };
 
 // Reads FILE (JSON, comments allowed), applies overrides ("optimizer.lr=3e-4"; the value is JSON, or a bare string),
-// fills in what the meta.json beside the shards says (dataset_meta.h) and defaults, and checks every rule. Throws
-// UserError with the file or key path, and what would work.
+// fills in defaults and the values in the meta.json beside the shards (dataset_meta.h), and checks every rule. Throws
+// UserError with the file or key path, and a remedy.
 Config read_config(const std::string& file, const std::vector<std::string>& overrides);
 
-// The same from JSON text; `source` names it in errors. Reads no file: a resolved config spells everything out.
+// Does the same for JSON text, which errors call `source`. Reads no meta.json: a resolved config spells everything
+// out.
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);
 
-// The same from what JSON says: a config within another file.
+// Does the same for a JSON value: a config within another file.
 Config config_from_json(const nlohmann::json& value, const std::string& source);
 
-// Whether JSON says what config_to_json() writes, or an older version wrote: the sections are all there, and the fields
-// are filled in that people leave to Ingot. Editing such a file by hand does not make it another.
+// Returns whether config_to_json(), also of an older version, wrote this JSON: all sections exist, and the fields that
+// users leave to Ingot are filled in. It stays so when a user edits the file.
 bool is_resolved_config(const nlohmann::json& value);
 
-// Turns training.epochs into training.steps, and fills the defaults that depend on them, once the number of training
-// tokens is known. Does nothing where steps are given. Throws UserError as read_config() does.
+// Computes training.steps from training.epochs once the number of training tokens is known, and fills the defaults
+// that depend on it. Does nothing if steps are given. Throws UserError as read_config() does.
 void resolve_steps(Config* config, int64_t train_tokens);
 
-// The resolved config, every field spelled out. It reads back as the same config.
+// Returns the resolved config with every field spelled out. It reads back as the same config.
 nlohmann::ordered_json config_to_json(const Config& config);
 
-// The JSON schema of a config file (draft 7), for editors: configs/schema.json.
+// Returns the JSON schema of a config file (draft 7) for editors: configs/schema.json.
 nlohmann::ordered_json config_schema();
 
-// What a resumed run does with a field that was changed.
+// Tells what a resumed run does if a field was changed.
 enum class OnResume {
-    fixed,     // refuses: the checkpoint would mean something else
-    from_now,  // goes on with the new value, and says so
+    fixed,     // it refuses: the checkpoint would mean something else
+    from_now,  // it uses the new value, and says so
     free       // takes no notice: the computation does not depend on it
 };
 struct ConfigChange {
     std::string path, then, now;  // "optimizer.lr", and both values as JSON
     OnResume on_resume;
 };
-// The fields in which a resolved config of before, as config_to_json() wrote it, and `now` differ.
+// Returns the fields in which `now` differs from an earlier resolved config, as config_to_json() wrote it.
 std::vector<ConfigChange> config_changes(const nlohmann::ordered_json& then, const Config& now);
 
 }  // namespace ingot

@@ -23,7 +23,7 @@ const char* name_of(EotSide side) {
     return side == EotSide::start ? "start" : "end";
 }
 
-// Which tokenizer a hash stands for, short enough for one line.
+// Describes a tokenizer by its name and hash, short enough for one line.
 std::string tokenizer_name(const std::string& name, const std::string& sha256) {
     return sha256.empty() ? name : join(name, " (sha256 ", sha256.substr(0, 12), "...)");
 }
@@ -120,10 +120,10 @@ void check_masks(const std::vector<DataEntry>& entries, const char* key) {
     }
 }
 
-constexpr size_t kMaxReason = 400;  // bytes of a note: a pattern of the file may be long
+constexpr size_t kMaxReason = 400;  // bytes of a reason in a note, which may quote a long pattern of the file
 
-// Clears data.tokenizer, and says so, where the shards were made with a tokenizer that is not supported here: training
-// needs their ids alone. Throws UserError where the config asks for samples, which need text.
+// Clears data.tokenizer with a note if the shards' tokenizer is not supported here, since training only needs ids.
+// Throws UserError if the config asks for samples, which need text.
 void leave_out_unreadable_tokenizer(Config* config) {
     try {
         open_tokenizer(config->data.tokenizer);

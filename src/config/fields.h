@@ -1,5 +1,5 @@
-// The field lists: the only place that knows which keys a config has, what each means, its range, and whether a resumed
-// run may change it. For the files that make up the config; others use config.h.
+// The field lists are the only place that knows a config's keys, their meaning and range, and whether a resumed run
+// may change them. Only the files that make up the config include this; others include config.h.
 //
 // A visitor has four members:
 //   required(name, value, field)   must be given
@@ -90,7 +90,7 @@ struct EnumNames<AttentionRequest> {
                                                                           {"sm90", AttentionRequest::sm90}};
 };
 
-// As the config writes it.
+// Returns the name that a config uses.
 template <typename E>
 const char* name_of_choice(E choice) {
     for (const auto& [name, value] : EnumNames<E>::values)
@@ -103,13 +103,13 @@ const char* name_of_choice(E choice) {
 struct Field {
     OnResume on_resume;
     const char* help;  // one sentence, for the schema
-    // Inclusive, numbers alone; low_is_open leaves `low` itself out.
+    // Bounds of a number, inclusive; low_is_open excludes `low` itself.
     double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
     bool low_is_open = false;
-    bool takes_auto = false;  // "auto" means null
+    bool takes_auto = false;  // "auto" is read as null
 };
 
-// Every field and section by its path ("optimizer.lr", "optimizer").
+// A field or section with its path ("optimizer.lr", "optimizer").
 struct NamedField {
     std::string path;
     OnResume on_resume;
@@ -132,7 +132,7 @@ void visit_fields(Visitor& v, RopeScaling& c) {
             {kFixed, "llama3: the context that the model was first trained on", 1, 16777216});
 }
 
-// Bounds of sizes lie far above any model that fits a machine: they keep products of sizes inside 64 bits.
+// The bounds of sizes lie far above any model that fits a machine: products of sizes must stay within 64 bits.
 template <typename Visitor>
 void visit_fields(Visitor& v, ModelConfig& c) {
     v.required("n_layers", c.n_layers, {kFixed, "Transformer layers (L)", 1, 1000});
@@ -159,7 +159,7 @@ void visit_fields(Visitor& v, ModelConfig& c) {
         {kFree, "Folder of a checkpoint whose weights a new run starts from (./train import writes one); null: none"});
 }
 
-// Of a list's entry, not of a section.
+// An entry is an object in a list, not a section.
 template <typename Visitor>
 void visit_fields(Visitor& v, DataEntry& c) {
     v.required("path", c.path, {kFromNow, "Path or glob of token files"});

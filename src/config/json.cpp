@@ -1,4 +1,4 @@
-// The config as JSON: resolved, as a schema, and what changed between two.
+// Writes the config as JSON and its schema, and compares two configs.
 #include <limits>
 #include <map>
 
@@ -20,7 +20,7 @@ template <typename T>
 requires(!std::is_enum_v<T>) ordered_json value_json(const T& value) {
     return value;
 }
-// As it is written by hand: what is not given is left out.
+// Writes entries as a user would: fields that are not given are left out.
 ordered_json value_json(const std::vector<DataEntry>& entries) {
     ordered_json list = ordered_json::array();
     for (const DataEntry& entry : entries) {
@@ -102,7 +102,7 @@ ordered_json schema_of(const T& value, const Field& field) {
     }
     if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double>) {
         const auto bound = [](double number) {
-            // 2^63 does not fit an integer; its neighbour below does.
+            // 2^63 does not fit an integer; the next lower one does.
             if constexpr (std::is_same_v<T, int64_t>)
                 return ordered_json(number >= 0x1p63 ? std::numeric_limits<int64_t>::max()
                                                      : static_cast<int64_t>(number));
@@ -135,7 +135,7 @@ struct SchemaWriter {
         types.push_back("null");
         schema["type"] = types;
         if (field.takes_auto) {
-            // Bounds hold for numbers alone, so they may stand beside the other choices.
+            // Bounds apply only to numbers, so they may stay beside the string.
             schema["type"].push_back("string");
             schema["pattern"] = "^auto$";
         }
@@ -197,7 +197,7 @@ struct FieldCollector {
     }
 };
 
-// All fields as "section.key", lists whole.
+// Collects all fields as "section.key". A list is one value.
 void flatten(const ordered_json& object, const std::string& prefix, std::map<std::string, ordered_json>* out) {
     for (const auto& [key, value] : object.items()) {
         if (value.is_object())
@@ -218,7 +218,7 @@ std::vector<NamedField> all_fields() {
 
 ordered_json config_to_json(const Config& config) {
     Writer writer;
-    Config copy = config;  // the lists are written for visitors that change what they see
+    Config copy = config;  // visit_fields() takes a mutable reference, for visitors that write
     visit_fields(writer, copy);
     return writer.object;
 }

@@ -1,4 +1,4 @@
-// Settings that a config chooses and that change nothing in the run that it describes.
+// Finds settings that a config chooses but that have no effect in the run that it describes.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace ingot {
 
-// A line for each of them, with the reason: "model.rope_theta has no effect: model.position is "alibi"". `is_cpu` says
-// which device trains.
+// Returns a line for each such setting, with the reason: "model.rope_theta has no effect: model.position is "alibi"".
+// `is_cpu` says whether the CPU trains.
 std::vector<std::string> settings_without_effect(const Config& config, bool is_cpu);
 
 }  // namespace ingot

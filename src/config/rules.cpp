@@ -13,7 +13,7 @@ namespace ingot {
 
 namespace {
 
-// 131072 rather than 131072.0, 1e+12 rather than 1000000000000.
+// Writes 131072 rather than 131072.0, and 1e+12 rather than 1000000000000.
 std::string plain_number(double value) {
     std::ostringstream stream;
     if (std::abs(value) < 1e15 && value == std::floor(value))
@@ -120,8 +120,8 @@ void fill_defaults(Config* config, const std::string& source) {
     TrainingConfig& t = c.training;
     if (t.batch_tokens == 0) t.batch_tokens = 32 * m.context_length;
     if (t.micro_batch_size == 0) {
-        // The largest of 8, 4, 2, 1 rows that divides the step: on the CPU more rows gain nothing. For a GPU
-        // resolve_micro_batch() comes back.
+        // Takes the largest of 8, 4, 2, 1 rows that divides the step; more rows gain nothing on the CPU. For a GPU,
+        // resolve_micro_batch() chooses again.
         t.micro_batch_is_auto = true;
         t.micro_batch_size = 8;
         while (t.micro_batch_size > 1 && t.batch_tokens % (t.micro_batch_size * m.context_length) != 0)

@@ -15,7 +15,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-constexpr size_t kShownName = 200;  // of a dataset, in lines for people
+constexpr size_t kShownName = 200;  // bytes of a dataset's name in messages
 
 }  // namespace
 
@@ -31,7 +31,7 @@ std::vector<int64_t> blend_shares(const std::vector<double>& weights) {
         left -= shares.back();
     }
     std::sort(remainders.begin(), remainders.end());
-    // Rounding of the sum may leave one more than there are datasets, or take one too many.
+    // The sum is rounded too, so that one more than there are datasets may be left, or one too few.
     for (size_t i = 0; left > 0; ++i, --left) shares[remainders[i % remainders.size()].second] += 1;
     for (; left < 0; ++left) *std::max_element(shares.begin(), shares.end()) -= 1;
     return shares;
@@ -55,7 +55,7 @@ Fingerprint fingerprint_of(const JsonFields& fields, const char* key) {
 }
 
 BlendState::Dataset dataset_of(const JsonFields& fields, int64_t rows_consumed) {
-    constexpr size_t kLongestName = size_t{1} << 20;  // a config has no more
+    constexpr size_t kLongestName = size_t{1} << 20;  // no config is longer
     constexpr int64_t kManyTokens = int64_t{1} << 60;
     BlendState::Dataset dataset;
     dataset.name = fields.text("name", kLongestName);
@@ -67,7 +67,7 @@ BlendState::Dataset dataset_of(const JsonFields& fields, int64_t rows_consumed) 
     dataset.next_row = static_cast<uint64_t>(next_row);
     if (fields.has("bookmark")) {
         const JsonFields bookmark = fields.object("bookmark");
-        // A group has a row at least.
+        // A group has at least one row.
         dataset.bookmark = {.group = bookmark.integer("group", 0, next_row),
                             .first_row = static_cast<uint64_t>(bookmark.integer("first_row", 0, next_row))};
     }
@@ -125,7 +125,7 @@ BlendedRows::BlendedRows(std::vector<Dataset> datasets, uint64_t seed)
 
 std::shared_ptr<const BlendedRows::Block> BlendedRows::block(uint64_t number) const {
     return blocks_.get(number, [&] {
-        std::vector<uint16_t> of_slot;  // slots of the datasets side by side; rows take them in a permuted order
+        std::vector<uint16_t> of_slot;  // the slots of each dataset in turn; rows take them in a permuted order
         for (size_t d = 0; d < datasets_.size(); ++d)
             of_slot.insert(of_slot.end(), static_cast<size_t>(datasets_[d].share), static_cast<uint16_t>(d));
         Block block;
@@ -236,7 +236,7 @@ std::vector<std::string> BlendedRows::resume(const BlendState& state, uint64_t r
         }
         const std::string change = fingerprint_change(then[i].fingerprint, dataset.rows->corpus().fingerprint());
         if (!change.empty()) lines.push_back(name + " " + change);
-        // A bookmark counts the rows of the same documents.
+        // A bookmark counts rows, which are the same only for the same documents.
         if (then[i].fingerprint.content != dataset.rows->corpus().fingerprint().content &&
             !then[i].fingerprint.content.empty())
             continue;

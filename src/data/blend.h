@@ -1,8 +1,8 @@
-// Several datasets as one sequence of rows, each with its share.
+// Mixes several datasets into one sequence of rows, each with its share.
 //
-// Of every 1,024 rows each dataset has a whole number, by largest remainder of its weight, and a keyed permutation says
-// which: a closed form, so that a row is found without those before it. A weight is a share of the rows, and so of the
-// tokens that are trained on.
+// Each dataset has a whole number of every 1,024 rows, by largest remainder of its weight, and a keyed permutation
+// says which ones. This is a closed form: a row is found without those before it. A weight is a share of the rows, and
+// so of the tokens that are trained on.
 #pragma once
 
 #include <memory>
@@ -19,11 +19,11 @@ namespace ingot {
 
 constexpr int64_t kBlendRows = 1024;
 
-// How many of kBlendRows rows each weight gets: the whole part of its share, and one more for the largest remainders
-// (equal ones: the first). Sums to kBlendRows.
+// Returns how many of kBlendRows rows each weight gets: the whole part of its share, and one more for the largest
+// remainders (of equal ones, the first). The result sums to kBlendRows.
 std::vector<int64_t> blend_shares(const std::vector<double>& weights);
 
-// Where the datasets of a run stand, as a checkpoint keeps it.
+// The position of a run in its datasets, as a checkpoint stores it.
 struct BlendState {
     struct Dataset {
         std::string name;
@@ -32,19 +32,19 @@ struct BlendState {
         std::optional<Bookmark> bookmark;
         Fingerprint fingerprint;
     };
-    uint64_t first_row = 0;         // of the run, with which the blend begins
-    std::vector<Dataset> datasets;  // none: one that has read all rows of the run
+    uint64_t first_row = 0;         // the run's row with which the blend begins
+    std::vector<Dataset> datasets;  // empty for a dataset that has read all rows of the run
     Fingerprint validation;         // of data.val; empty if there is none
 };
 void to_json(nlohmann::ordered_json& json, const BlendState& state);
-// From a checkpoint after `rows_consumed` rows. Throws UserError for a value that cannot be.
+// Reads the state from a checkpoint after `rows_consumed` rows. Throws UserError for an impossible value.
 BlendState blend_state_from_json(const JsonFields& fields, int64_t rows_consumed);
 
-// Where the blend begins: at row `first_row` of the run each dataset goes on at a row of its own. All 0, unless the
-// blend of a run was changed.
+// Where the blend begins: at row `first_row` of the run, with a row of each dataset. All are 0 unless the blend of a
+// run was changed.
 struct BlendOrigin {
     uint64_t first_row = 0;
-    std::vector<uint64_t> first_rows;  // of each dataset
+    std::vector<uint64_t> first_rows;  // by dataset
 };
 
 class BlendedRows : public Rows {
@@ -54,40 +54,40 @@ class BlendedRows : public Rows {
         int64_t share = kBlendRows;
         std::unique_ptr<DatasetRows> rows;
     };
-    // All rows have one T; the shares sum to kBlendRows.
+    // All datasets must have the same T, and the shares must sum to kBlendRows.
     BlendedRows(std::vector<Dataset> datasets, uint64_t seed);
 
     void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const override;  // row >= origin
     void prepare_after(uint64_t row, const std::stop_token& stop) const override;
 
     const std::vector<Dataset>& datasets() const { return datasets_; }
-    // Which dataset the run's row comes from, and which row of that it is.
+    // The dataset that a row of the run comes from, and its row there.
     struct Source {
         size_t dataset;
         uint64_t row;
     };
     Source source(uint64_t row) const;
-    // How many of the run's rows [begin, end) come from each dataset.
+    // Returns how many of the run's rows [begin, end) come from each dataset.
     std::vector<uint64_t> counts(uint64_t begin, uint64_t end) const;
 
-    // Where the datasets stand after `rows_consumed` rows of the run: for the checkpoint.
+    // Returns the position after `rows_consumed` rows of the run, for the checkpoint.
     BlendState state(uint64_t rows_consumed) const;
-    // Goes on from what state() said. With the same datasets and shares the rows are those that would have come. Else
-    // the blend begins anew at `rows_consumed`: each dataset that was there before (of the same name, else of the same
-    // size) goes on at its own next row, others begin. Returns a line for each thing that changed. Throws UserError for
-    // a place that the datasets do not have.
+    // Continues from a state() of an earlier process. With the same datasets and shares the rows are those that would
+    // have come. Otherwise a new blend begins at `rows_consumed`: each dataset that was there before (of the same
+    // name, else of the same size) continues at its own next row, and others begin. Returns a line for each change.
+    // Throws UserError for a position that the datasets do not have.
     std::vector<std::string> resume(const BlendState& state, uint64_t rows_consumed);
 
-    // "data/a: 2,048 rows, 50.0% of all, epoch 1.25", a line for each dataset, of the run's first rows.
+    // Returns a line for each dataset about the run's first rows: "data/a: 2,048 rows, 50.0% of all, epoch 1.25".
     std::vector<std::string> describe(uint64_t rows_consumed) const;
 
   private:
-    // For each row of a block: its dataset, and how many of the block's rows before it have the same.
+    // Maps each row of a block to its dataset, and to the number of rows of that dataset before it in the block.
     struct Block {
         std::vector<uint16_t> datasets, places;
     };
     std::shared_ptr<const Block> block(uint64_t number) const;
-    // How many of the first `num_rows` rows since the origin come from a dataset. Allocates nothing.
+    // Returns how many of the first `num_rows` rows since the origin come from a dataset. Allocates nothing.
     uint64_t count(size_t dataset, uint64_t num_rows) const;
 
     std::vector<Dataset> datasets_;

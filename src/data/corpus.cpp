@@ -14,7 +14,7 @@ namespace ingot {
 
 namespace {
 
-// The files that a pattern means. A path that exists is taken as it is, also with brackets in its name.
+// Returns the files that match a pattern. A path that exists is taken as it is, even with brackets in its name.
 std::vector<std::string> files_of(const std::string& pattern, const std::string& key) {
     std::error_code ignored;
     if (std::filesystem::exists(pattern, ignored)) return {pattern};
@@ -25,7 +25,7 @@ std::vector<std::string> files_of(const std::string& pattern, const std::string&
     return paths;
 }
 
-// "31.5M", "10.3B" for what is too long to read.
+// Shortens a count that is too long to read: "31.5M", "10.3B".
 std::string short_tokens(int64_t number) {
     if (number < 1'000'000) return with_commas(number);
     char text[32];
@@ -56,7 +56,8 @@ Corpus::Corpus(const std::vector<DataEntry>& entries, const std::string& key, co
         const IndexKey index = index_key(shards_[s], rules_);
         if (shards_[s].num_tokens() >= options_.smallest_index)
             indexes_[s] = read_index(shards_[s], index, cuts_[s], options_.run);
-        // One that holds a larger id was made with a larger vocabulary: reading again says where the id is.
+        // An index with a larger id was made for a larger vocabulary. Reading the shard again finds the place of the
+        // id.
         if (indexes_[s] && indexes_[s]->largest_id() >= rules_.vocab_size) indexes_[s] = nullptr;
     }
     if (num_tokens() > kGroupSegments * options_.segment_tokens) return;
@@ -167,7 +168,7 @@ void Corpus::append_documents(int64_t segment, std::vector<int64_t>* starts, con
             std::fprintf(stderr, "note: %s is damaged: the documents are looked for again\n",
                          printable_line(index->place).c_str());
             std::error_code ignored;
-            std::filesystem::remove(index->place, ignored);  // the next run makes it again
+            std::filesystem::remove(index->place, ignored);  // the next run makes a new one
         }
         shards_[s].find_documents(piece.begin - first, piece.end - first, rules_, starts, stop);
     }
@@ -184,7 +185,7 @@ bool Corpus::has_target(bool mask_documents) const {
         borders.push_back(segments_[static_cast<size_t>(s)].end);
         for (size_t d = 0; d + 1 < borders.size(); ++d) {
             const Place at = place(borders[d]);
-            // A document's first token is a target as rows.h says.
+            // rows.h says when a document's first token is a target.
             const bool first_counts =
                 !mask_documents || (eot_side() == EotSide::start && is_eot(at.shard->token(at.token)));
             const int64_t begin = first_counts ? 0 : 1, length = borders[d + 1] - borders[d];

@@ -1,8 +1,8 @@
-// A dataset: the token files of one or several entries of data.train, their segments and documents. data/README.md has
-// the same for users.
+// A dataset consists of the token files of one or several entries of data.train, with their segments and documents.
+// data/README.md describes it for users.
 //
-// Opening looks at headers and sizes and at one place for each segment, so that it takes the same time for a corpus of
-// any size. What a full reading finds (documents, the largest id) is found segment by segment when it is needed, and
+// Opening a corpus reads headers, sizes and one place per segment, so that it takes about the same time at any size.
+// Facts that need a full reading (documents, the largest id) are found segment by segment when they are needed, and
 // kept in document indexes (document_index.h).
 #pragma once
 
@@ -23,56 +23,58 @@ namespace ingot {
 
 struct CorpusOptions {
     int64_t vocab_size = 0;
-    int64_t eot_token = -1;  // -1: without an index of its own, every shard is one document
+    int64_t eot_token = -1;  // -1: a shard without its own index is one document
     EotSide eot_side = EotSide::automatic;
-    const Folder* run = nullptr;  // has the document indexes that cannot stand beside their shard; outlives the corpus
-    int64_t segment_tokens = int64_t{1} << 24;  // what a segment is about as long as
-    int64_t smallest_index = int64_t{1} << 20;  // tokens of the smallest shard whose index is kept in a file
+    const Folder* run =
+        nullptr;  // where document indexes go that cannot be beside their shard; must outlive the corpus
+    int64_t segment_tokens = int64_t{1} << 24;  // approximate length of a segment
+    int64_t smallest_index = int64_t{1} << 20;  // a smaller shard's index is not written to a file
 };
 
-// Documents that lie side by side in a shard. Never empty. Tokens are numbered through all shards of the corpus.
+// A run of whole documents of a shard; never empty. Tokens are numbered through all shards of the corpus.
 struct Segment {
     int64_t begin, end, shard;
 };
 
-// Shards in the order of the entries (a glob's matches sorted by name). Any thread may call what is const.
+// Holds the shards in the order of the entries (a glob's matches are sorted by name). Const members are thread-safe.
 class Corpus {
   public:
-    // `key` is the config key that the entries stand at, for messages. Throws UserError naming the file, what is wrong
-    // and what to do. A corpus of at most kGroupSegments * segment_tokens tokens is read at once: documents are known
-    // and ids checked; throws Stopped if a signal asked to stop meanwhile.
+    // Messages call the entries by their config key, `key`. Throws UserError naming the file, the fault and a remedy.
+    // A corpus of at most kGroupSegments * segment_tokens tokens is read at once: its documents are found and its ids
+    // checked; throws Stopped if a signal asks to stop meanwhile.
     Corpus(const std::vector<DataEntry>& entries, const std::string& key, const CorpusOptions& options);
 
     int64_t num_tokens() const { return shard_starts_.back(); }
     int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
     const std::vector<Segment>& segments() const { return segments_; }
-    // Never automatic; `end` where there is no EOT.
+    // Never automatic; `end` if there is no EOT.
     EotSide eot_side() const { return rules_.eot_side; }
     const std::string& key() const { return key_; }
-    // Whether every shard's index is known: then everything was read once, now or by an earlier run.
+    // Returns whether every shard's index is known, which means that every token was read once, now or by an earlier
+    // run.
     bool is_read() const;
-    int64_t num_documents() const;  // if is_read()
-    // Of all files and of how documents are found in them, as they were when it was first asked for.
+    int64_t num_documents() const;  // requires is_read()
+    // Identifies all files, and how documents are found in them, as they were at the first call.
     Fingerprint fingerprint() const;
-    // "2 shards, 31.5M tokens, 1,762 documents, EOT closes documents", for the log.
+    // Returns "2 shards, 31.5M tokens, 1,762 documents, EOT closes documents", for the log.
     std::string describe() const;
 
-    // The starts of the segment's documents, appended in ascending order. Reads the segment where no index is known.
+    // Appends the starts of the segment's documents in ascending order. Reads the segment if no index is known.
     void append_documents(int64_t segment, std::vector<int64_t>* starts, const std::stop_token& stop = {}) const;
-    // Whether any token is a target: one that its mask, if there is one, does not rule out and that, with masked
-    // documents, has another before it in its document. Reads no further than the first one, and at most
-    // kGroupSegments segments: of what is longer, the rest is taken to have one.
+    // Returns whether any token is a target: its mask, if any, does not exclude it, and with masked documents another
+    // token of its document comes before it. Reads up to the first target, and at most kGroupSegments segments: a
+    // longer corpus without a target there is taken to have one later.
     bool has_target(bool mask_documents) const;
-    // Reads a whole shard if its index is not known: checks every id, keeps the index. `progress` is told how many
-    // tokens were read.
+    // Reads a whole shard if its index is not known: checks every id, and keeps the index. Calls `progress` with the
+    // number of tokens that were read.
     void read_shard(
         int64_t shard, const std::stop_token& stop,
         const std::function<void(int64_t)>& progress = [](int64_t) {}) const;
 
-    // Where a token stands.
+    // The place of a token.
     struct Place {
         const Shard* shard;
-        int64_t token;  // of the shard
+        int64_t token;  // within the shard
         int64_t rest;   // tokens of the shard from there on
     };
     Place place(int64_t token) const;
@@ -92,20 +94,21 @@ class Corpus {
     TokenRules rules_;
     std::vector<Shard> shards_;
     std::vector<int64_t> shard_starts_;       // first token of each shard, then the number of tokens
-    std::vector<std::vector<int64_t>> cuts_;  // of each shard: where its segments begin, and its end
-    std::vector<int64_t> first_segments_;     // of each shard
+    std::vector<std::vector<int64_t>> cuts_;  // by shard: the starts of its segments, and its end
+    std::vector<int64_t> first_segments_;     // by shard
     std::vector<Segment> segments_;
     bool keeps_in_memory_ = false;
-    mutable std::mutex mutex_;  // guards what follows
+    mutable std::mutex mutex_;  // guards the members below
     mutable std::vector<std::shared_ptr<const DocumentIndex>> indexes_;
     mutable std::optional<Fingerprint> fingerprint_;
 };
 
-// How many segments are shuffled together (order.h). A power of two, and enough that neighbours are far apart: a group
-// is about a billion tokens.
+// The number of segments that are shuffled together (order.h). It is a power of two, and large enough that neighbours
+// get far apart: a group is about a billion tokens.
 constexpr int64_t kGroupSegments = 64;
 
-// The files, as `a` names them, that both read (links followed): a validation loss on training text means little.
+// Returns the files, as `a` names them, that both corpora read (links are followed): a validation loss on training
+// text means little.
 std::vector<std::string> shared_files(const Corpus& a, const Corpus& b);
 
 }  // namespace ingot

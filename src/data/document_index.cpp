@@ -52,7 +52,7 @@ std::optional<DocumentIndex> DocumentIndex::parse(std::span<const std::byte> byt
     if (footer_bytes < static_cast<int64_t>(sizeof(FooterHead)) || footer_bytes > size - kMagicBytes - kTailBytes)
         return std::nullopt;
     const int64_t footer = size - kTailBytes - footer_bytes;
-    // A copy: what is verified must be what is read, whatever becomes of the file.
+    // The footer is copied, since the file could change between verifying and reading it.
     const std::vector<std::byte> copy(bytes.begin() + footer, bytes.begin() + footer + footer_bytes);
     const std::string hash = sha256(copy.data(), copy.size());
     if (std::memcmp(bytes.data() + size - kTailBytes, hash.data(), kHashBytes) != 0) return std::nullopt;
@@ -95,7 +95,7 @@ bool DocumentIndex::append_starts(int64_t segment, std::vector<int64_t>* starts)
     const auto first = starts->begin() + static_cast<int64_t>(old_size);
     std::memcpy(&*first, bytes_.data() + block_offsets_[static_cast<size_t>(segment)], bytes);
     const bool is_whole = std::memcmp(entry.sha256, sha256(&*first, bytes).data(), kHashBytes) == 0;
-    // Another program could have sealed anything.
+    // The checksum does not prove this: another program could have written the file.
     const bool is_ascending = std::adjacent_find(first, starts->end(), std::greater_equal<int64_t>()) == starts->end();
     if (is_whole && is_ascending && *first == entry.begin && starts->back() < entry.end) return true;
     starts->resize(old_size);
@@ -154,15 +154,15 @@ void DocumentIndex::build(const Shard& shard, const TokenRules& rules, const std
 
 namespace {
 
-// Where an index may be: a name in a folder.
+// A possible place of an index: a name in a folder.
 struct Place {
     Folder folder;
     std::string name;
     std::string path() const { return folder.path_of(name); }
 };
 
-// Beside the shard, and in the run's folder `index`, under a name that no other shard has. That folder is made if
-// `makes` says so. What cannot be opened is no place.
+// Returns the places of a shard's index that can be opened: beside the shard, and in the run's folder `index`, under a
+// name that is unique to the shard. Creates that folder if `makes` is set.
 std::vector<Place> places_of(const Shard& shard, const Folder* run, bool makes) {
     constexpr const char* kFolder = "index";
     const std::filesystem::path path(shard.path());
@@ -182,7 +182,7 @@ std::vector<Place> places_of(const Shard& shard, const Folder* run, bool makes) 
     return places;
 }
 
-// Null: there is no good one; `why` says why.
+// Returns null if there is no valid index, with the reason in `why`.
 std::shared_ptr<const DocumentIndex> index_at(const Place& place, const IndexKey& key, const std::vector<int64_t>& cuts,
                                               std::string* why) {
     const Descriptor descriptor = place.folder.open(place.name, O_RDONLY);
@@ -196,7 +196,8 @@ std::shared_ptr<const DocumentIndex> index_at(const Place& place, const IndexKey
     return std::make_shared<const DocumentIndex>(std::move(*index));
 }
 
-// Whether an index may take the place: nothing has the name, or an index does, or what a cut left of its beginning.
+// Returns whether an index may be written here: the name is free, or belongs to an index or to the truncated start of
+// one.
 bool is_free(const Place& place) {
     if (!place.folder.has(place.name)) return true;
     char magic[sizeof kMagic] = {};
@@ -231,7 +232,7 @@ std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenR
     const bool is_kept = shard.num_tokens() >= smallest;
     std::string why;
     for (const Place& place : is_kept ? places_of(shard, run, true) : std::vector<Place>{}) {
-        // Several processes may do the same: each writes a file of its own, and the last rename stays.
+        // Several processes may do this at once: each writes a file of its own, and the last rename wins.
         const std::string temporary = join(place.name, ".tmp-", getpid(), "-", std::random_device()());
         if (faccessat(place.folder.descriptor(), ".", W_OK, 0) != 0) continue;
         const auto clean_up = [&] { unlinkat(place.folder.descriptor(), temporary.c_str(), 0); };
@@ -245,13 +246,13 @@ std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenR
                 place.folder.rename(temporary, place.name);
                 if (auto index = index_at(place, key, cuts, &why)) return index;
             }
-        } catch (const UserError&) {  // the shard's fault
+        } catch (const UserError&) {  // the shard is at fault
             clean_up();
             throw;
         } catch (const Stopped&) {
             clean_up();
             throw;
-        } catch (const std::exception& fault) {  // the disk's: training does not need the file
+        } catch (const std::exception& fault) {  // the disk is at fault, and training does not need the file
             clean_up();
             why = fault.what();
         }
@@ -259,7 +260,7 @@ std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenR
                      printable_line(why).c_str());
     }
     if (!keeps_in_memory && is_kept) {
-        // Its ids are to be checked all the same.
+        // The ids must be checked even if the index is not kept.
         DocumentIndex::build(shard, rules, cuts, stop, progress, [](const void*, size_t) {});
         return nullptr;
     }

@@ -1,5 +1,5 @@
-// Where the documents of a shard begin, and its largest id: what one reading of all its tokens finds, kept in a file
-// beside the shard (else in the run's folder), so that it is read once.
+// A document index has the starts of a shard's documents and its largest id. One reading of all tokens finds them, and
+// they are kept in a file beside the shard (or in the run's folder), so that the shard is read only once.
 //
 //   8 bytes "INGOTIDX"
 //   for each segment: the starts of its documents in the shard, int64 each, ascending (none for a Megatron shard)
@@ -7,7 +7,7 @@
 //   64 bytes: SHA-256 of the footer in hexadecimal digits; each entry has that of its starts
 //   8 bytes: the footer's size
 //
-// A file that belongs to another state of the shard, or is damaged, is no error: it is made again.
+// A file that is damaged, or belongs to another state of the shard, is no error: a new one is made.
 #pragma once
 
 #include <functional>
@@ -23,7 +23,7 @@
 
 namespace ingot {
 
-// All that the index depends on: it is good as long as this is the same.
+// Everything that the index depends on: it is valid as long as this is the same.
 struct IndexKey {
     Shard::Stamp stamp;
     int64_t num_tokens = 0, eot_token = -1, eot_side = 0, has_mask = 0;
@@ -33,21 +33,21 @@ IndexKey index_key(const Shard& shard, const TokenRules& rules);
 
 class DocumentIndex {
   public:
-    // Parses and verifies the footer; the starts are verified when they are read. nullopt: damaged, or of another key
-    // or other cuts (`why` says which). Reads nothing outside `bytes`, which `owner` keeps alive.
+    // Parses and verifies the footer; the starts are verified when they are read. Returns nullopt if it is damaged, or
+    // of another key or other cuts (`why` says which). Reads nothing outside `bytes`, which `owner` keeps alive.
     static std::optional<DocumentIndex> parse(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
                                               const IndexKey& key, const std::vector<int64_t>& cuts, std::string* why);
 
-    // Reads the whole shard and hands the index to `write`, piece by piece, in order. Throws what Shard::scan() throws.
-    // `progress` is told how many tokens were read.
+    // Reads the whole shard and passes the index to `write`, piece by piece, in order. Calls `progress` with the
+    // number of tokens that were read. Throws as Shard::scan() does.
     static void build(const Shard& shard, const TokenRules& rules, const std::vector<int64_t>& cuts,
                       const std::stop_token& stop, const std::function<void(int64_t)>& progress,
                       const std::function<void(const void*, size_t)>& write);
 
-    // Appends the starts of the segment's documents. False: they are damaged, and nothing was appended.
+    // Appends the starts of the segment's documents. Returns false, and appends nothing, if they are damaged.
     bool append_starts(int64_t segment, std::vector<int64_t>* starts) const;
-    std::string place;              // the file; empty: it is in memory alone
-    int64_t num_documents() const;  // 0 for a Megatron shard: its own index says it
+    std::string place;              // path of the file; empty if the index is only in memory
+    int64_t num_documents() const;  // 0 for a Megatron shard, whose own index has the number
     int64_t num_eots() const;
     int64_t largest_id() const;
 
@@ -60,21 +60,21 @@ class DocumentIndex {
 
     std::span<const std::byte> bytes_;
     std::shared_ptr<const void> owner_;
-    // Copies of what was verified: the file may change later.
+    // Copies of verified values, since the file may change later.
     int64_t num_eots_ = 0;
     std::vector<SegmentEntry> entries_;
     std::vector<int64_t> block_offsets_;  // of each segment's starts
 };
 
-// The index of a shard from SHARD.index, or from the folder `index` in `run` (null: none); null if neither has a good
-// one. What was wrong with a damaged one goes to stderr.
+// Returns the index of a shard from SHARD.index, or from the folder `index` in `run` (which may be null); null if
+// neither is valid. The fault of a damaged one is printed on stderr.
 std::shared_ptr<const DocumentIndex> read_index(const Shard& shard, const IndexKey& key,
                                                 const std::vector<int64_t>& cuts, const Folder* run);
 
-// Reads the whole shard and writes its index beside it, else into the folder `index` in `run`, whole or not at all;
-// then maps it. A file that has its name and is no index stays. If neither can be written, the index stays in memory if
-// `keeps_in_memory`, else this returns null. A shard of fewer than `smallest` tokens is not worth a file: its index
-// stays in memory.
+// Reads the whole shard, writes its index beside it, or else into the folder `index` in `run`, and maps it. It is
+// written in full or not at all, and never over a file that is not an index. If no place is writable, the index stays
+// in memory if `keeps_in_memory` is set, else this returns null. The index of a shard with fewer than `smallest`
+// tokens is not worth a file and stays in memory.
 std::shared_ptr<const DocumentIndex> make_index(const Shard& shard, const TokenRules& rules,
                                                 const std::vector<int64_t>& cuts, const Folder* run, int64_t smallest,
                                                 bool keeps_in_memory, const std::stop_token& stop,

@@ -16,10 +16,10 @@ namespace ingot {
 
 namespace {
 
-// What a second reads, also from a slow disk or with a slow SHA-256.
+// A file up to this size is read whole, which takes a second even from a slow disk or with a slow SHA-256.
 constexpr int64_t kLargestWhole = int64_t{256} << 20;
 constexpr int64_t kWholeBlock = int64_t{4} << 20;
-// One page for each stretch of a file, and both of its ends.
+// Of a larger file one page per stretch is read, and both ends.
 constexpr int64_t kSampleBlock = 4096, kSampleStretch = int64_t{32} << 20;
 
 struct Block {
@@ -39,7 +39,7 @@ void add_samples(size_t file, int64_t size, std::vector<Block>* blocks) {
     add(0);
     add(size);
     for (int64_t at = 0; at < size; at += kSampleStretch) {
-        // Not at equal distances, where whatever has a period would look the same.
+        // The distances differ, since periodic data would look the same at equal distances.
         const uint64_t place = static_cast<uint64_t>(at / kSampleStretch + 1) * 0x9e3779b97f4a7c15u;
         add(at + static_cast<int64_t>((place >> 32) % static_cast<uint64_t>(kSampleStretch)));
     }
@@ -81,7 +81,7 @@ Fingerprint fingerprint_of(const std::vector<std::string>& paths, const std::str
         const size_t i = static_cast<size_t>(b);
         try {
             digests[i] = digest_of(paths[blocks[i].file], blocks[i]);
-        } catch (const std::exception& exception) {  // nothing may leave a parallel region
+        } catch (const std::exception& exception) {  // an exception must not leave a parallel region
             faults[i] = exception.what();
         }
     }

@@ -141,7 +141,7 @@ MegatronIndex::MegatronIndex(std::span<const std::byte> index, int64_t bin_bytes
             throw UserError(join(path, " says that its tokens have dtype code ", code,
                                  ", which holds no token ids; known are ", kMegatronTypes, ": make it again"));
     }
-    // Counts are 64 bits without sign: what is too large for the file is refused before anything is multiplied.
+    // Counts are unsigned 64-bit numbers. One that is too large for the file is refused before it is multiplied.
     const uint64_t sequences = read<uint64_t>(index, 18), entries = read<uint64_t>(index, 26);
     const uint64_t array_bytes = static_cast<uint64_t>(file_bytes - kMegatronHeaderBytes);
     const bool fits = sequences <= array_bytes / 12 && entries <= (array_bytes - sequences * 12) / 8;

@@ -17,15 +17,14 @@ namespace ingot {
 // after another, so that one copy takes all of them to a device.
 class HostBatch {
   public:
-    // Memory that `device` can copy from while the program goes on; it grows as needed.
+    // Uses memory that `device` can copy from asynchronously; it grows as needed.
     explicit HostBatch(const Device& device = Device::cpu()) : device_(device) {}
 
-    // The arrays get their memory from a plan instead, for up to `max_tokens`; the batch stays where it is from then
-    // on.
+    // Takes the memory of the arrays from a plan instead, for up to `max_tokens`. The batch then never moves.
     void plan(const std::string& name, int64_t max_tokens, MemoryPlan* plan);
-    // Sets N; what the arrays hold is lost.
+    // Sets N. The arrays lose their content.
     void resize(int64_t n);
-    // So that filling N tokens never allocates: room for as many documents, most of which is never touched.
+    // Reserves room for n documents, so that filling N tokens never allocates. Most of it is never touched.
     void reserve_documents(int64_t n);
     std::span<int32_t> tokens, targets, positions;
     std::span<int32_t> first_key, end_key, first_query, end_query;  // the causal mask, see AttentionMask
@@ -40,14 +39,14 @@ class HostBatch {
     friend void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,
                            const std::stop_token& stop);
     Device device_;
-    Tensor planned_;                // (7, max_tokens), or nothing
-    std::shared_ptr<void> memory_;  // where nothing was planned
+    Tensor planned_;                // (7, max_tokens); empty without a plan
+    std::shared_ptr<void> memory_;  // used without a plan
     int64_t capacity_ = 0;
-    std::vector<int64_t> row_starts_;  // used again, so that filling allocates nothing
+    std::vector<int64_t> row_starts_;  // reused, so that filling allocates nothing
 };
 
-// Rows [first_row, first_row + num_rows) of `rows`, then padding (token 0, ignored targets, a document a row) up to
-// batch_rows. The batch's memory is used again.
+// Fills the batch with rows [first_row, first_row + num_rows) of `rows`, then up to batch_rows with padding (token 0,
+// ignored targets, one document per row). Reuses the batch's memory.
 void fill_batch(const Rows& rows, uint64_t first_row, int64_t num_rows, int64_t batch_rows, HostBatch* batch,
                 const std::stop_token& stop = {});
 

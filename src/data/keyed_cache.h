@@ -1,4 +1,4 @@
-// The few values that were asked for last, each made once, by whoever asks first; others wait for it.
+// Caches the last few values. The first thread that asks for a value makes it, and others wait for it.
 #pragma once
 
 #include <algorithm>
@@ -10,15 +10,15 @@
 
 namespace ingot {
 
-// Any thread may call get(). Values live for as long as somebody holds them.
+// get() is thread-safe. A value lives as long as somebody holds it.
 template <typename Key, typename Value>
 class KeyedCache {
   public:
     explicit KeyedCache(size_t capacity) : capacity_(capacity) {}
 
-    // The value of `key`, made by `make()` if it is not here. What make() throws goes to all who wait, and the next
-    // call tries again.
-    // Allocates nothing where it is here: this is done for every row.
+    // Returns the value of `key`, and makes it with `make()` if it is not cached. An exception of make() is thrown in
+    // all threads that wait, and the next call tries again. A cached value costs no allocation, since this is called
+    // for every row.
     template <typename Make>
     std::shared_ptr<const Value> get(const Key& key, const Make& make) {
         std::unique_lock<std::mutex> lock(mutex_);

@@ -60,7 +60,7 @@ void Loader::fill(const std::stop_token& stop) {
     }
 }
 
-// Makes the group of documents that comes next while this one is read. What goes wrong goes wrong again in fill().
+// Prepares the next group of documents while this one is read. fill() meets the same errors and reports them.
 void Loader::prepare(const std::stop_token& stop) {
     int64_t prepared = 0;
     try {
@@ -76,7 +76,7 @@ void Loader::prepare(const std::stop_token& stop) {
 }
 
 void Loader::read(const std::stop_token& stop) {
-    // Training comes first: on Linux a thread has a niceness of its own.
+    // Training has priority: on Linux each thread has its own niceness.
     setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), 10);
     try {
         for (const Corpus* const corpus : unread_)
@@ -92,7 +92,7 @@ void Loader::read(const std::stop_token& stop) {
 const HostBatch* Loader::next(const std::function<bool()>& should_stop) {
     std::unique_lock<std::mutex> lock(mutex_);
     const auto is_there = [&] { return num_filled_ > num_taken_ || filling_error_ || reading_error_; };
-    // Signals and time limits notify nobody: looked at a few times a second.
+    // Signals and time limits do not notify the condition variable, so it wakes a few times a second.
     while (!changed_.wait_for(lock, std::chrono::milliseconds(50), is_there))
         if (should_stop()) return nullptr;
     if (reading_error_) std::rethrow_exception(reading_error_);

@@ -1,4 +1,4 @@
-// Micro-batches of training, filled ahead by a thread of their own.
+// Fills micro-batches of training ahead of use in a thread.
 #pragma once
 
 #include <condition_variable>
@@ -16,8 +16,8 @@
 
 namespace ingot {
 
-// Which rows a process reads: a step is `rows_per_step` rows, and its micro-step m gives rank r the rows from
-// (m ranks + r) batch_rows on. Where they do not divide, the last batches of a step are filled up with padding.
+// Says which rows a process reads. A step is `rows_per_step` rows, and its micro-step m gives rank r the rows from (m
+// ranks + r) batch_rows on. If they do not divide, the last batches of a step are filled up with padding.
 struct LoaderPlan {
     uint64_t first_row = 0;
     int64_t rows_per_step = 0, batch_rows = 0;
@@ -28,19 +28,19 @@ struct LoaderPlan {
         uint64_t first_row;
         int64_t num_rows;  // the rest is padding
     };
-    // Batch `index` of this rank, counted through all steps.
+    // Returns batch `index` of this rank, counted through all steps.
     Batch batch(int64_t index) const;
 };
 
 class Loader {
   public:
     static constexpr int64_t kAhead = 4, kInUse = 2, kBatches = kAhead + kInUse;
-    // `rows`, the corpora and `ring` outlive the loader. `ring`: kBatches batches, which it fills in turn; once they
-    // are as large as a micro-batch, rows and batches allocate nothing, but a new group of documents (order.h) and
-    // every kBlendRows rows of a blend do. `unread`: corpora whose ids are not all known to be in range; another
-    // thread reads them whole meanwhile (Corpus::read_shard).
+    // `rows`, the corpora and `ring` must outlive the loader. It fills the kBatches batches of `ring` in turn. Once
+    // they have the size of a micro-batch, rows and batches allocate nothing, except for a new group of documents
+    // (order.h) and every kBlendRows rows of a blend. A second thread reads the `unread` corpora whole
+    // (Corpus::read_shard), to check ids that are not yet known to be in range.
     Loader(const Rows& rows, const LoaderPlan& plan, std::span<HostBatch> ring, std::vector<const Corpus*> unread);
-    // Stops the threads where they are.
+    // Stops the threads at once.
     ~Loader();
     Loader(const Loader&) = delete;
     Loader& operator=(const Loader&) = delete;
@@ -57,14 +57,14 @@ class Loader {
     const Rows& rows_;
     const LoaderPlan plan_;
     const std::vector<const Corpus*> unread_;
-    const std::span<HostBatch> ring_;  // batch i in i % kBatches
+    const std::span<HostBatch> ring_;  // batch i is in i % kBatches
 
-    std::mutex mutex_;  // guards what follows
+    std::mutex mutex_;  // guards the members below
     std::condition_variable_any changed_;
     int64_t num_filled_ = 0, num_taken_ = 0;
     std::exception_ptr filling_error_, reading_error_;
 
-    std::vector<std::jthread> threads_;  // last: they end before anything else is destroyed
+    std::vector<std::jthread> threads_;  // the last member, so that the threads end before anything else is destroyed
 };
 
 }  // namespace ingot

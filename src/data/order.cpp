@@ -11,15 +11,16 @@ namespace ingot {
 
 namespace {
 
-// Uniform numbers below a bound, exactly (Lemire 2019, "Fast random integer generation in an interval"). Words are
-// drawn in blocks of four, as Philox makes them.
+// Draws exactly uniform numbers below a bound (Lemire 2019, "Fast random integer generation in an interval"), from the
+// blocks of four words that Philox makes.
 class BoundedNumbers {
   public:
     BoundedNumbers(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
     uint32_t below(uint32_t bound) {
         uint64_t product = static_cast<uint64_t>(next()) * bound;
         if (static_cast<uint32_t>(product) < bound) {
-            const uint32_t threshold = -bound % bound;  // 2^32 mod bound: so many low words would be one too often
+            const uint32_t threshold =
+                -bound % bound;  // 2^32 mod bound: that many low words would occur once too often
             while (static_cast<uint32_t>(product) < threshold) product = static_cast<uint64_t>(next()) * bound;
         }
         return static_cast<uint32_t>(product >> 32);
@@ -44,9 +45,9 @@ class BoundedNumbers {
 
 uint64_t permuted_index(uint64_t index, uint64_t count, uint64_t seed, uint64_t stream) {
     CHECK(index < count, index, " is outside [0, ", count, ")");
-    // A Feistel network permutes the smallest domain of 2^(2 half_bits) >= count numbers; whoever leaves [0, count)
-    // walks on until back (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): fewer than four steps on
-    // average. Eight rounds, since tiny domains mix slowly.
+    // A Feistel network permutes the smallest domain of 2^(2 half_bits) >= count numbers. A result outside [0, count)
+    // is permuted again until it is inside (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"), which
+    // takes fewer than four steps on average. There are eight rounds, since tiny domains mix slowly.
     const int half_bits = (std::bit_width(count - 1) + 1) / 2;
     const uint64_t half_mask = (uint64_t{1} << half_bits) - 1;
     if (half_bits == 0) return index;
@@ -100,7 +101,7 @@ GroupDocuments::GroupDocuments(const Corpus& corpus, const Shuffle& shuffle, con
         if (stop.stop_requested()) throw Stopped{};
         const size_t first = begins.size();
         corpus.append_documents(s, &begins, stop);
-        for (size_t d = first; d < begins.size(); ++d)  // lengths, for now
+        for (size_t d = first; d < begins.size(); ++d)  // lengths at first
             positions.push_back(
                 (d + 1 < begins.size() ? begins[d + 1] : corpus.segments()[static_cast<size_t>(s)].end) - begins[d]);
     }

@@ -8,7 +8,7 @@ namespace ingot {
 
 namespace {
 
-// A set of numbers in [0, size): a bit each, and above every 64 bits one that says whether any of them is set.
+// A set of numbers in [0, size), as a bitmap with a second level that has a bit for every 64 bits of the first.
 class NumberSet {
   public:
     explicit NumberSet(int64_t size) {
@@ -31,7 +31,7 @@ class NumberSet {
             number /= 64;
         }
     }
-    // The smallest number in the set that is not below `number`, or -1.
+    // Returns the smallest number in the set that is not below `number`, or -1.
     int64_t next(int64_t number) const {
         for (size_t level = 0; level < levels_.size(); ++level) {
             const size_t at = static_cast<size_t>(number / 64);
@@ -67,7 +67,7 @@ PackedRows pack_best_fit(std::span<const int64_t> positions, int64_t context_len
             by_length[static_cast<size_t>(pieces.back().length)] += 1;
         }
     }
-    // The pieces by length, the longest first, each length in order: a counting sort.
+    // A counting sort orders the pieces by length, the longest first; pieces of equal length keep their order.
     int64_t place = 0;
     for (int64_t length = T; length >= 0; --length) {
         const int64_t count = by_length[static_cast<size_t>(length)];
@@ -78,7 +78,7 @@ PackedRows pack_best_fit(std::span<const int64_t> positions, int64_t context_len
     for (size_t p = 0; p < pieces.size(); ++p)
         sorted[static_cast<size_t>(by_length[static_cast<size_t>(pieces[p].length)]++)] = static_cast<int64_t>(p);
 
-    // The rows that still have room: for each amount of it, a stack of rows.
+    // The rows that still have room are kept in a stack for each amount of room.
     NumberSet rooms(T + 1);
     std::vector<int64_t> top(static_cast<size_t>(T) + 1, kNone), below;
     rows_of_pieces.resize(pieces.size());
@@ -103,7 +103,7 @@ PackedRows pack_best_fit(std::span<const int64_t> positions, int64_t context_len
         rooms.insert(left);
     }
 
-    // Rows numbered by their first piece, and each row's pieces side by side.
+    // Rows are numbered by their first piece, and each row's pieces are stored side by side.
     std::vector<int64_t> numbers(static_cast<size_t>(num_rows), kNone);
     PackedRows packed;
     packed.row_begins.assign(static_cast<size_t>(num_rows) + 1, 0);

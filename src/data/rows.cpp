@@ -17,12 +17,12 @@ DataConfig in_file_order(DataConfig config) {
 }
 
 uint32_t largest_id(const int32_t* ids, int64_t count) {
-    uint32_t largest = 0;  // a negative one is large
+    uint32_t largest = 0;  // ids as unsigned numbers, so that a negative one is large
     for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(ids[i]));
     return largest;
 }
 
-// Tokens [token, token + count) of the corpus, which lie in one shard, and behind each but the last its target.
+// Copies tokens [token, token + count) of the corpus, which lie in one shard, and the target of each but the last.
 void copy_tokens(const Corpus& corpus, const Corpus::Place& place, int64_t token, int64_t count, int32_t* tokens,
                  int32_t* targets) {
     place.shard->copy(place.token, count, tokens);
@@ -31,7 +31,7 @@ void copy_tokens(const Corpus& corpus, const Corpus::Place& place, int64_t token
     place.shard->apply_mask(place.token + 1, count - 1, targets);
 }
 
-// Token `token` as a target.
+// Returns token `token` as a target.
 int32_t target_of(const Corpus& corpus, const Corpus::Place& place, int64_t token) {
     int32_t id = place.shard->token(place.token);
     if (static_cast<uint32_t>(id) >= static_cast<uint32_t>(corpus.vocab_size())) corpus.refuse_ids(token, 1);
@@ -91,7 +91,7 @@ uint64_t StreamRows::first_row(int64_t epoch, int64_t group) const {
 }
 
 StreamRows::Place StreamRows::place_of(uint64_t row) const {
-    // Rows are numbered so that no product leaves 64 bits.
+    // Row numbers are bounded so that no product exceeds 64 bits.
     CHECK(row < (uint64_t{1} << 62) / static_cast<uint64_t>(context_length_), "row ", row, " is beyond any training");
     const int64_t token = static_cast<int64_t>(row) * context_length_, epoch = token / corpus_.num_tokens();
     return {epoch, order(epoch)->group_of(token % corpus_.num_tokens())};
@@ -220,8 +220,8 @@ void BestFitRows::fill_piece(const PackedGroup& group, const Piece& piece, const
     if (mask_documents_ || begin == 0) out.document_starts->push_back(begin);
     std::iota(out.positions + begin, out.positions + begin + piece.length,
               mask_documents_ ? 0 : static_cast<int32_t>(begin));
-    // What follows: the rest of the document; without masking the row's next document; else the EOT that opens the next
-    // document of the file.
+    // The target after the piece is the next token of the document; without masking, that of the row's next document;
+    // else the EOT that opens the next document of the file.
     int32_t& last_target = targets[piece.length - 1];
     last_target = -1;
     if (piece.offset + piece.length < documents.length(piece.document) || mask_documents_) {
@@ -259,7 +259,7 @@ double BestFitRows::epochs(uint64_t num_rows) const {
     return static_cast<double>(place.group / num_groups()) + tokens / static_cast<double>(corpus_.num_tokens());
 }
 
-// From the first group: others are packed about as well.
+// The first group stands for all: others pack about as well.
 int64_t BestFitRows::epoch_tokens() const {
     const std::shared_ptr<const PackedGroup> first = group(0, {});
     const double row_tokens = static_cast<double>(first->rows.count() * context_length_);
@@ -268,7 +268,8 @@ int64_t BestFitRows::epoch_tokens() const {
 }
 
 std::optional<Bookmark> BestFitRows::bookmark(uint64_t row) const {
-    // The last group known to begin at or before the row; if the row before was read, the next group's beginning is.
+    // Start from the last group known to begin at or before `row`. If the previous row was read, the next group's
+    // start is known.
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto next = std::upper_bound(first_rows_.begin(), first_rows_.end(), row);
     if (next == first_rows_.begin()) return std::nullopt;
@@ -276,8 +277,8 @@ std::optional<Bookmark> BestFitRows::bookmark(uint64_t row) const {
 }
 
 bool BestFitRows::resume_at(const Bookmark& bookmark, uint64_t row) {
-    // What can be said without counting: a row has at least one token and at most T, and `row` lies in the group or
-    // begins the next one. In floating point, since a file may name any numbers.
+    // Bounds that need no counting: a row has 1 to T tokens, and `row` lies in the group or begins the next one. They
+    // are computed in floating point, since a file may name any numbers.
     const double tokens = static_cast<double>(corpus_.num_tokens());
     const int64_t epoch = bookmark.group / num_groups();
     const double first_row = static_cast<double>(bookmark.first_row);
@@ -285,7 +286,7 @@ bool BestFitRows::resume_at(const Bookmark& bookmark, uint64_t row) {
                              first_row <= static_cast<double>(epoch + 1) * tokens && bookmark.first_row <= row &&
                              static_cast<double>(row - bookmark.first_row) <= tokens;
     if (!is_possible) return false;
-    // With one group every epoch has the same documents, and so as many rows.
+    // With one group every epoch has the same documents, and so the same number of rows.
     if (num_groups() == 1) {
         const auto rows_of_epoch = static_cast<uint64_t>(group(bookmark.group, {})->rows.count());
         if (bookmark.first_row != static_cast<uint64_t>(epoch) * rows_of_epoch) return false;

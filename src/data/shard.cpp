@@ -19,7 +19,7 @@ namespace {
 
 std::string real_path_of(const std::string& path) {
     char* const resolved = ::realpath(path.c_str(), nullptr);
-    if (resolved == nullptr) return path;  // opening it says why
+    if (resolved == nullptr) return path;  // opening the path reports the reason
     std::string real = resolved;
     std::free(resolved);
     return real;
@@ -29,7 +29,7 @@ std::span<const std::byte> bytes_of_file(const MappedFile& file) {
     return {reinterpret_cast<const std::byte*>(file.data.get()), file.size};
 }
 
-// TOKENS.bin has its index in TOKENS.idx.
+// The index of TOKENS.bin is TOKENS.idx.
 std::string index_path(const std::string& path) {
     return std::filesystem::path(path).replace_extension(".idx").string();
 }
@@ -46,8 +46,8 @@ void stamp_of(const std::string& path, int64_t* bytes, int64_t* mtime_ns) {
     *mtime_ns = static_cast<int64_t>(info.st_mtim.tv_sec) * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
-// Calls read(), which reads `file` up to `end`. If the file became shorter, that is what is wrong, whatever was made of
-// the zeros in its place.
+// Calls read(), which reads `file` up to `end`. If the file became shorter, that error counts, not what read() made of
+// the zeros.
 template <typename Function>
 auto intact(const MappedFile& file, size_t end, Function&& read) {
     try {
@@ -60,11 +60,11 @@ auto intact(const MappedFile& file, size_t end, Function&& read) {
     }
 }
 
-// The starts of the documents of tokens [begin, end), as the index has them.
+// Returns the starts of the documents of tokens [begin, end) from the index.
 std::vector<int64_t> documents_of(const MegatronIndex& megatron, int64_t begin, int64_t end, const std::string& path) {
     std::vector<int64_t> starts;
     const int64_t first = megatron.first_document_from(begin), last = megatron.first_document_from(end);
-    // The first of several that begin at `begin` is found; all but the last of them are empty.
+    // Bisection finds the first of several documents that begin at `begin`; all but the last of them are empty.
     megatron.check_documents(first, last);
     for (int64_t d = first; d < last; ++d) {
         const int64_t start = megatron.first_token(d);
@@ -76,7 +76,7 @@ std::vector<int64_t> documents_of(const MegatronIndex& megatron, int64_t begin, 
     return starts;
 }
 
-// Whether an id of this type can be the number.
+// Returns whether an id of this type can be the number.
 template <typename Id>
 bool can_hold(int64_t id) {
     return id >= 0 && std::in_range<Id>(id);
@@ -84,7 +84,7 @@ bool can_hold(int64_t id) {
 
 }  // namespace
 
-// Ids as unsigned numbers: a negative one is then too large, and one comparison finds both.
+// Calls the function with ids as unsigned numbers: a negative one is then too large, and one comparison finds both.
 template <typename Function>
 auto Shard::with_ids(Function&& function) const {
     const uint8_t* const data = file_.data.get() + layout_.offset;
@@ -181,7 +181,7 @@ std::vector<int64_t> Shard::find_cuts(int64_t every, const TokenRules& rules) co
     const auto add = [&](int64_t cut) {
         if (cut > cuts.back() && cut < num_tokens()) cuts.push_back(cut);
     };
-    // A last piece of less than half the size is no piece of its own.
+    // A last piece of less than half the size is joined to the one before it.
     const int64_t last = num_tokens() - every / 2;
     if (last < every || (!megatron_ && rules.eot_token < 0)) {
         cuts.push_back(num_tokens());
@@ -198,13 +198,13 @@ std::vector<int64_t> Shard::find_cuts(int64_t every, const TokenRules& rules) co
         cuts.push_back(num_tokens());
         return cuts;
     }
-    // From the file, not through the mapping: thousands of places would fill the address space, and each would be read
-    // ahead of.
+    // Reads through the file, not the mapping: thousands of places would fill the address space, with read-ahead at
+    // each.
     const Descriptor file = open_regular_file(path_);
     posix_fadvise(file.get(), 0, 0, POSIX_FADV_RANDOM);
     std::vector<uint8_t> buffer(static_cast<size_t>(kProbeTokens * bytes_of(type())));
     for (int64_t place = every; place <= last; place += every) {
-        // With `end` the token before `place` says whether a document begins there.
+        // With `end`, the token before `place` says whether a document begins there.
         const int64_t begin = rules.eot_side == EotSide::start ? place : place - 1;
         const int64_t bytes = std::min(kProbeTokens, num_tokens() - begin) * bytes_of(type());
         const ssize_t got =
@@ -245,7 +245,7 @@ void Shard::refuse_id(int64_t begin, int64_t end, const TokenRules& rules) const
                              ": set model.vocab_size to at least ", static_cast<uint64_t>(largest) + 1,
                              ", or use the shards of another tokenizer"));
     });
-    std::abort();  // not reached: both ways out throw
+    std::abort();  // not reached: both branches throw
 }
 
 template <typename Id>
@@ -256,8 +256,8 @@ Shard::Scan Shard::scan_ids(const Id* ids, int64_t begin, int64_t end, const Tok
     const int64_t to_start = rules.eot_side == EotSide::start ? 0 : 1;
     Scan result;
     uint64_t largest_id = 0;
-    // Two reductions over a block of this size run as vector code, and only a block with an EOT in it is looked at id
-    // by id. Short enough that documents of a thousand tokens leave most blocks without one.
+    // Two reductions over a block of this size compile to vector code, and only a block with an EOT is scanned id by
+    // id. With documents of a thousand tokens most blocks have none.
     constexpr int64_t kBlock = 256, kBlocksPerLook = 4096;
     for (int64_t block = begin, looks = 0; block < end; block += kBlock, ++looks) {
         if (looks % kBlocksPerLook == 0 && stop.stop_requested()) throw Stopped{};

@@ -40,10 +40,10 @@ void AddedTokens::split(std::string_view input, const std::function<void(std::st
         }
         size_t begin = at, end = at + found->content.size();
         at = end;
-        // One that does not stand alone is text; the search goes on behind it all the same.
+        // A single_word token with a letter beside it is ordinary text; the search goes on behind it, as in HF.
         if (found->single_word && (ends_with_word(input.substr(0, begin)) || begins_with_word(input.substr(end))))
             continue;
-        if (found->lstrip) begin -= trailing_space(input.substr(0, begin));  // some may be the token's before
+        if (found->lstrip) begin -= trailing_space(input.substr(0, begin));  // the space may be the previous token's
         if (found->rstrip) end += leading_space(input.substr(end));
         if (done < begin) text(input.substr(done, begin - done));
         token(found->id);

@@ -1,6 +1,6 @@
-// Added tokens: texts that are one token wherever they stand, such as <|endoftext|>. HF tokenizers cuts them out before
-// anything else is done: those with "normalized": false out of the text as it is, the others out of what the
-// normalizer makes of the pieces between them.
+// Added tokens are strings that are one token wherever they occur, such as <|endoftext|>. HF tokenizers cuts them out
+// first: tokens with "normalized": false out of the original text, the others out of the normalized pieces between
+// them.
 #pragma once
 
 #include <array>
@@ -16,24 +16,25 @@ namespace ingot {
 struct AddedToken {
     int32_t id = -1;
     std::string content;       // not empty
-    bool single_word = false;  // only where no character of a word stands beside it
-    bool lstrip = false;       // white space before it belongs to it
-    bool rstrip = false;       // and after it
+    bool single_word = false;  // only matches without a word character beside it
+    bool lstrip = false;       // takes the white space before it
+    bool rstrip = false;       // takes the white space after it
     bool normalized = false;
     bool special = false;
 };
 
-// Finds added tokens in a text: leftmost first, of those the longest, without overlap.
+// Finds added tokens in a text: the leftmost match, of several there the longest, without overlap.
 class AddedTokens {
   public:
-    // `tokens` with their content as it stands in the text that is searched.
+    // The content of `tokens` must be written as in the text that is searched: normalized if that is.
     explicit AddedTokens(std::vector<AddedToken> tokens);
-    // Cuts valid UTF-8: calls `text` for what stands between tokens (never empty), `token` for the tokens, in order.
+    // Splits valid UTF-8 in order: calls `text` for each piece between tokens (never empty) and `token` for each
+    // token.
     void split(std::string_view input, const std::function<void(std::string_view)>& text,
                const std::function<void(int32_t)>& token) const;
 
   private:
-    // The token whose content is the longest that stands at `offset`; null if there is none.
+    // Returns the token with the longest content that matches at `offset`, or null.
     const AddedToken* match(std::string_view input, size_t offset) const;
 
     struct Node {
@@ -42,7 +43,7 @@ class AddedTokens {
     };
     std::vector<AddedToken> tokens_;
     std::vector<Node> trie_;
-    std::array<bool, 256> begins_{};  // first bytes
+    std::array<bool, 256> begins_{};  // the first bytes of all tokens
 };
 
 }  // namespace ingot

@@ -9,8 +9,8 @@ namespace ingot {
 
 namespace {
 
-// Words that are remembered: 8 MB. Each has one place, by its hash, and the latest takes it: words that never come
-// again, as in binary data, cost no more than their merges.
+// Number of words in the cache, which has 8 MB. A word's hash gives it one slot, and the latest word takes it, so that
+// words which never repeat, as in binary data, cost little beyond their merges.
 constexpr size_t kCachedWords = size_t{1} << 16;
 
 uint64_t pair_key(int32_t left, int32_t right) {
@@ -21,7 +21,7 @@ std::vector<AddedToken> select(const std::vector<AddedToken>& tokens, bool norma
     std::vector<AddedToken> result;
     for (AddedToken token : tokens) {
         if (token.normalized != normalized) continue;
-        // The text that it is looked for in is normalized, so it is too.
+        // The token is searched for in normalized text, so it is normalized too.
         if (normalized && uses_nfc) token.content = to_nfc(token.content);
         result.push_back(std::move(token));
     }
@@ -142,7 +142,7 @@ void ByteLevelBpe::word(std::string_view text, std::vector<int32_t>* out) {
 
 namespace {
 
-// The heap's front is the lowest rank, and of equals the leftmost.
+// The heap's front is the candidate with the lowest rank, and among equals the leftmost.
 constexpr auto is_later = [](const auto& a, const auto& b) {
     return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
 };
@@ -159,8 +159,8 @@ void ByteLevelBpe::push_candidate(int32_t position) {
     std::push_heap(heap_.begin(), heap_.end(), is_later);
 }
 
-// O(n log n) for n bytes: every merge takes one symbol away and adds at most two candidates. A candidate whose pair is
-// no longer there is passed over when its turn comes.
+// Takes O(n log n) for n bytes: every merge removes one symbol and adds at most two candidates. A candidate is skipped
+// if one of its symbols has been merged meanwhile.
 void ByteLevelBpe::merge(std::string_view text, std::vector<int32_t>* out) {
     REQUIRE(text.size() < (size_t{1} << 31), "a word of ", text.size(), " bytes: split the text");
     const auto n = static_cast<int32_t>(text.size());
@@ -181,7 +181,7 @@ void ByteLevelBpe::merge(std::string_view text, std::vector<int32_t>* out) {
         if (right.id != best.right) continue;
         left.id = best.result;
         left.next = right.next;
-        right.id = -1;  // no pair has it: the candidates that begin here are void
+        right.id = -1;  // no pair has this id, which invalidates the candidates that begin here
         if (left.next >= 0) symbols_[static_cast<size_t>(left.next)].previous = best.position;
         if (left.previous >= 0) push_candidate(left.previous);
         push_candidate(best.position);

@@ -1,5 +1,5 @@
-// Byte-level BPE (Sennrich 2016; over bytes: Radford 2019, section 2.2): words are cut out of the text by patterns, and
-// in each word the pair of neighbours with the lowest rank is merged, the leftmost first, until no pair has one.
+// Byte-level BPE (Sennrich 2016; over bytes: Radford 2019, section 2.2). Patterns split the text into words. In each
+// word the adjacent pair with the lowest rank is merged, the leftmost first, until no pair has a rank.
 #pragma once
 
 #include <array>
@@ -18,32 +18,33 @@ namespace ingot {
 // GPT-2's pattern, which ByteLevel applies unless "use_regex" is false.
 constexpr const char* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-// The letters that stand for bytes in a tokenizer.json: printable Latin-1 for itself, the rest in order from U+0100 on
-// (Radford 2019, encoder.py, bytes_to_unicode).
+// Returns the letters that stand for bytes in a tokenizer.json: printable Latin-1 stands for itself, the others are
+// numbered from U+0100 on (Radford 2019, encoder.py, bytes_to_unicode).
 std::array<std::string, 256> byte_letters();
 
-// One step of pre-tokenization; each works on the pieces that the one before has left.
+// A step of pre-tokenization splits the pieces that the step before it made.
 struct PreTokenizerStep {
     enum class Kind {
-        isolate,       // matches are pieces, and so is what stands between them
-        keep_matches,  // matches alone; the rest of the text is dropped
+        isolate,       // the matches and the text between them become pieces
+        keep_matches,  // only the matches become pieces; the rest of the text is dropped
         prefix_space   // a space before a piece that does not begin with one
     };
     Kind kind;
-    std::vector<Pattern> pattern;  // one, or none for prefix_space
+    std::vector<Pattern> pattern;  // empty for prefix_space
 };
 
-// What a tokenizer.json says, checked. Texts are bytes, no longer the letters that the file writes them in.
+// The checked content of a tokenizer.json. Strings are bytes here, no longer the letters that the file writes for
+// them.
 struct BpeDescription {
-    std::vector<std::pair<std::string, int32_t>> vocab;  // no text and no id twice
+    std::vector<std::pair<std::string, int32_t>> vocab;  // neither strings nor ids repeat
     struct Merge {
         int32_t left, right, result;
     };
-    std::vector<Merge> merges;  // by rank; of two with the same pair the later holds, as in HF
+    std::vector<Merge> merges;  // by rank; the later of two merges of the same pair counts, as in HF
     std::array<int32_t, 256> byte_ids{};
     std::vector<AddedToken> added;
     bool uses_nfc = false;
-    bool ignore_merges = false;  // a word that is in the vocabulary is one token, whatever the merges say
+    bool ignore_merges = false;  // a word in the vocabulary is one token, whatever the merges are
     std::vector<PreTokenizerStep> steps;
     std::string source;
 };
@@ -63,7 +64,7 @@ class ByteLevelBpe : public Tokenizer {
     struct Merge {
         int32_t rank, result;
     };
-    // A word whose letters are merged: a list linked both ways through indexes.
+    // A symbol of the word that is being merged, linked to its neighbours by index.
     struct Symbol {
         int32_t id, previous, next;
     };
@@ -71,7 +72,7 @@ class ByteLevelBpe : public Tokenizer {
         int32_t rank, position, left, right, result;
     };
     struct CachedWord {
-        uint8_t num_bytes = 0, num_ids = 0;  // a word has a byte at least: 0 is an empty place
+        uint8_t num_bytes = 0, num_ids = 0;  // every word has a byte: 0 marks an empty slot
         char text[42];
         int32_t ids[21];
     };
@@ -79,7 +80,7 @@ class ByteLevelBpe : public Tokenizer {
         using is_transparent = void;
         size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
     };
-    // 64-bit keys are two ids side by side; the standard's identity hash would put them into few buckets.
+    // A 64-bit key is two ids side by side, which the standard's identity hash would put into few buckets.
     struct PairHash {
         size_t operator()(uint64_t pair) const {
             pair *= 0x9e3779b97f4a7c15u;
@@ -99,8 +100,8 @@ class ByteLevelBpe : public Tokenizer {
     std::vector<PreTokenizerStep> steps_;
     std::array<int32_t, 256> byte_ids_;
     std::unordered_map<uint64_t, Merge, PairHash> merges_;
-    ByText<int32_t> vocab_;           // filled if ignore_merges
-    std::vector<std::string> bytes_;  // of each id
+    ByText<int32_t> vocab_;           // only filled if ignore_merges
+    std::vector<std::string> bytes_;  // by id
     std::vector<bool> is_special_;
     AddedTokens raw_, normalized_;
     std::vector<CachedWord> cache_;

@@ -19,14 +19,14 @@ namespace ingot {
 
 namespace {
 
-// White_Space, inside a class.
+// The property White_Space, for use inside a class.
 constexpr const char* kSpace = "\\x{9}-\\x{d}\\x{85}\\p{Z}";
 
 const char* const kCategories[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N", "Nd",
                                    "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm",
                                    "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Co"};
 
-// Neighbours that Oniguruma, ignoring case, also finds in one character: fi in U+FB01, ss in U+00DF.
+// Letter pairs that Oniguruma, ignoring case, also matches with one character: fi with U+FB01, ss with U+00DF.
 const char* const kFoldedPairs[] = {"ss", "ff", "fi", "fl", "st"};
 
 class Translator {
@@ -114,7 +114,7 @@ class Translator {
                 if (std::strcmp(pair, folded) == 0) refuse("has letters in (?i:...) that may also be one character");
             previous_ = pair[1];
         }
-        // '-', '#' and the like are literals outside a class to both.
+        // Characters such as '-' and '#' are literals outside a class in both libraries.
         out_ += in_.substr(at_, length);
         at_ += length;
         can_repeat_ = true;
@@ -135,7 +135,7 @@ class Translator {
         previous_ = '\0';
     }
 
-    // One escape, as it stands in a class or outside.
+    // Translates one escape, inside a class or outside.
     std::string escape(bool is_in_class) {
         if (at_ + 1 >= in_.size()) refuse("ends with a backslash");
         const char c = in_[at_ + 1];
@@ -179,7 +179,7 @@ class Translator {
         return join(is_complement ? "\\P{" : "\\p{", name, "}");
     }
 
-    // \x{1F600} and \u00e9. Oniguruma's \xNN is a byte.
+    // Translates \x{1F600} and \u00e9. \xNN is a byte to Oniguruma, and refused.
     std::string code_point() {
         const bool has_braces = in_[at_ + 1] == 'x';
         const size_t begin = at_ + (has_braces ? 3 : 2);
@@ -223,7 +223,7 @@ class Translator {
     void quantifier() {
         if (!can_repeat_) refuse("has a quantifier with nothing to repeat");
         if (in_[at_] == '{') {
-            // {,n} is a literal to PCRE2; what {n}+ and {n}? mean depends on Oniguruma's syntax.
+            // {,n} is a literal to PCRE2, and the meaning of {n}+ and {n}? depends on Oniguruma's syntax.
             const size_t end = in_.find('}', at_);
             const std::string bounds = end == std::string::npos ? "" : in_.substr(at_ + 1, end - at_ - 1);
             const bool is_plain = !bounds.empty() && bounds[0] != ',' && bounds.size() <= 9 &&
@@ -246,7 +246,7 @@ class Translator {
     std::string out_;
     std::vector<Group> groups_;
     bool can_repeat_ = false;
-    char previous_ = '\0';  // the literal before, where case is ignored
+    char previous_ = '\0';  // the previous literal, where case is ignored
 };
 
 std::string message_of(int code) {
@@ -284,7 +284,7 @@ struct Pattern::Compiled {
 
 Pattern::Pattern(const std::string& regex, const std::string& where)
     : compiled_(std::make_unique<Compiled>()), where_(where) {
-    constexpr size_t kLongest = 16384;  // the published ones have less than 500 bytes
+    constexpr size_t kLongest = 16384;  // published patterns have less than 500 bytes
     REQUIRE(regex.size() <= kLongest, where, " has ", regex.size(), " bytes, at most ", kLongest,
             " are compiled: use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)");
     const std::string text = translate_pattern(regex, where);
@@ -301,7 +301,7 @@ Pattern::Pattern(const std::string& regex, const std::string& where)
     REQUIRE(matches_empty == 0, where,
             " matches the empty text: use a tokenizer with a published pattern (GPT-2, "
             "Llama-3, Qwen)");
-    // Where machine code cannot be made, matching is slower and the same.
+    // Matching is slower without machine code, with the same result.
     pcre2_jit_compile(compiled_->code, PCRE2_JIT_COMPLETE);
     compiled_->data = pcre2_match_data_create(1, nullptr);
     compiled_->context = pcre2_match_context_create(nullptr);
@@ -309,7 +309,7 @@ Pattern::Pattern(const std::string& regex, const std::string& where)
     compiled_->stack = pcre2_jit_stack_create(kStackBytes, kMaxStackBytes, nullptr);
     CHECK(compiled_->data != nullptr && compiled_->context != nullptr, "pcre2: out of memory");
     pcre2_jit_stack_assign(compiled_->context, nullptr, compiled_->stack);
-    constexpr uint32_t kHeapKibibytes = 1 << 20;  // where there is no machine code
+    constexpr uint32_t kHeapKibibytes = 1 << 20;  // for matching without machine code
     pcre2_set_heap_limit(compiled_->context, kHeapKibibytes);
 }
 
@@ -319,9 +319,9 @@ Pattern& Pattern::operator=(Pattern&&) noexcept = default;
 
 namespace {
 
-// How often a match that begins at one place may be tried on with what is behind: a stretch of a hundred megabytes of
-// spaces is one match too, and the published patterns try each of its characters once or twice. Those whose number of
-// ways grows exponentially come to the end of this in a fraction of a second for a text of any usual length.
+// Returns how often PCRE2 may backtrack in one match. A run of a hundred megabytes of spaces can be one match, and the
+// published patterns try each of its characters once or twice. A pattern with exponentially many ways to match reaches
+// this limit in a fraction of a second on a text of usual length.
 uint32_t match_limit(size_t bytes) {
     constexpr uint64_t kFirst = 1'000'000, kPerByte = 4;
     return static_cast<uint32_t>(std::min<uint64_t>(kFirst + kPerByte * bytes, UINT32_MAX));
@@ -337,9 +337,9 @@ double thread_seconds() {
 
 bool Pattern::find(std::string_view text, size_t offset, size_t* begin, size_t* end) {
     pcre2_set_match_limit(compiled_->context, match_limit(text.size() - offset));
-    // The limit holds for each place where a match may begin. So that a pattern which reads on to the end from each of
-    // them is noticed, places are tried in stretches, and what all of them take together has a limit too. A published
-    // pattern finds its match at the first place or skims over a hundred megabytes in a second.
+    // match_limit() holds for each start of a match. A pattern that reads to the end of the text from every start is
+    // stopped by a second limit on the time of all starts together, for which they are tried in stretches. A published
+    // pattern matches at the first start, or passes over a hundred megabytes in a second.
     constexpr double kMostSeconds = 2, kShort = 0.01;
     double first_seconds = -1, last_seconds = 0;
     for (size_t stretch = 16, from = offset; from <= text.size();) {
@@ -347,7 +347,7 @@ bool Pattern::find(std::string_view text, size_t offset, size_t* begin, size_t* 
         pcre2_set_offset_limit(compiled_->context, last);
         const int found = pcre2_match(compiled_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
                                       PCRE2_NO_UTF_CHECK, compiled_->data, compiled_->context);
-        // With room for one pair of offsets, 0 says that there were groups.
+        // There is room for one pair of offsets; 0 means that the pattern had groups.
         if (found >= 0) {
             const PCRE2_SIZE* const offsets = pcre2_get_ovector_pointer(compiled_->data);
             *begin = offsets[0];

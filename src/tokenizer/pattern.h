@@ -1,13 +1,13 @@
-// The regular expressions of pre-tokenizers, matched by PCRE2.
+// Regular expressions of pre-tokenizers, matched by PCRE2.
 //
-// HF tokenizers matches them with Oniguruma. The two agree on the constructs that the published patterns are made of,
-// and on those alone a pattern is accepted: literals, classes of characters and ranges, general categories (\p{L}), \s,
-// \d, \r \n \t \f, groups, (?i:...) around ASCII letters, lookahead, alternatives, and the quantifiers * + ? {n} {n,}
-// {n,m}, lazy or possessive where both read them so. Where they differ, the pattern is rewritten (\s: Oniguruma means
-// the property White_Space, PCRE2 also U+180E) or refused.
+// HF tokenizers matches them with Oniguruma. A pattern is accepted if it consists of constructs on which the two
+// agree, as the published patterns do: literals, classes of characters and ranges, general categories (\p{L}), \s, \d,
+// \r \n \t \f, groups, (?i:...) around ASCII letters, lookahead, alternatives, and the quantifiers * + ? {n} {n,}
+// {n,m}, lazy or possessive where both read them so. Where they differ, the pattern is rewritten (\s is White_Space to
+// Oniguruma; PCRE2 adds U+180E) or refused.
 //
-// A character's category comes from the Unicode version of the PCRE2 library (14 on Debian 12, Ubuntu 22.04 and 24.04),
-// so characters of later versions are no letters here and may be split otherwise than by a later Oniguruma.
+// A character's category comes from the Unicode version of the PCRE2 library (14 on Debian 12, Ubuntu 22.04 and
+// 24.04), so that a later Oniguruma may split characters of later versions differently.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +26,12 @@ class Pattern {
     Pattern(Pattern&&) noexcept;
     Pattern& operator=(Pattern&&) noexcept;
 
-    // The leftmost match at or after `offset` in `text`, which is valid UTF-8; false if there is none. Throws UserError
-    // where matching would take too long: some patterns have exponentially many ways to match. It keeps scratch memory,
-    // so one thread at a time.
+    // Finds the leftmost match at or after `offset` in `text`, which must be valid UTF-8; returns false if there is
+    // none. Throws UserError where matching takes too long, since some patterns have exponentially many ways to match.
+    // Not thread-safe: the object keeps scratch memory.
     bool find(std::string_view text, size_t offset, size_t* begin, size_t* end);
 
-    // "10.42 2022-12-11", and "14.0.0".
+    // Return "10.42 2022-12-11" and "14.0.0".
     static std::string library_version();
     static std::string unicode_version();
 
@@ -42,7 +42,7 @@ class Pattern {
     std::string where_, regex_;  // as errors show it
 };
 
-// The pattern as PCRE2 reads it. Throws UserError as the constructor does. Seen from outside for tests.
+// Returns the pattern in PCRE2's syntax. Throws UserError as the constructor does. It is public for tests.
 std::string translate_pattern(const std::string& regex, const std::string& where);
 
 }  // namespace ingot

@@ -1,4 +1,4 @@
-// tokenizer.json, read strictly: whatever would give other tokens than what is built here is refused by its name.
+// Reads a tokenizer.json strictly: a feature that would give other tokens than this implementation is refused by name.
 #include <map>
 #include <set>
 
@@ -31,7 +31,7 @@ std::array<std::string, 256> byte_letters() {
 
 namespace {
 
-constexpr int64_t kMaxTokens = 16777216;  // as model.vocab_size
+constexpr int64_t kMaxTokens = 16777216;  // the limit of model.vocab_size
 
 class TokenizerReader {
   public:
@@ -46,7 +46,8 @@ class TokenizerReader {
         known_keys(root, "",
                    {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
                     "decoder", "model"});
-        // "truncation" and "padding" are for batches of a finished model's input. Here a text is encoded as a whole.
+        // "truncation" and "padding" are for batches of a finished model's input, so they are ignored: a text is
+        // encoded whole.
         description_.source = std::move(source);
         normalizer(root.value("normalizer", json()), "normalizer");
         pre_tokenizer(root.value("pre_tokenizer", json()), "pre_tokenizer");
@@ -152,7 +153,7 @@ class TokenizerReader {
         const std::string behavior = part.value("behavior", json()).is_string() ? part.at("behavior") : json("");
         const bool is_inverted = boolean(part, where, "invert", false);
         const bool isolates = behavior == "Isolated";
-        // Inverted, what is removed is what stands between the matches.
+        // With "invert" the text between the matches is removed.
         if (!isolates && !(behavior == "Removed" && is_inverted))
             unsupported(where + ".behavior", part.value("behavior", json()),
                         "\"Isolated\", or \"Removed\" with \"invert\": true");
@@ -170,7 +171,7 @@ class TokenizerReader {
 
     // ---- The model ----
 
-    // The bytes that a text of the file stands for; false if some letter stands for none.
+    // Converts a string of the file to the bytes that it stands for. Returns false if a letter stands for no byte.
     bool to_bytes(const std::string& text, std::string* bytes) const {
         bytes->clear();
         for (size_t i = 0; i < text.size();) {
@@ -184,7 +185,7 @@ class TokenizerReader {
     }
 
     void model(const json& value) {
-        const json type = value.value("type", json("BPE"));  // early files leave it out
+        const json type = value.value("type", json("BPE"));  // early files leave the type out
         if (type != "BPE") unsupported("model.type", type, "\"BPE\" over bytes (GPT-2, Llama-3, Qwen)");
         known_keys(value, "model",
                    {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
@@ -207,7 +208,8 @@ class TokenizerReader {
                     " twice, the second time to ", shown(entry.key()), ": use the file as its maker wrote it");
             vocab_[entry.key()] = id.get<int32_t>();
             std::string bytes;
-            // What is not written in the letters of bytes is found as an added token alone, and stands for itself.
+            // An entry that is not written in byte letters can only be found as an added token, and then stands for
+            // itself.
             const bool is_text = to_bytes(entry.key(), &bytes);
             description_.vocab.emplace_back(is_text ? bytes : entry.key(), id.get<int32_t>());
         }
@@ -251,8 +253,8 @@ class TokenizerReader {
     void added_tokens(const json& all) {
         REQUIRE(all.is_array(), name_, ": added_tokens must be a list");
         std::set<std::string> contents;
-        // HF gives ids by itself, whatever the file says: those of model.vocab, else the next one. A file that says
-        // otherwise would mean other tokens there than here.
+        // HF assigns these ids itself and ignores the file's: the id in model.vocab, else the next free one. A file
+        // with other ids would mean other tokens here than in HF.
         int64_t next = static_cast<int64_t>(vocab_.size());
         for (size_t i = 0; i < all.size(); ++i) {
             const std::string where = join("added_tokens[", i, "]");
@@ -286,7 +288,7 @@ class TokenizerReader {
     const std::string& name_;
     const std::array<std::string, 256> letters_ = byte_letters();
     std::map<std::string, char> bytes_of_letters_;
-    std::unordered_map<std::string, int32_t> vocab_;  // as the file writes it
+    std::unordered_map<std::string, int32_t> vocab_;  // with the strings as the file writes them
     std::set<int32_t> ids_;
     BpeDescription description_;
 };

@@ -20,7 +20,7 @@ bool is_ascii_word(const char* text) {
     return (word & 0x8080808080808080u) == 0;
 }
 
-// The number of bytes at the front that are whole characters.
+// Returns how many bytes at the front are whole characters.
 size_t valid_prefix(std::string_view text) {
     size_t i = 0;
     while (i < text.size()) {
@@ -35,7 +35,7 @@ size_t valid_prefix(std::string_view text) {
     return i;
 }
 
-// How many bytes at the front of what is no whole character belong to one replacement: the longest start of some whole
+// Returns how many bytes one U+FFFD replaces at the front of an invalid text: the longest prefix of some valid
 // character, at least one byte.
 size_t maximal_part(std::string_view text) {
     size_t length = 1;
@@ -43,7 +43,7 @@ size_t maximal_part(std::string_view text) {
     return utf8_length(text.data(), 1) == -1 ? length : 1;
 }
 
-// The code point that begins at `text`, which is valid.
+// Returns the code point at the start of `text`, which is valid.
 int32_t code_point(const char* text, size_t size) {
     utf8proc_int32_t code = 0;
     const auto length =
@@ -52,7 +52,7 @@ int32_t code_point(const char* text, size_t size) {
     return code;
 }
 
-// Where the last character begins.
+// Returns the offset of the last character.
 size_t last_character(std::string_view text) {
     size_t begin = text.size() - 1;
     while (begin > 0 && (static_cast<uint8_t>(text[begin]) & 0xc0) == 0x80) --begin;
@@ -65,7 +65,8 @@ bool is_space(int32_t code) {
            code == 0x3000;
 }
 
-// Alphabetic, marks, decimal numbers, connectors, joiners. Alphabetic is L, Nl, some marks, and the circled letters.
+// A word character is alphabetic, a mark, a decimal number, a connector or a joiner. Alphabetic is L, Nl, some marks,
+// and the circled letters.
 bool is_word(int32_t code) {
     switch (utf8proc_category(code)) {
         case UTF8PROC_CATEGORY_LU:
@@ -87,11 +88,12 @@ bool is_word(int32_t code) {
     }
 }
 
-// Decomposed, marks in order, composed (UAX 15, D108 and D117). utf8proc's own function for all three puts marks in
-// order by exchanging neighbours: a few hundred thousand marks in a row, which files do contain, would take it hours.
+// Appends the text decomposed, with its marks in order, and composed (UAX 15, D108 and D117). utf8proc's own function
+// for all three orders marks by exchanging neighbours, which takes hours for a few hundred thousand marks in a row;
+// files do contain such runs.
 void append_nfc(std::string_view text, std::vector<utf8proc_int32_t>* codes, std::string* out) {
     constexpr auto kForm = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    constexpr utf8proc_ssize_t kLongest = 18;  // the longest decomposition there is
+    constexpr utf8proc_ssize_t kLongest = 18;  // the longest decomposition of a character
     codes->clear();
     for (size_t i = 0; i < text.size();) {
         utf8proc_int32_t parts[kLongest];
@@ -117,7 +119,8 @@ void append_nfc(std::string_view text, std::vector<utf8proc_int32_t>* codes, std
     }
 }
 
-// A character below U+0300 is itself in form C and takes nothing that stands before it: lead bytes below 0xcc.
+// Returns whether the byte leads a character below U+0300 (lead bytes below 0xcc), which is in form C itself and never
+// composes with a character before it.
 bool is_below_u0300(char c) {
     return static_cast<uint8_t>(c) < 0xcc;
 }
@@ -143,8 +146,8 @@ std::string replace_invalid_utf8(std::string_view text) {
 }
 
 std::string to_nfc(std::string_view text) {
-    // U+11A7 stands just before the first Hangul final and is none itself; utf8proc before 2.9 composes, and so loses,
-    // it. It is a starter that composes with nothing, so it cuts the text as an ASCII character does.
+    // U+11A7 comes just before the first Hangul final and is not one itself, but utf8proc before 2.9 composes, and so
+    // loses, it. It is a starter that composes with nothing, so it can split the text as an ASCII character does.
     constexpr std::string_view kNoFinal = "\xe1\x86\xa7";
     std::string result;
     std::vector<utf8proc_int32_t> codes;
@@ -156,7 +159,7 @@ std::string to_nfc(std::string_view text) {
             begin += kNoFinal.size();
             continue;
         }
-        // A stretch below U+0300 stays as it is, but for its last character, which may take what follows.
+        // A run below U+0300 stays as it is, except its last character, which may compose with the next one.
         size_t end = begin;
         while (end < text.size() && is_below_u0300(text[end])) ++end;
         if (end == text.size()) {
@@ -165,8 +168,8 @@ std::string to_nfc(std::string_view text) {
         }
         const size_t last = end > begin ? begin + last_character(text.substr(begin, end - begin)) : begin;
         result += text.substr(begin, last - begin);
-        // The rest up to the next ASCII character: it composes with nothing before it, so the form of both sides is
-        // the form of the whole (UAX 15, section 9).
+        // The next ASCII character composes with nothing before it, so that the form of both sides is the form of the
+        // whole (UAX 15, section 9).
         size_t next = end;
         while (next < text.size() && static_cast<uint8_t>(text[next]) >= 0x80 &&
                text.compare(next, kNoFinal.size(), kNoFinal) != 0)
