@@ -19,8 +19,8 @@ int fail(const std::string& why, int exit_code) {
     return exit_code;
 }
 
-// Why the command line was refused. An argument that nobody knows comes first, with the name that was probably meant:
-// what CLI11 misses may only be misspelt.
+// Returns why the command line was refused. An unknown argument comes first, with the name that was probably meant:
+// the option that CLI11 misses may only be misspelt.
 std::string why_refused(const CLI::App& app, const CLI::ParseError& error) {
     const std::vector<CLI::App*> parsed = app.get_subcommands();
     const CLI::App& command = parsed.empty() ? app : *parsed.front();

@@ -10,7 +10,7 @@
 #include "src/base/text.h"
 #include "src/commands/cli.h"
 
-// One line that is printable and not too long, whatever a file name or an argument in the message holds.
+// Prints one printable line of bounded length, whatever a file name or an argument in the message holds.
 static int report(const char* what, int exit_code) {
     std::fflush(stdout);
     std::fprintf(stderr, "error: %s\n", ingot::excerpt(what, ingot::kLongestMessage).c_str());
@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
         return report(error.what(), error.exit_code);
     } catch (const std::bad_alloc&) {
         return report("out of memory: use a smaller model or training.micro_batch_size", ingot::kExitAllocation);
-    } catch (const std::filesystem::filesystem_error& error) {  // of a path or a disk, which is not our fault
+    } catch (const std::filesystem::filesystem_error& error) {  // a fault of a path or a disk, not ours
         return report(error.what(), ingot::kExitUsage);
     } catch (const std::exception& error) {
         return report(error.what(), ingot::kExitFault);

@@ -1,10 +1,11 @@
-// Method: random data (clocks and power depend on it); all kernels in turns for load_seconds first, so that the clocks
-// are those of long work; then batches of launches between two events, and the median over the batches. Inputs are the
-// same in every launch: they are used up from the L2 cache or not, as in a training step.
+// Method: inputs are random data, since clocks and power depend on it. All kernels first run in turns for
+// load_seconds, so that the clocks are those of long work. Then batches of launches are timed between two events, and
+// the median over the batches counts. Inputs are the same in every launch, and may be in the L2 cache, as in a
+// training step.
 //
-// FLOPs are those that the visible pairs need: 4 HS for each pair and query head forward, 10 HS backward. What a kernel
-// computes twice, or in tiles that are half visible, does not count. Memory is what attention needs beyond q, k, v, out
-// and their gradients: lse, and the backward pass's scratch memory; for naive attention its matrices.
+// FLOPs are those that the visible pairs need: 4 HS for each pair and query head in forward, 10 HS in backward. Work
+// that a kernel repeats, or does for the hidden part of a tile, does not count. Memory is what attention needs beyond
+// q, k, v, out and their gradients: lse, and the scratch memory of backward; for naive attention its matrices.
 #include "src/bench/attention.h"
 
 #include <algorithm>
@@ -163,10 +164,10 @@ class Operands {
     std::vector<std::shared_ptr<void>> memory_;
 };
 
-// What Ingot's kernel is compared with: its own operands, and who works on them.
+// The opponent of Ingot's kernel: its operands, and the code that computes with them.
 struct Against {
     Operands operands;
-    std::unique_ptr<NaiveAttention> naive;  // none: the kernel of the operands' options
+    std::unique_ptr<NaiveAttention> naive;  // null: the kernel of the operands' options
 
     void run_forward() const { naive ? naive->forward(operands.forward) : operands.run_forward(); }
     void run_backward() const { naive ? naive->backward(operands.backward) : operands.run_backward(); }
@@ -188,7 +189,7 @@ std::vector<float> host_values(const Device& device, const Tensor& tensor) {
     return result;
 }
 
-// ||a - b|| / ||b||
+// Returns ||a - b|| / ||b||.
 double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
     double difference = 0, norm = 0;
     for (size_t i = 0; i < a.size(); ++i) {
@@ -256,7 +257,7 @@ class Bench {
         report_["rows"].push_back(row);
     }
 
-    // Both are measured in turns here: a card that slows down does so for both.
+    // Measures both in turns, so that a card that slows down does so for both.
     void compare(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* row) {
         std::printf(" | %*s ", static_cast<int>(options_.against.size()), "");
         const bool is_without_alibi = options_.against == "no-alibi";
@@ -291,7 +292,7 @@ class Bench {
         if (options_.check) check(s, other.operands, &(*row)["errors"]);
     }
 
-    // To the same numbers in any type.
+    // Copies inputs to operands of any dtype, with the same numbers.
     void copy_inputs(const Operands& to, const Operands& from) const {
         for (size_t i = 0; i < 4; ++i) {
             if (to.inputs()[i]->dtype == from.inputs()[i]->dtype) {
@@ -306,7 +307,7 @@ class Bench {
         }
     }
 
-    // Errors against the plain kernel in fp32 on the same, rounded numbers.
+    // Computes errors against the plain kernel in fp32 on the same, rounded numbers.
     void check(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* errors) {
         const bool has_alibi = operands.forward.slopes.data != nullptr;
         const Operands exact(device_, s, DType::f32, has_alibi, AttentionOptions{.request = AttentionRequest::plain});
@@ -334,7 +335,7 @@ class Bench {
                  options_.load_seconds);
     }
 
-    // Of one launch of each, batches of them in turns.
+    // Returns the median time of one launch of each, from batches in turns.
     std::vector<double> median_seconds(const std::vector<std::function<void()>>& launches) const {
         constexpr double kBatchSeconds = 5e-3;
         CudaTimer timer(device_);

@@ -1,4 +1,4 @@
-// ./bench attention: forward and backward of attention, in time, TFLOP/s, memory and error.
+// ./bench attention measures time, TFLOP/s, memory and error of attention, forward and backward.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +16,14 @@ struct BenchAttentionOptions {
     std::vector<int64_t> docs;  // lengths of documents, packed into one row, instead of batch and seq
     bool alibi = false;
     std::string mask = "causal", dtype = "bf16", kernel = "auto", against;
-    bool any_order = false;  // dq's sums in any order: training.deterministic = false
-    bool check = false;      // errors against the plain kernel in fp32
+    bool any_order = false;  // sum dq in any order: training.deterministic = false
+    bool check = false;      // compute errors against the plain kernel in fp32
     double seconds = 0.3;    // of each measurement
     double load_seconds = 2;
     std::string json;
 };
 
-// Throws UserError for what cannot be measured. CUDA alone.
+// Throws UserError for a case that cannot be measured. Needs CUDA.
 void bench_attention(const BenchAttentionOptions& options);
 
 }  // namespace ingot

@@ -1,5 +1,5 @@
-// Method: one thread; files from the page cache, since the first pass of each measurement is not counted. Batches are
-// those of training, one after another, from the run's first row on.
+// Method: one thread reads files from the page cache, since the first pass of each measurement is not counted. Batches
+// are those of training, from the run's first row on.
 #include "src/bench/data.h"
 
 #include <chrono>
@@ -20,7 +20,7 @@ double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// One scan of at most 2^28 tokens of the corpus's first shard: documents and ids.
+// Measures a scan for documents and ids of at most 2^28 tokens of the corpus's first shard.
 void bench_scan(const Corpus& corpus, const Config& config, double seconds) {
     const Shard& shard = *corpus.place(0).shard;
     const TokenRules rules = {.vocab_size = config.model.vocab_size,
@@ -62,7 +62,7 @@ void bench_data(const BenchDataOptions& options) {
     const double first = seconds_now();
     fill();
     std::printf("first batch: %.3f s\n", seconds_now() - first);
-    // The first pass over what fits into the measurement brings the files into the page cache.
+    // The first pass over the rows of the measurement brings their files into the page cache.
     const auto measure = [&](double seconds) {
         const double began = seconds_now();
         const uint64_t first_row = row;

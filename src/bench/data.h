@@ -1,4 +1,4 @@
-// ./bench data: how fast the rows of a config are read and packed, by one thread.
+// ./bench data measures how fast one thread reads and packs the rows of a config.
 #pragma once
 
 #include <string>
@@ -7,12 +7,12 @@
 namespace ingot {
 
 struct BenchDataOptions {
-    std::string config;                  // a run's config; its data must be there
+    std::string config;                  // a run's config; its data must exist
     std::vector<std::string> overrides;  // "section.key=value"
     double seconds = 5;                  // of each measurement
 };
 
-// Prints to stdout: GB/s at which tokens are looked through for documents, and tokens/s of batches. Throws UserError.
+// Prints to stdout the GB/s of scanning tokens for documents, and the tokens/s of batches. Throws UserError.
 void bench_data(const BenchDataOptions&);
 
 }  // namespace ingot

@@ -1,4 +1,4 @@
-// Method: kernels/matmul/study.h. Every product runs on random data in memory of its own.
+// Method: kernels/matmul/study.h. Every GEMM runs on random data in its own memory.
 #include "src/bench/gemm.h"
 
 #include <cstdio>
@@ -89,7 +89,7 @@ class Bench {
         linear("attention_out", shape_.tokens, C, attention, true, layers, layers);
         linear("gate_up", shape_.tokens, 2 * F, C, false, layers, layers);
         linear("down", shape_.tokens, C, F, true, layers, layers);
-        // The logits are made in chunks; only the first of them overwrites.
+        // The logits are computed in chunks, of which only the first overwrites the gradient.
         linear("head", shape_.chunk, VP, C, false,
                static_cast<double>(shape_.tokens) / static_cast<double>(shape_.chunk), 1);
         std::printf("\n");
@@ -101,7 +101,7 @@ class Bench {
     }
 
   private:
-    // Memory for one product; given back when it is done. The study fills it.
+    // Allocates memory for one GEMM, which is freed after it. The study fills it.
     Tensor tensor(DType dtype, int64_t rows, int64_t columns) {
         Tensor result = Tensor::contiguous(nullptr, dtype, {rows, columns}, device_.kind());
         memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
@@ -109,12 +109,12 @@ class Bench {
         return result;
     }
 
-    // How often a product is computed in a step's first micro-step, and in each later one.
+    // How often a GEMM runs in a step's first micro-step, and in each later one.
     struct Times {
         double first, later;
     };
     struct Total {
-        double first = 0, tuned = 0, best = 0, flops = 0;  // seconds by choice of the algorithm
+        double first = 0, tuned = 0, best = 0, flops = 0;  // seconds, by choice of the algorithm
 
         void add(double times, const MatmulStudy& study, double product_flops) {
             first += times * study.first.seconds;
@@ -134,9 +134,9 @@ class Bench {
         std::printf("\n");
     }
 
-    // The products of a layer with O outputs and I inputs, as model.cpp has them, each `times` a micro-step;
-    // `overwrites` of a step's first gradients of the weight have nothing to add to, which is another product to the
-    // library.
+    // Measures the GEMMs of a layer with O outputs and I inputs, as model.cpp has them, each `times` a micro-step.
+    // `overwrites` counts a step's first gradients of the weight: they are not added to anything, which is another
+    // GEMM to the library.
     void linear(const std::string& name, int64_t N, int64_t O, int64_t I, bool has_residual, double times,
                 double overwrites) {
         const DType dtype = shape_.dtype;

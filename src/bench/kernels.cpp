@@ -1,6 +1,6 @@
-// Method: random data; as many input sets in turn as make kFootprint bytes, so that no run finds its inputs in a cache;
-// a warm-up; then batches of launches between two events, and the median over the batches. Bytes are those that the op
-// must move: each input read once, each output written once.
+// Method: inputs are random data, in turn from as many sets as make kFootprint bytes, so that no run finds its inputs
+// in a cache. After a warm-up, batches of launches are timed between two events, and the median over the batches
+// counts. Bytes are those that the op must move: each input read once, each output written once.
 #include "src/bench/kernels.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ namespace ingot {
 namespace {
 
 constexpr double kFootprint = 512e6;    // several times the largest L2 (60 MB on Hopper, 126 MB on Blackwell)
-constexpr double kBatchSeconds = 2e-3;  // a batch's start and end cost microseconds
+constexpr double kBatchSeconds = 2e-3;  // starting and ending a batch costs microseconds
 constexpr int64_t kCopyBytes = int64_t{1} << 30;
 
 class Stopwatch {
@@ -62,7 +62,7 @@ class Stopwatch {
     std::chrono::steady_clock::time_point begin_;
 };
 
-// Seconds of one launch. launch(set) runs the op on that set of tensors.
+// Returns the seconds of one launch. launch(set) runs the op on that set of tensors.
 double median_seconds(const Device& device, double seconds, int num_sets, const std::function<void(int)>& launch) {
     Stopwatch stopwatch(device);
     const auto batch = [&](int launches) {
@@ -118,7 +118,7 @@ class Bench {
         return choose_device(name).device;
     }
 
-    // Memory for one op's sets; given back when the op is done.
+    // Allocates memory for one op's sets, which is freed after the op.
     Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, float scale = 1) {
         Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
         memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
@@ -184,8 +184,8 @@ class Bench {
         memory_.clear();
     }
 
-    // For an op that spoils its inputs: prepare() makes them anew before each launch, outside the clock. Launches must
-    // be long beside the microseconds that two events cost. The tensors stay the caller's.
+    // Measures an op that overwrites its inputs: prepare() restores them before each launch, outside the timing.
+    // Launches must be long compared with the microseconds of two events. The caller keeps the tensors.
     void report_fresh(const char* op, const std::string& shape, double bytes, const std::function<void()>& prepare,
                       const std::function<void()>& launch) {
         Stopwatch stopwatch(device_);
@@ -262,7 +262,7 @@ class Bench {
         }
     }
 
-    // The MLP of a model of width C.
+    // Returns the MLP width of a model of width C.
     static int64_t hidden(int64_t C) {
         return (8 * C / 3 + 127) / 128 * 128;
     }
@@ -282,7 +282,7 @@ class Bench {
         });
     }
 
-    // int32 values on the device.
+    // Returns int32 values on the device.
     Tensor integers(const std::vector<int32_t>& values) {
         const auto count = static_cast<int64_t>(values.size());
         Tensor result = Tensor::contiguous(nullptr, DType::i32, {count}, device_.kind());
@@ -292,8 +292,8 @@ class Bench {
         return result;
     }
 
-    // Tokens as text has them, nearly: the k-th most frequent with a probability near 1 / k, so that one in eleven is
-    // the first. `frequent` of all are one token more.
+    // Draws tokens distributed nearly as in text: the k-th most frequent has a probability near 1 / k, so that one in
+    // eleven is the first. A share of `frequent` of all are one further token.
     std::vector<int32_t> tokens(int64_t N, int64_t V, double frequent) {
         std::vector<int32_t> result;
         for (int64_t n = 0; n < N; ++n) {
@@ -361,8 +361,8 @@ class Bench {
         return static_cast<StepBlock*>(bytes.data);
     }
 
-    // The op works in place, and a gradient is no row of logits: they are made anew before each launch. Reading others
-    // after that clears the caches of them.
+    // The op works in place, and a gradient is no row of logits, so the logits are restored before each launch.
+    // Reading other memory after that clears them from the caches.
     void cross_entropies(int64_t n, int64_t V) {
         std::vector<int32_t> targets;
         for (int64_t i = 0; i < n; ++i)

@@ -1,6 +1,7 @@
-// Method: random token ids in documents of one length, the same on every run; steps queued one ahead, as training does;
-// a settling time; then the clock on the wall over whole steps. The parts come from a run of its own afterwards, on a
-// plan of its own, so that tracing has no part in the figures above: its graphs are recorded while tracing runs.
+// Method: inputs are random token ids in documents of one length, the same in every run. Steps are queued one ahead,
+// as in training; after a settling time, wall-clock time over whole steps is measured. A separate run on its own plan
+// then measures the parts, so that tracing does not affect the figures above: its graphs are recorded while tracing
+// runs.
 #include "src/bench/step.h"
 
 #include <algorithm>
@@ -27,14 +28,14 @@ namespace {
 
 Config config_of(const BenchStepOptions& options) {
     Config config = read_config(options.config, options.overrides);
-    resolve_steps(&config, int64_t{1} << 40);  // where epochs stand, any number of steps will do
+    resolve_steps(&config, int64_t{1} << 40);  // with epochs, any number of steps will do
     return config;
 }
 
 #if INGOT_HAS_CUDA
 
-constexpr int64_t kFirstSteps = 3;    // load, record graphs, and fill the queue
-constexpr int64_t kTracedSteps = 10;  // at most
+constexpr int64_t kFirstSteps = 3;    // load, record graphs, and fill the stream
+constexpr int64_t kTracedSteps = 10;  // the most steps that are traced
 
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -44,10 +45,11 @@ double unix_seconds() {
     return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-// Bytes read and written per second by a kernel that only copies.
+// Returns the bytes per second that a copy kernel reads and writes.
 double copy_rate(const Device& device) {
     constexpr int64_t kBytes = int64_t{1} << 29;
-    constexpr int kCopies = 10, kSamples = 41, kWarmUp = 500;  // some tenths of a second: an idle GPU has low clocks
+    constexpr int kCopies = 10, kSamples = 41,
+                  kWarmUp = 500;  // some tenths of a second, since an idle GPU has low clocks
     const auto buffer = [&](const std::shared_ptr<void>& memory) {
         return Tensor::contiguous(memory.get(), DType::f32, {kBytes / 4}, device.kind());
     };
@@ -97,7 +99,7 @@ class Bench {
         TrainingPlan& plan = run.plan();
         const ModelConfig& m = config_.model;
         const double batch_tokens = static_cast<double>(config_.training.batch_tokens);
-        // As for PyTorch (scripts/peers/bench_torch_gpu.py).
+        // FLOPs are counted as for PyTorch (scripts/peers/bench_torch_gpu.py).
         const double flops = plan.model.flops(1, options_.no_attention ? 0 : run.visible_pairs_per_token());
         std::printf("%s: %s, width %ld, %s, %ld micro-batch%s of %ld x %ld tokens, %.4g GFLOP a token, %s\n",
                     config_.name.c_str(), counted(m.n_layers, "layer").c_str(), static_cast<long>(m.d_model),
@@ -165,7 +167,7 @@ class Bench {
         const int64_t num_steps =
             std::clamp(static_cast<int64_t>(options_.seconds / step_seconds_), int64_t{2}, kTracedSteps);
         start_trace(!options_.trace.empty());
-        // The step after the last traced one marks where that one ends.
+        // The last traced step ends where the step after it begins.
         run.run_to(kFirstSteps + num_steps + 1, true);
         device_.synchronize();
         const std::vector<TraceRecord> records = stop_trace();
@@ -261,7 +263,7 @@ void bench_step(const BenchStepOptions& options) {
     REQUIRE(Device::num_cuda_devices(&why) > 0, "./bench step measures a GPU: ", why,
             ": use a machine with a GPU, and for the CPU ./train, which prints tokens/s");
     if (!options.trace.empty()) REQUIRE(can_trace(&why), "--trace: ", why);
-    for (const std::string& path : {options.trace, options.json})  // now, not after the measurement
+    for (const std::string& path : {options.trace, options.json})  // fails now, not after the measurement
         REQUIRE(path.empty() || std::ofstream(path).good(), "cannot write ", path, ": check its folder");
 #if INGOT_HAS_CUDA
     Bench(options, config, Device::cuda(0)).run();

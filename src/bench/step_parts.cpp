@@ -56,10 +56,11 @@ constexpr KernelPart kKernelParts[] = {
     {"swiglu.cu", "backward_kernel", StepPart::swiglu_backward},
     {"timing.cu", "copy_kernel", StepPart::other},
 };
-constexpr const char* kFirstKernel = "step_begin_kernel";  // of a step
+constexpr const char* kFirstKernel = "step_begin_kernel";  // the first kernel of a step
 
-// nvcc: _ZN5ingot43_GLOBAL__N__dda19fbf_10_rmsnorm_cu_491c751514forward_kernelI...: hash, length and name of the file
-// with _ for what a name cannot have, hash; then the function, its length before it. In a named namespace:
+// nvcc mangles a function in an anonymous namespace with a hash, the length and name of the file (with _ for other
+// characters), and a hash before the function:
+// _ZN5ingot43_GLOBAL__N__dda19fbf_10_rmsnorm_cu_491c751514forward_kernelI... In a named namespace it is
 // _ZN5ingot4sm8014forward_kernelI...
 bool is_kernel(const std::string& symbol, const KernelPart& row) {
     const std::string_view place = row.place;
@@ -165,7 +166,7 @@ StepTimes step_times(const std::vector<TraceRecord>& records, int64_t num_skippe
     for (const TraceRecord& record : records) {
         if (record.kind == TraceKind::api || record.end_ns <= begin || record.begin_ns >= end) continue;
         busy.emplace_back(std::max(begin, record.begin_ns), std::min(end, record.end_ns));
-        if (record.begin_ns < begin) continue;  // counted by the step before
+        if (record.begin_ns < begin) continue;  // belongs to the step before
         const auto [place, is_new] = part_of_symbol.try_emplace(record.name, StepPart::other);
         if (is_new) place->second = part_of(record);
         const auto add = [&](StepTimes::Entry& entry) {
@@ -192,13 +193,13 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     const double N = real(shape.tokens), C = real(m.d_model), F = real(m.d_ff), L = real(m.n_layers);
     const double V = real(m.vocab_size), VP = real(m.padded_vocab_size());
     const double query = real(m.n_heads * m.head_dim), group = real(m.n_kv_heads * m.head_dim);
-    const double num_heads = real(m.n_heads + m.n_kv_heads);  // of queries and keys
+    const double num_heads = real(m.n_heads + m.n_kv_heads);  // heads of queries and keys
     const double e = real(size_of(shape.dtype)), stats = 4;   // bytes of an element, and of statistics and masters
     const bool has_attention = !shape.is_attention_left_out;
     const bool is_block = shape.recompute == Recompute::block, is_light = shape.recompute == Recompute::light;
-    const double forwards = is_block ? 2 : 1;  // of what only "block" computes again
+    const double forwards = is_block ? 2 : 1;  // how often forward runs for what only "block" recomputes
     const double norms = is_block || is_light ? 2 : 1;
-    // Rows of the embedding table that N random tokens touch.
+    // The rows of the embedding table that N random tokens touch.
     const double rows = V * -std::expm1(N * std::log1p(-1 / V));
 
     std::array<StepWork, kNumStepParts> work{};
@@ -221,12 +222,12 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     }
     if (m.qkv_bias) at(StepPart::bias_backward).bytes = L * (N * e + 2 * stats) * (query + 2 * group);
     at(StepPart::swiglu_forward).bytes = L * 3 * N * F * e;
-    // Where out was not kept, backward writes it again.
+    // Backward writes `out` again where it was not kept.
     at(StepPart::swiglu_backward).bytes = L * (shape.recompute == Recompute::none ? 5 : 6) * N * F * e;
     at(StepPart::cross_entropy).bytes = N * (V + VP) * e + 8 * N;
     at(StepPart::loss_sum).bytes = 8 * N;
     at(StepPart::products).flops = 6 * real(table.num_matmul_parameters()) * N;
-    // All products of a layer's forward but the last one (Model::layer_forward).
+    // Backward repeats all GEMMs of a layer's forward but the last (Model::layer_forward).
     if (is_block) at(StepPart::products).flops += 2 * N * L * (C * (query + 2 * group) + query * C + 2 * F * C);
     for (StepWork& each : work) {
         each.bytes *= real(shape.num_micro_steps);
@@ -236,9 +237,10 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     const double flat = real(table.flat_size());
     const bool has_copy = shape.dtype != accumulation_dtype(shape.dtype);
     at(StepPart::gradient_norm).bytes = flat * stats;
-    // The embedding's alone, to which its backward adds; where it is tied, the head's gradient is there before.
+    // Only the embedding's gradient is set to zero, since its backward adds. If it is tied, the head's gradient comes
+    // first.
     at(StepPart::zero_gradients).bytes = m.tie_embeddings ? 0 : VP * C * stats;
-    // Weights and both moments read and written, the gradient read, the rounded copy written.
+    // AdamW reads and writes the weights and both moments, reads the gradient, and writes the rounded copy.
     at(StepPart::adamw).bytes = real(table.num_parameters()) * (7 * stats + (has_copy ? e : 0));
     return work;
 }

@@ -1,5 +1,5 @@
-// A training step by its parts: which kernel belongs to which part, how long each took in a trace, and how long each
-// would take if it were bound by nothing but the bytes that it must move, or the products' rate.
+// Divides a training step into parts: which kernel belongs to which part, how long each took in a trace, and its
+// floor, the time that it would take if only the bytes that it must move, or the GEMM rate, limited it.
 #pragma once
 
 #include <array>
@@ -16,11 +16,11 @@ namespace ingot {
 
 enum class StepPart : uint8_t {
     embedding_forward,
-    rmsnorm_forward,  // QK-norm too: it is the same kernel
+    rmsnorm_forward,  // including QK-norm, which is the same kernel
     rope,
     attention_forward,
     swiglu_forward,
-    products,  // whatever is not ours: cuBLASLt's kernels
+    products,  // kernels that are not ours, which are cuBLASLt's
     cross_entropy,
     loss_sum,
     embedding_backward,
@@ -31,7 +31,7 @@ enum class StepPart : uint8_t {
     gradient_norm,
     adamw,
     step_scalars,
-    zero_gradients,  // and any other memory that is set
+    zero_gradients,  // and any other memset
     copies,
     other  // ours, but no part of a step
 };
@@ -39,14 +39,14 @@ constexpr size_t kNumStepParts = static_cast<size_t>(StepPart::other) + 1;
 const char* name_of(StepPart part);
 
 struct KernelPart {
-    const char* place;   // the file that is compiled, "rmsnorm.cu", or a namespace, "sm80": some have a forward_kernel
-    const char* kernel;  // the function's name
+    const char* place;   // the source file, "rmsnorm.cu", or a namespace, "sm80": several have a forward_kernel
+    const char* kernel;  // name of the function
     StepPart part;
 };
-// Every __global__ function of kernels/.
+// Lists every __global__ function of kernels/.
 std::span<const KernelPart> kernel_parts();
-// By the mangled symbol. Ours are in anonymous namespaces, which nvcc mangles with the file's name, or in one of
-// their own.
+// Takes the mangled symbol. Our kernels are in anonymous namespaces, which nvcc mangles with the file's name, or in
+// named namespaces.
 StepPart part_of_kernel(const std::string& symbol);
 
 // ---- What a trace says ----
@@ -56,12 +56,12 @@ struct StepTimes {
         double calls = 0, seconds = 0;  // of one step
     };
     int64_t num_steps = 0;
-    double seconds = 0;      // of one step, from its beginning to the next one's
-    double gap_seconds = 0;  // of it: nothing ran, neither kernel nor copy
+    double seconds = 0;      // of one step, from its start to the next one's
+    double gap_seconds = 0;  // of `seconds`, when neither a kernel nor a copy ran
     std::array<Entry, kNumStepParts> parts{};
     std::map<std::string, Entry> kernels;  // by symbol
 };
-// Means over the whole steps of a trace but the first `num_skipped`. Throws Error if there is none.
+// Returns means over the whole steps of a trace without the first `num_skipped`. Throws Error if no step is left.
 StepTimes step_times(const std::vector<TraceRecord>& records, int64_t num_skipped);
 
 // ---- What a step must do ----
@@ -76,9 +76,9 @@ struct StepShape {
 };
 struct StepWork {
     double bytes = 0;  // each input read once, each output written once; 0: no such bound
-    double flops = 0;  // products
+    double flops = 0;  // of GEMMs
 };
-// Of one step. Attention has no entry, unless it is left out: its floor is its own benchmark's matter.
+// Returns the work of one step. Attention has an entry only if it is left out: its own benchmark has its floor.
 std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const ParameterTable& table);
 
 }  // namespace ingot

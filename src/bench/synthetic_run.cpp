@@ -8,7 +8,7 @@ namespace ingot {
 
 namespace {
 
-// What a benchmark has no use for takes no memory: samples, and the copy that a checkpoint is written from.
+// Removes what a benchmark does not use, so that it takes no memory: samples, and the snapshot for checkpoints.
 Config without_files(Config config) {
     config.sample.every = 0;
     config.checkpoint.host_memory = 0;

@@ -1,4 +1,4 @@
-// The training step on random tokens: for benchmarks and tests, without data files and a run folder.
+// Runs the training step on random tokens, without data files and a run folder, for benchmarks and tests.
 #pragma once
 
 #include <cstdint>
@@ -21,17 +21,15 @@ class SyntheticRun {
     // Allocates, warms up and draws weights. `config` is resolved. Throws UserError if the plan does not fit.
     SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options = {});
 
-    // The steps up to the one of that number are finished when this returns, and on a GPU one more is launched unless
-    // `drains`.
+    // Finishes the steps up to `step`. On a GPU one more is then in flight, unless `drains` is set.
     void run_to(int64_t step, bool drains = false);
     int64_t step() const { return runner_.last_finished(); }  // the last finished one
-    // Of the last finished step: from its beginning to its end on the device.
+    // Returns the time of the last finished step on the device.
     double seconds() const { return seconds_; }
     const StepDecision& decision() const { return decision_; }
     int64_t num_skipped() const { return num_skipped_; }
     TrainingPlan& plan() { return plan_; }
-    StepRunner& runner() { return runner_; }
-    // How many pairs of a token and a token that it sees there are for each token, where a document of n tokens counts
+    // Returns the number of pairs of a token and a token that it attends to, per token. A document of n tokens counts
     // n^2 / 2.
     double visible_pairs_per_token() const { return visible_pairs_per_token_; }
 

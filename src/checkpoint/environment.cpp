@@ -17,7 +17,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-// "attention was "sm80", is "sm90"", and what there is to say where one side has no such key.
+// Returns "attention was "sm80", is "sm90"", or a text for a key that one side lacks.
 std::string change(const std::string& name, const ordered_json* before, const ordered_json* after) {
     const std::string key = excerpt(name, 60);
     const auto text = [](const ordered_json* value) { return excerpt(value->dump(), 100); };

@@ -1,5 +1,5 @@
-// What the bits of a run depend on besides its config: device, libraries, what "auto" means here, how many processes
-// share the work.
+// The environment on which the bits of a run depend besides its config: device, libraries, the choices behind "auto",
+// and the number of processes that share the work.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -11,14 +11,15 @@
 
 namespace ingot {
 
-// "AMD EPYC", as the system names the processor; "unknown CPU" where it does not.
+// Returns the system's name of the processor, "AMD EPYC", or "unknown CPU".
 std::string cpu_model();
 
-// {"ingot": version, "device": ..., "attention": kernel on CUDA, "blas": ..., "world_size": 1, ...}
+// Returns {"ingot": version, "device": ..., "attention": kernel on CUDA, "blas": ..., "world_size": 1, ...}.
 nlohmann::ordered_json environment(const Device& device, const Config& config);
-// Eight digits that stand for it.
+// Returns a hash of eight digits.
 std::string environment_hash(const nlohmann::ordered_json& environment);
-// "blas was A, is B", for each key that differs. `then` is a checkpoint's: an older one may lack what `now` has.
+// Returns "blas was A, is B" for each key that differs. `then` is from a checkpoint; an older one may lack keys of
+// `now`.
 std::vector<std::string> environment_changes(const nlohmann::ordered_json& then, const nlohmann::ordered_json& now);
 
 }  // namespace ingot

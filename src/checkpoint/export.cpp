@@ -17,9 +17,9 @@ namespace ingot {
 
 namespace {
 
-constexpr int64_t kPiece = 1 << 20;           // elements rounded at a time
-constexpr int64_t kWorthThreads = 1 << 16;    // below, starting them takes longer
-constexpr uint16_t kInfinityOfFp16 = 0x7c00;  // without its sign
+constexpr int64_t kPiece = 1 << 20;           // elements that are rounded at a time
+constexpr int64_t kWorthThreads = 1 << 16;    // starting threads takes longer than fewer elements
+constexpr uint16_t kInfinityOfFp16 = 0x7c00;  // without the sign bit
 
 void end_if_asked() {
     if (stop_signal() == 0) return;
@@ -33,7 +33,7 @@ void round_piece(const float* from, int64_t count, T* to, Round round) {
     for (int64_t i = 0; i < count; ++i) to[i] = round(from[i]);
 }
 
-// `check` looks at each piece before it is written.
+// `check` sees each piece before it is written.
 template <typename T, typename Round, typename Check>
 void write_pieces(OutputFile* file, const Tensor& source, Round round, Check check) {
     std::vector<T> piece(static_cast<size_t>(std::min(kPiece, source.numel())));
@@ -69,7 +69,7 @@ void write_rounded(OutputFile* file, const Tensor& source, DType dtype, const st
 }
 
 int export_model(const ExportOptions& options) {
-    // Nothing is on stdout, and a reader of stderr that goes away is no reason to leave half a folder behind.
+    // Stdout is unused, and a closed stderr is no reason to leave an incomplete folder behind.
     outlive_the_reader();
     OutputPlace::require_absent(options.output);
     const Checkpoint checkpoint = open_checkpoint(options.checkpoint, false);

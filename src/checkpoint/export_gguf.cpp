@@ -22,7 +22,7 @@ namespace {
 
 // ---- What llama.cpp can compute ----
 
-// The name of the architecture in llama.cpp whose graph is this model. Throws UserError where there is none.
+// Returns llama.cpp's name of the architecture that computes this model. Throws UserError if there is none.
 std::string architecture_of(const ModelConfig& model) {
     const char* const instead = ": export with --format hf, which has it";
     constexpr int64_t kMaxLayers = 512;
@@ -43,7 +43,7 @@ std::string architecture_of(const ModelConfig& model) {
 
 void add_model(const Config& config, const std::string& architecture, DType dtype, GgufFile* file) {
     const ModelConfig& model = config.model;
-    // llama_ftype: of the matrices.
+    // llama_ftype describes the matrices.
     const int64_t file_type = dtype == DType::f32 ? 0 : dtype == DType::f16 ? 1 : 32;
     const auto key = [&](const char* name) { return join(architecture, ".", name); };
     file->add_string("general.architecture", architecture);
@@ -68,7 +68,7 @@ void add_model(const Config& config, const std::string& architecture, DType dtyp
 
 // ---- Tensors ----
 
-// "blk.3.attn_q.weight" for "model.layers.3.self_attn.q_proj.weight".
+// Returns "blk.3.attn_q.weight" for "model.layers.3.self_attn.q_proj.weight".
 std::string gguf_name(const std::string& name) {
     static const std::pair<std::string, const char*> parts[] = {{"model.embed_tokens.", "token_embd."},
                                                                 {"model.norm.", "output_norm."},
@@ -96,8 +96,8 @@ std::string gguf_name(const std::string& name) {
     throw Error(kExitFault, join("gguf: no name for the tensor ", name));
 }
 
-// llama.cpp's `llama` rotates neighbours, rows 2i and 2i + 1 of a head; ours are half a head apart. The scores are the
-// same where the rows of Q and K are reordered alike.
+// llama.cpp's `llama` rotates neighbours, rows 2i and 2i + 1 of a head; ours are half a head apart. Reordering the
+// rows of Q and K alike leaves the scores as they are.
 void write_interleaved(OutputFile* file, const Tensor& source, int64_t head_size, DType dtype,
                        const std::string& name) {
     for (int64_t head = 0; head < source.shape[0]; head += head_size)
@@ -107,7 +107,7 @@ void write_interleaved(OutputFile* file, const Tensor& source, int64_t head_size
         }
 }
 
-// What llama.cpp divides RoPE's frequencies by.
+// Adds the factors by which llama.cpp divides RoPE's frequencies.
 void add_rope_factors(const ModelConfig& model, GgufFile* file) {
     const RopeScaling& scaling = model.rope_scaling;
     const RopeStretch stretch = {.factor = scaling.factor,
@@ -137,7 +137,7 @@ void add_tensors(const Checkpoint& checkpoint, const std::string& architecture, 
                                                       : std::vector<int64_t>{part.rows * parameter.columns};
             REQUIRE(source.dtype == DType::f32 && shape == expected, checkpoint.folder, ": ", part.name, " is ",
                     source.describe(), ", which does not fit the model's config: was it put together from two?");
-            // llama.cpp adds and multiplies vectors in fp32 alone.
+            // llama.cpp adds and multiplies vectors only in fp32.
             const DType written = parameter.is_matrix ? dtype : DType::f32;
             const bool is_rotated = part.name.find(".self_attn.q_proj.") != std::string::npos ||
                                     part.name.find(".self_attn.k_proj.") != std::string::npos;

@@ -1,4 +1,4 @@
-// Export as GGUF, the file format of llama.cpp.
+// Exports to GGUF, the file format of llama.cpp.
 #pragma once
 
 #include <string>
@@ -7,8 +7,8 @@
 
 namespace ingot {
 
-// Writes FILE in full or not at all; a file that is there is refused. Throws UserError for what GGUF's architectures
-// cannot express, with the reason.
+// Writes FILE in full or not at all; refuses to overwrite a file. Throws UserError with the reason if GGUF's
+// architectures cannot express the model.
 void export_gguf(const Checkpoint& checkpoint, const std::string& file, DType dtype);
 
 }  // namespace ingot

@@ -19,7 +19,7 @@ enum TokenType : int32_t { kNormal = 1, kControl = 3, kUserDefined = 4, kUnused 
 
 constexpr const char* kInstead = ": export with --format hf, which keeps the tokenizer as it is";
 
-// As other tools write it: the letters s, d, m and t in one class.
+// Other tools write GPT-2's pattern with the letters s, d, m and t in a class.
 constexpr const char* kGpt2PatternInClasses =
     R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* kLlama3Pattern =
@@ -28,10 +28,10 @@ constexpr const char* kLlama3Pattern =
 constexpr const char* kQwen2Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
-// llama.cpp knows pre-tokenizers by name alone, and the name also decides whether a word that is in the vocabulary
-// skips the merges. These are those whose words are the same as ours (llama-vocab.cpp, llm_tokenizer_bpe).
+// llama.cpp knows pre-tokenizers only by name, and the name also decides whether a word in the vocabulary skips the
+// merges. This table has those that split text as we do (llama-vocab.cpp, llm_tokenizer_bpe).
 struct KnownPreTokenizer {
-    std::vector<std::string> patterns;  // one after another
+    std::vector<std::string> patterns;  // applied in turn
     bool ignore_merges;
     const char* name;
 };
@@ -51,9 +51,9 @@ bool is_true(const json& object, const char* key, bool otherwise) {
     return object.contains(key) && object.at(key).is_boolean() ? object.at(key).get<bool>() : otherwise;
 }
 
-// The vocabulary by ids. Every text stands once: llama.cpp finds ids by texts.
+// The vocabulary by id. No text repeats, since llama.cpp finds ids by text.
 struct Vocabulary {
-    std::vector<std::string> texts;  // empty: none yet
+    std::vector<std::string> texts;  // empty: not set yet
     std::vector<int32_t> types;
 
     explicit Vocabulary(int64_t size) : texts(static_cast<size_t>(size)), types(static_cast<size_t>(size), kUnused) {}
@@ -61,7 +61,7 @@ struct Vocabulary {
         texts.at(static_cast<size_t>(id)) = text;
         types.at(static_cast<size_t>(id)) = type;
     }
-    // Rows of the embedding that no token has.
+    // Fills the rows of the embedding that have no token.
     void fill_up() {
         const std::set<std::string> taken(texts.begin(), texts.end());
         for (size_t id = 0; id < texts.size(); ++id) {
@@ -73,7 +73,7 @@ struct Vocabulary {
     }
 };
 
-// A tokenizer.json that parse_tokenizer() took, so that types and ids are as they must be.
+// Translates a tokenizer.json that parse_tokenizer() accepted, so that types and ids are valid.
 class TokenizerTranslator {
   public:
     TokenizerTranslator(const json& root, std::string name) : root_(root), name_(std::move(name)) {}
@@ -84,7 +84,7 @@ class TokenizerTranslator {
         for (const json& part : whole.at("type") == "Sequence" ? whole.at("pretokenizers") : json::array({whole})) {
             const std::string type = part.at("type");
             if (type == "Split") {
-                // The known patterns match every character, so that to keep the matches alone drops nothing.
+                // The known patterns match every character, so that keeping only the matches drops nothing.
                 patterns.push_back(part.at("pattern").at("Regex"));
             } else if (type == "Digits") {
                 patterns.emplace_back(is_true(part, "individual_digits", false) ? "\\p{N}" : "\\p{N}+");
@@ -113,7 +113,7 @@ class TokenizerTranslator {
 
     void fill(Vocabulary* vocabulary) const {
         for (const auto& entry : root_.at("model").at("vocab").items())
-            // What is not written in letters of bytes is never made by merges, and llama.cpp could not write it.
+            // Merges never make a text that is not in byte letters, and llama.cpp could not write it.
             vocabulary->set(entry.value(), entry.key(), is_in_letters(entry.key()) ? kNormal : kUnused);
         std::set<std::string> added;
         for (const json& token : root_.value("added_tokens", json::array())) {
@@ -137,7 +137,7 @@ class TokenizerTranslator {
         std::vector<std::string> result;
         std::set<std::string> seen;
         const json& all = root_.at("model").at("merges");
-        // Backwards: of two merges of one pair the later holds here, and the first in llama.cpp.
+        // Goes backwards, because of two merges of one pair the later counts here, and the first in llama.cpp.
         for (size_t i = all.size(); i-- > 0;) {
             const json& merge = all[i];
             const std::string text =
@@ -151,14 +151,14 @@ class TokenizerTranslator {
         return result;
     }
 
-    // NFC is the only normalizer that is read, alone or in a sequence.
+    // parse_tokenizer() accepts no normalizer but NFC, alone or in a sequence.
     bool uses_nfc() const { return root_.value("normalizer", json()).dump().find("\"NFC\"") != std::string::npos; }
 
   private:
-    // Where added tokens overlap in a text, the leftmost is found here, the longest in llama.cpp. Refuses a token whose
-    // end is the beginning of another that is as long or longer, unless what is found here instead is longer still.
+    // Where added tokens overlap in a text, we find the leftmost and llama.cpp the longest. Refuses a token whose end
+    // is the start of another that is as long or longer, unless we find a still longer one there.
     void refuse_overlaps(const std::set<std::string>& added) const {
-        constexpr int kMost = 100000;  // a file with more is no file of people
+        constexpr int kMost = 100000;  // no sensible file has more
         int looked_at = 0;
         for (const std::string& left : added)
             for (size_t begin = 1; begin < left.size(); ++begin) {
@@ -198,7 +198,8 @@ class TokenizerTranslator {
 
 std::vector<std::string> add_gguf_tokenizer(const Checkpoint& checkpoint, GgufFile* file) {
     const Config& config = checkpoint.manifest.config;
-    const std::unique_ptr<Tokenizer> tokenizer = checkpoint_tokenizer(checkpoint);  // refuses what it cannot read
+    const std::unique_ptr<Tokenizer> tokenizer =
+        checkpoint_tokenizer(checkpoint);  // refuses a tokenizer that cannot be read
     if (tokenizer == nullptr) {
         file->add_string("tokenizer.ggml.model", "none");
         return {
@@ -213,7 +214,7 @@ std::vector<std::string> add_gguf_tokenizer(const Checkpoint& checkpoint, GgufFi
     std::vector<std::string> merges;
     std::string pre = "gpt-2";
     const std::array<std::string, 256> letters = byte_letters();
-    int32_t unlikely = 0xff;  // a token that no text has: UTF-8 has no byte 0xff
+    int32_t unlikely = 0xff;  // a token that no text has, since UTF-8 has no byte 0xff
     if (config.data.tokenizer == kBytesTokenizer) {
         for (size_t byte = 0; byte < letters.size(); ++byte)
             vocabulary.set(static_cast<int64_t>(byte), letters[byte], kNormal);
@@ -233,7 +234,7 @@ std::vector<std::string> add_gguf_tokenizer(const Checkpoint& checkpoint, GgufFi
     vocabulary.fill_up();
     int32_t end = static_cast<int32_t>(config.data.eot_token.value_or(-1));
     if (end < 0) {
-        // llama.cpp takes id 11 where none is given, which may be a comma.
+        // Without an id llama.cpp takes 11, which may be a comma.
         end = tokenizer->vocab_size() < V ? static_cast<int32_t>(V - 1) : unlikely;
         notes.emplace_back("the run has no data.eot_token, so that llama.cpp never sees a text end: limit it (-n)");
     }
@@ -241,7 +242,7 @@ std::vector<std::string> add_gguf_tokenizer(const Checkpoint& checkpoint, GgufFi
     file->add_string("tokenizer.ggml.pre", pre);
     file->add_strings("tokenizer.ggml.tokens", vocabulary.texts);
     file->add_int32s("tokenizer.ggml.token_type", vocabulary.types);
-    file->add_strings("tokenizer.ggml.merges", merges);  // must be there, empty too
+    file->add_strings("tokenizer.ggml.merges", merges);  // the key must exist, even if empty
     file->add_uint32("tokenizer.ggml.bos_token_id", end);
     file->add_uint32("tokenizer.ggml.eos_token_id", end);
     file->add_bool("tokenizer.ggml.add_bos_token", false);

@@ -1,4 +1,4 @@
-// The tokenizer of a GGUF file: llama.cpp's byte-level BPE, which it calls gpt2.
+// Writes the tokenizer of a GGUF file: llama.cpp's byte-level BPE, which it calls gpt2.
 #pragma once
 
 #include <string>
@@ -9,10 +9,10 @@
 
 namespace ingot {
 
-// Adds the tokens, their types, the merges and the name of the pre-tokenizer that give the same token ids in llama.cpp
-// as here, and the tokens that begin and end a text. Without a tokenizer in the checkpoint the file says that it has
-// none. Returns what the user should know, one sentence each. Throws UserError for a tokenizer that llama.cpp cannot
-// follow, with the reason.
+// Adds the tokens, their types, the merges and the name of the pre-tokenizer with which llama.cpp makes the same token
+// ids, and the tokens that begin and end a text. For a checkpoint without a tokenizer the file says that it has none.
+// Returns notes for the user, one sentence each. Throws UserError with the reason for a tokenizer that llama.cpp
+// cannot follow.
 std::vector<std::string> add_gguf_tokenizer(const Checkpoint& checkpoint, GgufFile* file);
 
 }  // namespace ingot

@@ -22,7 +22,7 @@ namespace {
 
 struct ShardFile {
     std::string file;
-    std::vector<NamedTensor> tensors;  // those of the checkpoint, in fp32
+    std::vector<NamedTensor> tensors;  // of the checkpoint, in fp32
 };
 
 NamedTensor in_type(NamedTensor named, DType dtype) {
@@ -34,7 +34,7 @@ uint64_t bytes_in(const NamedTensor& named, DType dtype) {
     return static_cast<uint64_t>(named.tensor.numel() * size_of(dtype));
 }
 
-// Cuts the tensors into files of at most `limit` bytes; a larger tensor has one of its own.
+// Assigns the tensors to files of at most `limit` bytes; a larger tensor gets its own file.
 std::vector<ShardFile> plan_shards(const std::vector<NamedTensor>& tensors, DType dtype, uint64_t limit) {
     std::vector<ShardFile> shards;
     uint64_t bytes = 0;
@@ -56,7 +56,7 @@ std::vector<ShardFile> plan_shards(const std::vector<NamedTensor>& tensors, DTyp
     return shards;
 }
 
-// The outer tensors of the model, in the order of its parameter table.
+// Returns the tensors by checkpoint name, in the order of the model's parameter table.
 std::vector<NamedTensor> tensors_of(const Checkpoint& checkpoint) {
     const ParameterTable table(checkpoint.manifest.config.model);
     std::vector<NamedTensor> tensors;

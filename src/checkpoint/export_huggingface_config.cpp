@@ -9,7 +9,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-// rope_scaling of version 4, or rope_parameters of version 5, which has the base beside it.
+// Returns rope_scaling of version 4, or rope_parameters of version 5, which includes the base.
 ordered_json rope_json(const ModelConfig& model, bool has_theta) {
     ordered_json rope;
     const RopeScaling& scaling = model.rope_scaling;
@@ -83,14 +83,14 @@ ordered_json huggingface_config(const Config& config, DType dtype) {
     }
     if (model.position == Position::rope) {
         json["rope_parameters"] = rope_json(model, true);
-        // Our own class reads the one spelling with every version.
+        // Our own class reads one spelling with every version.
         if (!kind.is_own) {
             json["rope_theta"] = model.rope_theta;
             json["rope_scaling"] = nullptr;
             if (model.rope_scaling.type != RopeScalingType::none) json["rope_scaling"] = rope_json(model, false);
         }
     }
-    // The classes of the library have ids of their own where null does not stand.
+    // null is needed: without the key the library's classes use ids of their own.
     for (const char* const name : {"bos_token_id", "eos_token_id"}) {
         json[name] = nullptr;
         if (config.data.eot_token) json[name] = *config.data.eot_token;
@@ -103,7 +103,7 @@ ordered_json huggingface_generation_config(const Config& config) {
     ordered_json json;
     json["use_cache"] = true;
     if (!config.data.eot_token) return json;
-    // Padding fills batches; generate() would take the same id for it, with a warning.
+    // Padding fills batches. generate() would choose the same id, with a warning.
     for (const char* const name : {"bos_token_id", "eos_token_id", "pad_token_id"}) json[name] = *config.data.eot_token;
     return json;
 }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr const char* kEotText = "<|endoftext|>";
 
-// Whether what transformers makes of a text begins or ends with tokens that the text does not hold.
+// Returns whether transformers would add tokens at the start or end of a text.
 bool adds_tokens(const json& post_processor) {
     if (!post_processor.is_object()) return false;
     const json& type = post_processor.value("type", json());
@@ -83,11 +83,11 @@ HuggingFaceTokenizer huggingface_tokenizer(const Checkpoint& checkpoint) {
     tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast";
     tokenizer_config["model_max_length"] = config.model.context_length;
     tokenizer_config["model_input_names"] = {"input_ids", "attention_mask"};
-    tokenizer_config["clean_up_tokenization_spaces"] = false;  // it would change what the model has written
+    tokenizer_config["clean_up_tokenization_spaces"] = false;  // it would change the text that the model has written
     if (is_bytes) {
         result.files.push_back({"tokenizer.json", byte_tokenizer_json(eot)});
         if (eot >= kByteTokens) eot_text = kEotText;
-        // In a text those letters are bytes like all others, as they were in training.
+        // In a text the letters of a special token are ordinary bytes, as they were in training.
         tokenizer_config["split_special_tokens"] = true;
     } else {
         result.files.push_back({"tokenizer.json", tokenizer->source()});

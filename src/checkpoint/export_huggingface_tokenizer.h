@@ -1,4 +1,4 @@
-// The tokenizer's files of an export for transformers.
+// Writes the tokenizer's files of an export for transformers.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,16 @@ struct HuggingFaceTokenizer {
     struct File {
         std::string name, text;
     };
-    std::vector<File> files;         // none: the run has no tokenizer
-    std::vector<std::string> notes;  // what their user should know, a sentence each
+    std::vector<File> files;         // empty if the run has no tokenizer
+    std::vector<std::string> notes;  // for the user, a sentence each
 };
 
-// tokenizer.json, tokenizer_config.json and special_tokens_map.json, which AutoTokenizer reads. A tokenizer.json goes
-// with the model as it is. Throws UserError if the checkpoint lacks the one of its run.
+// Returns tokenizer.json, tokenizer_config.json and special_tokens_map.json, which AutoTokenizer reads. A
+// tokenizer.json is copied unchanged. Throws UserError if the checkpoint lacks the one of its run.
 HuggingFaceTokenizer huggingface_tokenizer(const Checkpoint& checkpoint);
 
-// A tokenizer.json that makes every byte of a text a token of the byte's number: a byte-level BPE that merges nothing.
-// `eot_token`: the id of "<|endoftext|>" if it is beyond the bytes; -1: there is none.
+// Returns a tokenizer.json that makes every byte of a text a token with the byte's number: a byte-level BPE without
+// merges. `eot_token` is the id of "<|endoftext|>" if it is not a byte; -1 if there is none.
 std::string byte_tokenizer_json(int64_t eot_token);
 
 }  // namespace ingot

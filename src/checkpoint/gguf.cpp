@@ -13,9 +13,9 @@ namespace {
 static_assert(std::endian::native == std::endian::little);
 
 constexpr uint32_t kVersion = 3;
-constexpr int64_t kAlignment = 32;  // of each tensor's data: what a file has that does not say otherwise
+constexpr int64_t kAlignment = 32;  // of each tensor's data: the default of the format
 
-// gguf_metadata_value_type, and ggml_type for tensors.
+// gguf_metadata_value_type; the types of tensors are ggml_type.
 enum ValueType : uint32_t { kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9 };
 enum TensorType : uint32_t { kTensorF32 = 0, kTensorF16 = 1, kTensorBf16 = 30 };
 

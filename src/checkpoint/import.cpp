@@ -32,18 +32,19 @@ namespace {
 
 struct Interrupted {};
 
-// Models are made for more tokens than most texts have and most machines can train on; it can be set.
+// Models are made for more tokens than most texts have and most machines can train on. The user can set it.
 constexpr int64_t kUsualContext = 4096;
 
 // ---- Tokenizer ----
 
 struct ImportedTokenizer {
-    std::string json;      // of its file; empty: none that is read here
-    std::string eot_name;  // text of the token that ends a document; empty: none
-    std::string what;      // for people
+    std::string json;      // of its file; empty if none is supported
+    std::string eot_name;  // text of the token that ends a document; empty if there is none
+    std::string what;      // a description for messages
 };
 
-// A file that is no JSON is damaged, and an error. One of another kind is left out, since a model trains on ids.
+// Throws for a file that is not JSON, since it is damaged. Leaves out an unsupported tokenizer, since a model trains
+// on ids.
 ImportedTokenizer read_tokenizer(const std::string& folder, const ImportedConfig& imported) {
     const std::string path = folder + "/" + kTokenizerFile;
     constexpr const char* kWithout =
@@ -78,25 +79,25 @@ ImportedTokenizer read_tokenizer(const std::string& folder, const ImportedConfig
 
 // ---- The config that fits ----
 
-// The last part of the path, which names the run and its data.
+// Returns the last part of the path, which names the run and its data.
 std::string name_of(const std::string& output) {
     fs::path path = fs::path(output).lexically_normal();
     if (path.filename().empty()) path = path.parent_path();
     return path.filename().string();
 }
 
-// What a person would write by hand: what has its default is left out, but for the model.
+// Writes the config as a user would: fields with their default value are left out, except in the model.
 ordered_json config_for(const ImportOptions& options, const ImportedConfig& imported, bool has_tokenizer) {
     const std::string name = name_of(options.output);
     Config config;
     config.model = imported.model;
     config.model.init_from = options.output;
     ordered_json model = config_to_json(config)["model"];
-    model.erase("init_std");  // no weight is drawn
+    model.erase("init_std");  // no weights are drawn
     if (imported.model.rope_scaling.type == RopeScalingType::none) model.erase("rope_scaling");
     ordered_json data = {{"train", {join("data/", name, "/train-*.bin")}},
                          {"val", {join("data/", name, "/val-*.bin")}}};
-    // Without a tokenizer there may be no meta.json beside the shards to say it; else that one decides.
+    // With a tokenizer, the meta.json beside the shards determines the EOT; without one there may be no meta.json.
     if (has_tokenizer)
         data["tokenizer"] = options.output + "/" + kTokenizerFile;
     else if (imported.eot_token)
@@ -105,7 +106,7 @@ ordered_json config_for(const ImportOptions& options, const ImportedConfig& impo
             {"model", model},
             {"data", data},
             {"training", {{"steps", 1000}}},
-            // Far below what a model is trained with from scratch, so that it forgets little.
+            // This is far below the rate of training from scratch, so that the model forgets little.
             {"optimizer", {{"lr", 2e-5}}},
             {"eval", {{"every", 100}}},
             {"checkpoint", {{"every", 250}}}};
@@ -140,7 +141,7 @@ void write_as_fp32(const Sink& sink, const Tensor& source, const std::string& na
 }
 
 FileRecord write_weights(const OutputFolder& folder, const ImportedTensors& tensors, const ParameterTable& table) {
-    std::vector<NamedTensor> written;  // their names and shapes; no data
+    std::vector<NamedTensor> written;  // names and shapes, without data
     int64_t count = 0;
     for (const Parameter& parameter : table.parameters())
         for (const OuterPart& part : parameter.parts) {
@@ -175,7 +176,7 @@ FileRecord write_weights(const OutputFolder& folder, const ImportedTensors& tens
 
 // ---- Messages ----
 
-// As a shell reads it back.
+// Quotes the text for a shell.
 std::string quoted(const std::string& text) {
     const bool is_plain =
         text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./") ==
@@ -211,7 +212,7 @@ void check_source(const std::string& from) {
 void write_model(ImportOptions options) {
     check_source(options.from);
     OutputPlace::require_absent(options.output);
-    while (options.output.back() == '/') options.output.pop_back();  // it is no root, which is there
+    while (options.output.back() == '/') options.output.pop_back();  // cannot be the root, which exists
     REQUIRE(printable_line(options.output) == options.output,
             "--output is no path that can stand in a config: leave out control characters, and write it in UTF-8");
     ImportedConfig imported = read_import_config(options.from + "/config.json");
@@ -253,7 +254,7 @@ void write_model(ImportOptions options) {
         files.push_back(checksums.finish(kTokenizerFile));
     }
     output.write_text("config.json", for_user.dump(2) + "\n");
-    // What the checkpoint says of itself: it started from nothing here, and generation ends at the model's own token.
+    // The checkpoint's own config: it was not started from another one, and generation ends at the model's own token.
     config.model.init_from.clear();
     config.data.eot_token = imported.eot_token;
     ordered_json manifest = manifest_head("", config, TrainingState(), Device::cpu());
@@ -267,7 +268,7 @@ void write_model(ImportOptions options) {
 }  // namespace
 
 int import_model(const ImportOptions& options) {
-    // Nothing is on stdout, and a reader of stderr that goes away is no reason to leave half a folder behind.
+    // Stdout is unused, and a closed stderr is no reason to leave an incomplete folder behind.
     outlive_the_reader();
     catch_stop_signals();
     try {

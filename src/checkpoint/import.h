@@ -1,4 +1,4 @@
-// `./train import`: a Hugging Face model as a checkpoint to start from (model.init_from), and the config that fits it.
+// `./train import` turns a Hugging Face model into a checkpoint to start from (model.init_from), and a config for it.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@ namespace ingot {
 
 struct ImportOptions {
     std::string from;            // the folder of the model
-    std::string output;          // a folder that is not there yet
-    int64_t context_length = 0;  // 0: the model's own, at most 4096
+    std::string output;          // a folder that does not exist yet
+    int64_t context_length = 0;  // 0: the model's own, but at most 4096
 };
 
 // Writes the checkpoint (fp32 weights, no optimizer state) and config.json, and prints on stderr what was written and
-// what to type next. Memory: the mapped files, and a few MiB. Returns the exit code; throws Error.
+// the next commands. Takes a few MiB of memory beside the mapped files. Returns the exit code; throws Error.
 int import_model(const ImportOptions& options);
 
 }  // namespace ingot

@@ -18,19 +18,19 @@ namespace {
 constexpr JsonLimits kConfigLimits = {.advice = "it must be the config.json of a Hugging Face model"};
 constexpr const char* kAdvice = "this model cannot be imported";
 
-// What the class of an architecture computes beyond what config.json says.
+// What the class of an architecture computes that config.json does not say.
 struct Family {
     const char *model_type, *architecture;
     bool has_qkv_bias, has_qk_norm;
-    bool derives_head_dim;  // hidden_size / num_attention_heads where config.json has none
-    bool derives_kv_heads;  // num_attention_heads where config.json has no num_key_value_heads
+    bool derives_head_dim;  // as hidden_size / num_attention_heads if config.json has none
+    bool derives_kv_heads;  // as num_attention_heads if config.json has no num_key_value_heads
 };
 constexpr Family kFamilies[] = {
     {"llama", "LlamaForCausalLM", false, false, true, true},
     {"mistral", "MistralForCausalLM", false, false, true, false},
     {"qwen2", "Qwen2ForCausalLM", true, false, true, false},
     {"qwen3", "Qwen3ForCausalLM", false, true, false, false},
-    // What ./train export writes where no class of transformers computes the same; config.json says the rest.
+    // ./train export writes this if no class of transformers computes the model; config.json has the rest.
     {"ingot", "IngotForCausalLM", false, false, true, true},
 };
 
@@ -75,7 +75,7 @@ bool is_one(const json& value) {
     return value.is_number() && value.get<double>() == 1;
 }
 
-// Null and a missing key mean the same value, which each class has as its default.
+// A null or missing key means the same value, which is the default of each class.
 const OnlyValue kOnlyValues[] = {
     {"hidden_act", [](const json& value) { return value == "silu" || value == "swish"; },
      "\"silu\" (the MLP here is SwiGLU)"},
@@ -95,20 +95,20 @@ const OnlyValue kOnlyValues[] = {
 void check_only_values(const JsonFields& root, const Family& family) {
     for (const OnlyValue& only : kOnlyValues)
         if (root.has(only.key) && !only.is_it(root.at(only.key))) root.refuse(only.key, only.expected);
-    // Qwen2's class does not read it: q, k and v have a bias, o has none.
+    // Qwen2's class ignores this key: q, k and v have a bias, o has none.
     if (!family.has_qkv_bias && root.has("attention_bias") && !is_false(root.at("attention_bias")))
         root.refuse("attention_bias",
                     "false (with it o_proj has a bias too; here q, k and v may have one, as in Qwen2, and o has none)");
-    // Code of its own may compute anything; ours is known.
+    // Custom code may compute anything; only our own is known.
     if (!is_ingot(family) && root.has("auto_map") && root.at("auto_map").contains("AutoModelForCausalLM"))
         root.refuse("auto_map", join("without \"AutoModelForCausalLM\" (code of the model's own is not run; if ",
                                      family.architecture, " computes the same, remove it)"));
 }
 
-// A window that is as long as the longest context hides nothing.
+// Accepts a window that is as long as the longest context, since it hides nothing.
 void check_window(const JsonFields& root, const Family& family, int64_t longest_context) {
     const bool is_mistral = family.model_type == std::string("mistral");
-    // Qwen's window has effect through use_sliding_window alone; the other classes have none.
+    // Qwen's window only has an effect with use_sliding_window; the other classes have no window.
     if (!is_mistral || (root.value().contains("sliding_window") && !root.has("sliding_window"))) return;
     if (!root.has("sliding_window"))
         root.refuse("sliding_window", "null (without the key transformers takes a window of 4096 tokens)");
@@ -139,14 +139,14 @@ RopeScaling rope_scaling_of(const JsonFields& fields, const JsonFields& root) {
     scaling.low_freq_factor = fields.number("low_freq_factor", 0, kMost);
     scaling.high_freq_factor = fields.number("high_freq_factor", 0, kMost);
     scaling.original_context_length = fields.integer("original_max_position_embeddings", 1, INT64_MAX);
-    // Newer versions of transformers let this key at the root decide, older ones pass over it.
+    // Newer versions of transformers prefer this key at the root, older ones ignore it.
     const char* const outer = "original_max_position_embeddings";
     if (root.has(outer) && root.at(outer) != scaling.original_context_length)
         root.refuse(outer, join(scaling.original_context_length, ", as ", fields.path(outer), " says"));
     return scaling;
 }
 
-// Versions of transformers differ in which key they prefer: so all that are there must agree.
+// Versions of transformers prefer different keys, so all keys that are present must agree.
 void read_rope(const JsonFields& root, ModelConfig* model) {
     std::vector<std::pair<std::string, double>> thetas;
     const auto add_theta = [&](const JsonFields& fields) {
@@ -171,7 +171,7 @@ void read_rope(const JsonFields& root, ModelConfig* model) {
 
 // ---- The rest ----
 
-constexpr int64_t kMostSize = int64_t{1} << 40;  // the rules of ours set the bounds that count
+constexpr int64_t kMostSize = int64_t{1} << 40;  // a loose bound; the config's rules have the exact ones
 
 int64_t size_of(const JsonFields& root, const char* key) {
     return root.integer(key, 1, kMostSize);
@@ -218,7 +218,7 @@ ImportedConfig parse_import_config(const std::string& text, const std::string& p
     m.n_heads = size_of(root, "num_attention_heads");
     const bool has_kv_heads = root.has("num_key_value_heads");
     if (!has_kv_heads && !family.derives_kv_heads && !root.value().contains("num_key_value_heads"))
-        root.refuse("num_key_value_heads", "there");  // each class has a number of its own for it
+        root.refuse("num_key_value_heads", "there");  // each class has another default
     m.n_kv_heads = has_kv_heads ? size_of(root, "num_key_value_heads") : m.n_heads;
     if (root.has("head_dim") || !family.derives_head_dim) {
         m.head_dim = size_of(root, "head_dim");

@@ -22,11 +22,11 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
 
-// A tensor takes about 100 bytes, so that this is room for forty thousand.
+// A tensor takes about 100 bytes, so the limit allows forty thousand.
 constexpr JsonLimits kIndexLimits = {
     .max_bytes = size_t{4} << 20, .max_depth = 8, .advice = "it must be the index of a Hugging Face model's shards"};
 
-// Old checkpoints of Llama keep the wavelengths of RoPE, which follow from the config.
+// Old Llama checkpoints store the wavelengths of RoPE, which follow from the config.
 bool is_ignored(const std::string& name) {
     return name.ends_with("rotary_emb.inv_freq");
 }
@@ -37,7 +37,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
     return text + ")";
 }
 
-// Names as an error lists them: the first few, and how many more there are.
+// Lists names for an error: the first few, and how many more there are.
 std::string list_of(const std::vector<std::string>& items) {
     constexpr size_t kShown = 3;
     std::string text;
@@ -58,7 +58,7 @@ std::map<std::string, std::string> parse_import_index(const std::string& text, c
     const JsonFields root(values, path, "", kIndexLimits.advice);
     const JsonFields map = root.object("weight_map");
     std::map<std::string, std::string> files;
-    constexpr size_t kLongest = 255;  // of a name in file systems
+    constexpr size_t kLongest = 255;  // longest name in file systems
     for (const auto& [tensor, file] : map.value().items()) {
         const bool is_text = file.is_string() && file.get_ref<const std::string&>().size() <= kLongest;
         const std::string name = is_text ? file.get<std::string>() : "";

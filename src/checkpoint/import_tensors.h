@@ -12,18 +12,18 @@
 
 namespace ingot {
 
-// The index of shards: tensor -> name of the file in the same folder. `path` names the text in errors. Throws UserError
-// for what is no such index, and for a file that is not one of the folder's own.
+// Parses the index of shards: tensor -> name of the file in the same folder. Errors call the text `path`. Throws
+// UserError for an invalid index, and for a file outside the folder.
 std::map<std::string, std::string> parse_import_index(const std::string& text, const std::string& path);
 
 class ImportedTensors {
   public:
-    // Maps the files; nothing of the data is read. Throws UserError if there are none, if one is damaged, if two hold
+    // Maps the files and reads none of the data. Throws UserError if there are none, if one is damaged, if two hold
     // the same tensor, or if the index and its shards disagree.
     explicit ImportedTensors(const std::string& folder);
 
-    // Throws UserError naming the tensors that are missing, that the model does not have, or that have another shape or
-    // a type that is not bf16, fp16 or fp32. A head beside tied embeddings must have their bits.
+    // Throws UserError naming the tensors that are missing, unknown to the model, of another shape, or of a type other
+    // than bf16, fp16 or fp32. A head beside tied embeddings must have their bits.
     void require_fit(const ParameterTable& table, bool tie_embeddings) const;
 
     Tensor tensor(const std::string& name) const;

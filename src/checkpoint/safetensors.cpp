@@ -19,12 +19,12 @@ namespace {
 constexpr std::pair<const char*, DType> kDtypes[] = {{"F64", DType::f64}, {"F32", DType::f32}, {"BF16", DType::bf16},
                                                      {"F16", DType::f16}, {"I32", DType::i32}, {"U8", DType::u8}};
 
-// Name, entry, list. A tensor takes about 130 bytes, so that this is room for a hundred thousand. The values in memory
-// take up to thirty times the bytes of a header that was made for it.
+// A tensor's name, entry and list take about 130 bytes, so the limits allow a hundred thousand tensors. The values of
+// a malicious header can take thirty times its bytes in memory.
 constexpr JsonLimits kHeaderLimits = {
     .max_bytes = size_t{16} << 20, .max_depth = 3, .advice = "the file is damaged, or not a safetensors file"};
 
-// The library would turn 1.5 and true into 1; this throws as for any other wrong type.
+// Throws for 1.5 and true as for any other wrong type; the library would convert them to 1.
 int64_t integer(const json& value) {
     if (!value.is_number_integer()) return value.get_ref<const json::number_integer_t&>();
     return value.get<int64_t>();
@@ -43,7 +43,7 @@ SafetensorsFile::SafetensorsFile(MappedFile file, const std::string& path) : pat
     std::memcpy(&header_bytes, file_.data.get(), 8);
     if (header_bytes > kHeaderLimits.max_bytes || header_bytes > file_.size - 8)
         throw fail(join("a header of ", header_bytes, " bytes in a file of ", file_.size));
-    // A copy: what was looked at must stay what it is, whatever becomes of the file.
+    // The header is copied, since the file could change after it was checked.
     const std::string text(reinterpret_cast<const char*>(file_.data.get() + 8), header_bytes);
     file_.require_intact(8 + header_bytes);
     const json header = parse_json(text, path + ": the header is not JSON", kHeaderLimits);
@@ -65,7 +65,7 @@ SafetensorsFile::SafetensorsFile(MappedFile file, const std::string& path) : pat
             std::vector<int64_t> shape;
             for (const json& extent : entry.at("shape")) shape.push_back(integer(extent));
             const json& offsets = entry.at("data_offsets");
-            // A negative one wraps round and lies outside the file.
+            // A negative offset wraps round and so lies outside the file.
             const uint64_t begin = static_cast<uint64_t>(integer(offsets.at(0)));
             const uint64_t end = static_cast<uint64_t>(integer(offsets.at(1)));
             if (shape.empty() || shape.size() > Tensor::kMaxRank)
@@ -74,7 +74,8 @@ SafetensorsFile::SafetensorsFile(MappedFile file, const std::string& path) : pat
             tensor.dtype = known->second;
             tensor.rank = static_cast<int>(shape.size());
             constexpr uint64_t kMostElements = uint64_t{1} << 48;
-            uint64_t count = 1, extents = 1;  // of all axes; of those that are not empty, so that no product overflows
+            uint64_t count = 1,
+                     extents = 1;  // of all axes; of those that are not empty, so that the product cannot overflow
             for (size_t axis = shape.size(); axis-- > 0;) {
                 const bool is_impossible = shape[axis] < 0 ||
                                            static_cast<uint64_t>(shape[axis]) > kMostElements / extents ||
@@ -131,7 +132,7 @@ std::string safetensors_head(const std::vector<NamedTensor>& tensors,
         offset = end;
     }
     std::string text = header.dump();
-    text.resize((text.size() + 7) / 8 * 8, ' ');  // so that data starts aligned
+    text.resize((text.size() + 7) / 8 * 8, ' ');  // so that data is aligned
     const uint64_t header_bytes = text.size();
     return std::string(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes) + text;
 }
@@ -139,7 +140,8 @@ std::string safetensors_head(const std::vector<NamedTensor>& tensors,
 void write_safetensors(OutputFile file, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, ChunkedSha256* checksums,
                        const Device& device) {
-    // Large elements first: the format allows no gaps, and so each tensor starts at a multiple of its element size.
+    // Tensors of larger elements come first: the format allows no gaps, and so each starts at a multiple of its
+    // element size.
     std::vector<NamedTensor> sorted = tensors;
     std::stable_sort(sorted.begin(), sorted.end(), [](const NamedTensor& a, const NamedTensor& b) {
         return size_of(a.tensor.dtype) > size_of(b.tensor.dtype);

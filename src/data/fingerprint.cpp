@@ -19,7 +19,7 @@ namespace {
 // A file up to this size is read whole, which takes a second even from a slow disk or with a slow SHA-256.
 constexpr int64_t kLargestWhole = int64_t{256} << 20;
 constexpr int64_t kWholeBlock = int64_t{4} << 20;
-// Of a larger file one page per stretch is read, and both ends.
+// A larger file is sampled: one page per stretch, and both ends.
 constexpr int64_t kSampleBlock = 4096, kSampleStretch = int64_t{32} << 20;
 
 struct Block {
