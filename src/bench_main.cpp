@@ -36,107 +36,126 @@ std::string why_refused(const CLI::App& app, const CLI::ParseError& error) {
                        help);
 }
 
+// Each of these adds a command with its options, and returns it.
+
+CLI::App* add_kernels(CLI::App* app, ingot::BenchKernelsOptions* options) {
+    CLI::App* const command =
+        app->add_subcommand("kernels", "Each op against the rate at which memory is copied, each GEMM in TFLOP/s");
+    command->add_option("--device", options->device, "cuda or cpu")->capture_default_str();
+    command->add_option("--rows", options->rows, "Tokens in a micro-batch (N)")->capture_default_str();
+    command->add_option("--width", options->widths, "Model widths (C), separated by commas")
+        ->delimiter(',')
+        ->capture_default_str();
+    command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16 (default: bf16, on the CPU fp32)");
+    command->add_option("--seconds", options->seconds, "Time for each measurement")->capture_default_str();
+    return command;
+}
+
+CLI::App* add_gemm(CLI::App* app, ingot::BenchGemmOptions* options) {
+    CLI::App* const command = app->add_subcommand(
+        "gemm", "The GEMMs of a model's micro-step: the library's first choice of an algorithm against ours");
+    CLI::Option* const config = command->add_option("--config", options->config, "Take shape and dtype from this file");
+    const std::pair<CLI::Option*, const char*> shape[] = {
+        {command->add_option("--tokens", options->tokens), "Tokens in a micro-batch (N)"},
+        {command->add_option("--layers", options->layers), "Layers (L)"},
+        {command->add_option("--width", options->width), "Model width (C)"},
+        {command->add_option("--heads", options->heads), "Query heads (NH)"},
+        {command->add_option("--kv-heads", options->kv_heads), "Key and value heads (NKV)"},
+        {command->add_option("--head-dim", options->head_dim), "Head size (HS)"},
+        {command->add_option("--hidden", options->hidden), "MLP width (F)"},
+        {command->add_option("--vocab", options->vocab), "Vocabulary (V)"}};
+    for (const auto& [option, text] : shape) option->description(text)->capture_default_str()->excludes(config);
+    command->add_option("--chunk", options->chunk, "Tokens whose logits exist at a time (default: as the model does)");
+    command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16 (default: the config's, else bf16)");
+    command->add_option("--seconds", options->seconds, "Time for each GEMM")->capture_default_str();
+    command->add_flag("--full", options->full, "Search through all algorithms too, and compare with the best");
+    command->add_option("--search-seconds", options->search_seconds, "Limit of each GEMM's full search")
+        ->capture_default_str();
+    return command;
+}
+
+CLI::App* add_step(CLI::App* app, ingot::BenchStepOptions* options) {
+    CLI::App* const command = app->add_subcommand(
+        "step", "The training step of a config on random tokens, and the time of each of its parts");
+    command->add_option("--config", options->config, "The run's config; its data need not be there")->required();
+    command->add_option("--set", options->overrides, "Override one field, section.key=value; may be repeated")
+        ->allow_extra_args(false);
+    command->add_flag("--no-attention", options->no_attention, "Everything but attention, RoPE and QK-norm");
+    command->add_option("--seconds", options->seconds, "Time for the measured steps")->capture_default_str();
+    command->add_option("--settle", options->settle_seconds, "Time for steps before them (default: a fifth of it)");
+    command->add_option("--documents", options->document_tokens,
+                        "Tokens of a document (default: a quarter of the context)");
+    command->add_option("--gemm-rate", options->gemm_rate, "TFLOP/s of the GEMMs' floor: what ./bench gemm says");
+    command->add_flag("--no-parts", options->no_parts, "No table of the parts");
+    command->add_option("--trace", options->trace, "Write a Chrome trace of some steps to this file (needs CUPTI)");
+    command->add_option("--json", options->json, "Write all figures to this file");
+    return command;
+}
+
+CLI::App* add_attention(CLI::App* app, ingot::BenchAttentionOptions* options) {
+    CLI::App* const command =
+        app->add_subcommand("attention", "Attention forward and backward: time, TFLOP/s, memory, error");
+    const auto lengths = [&](const char* name, std::vector<int64_t>& values, const char* text) {
+        return command->add_option(name, values, text)->delimiter(',');
+    };
+    CLI::Option* const batch = command->add_option("--batch", options->batch, "Sequences (B)")->capture_default_str();
+    CLI::Option* const seq =
+        lengths("--seq", options->seq, "Tokens of a sequence (T), separated by commas")->capture_default_str();
+    CLI::Option* const tokens =
+        command->add_option("--tokens", options->tokens, "Tokens in all: the batch is this / seq");
+    tokens->excludes(batch);
+    lengths("--docs", options->docs, "Lengths of documents packed into one row, separated by commas")
+        ->excludes(batch)
+        ->excludes(seq)
+        ->excludes(tokens);
+    command->add_option("--heads", options->heads, "Query heads (NH)")->capture_default_str();
+    command->add_option("--kv-heads", options->kv_heads, "Key and value heads (NKV; default: NH)");
+    lengths("--head-dim", options->head_dim, "Head sizes (HS), separated by commas")->capture_default_str();
+    command->add_flag("--alibi", options->alibi, "With ALiBi");
+    command->add_option("--mask", options->mask, "causal or full")->capture_default_str();
+    command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")->capture_default_str();
+    command->add_option("--kernel", options->kernel, "auto, plain, sm80 or sm90")->capture_default_str();
+    command->add_option(
+        "--against", options->against,
+        "Beside naive (a matrix of all pairs), plain (the kernel without tensor cores), or no-alibi (the "
+        "same without ALiBi), in turns");
+    command->add_flag("--any-order", options->any_order, "As training.deterministic = false");
+    command->add_flag("--check", options->check, "Errors against the plain kernel in fp32");
+    command->add_option("--seconds", options->seconds, "Time for each measurement")->capture_default_str();
+    command->add_option("--load-seconds", options->load_seconds, "Load before each shape's measurements")
+        ->capture_default_str();
+    command->add_option("--json", options->json, "Write all figures to this file");
+    return command;
+}
+
+CLI::App* add_data(CLI::App* app, ingot::BenchDataOptions* options) {
+    CLI::App* const command =
+        app->add_subcommand("data", "How fast one thread finds documents, and reads and packs the rows of a config");
+    command->add_option("--config", options->config, "The run's config")->required();
+    command->add_option("--set", options->overrides, "Override one field, section.key=value; may be repeated")
+        ->allow_extra_args(false);
+    command->add_option("--seconds", options->seconds, "Time for each measurement")->capture_default_str();
+    return command;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     ingot::limit_spinning(argv);
-    CLI::App app("Measures Ingot on this machine: its kernels, its attention, its products, its training step.",
-                 "bench");
+    CLI::App app("Measures Ingot on this machine: its kernels, its attention, its GEMMs, its training step.", "bench");
     app.require_subcommand(1);
     app.set_version_flag("--version", "ingot " INGOT_VERSION, "The version");
 
     ingot::BenchKernelsOptions kernels;
-    CLI::App* const kernels_command =
-        app.add_subcommand("kernels", "Each op against the rate at which memory is copied, each product in TFLOP/s");
-    kernels_command->add_option("--device", kernels.device, "cuda or cpu")->capture_default_str();
-    kernels_command->add_option("--rows", kernels.rows, "Tokens in a micro-batch (N)")->capture_default_str();
-    kernels_command->add_option("--width", kernels.widths, "Model widths (C), separated by commas")
-        ->delimiter(',')
-        ->capture_default_str();
-    kernels_command->add_option("--dtype", kernels.dtype, "fp32, bf16 or fp16 (default: bf16, on the CPU fp32)");
-    kernels_command->add_option("--seconds", kernels.seconds, "Time for each measurement")->capture_default_str();
-
     ingot::BenchGemmOptions gemm;
-    CLI::App* const gemm_command = app.add_subcommand(
-        "gemm", "The products of a model's micro-step: the library's first choice of an algorithm against ours");
-    CLI::Option* const config =
-        gemm_command->add_option("--config", gemm.config, "Take shape and dtype from this file");
-    const std::pair<CLI::Option*, const char*> shape[] = {
-        {gemm_command->add_option("--tokens", gemm.tokens), "Tokens in a micro-batch (N)"},
-        {gemm_command->add_option("--layers", gemm.layers), "Layers (L)"},
-        {gemm_command->add_option("--width", gemm.width), "Model width (C)"},
-        {gemm_command->add_option("--heads", gemm.heads), "Query heads (NH)"},
-        {gemm_command->add_option("--kv-heads", gemm.kv_heads), "Key and value heads (NKV)"},
-        {gemm_command->add_option("--head-dim", gemm.head_dim), "Head size (HS)"},
-        {gemm_command->add_option("--hidden", gemm.hidden), "MLP width (F)"},
-        {gemm_command->add_option("--vocab", gemm.vocab), "Vocabulary (V)"}};
-    for (const auto& [option, text] : shape) option->description(text)->capture_default_str()->excludes(config);
-    gemm_command->add_option("--chunk", gemm.chunk, "Tokens whose logits exist at a time (default: as the model does)");
-    gemm_command->add_option("--dtype", gemm.dtype, "fp32, bf16 or fp16 (default: the config's, else bf16)");
-    gemm_command->add_option("--seconds", gemm.seconds, "Time for each product")->capture_default_str();
-    gemm_command->add_flag("--full", gemm.full, "Search through all algorithms too, and compare with the best");
-    gemm_command->add_option("--search-seconds", gemm.search_seconds, "Limit of each product's full search")
-        ->capture_default_str();
-
     ingot::BenchStepOptions step;
-    CLI::App* const step_command =
-        app.add_subcommand("step", "The training step of a config on random tokens, and the time of each of its parts");
-    step_command->add_option("--config", step.config, "The run's config; its data need not be there")->required();
-    step_command->add_option("--set", step.overrides, "Override one field, section.key=value; may be repeated")
-        ->allow_extra_args(false);
-    step_command->add_flag("--no-attention", step.no_attention, "Everything but attention, RoPE and QK-norm");
-    step_command->add_option("--seconds", step.seconds, "Time for the measured steps")->capture_default_str();
-    step_command->add_option("--settle", step.settle_seconds, "Time for steps before them (default: a fifth of it)");
-    step_command->add_option("--documents", step.document_tokens,
-                             "Tokens of a document (default: a quarter of the context)");
-    step_command->add_option("--gemm-rate", step.gemm_rate, "TFLOP/s of the products' floor: what ./bench gemm says");
-    step_command->add_flag("--no-parts", step.no_parts, "No table of the parts");
-    step_command->add_option("--trace", step.trace, "Write a Chrome trace of some steps to this file (needs CUPTI)");
-    step_command->add_option("--json", step.json, "Write all figures to this file");
-
     ingot::BenchAttentionOptions attention;
-    CLI::App* const attention_command =
-        app.add_subcommand("attention", "Attention forward and backward: time, TFLOP/s, memory, error");
-    const auto lengths = [&](const char* name, std::vector<int64_t>& values, const char* text) {
-        return attention_command->add_option(name, values, text)->delimiter(',');
-    };
-    CLI::Option* const batch =
-        attention_command->add_option("--batch", attention.batch, "Sequences (B)")->capture_default_str();
-    CLI::Option* const seq =
-        lengths("--seq", attention.seq, "Tokens of a sequence (T), separated by commas")->capture_default_str();
-    CLI::Option* const tokens =
-        attention_command->add_option("--tokens", attention.tokens, "Tokens in all: the batch is this / seq");
-    tokens->excludes(batch);
-    lengths("--docs", attention.docs, "Lengths of documents packed into one row, separated by commas")
-        ->excludes(batch)
-        ->excludes(seq)
-        ->excludes(tokens);
-    attention_command->add_option("--heads", attention.heads, "Query heads (NH)")->capture_default_str();
-    attention_command->add_option("--kv-heads", attention.kv_heads, "Key and value heads (NKV; default: NH)");
-    lengths("--head-dim", attention.head_dim, "Head sizes (HS), separated by commas")->capture_default_str();
-    attention_command->add_flag("--alibi", attention.alibi, "With ALiBi");
-    attention_command->add_option("--mask", attention.mask, "causal or full")->capture_default_str();
-    attention_command->add_option("--dtype", attention.dtype, "fp32, bf16 or fp16")->capture_default_str();
-    attention_command->add_option("--kernel", attention.kernel, "auto, plain, sm80 or sm90")->capture_default_str();
-    attention_command->add_option(
-        "--against", attention.against,
-        "Beside naive (a matrix of all pairs), plain (the kernel without tensor cores), or no-alibi (the "
-        "same without ALiBi), in turns");
-    attention_command->add_flag("--any-order", attention.any_order, "As training.deterministic = false");
-    attention_command->add_flag("--check", attention.check, "Errors against the plain kernel in fp32");
-    attention_command->add_option("--seconds", attention.seconds, "Time for each measurement")->capture_default_str();
-    attention_command->add_option("--load-seconds", attention.load_seconds, "Load before each shape's measurements")
-        ->capture_default_str();
-    attention_command->add_option("--json", attention.json, "Write all figures to this file");
-
     ingot::BenchDataOptions data;
-    CLI::App* const data_command =
-        app.add_subcommand("data", "How fast one thread finds documents, and reads and packs the rows of a config");
-    data_command->add_option("--config", data.config, "The run's config")->required();
-    data_command->add_option("--set", data.overrides, "Override one field, section.key=value; may be repeated")
-        ->allow_extra_args(false);
-    data_command->add_option("--seconds", data.seconds, "Time for each measurement")->capture_default_str();
-
+    add_kernels(&app, &kernels);
+    const CLI::App* const gemm_command = add_gemm(&app, &gemm);
+    const CLI::App* const step_command = add_step(&app, &step);
+    const CLI::App* const attention_command = add_attention(&app, &attention);
+    const CLI::App* const data_command = add_data(&app, &data);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success& help) {

@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 
 #include "kernels/core/check.h"
+#include "src/base/clock.h"
 #include "src/base/text.h"
 
 namespace ingot {
@@ -31,8 +31,7 @@ ProgressOutput ProgressOutput::to_stderr() {
                 std::fwrite(text.data(), 1, text.size(), stderr);
                 std::fflush(stderr);
             },
-        .now =
-            [] { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); },
+        .now = seconds_now,
         .width = terminal_width};
 }
 

@@ -9,7 +9,6 @@
 #include "src/bench/attention.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -20,6 +19,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/plain.h"
+#include "src/base/clock.h"
 #include "src/base/text.h"
 #include "src/model/device_choice.h"
 #if INGOT_HAS_CUDA
@@ -324,15 +324,14 @@ class Bench {
     }
 
     void load(const Operands& operands) const {
-        const auto begin = std::chrono::steady_clock::now();
+        const double begin = seconds_now();
         do {
             for (int i = 0; i < 10; ++i) {
                 operands.run_forward();
                 operands.run_backward();
             }
             device_.synchronize();
-        } while (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() <
-                 options_.load_seconds);
+        } while (seconds_now() - begin < options_.load_seconds);
     }
 
     // Returns the median time of one launch of each, from batches in turns.

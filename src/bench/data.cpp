@@ -2,10 +2,10 @@
 // are those of training, from the run's first row on.
 #include "src/bench/data.h"
 
-#include <chrono>
 #include <cstdio>
 
 #include "kernels/core/check.h"
+#include "src/base/clock.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
 #include "src/data/host_batch.h"
@@ -15,10 +15,6 @@
 namespace ingot {
 
 namespace {
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Measures a scan for documents and ids of at most 2^28 tokens of the corpus's first shard.
 void bench_scan(const Corpus& corpus, const Config& config, double seconds) {

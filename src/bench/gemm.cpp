@@ -80,7 +80,7 @@ class Bench {
             "logits of %ld tokens at a time, %s\n\n",
             shape_.tokens, counted(m.n_layers, "layer").c_str(), C, m.n_heads, m.n_kv_heads, m.head_dim, F, VP,
             shape_.chunk, name_of(shape_.dtype));
-        std::printf("%-29s %-20s %9s %8s %9s %8s %6s", "product", "M x N x K", "first us", "TFLOP/s", "tuned us",
+        std::printf("%-29s %-20s %9s %8s %9s %8s %6s", "GEMM", "M x N x K", "first us", "TFLOP/s", "tuned us",
                     "TFLOP/s", "gain");
         if (options_.full) std::printf(" %9s %8s %10s %8s", "best us", "TFLOP/s", "tuned/best", "searched");
         std::printf("\n");
@@ -125,7 +125,7 @@ class Bench {
     };
 
     void print(const char* what, const Total& total) {
-        std::printf("products of %s: first %.2f ms (%.0f TFLOP/s), tuned %.2f ms (%.0f), gain %.3f", what,
+        std::printf("GEMMs of %s: first %.2f ms (%.0f TFLOP/s), tuned %.2f ms (%.0f), gain %.3f", what,
                     total.first * 1e3, total.flops / total.first * 1e-12, total.tuned * 1e3,
                     total.flops / total.tuned * 1e-12, total.first / total.tuned);
         if (options_.full)

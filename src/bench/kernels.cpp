@@ -4,7 +4,6 @@
 #include "src/bench/kernels.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +19,7 @@
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "src/base/clock.h"
 #include "src/model/device_choice.h"
 #if INGOT_HAS_CUDA
 #include "kernels/cuda/timing.h"
@@ -46,20 +46,20 @@ class Stopwatch {
 #if INGOT_HAS_CUDA
         if (timer_) return timer_->start();
 #endif
-        begin_ = std::chrono::steady_clock::now();
+        begin_ = seconds_now();
     }
     double stop() {
 #if INGOT_HAS_CUDA
         if (timer_) return timer_->stop();
 #endif
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+        return seconds_now() - begin_;
     }
 
   private:
 #if INGOT_HAS_CUDA
     std::unique_ptr<CudaTimer> timer_;
 #endif
-    std::chrono::steady_clock::time_point begin_;
+    double begin_ = 0;
 };
 
 // Returns the seconds of one launch. launch(set) runs the op on that set of tensors.

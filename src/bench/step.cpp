@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "kernels/fill.h"
+#include "src/base/clock.h"
 #include "src/base/text.h"
 #include "src/bench/step_parts.h"
 #include "src/bench/synthetic_run.h"
@@ -36,10 +37,6 @@ Config config_of(const BenchStepOptions& options) {
 
 constexpr int64_t kFirstSteps = 3;    // load, record graphs, and fill the stream
 constexpr int64_t kTracedSteps = 10;  // the most steps that are traced
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 double unix_seconds() {
     return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -215,8 +212,8 @@ class Bench {
         std::printf(
             "floor: bytes over the copy rate%s; gaps: nothing ran, neither kernel nor copy; a copy may run "
             "beside kernels. Where there is no floor, all parts count the time itself.\n",
-            options_.gemm_rate > 0 ? ", FLOPs of products over --gemm-rate"
-                                   : " (of products: give --gemm-rate, the tuned rate of ./bench gemm)");
+            options_.gemm_rate > 0 ? ", FLOPs of GEMMs over --gemm-rate"
+                                   : " (of GEMMs: give --gemm-rate, the tuned rate of ./bench gemm)");
         nlohmann::ordered_json kernels = nlohmann::ordered_json::array();
         for (const auto& [symbol, entry] : times.kernels)
             kernels.push_back({{"kernel", demangled(symbol)},

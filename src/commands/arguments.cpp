@@ -50,6 +50,24 @@ std::vector<OptionSpec> all_options(const CommandSpec& command) {
                          is_config ? "(see " : "see ", command.command(), " --help", is_config ? ")" : ""));
 }
 
+// Throws the error for a command line that CLI11 refused with the message `what`; `chosen` is the first argument.
+[[noreturn]] void refuse_unparsed(const std::vector<CommandSpec>& commands, const std::string& chosen,
+                                  const std::string& what) {
+    const size_t colon = what.find(':');
+    const std::string name = colon != std::string::npos && what.rfind("--", 0) == 0 ? what.substr(0, colon) : "";
+    // Several commands may have the option; the command that was named comes first.
+    std::vector<CommandSpec> ordered = commands;
+    std::stable_partition(ordered.begin(), ordered.end(),
+                          [&](const CommandSpec& command) { return command.name == chosen; });
+    for (const CommandSpec& command : ordered)
+        for (const OptionSpec& option : all_options(command))
+            if (option.name == name)
+                throw UserError(join(name, option.value.empty() ? " takes no value" : " needs a value", ": write ",
+                                     name, option.value.empty() ? "" : " " + option.value, ", see ", command.command(),
+                                     " --help"));
+    throw UserError(join(printable_line(what), ": see ./train --help"));
+}
+
 }  // namespace
 
 std::string CommandSpec::help() const {
@@ -91,20 +109,7 @@ Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, c
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
-        const std::string what = error.what();
-        const size_t colon = what.find(':');
-        const std::string name = colon != std::string::npos && what.rfind("--", 0) == 0 ? what.substr(0, colon) : "";
-        // Several commands may have the option; the command that was named comes first.
-        std::vector<CommandSpec> ordered = commands;
-        std::stable_partition(ordered.begin(), ordered.end(),
-                              [&](const CommandSpec& command) { return argc > 1 && command.name == argv[1]; });
-        for (const CommandSpec& command : ordered)
-            for (const OptionSpec& option : all_options(command))
-                if (option.name == name)
-                    throw UserError(join(name, option.value.empty() ? " takes no value" : " needs a value", ": write ",
-                                         name, option.value.empty() ? "" : " " + option.value, ", see ",
-                                         command.command(), " --help"));
-        throw UserError(join(printable_line(what), ": see ./train --help"));
+        refuse_unparsed(commands, argc > 1 ? argv[1] : "", error.what());
     }
     for (size_t i = 1; i < commands.size(); ++i)
         if (parsers[i]->parsed()) chosen = i;

@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 
 #include "kernels/core/rng.h"
+#include "src/base/clock.h"
 #include "src/base/output.h"
 #include "src/base/signals.h"
 #include "src/base/text.h"
@@ -37,10 +37,6 @@ int32_t stop_token(Tokenizer& tokenizer, const std::string& text) {
     REQUIRE(tokens.size() == 1, "--stop ", excerpt(text, 60), " is ", tokens.size(),
             " tokens of this model: name one, e.g. '<|im_end|>' (./train tokenize shows the tokens of a text)");
     return tokens.front();
-}
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
