@@ -151,8 +151,9 @@ void residual_rmsnorm_forward(const Device& device, const ResidualRmsNormForward
 }
 
 size_t rmsnorm_backward_workspace(const Device& device, const Tensor& x) {
-    // A plan without a GPU is one for an H100 of 132 multiprocessors.
-    if (device.is_planned()) return static_cast<size_t>(132 * kRmsNormBackwardBlocks * width(x)) * sizeof(float);
+    if (device.is_planned())
+        return Device::Planned::num_multiprocessors * static_cast<size_t>(kRmsNormBackwardBlocks * width(x)) *
+               sizeof(float);
     size_t bytes = 0;
     INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBlocks * width(x) * size_of(accumulation_dtype(x.dtype))),
                    bytes = rmsnorm_backward_workspace_cuda(device, x));

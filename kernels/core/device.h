@@ -27,8 +27,13 @@ class Device {
     // GPU `index` and a stream (cudaStream_t) of the caller's, for ops that are part of the caller's own work, products
     // left out. While a copy of this handle lives, the GPU is the thread's current one; then the former is it again.
     static Device on_cuda_stream(int index, void* stream);
-    // A CUDA device for plans alone, in a build without CUDA too: it has no memory and runs nothing.
+    // A CUDA device for plans alone, in a build without CUDA too: it has no memory and runs nothing. Plans take it for
+    // an H100 of 80 GB.
     static Device planned_cuda();
+    struct Planned {
+        static constexpr size_t num_multiprocessors = 132;
+        static constexpr size_t memory_bytes = size_t{79} << 30;  // as the card shows it
+    };
     // How many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
     static int num_cuda_devices(std::string* why);
 

@@ -154,8 +154,9 @@ void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a)
 }
 
 size_t matmul_backward_bias_workspace(const Device& device, int64_t outputs) {
-    // A plan without a GPU is one for an H100 of 132 multiprocessors.
-    if (device.is_planned()) return static_cast<size_t>(132 * kMatmulBackwardBiasBlocks * outputs) * sizeof(float);
+    if (device.is_planned())
+        return Device::Planned::num_multiprocessors * static_cast<size_t>(kMatmulBackwardBiasBlocks * outputs) *
+               sizeof(float);
     size_t bytes = 0;
     INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBiasBlocks * outputs) * sizeof(double),
                    bytes = matmul_backward_bias_workspace_cuda(device, outputs));

@@ -10,12 +10,10 @@ namespace {
 
 // What CUDA itself takes while a run goes on: code of kernels, cuBLASLt's workspace, graphs.
 constexpr size_t kCudaReserve = size_t{640} << 20;
-// For a plan without a GPU: one of 80 GB, as an H100 shows it.
-constexpr size_t kPlannedMemory = size_t{79} << 30;
 
 // What a plan may take of the device.
 size_t memory_budget(const Device& device) {
-    const size_t free = device.is_planned() ? kPlannedMemory : device.free_memory();
+    const size_t free = device.is_planned() ? Device::Planned::memory_bytes : device.free_memory();
     return free - std::min(free, kCudaReserve);
 }
 
