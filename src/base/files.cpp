@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <glob.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -49,20 +50,30 @@ std::string read_file(const std::string& path, size_t max_bytes) {
     return read_file(open_regular_file(path), path, max_bytes);
 }
 
+int read_to_end(int descriptor, size_t max_bytes, std::string* text) {
+    // A regular file is not read up to the size that fstat() reported, since it may grow meanwhile.
+    for (;;) {
+        char block[1 << 16];
+        const ssize_t taken = read(descriptor, block, sizeof block);
+        if (taken == 0) return 0;
+        if (taken > 0) {
+            text->append(block, static_cast<size_t>(taken));
+            if (text->size() > max_bytes) return EFBIG;
+        } else if (errno == EAGAIN) {  // an empty pipe
+            pollfd ready = {.fd = descriptor, .events = POLLIN, .revents = 0};
+            poll(&ready, 1, -1);
+        } else if (errno != EINTR) {
+            return errno;
+        }
+    }
+}
+
 std::string read_file(const Descriptor& file, const std::string& path, size_t max_bytes) {
     std::string text;
-    // Reads to the end, not to the size that fstat() reported: the file may grow meanwhile.
-    for (;;) {
-        constexpr size_t kBlock = size_t{1} << 16;
-        const size_t size = text.size();
-        REQUIRE(size <= max_bytes, path, " has more than ", format_bytes(max_bytes), ": is it the right file?");
-        text.resize(size + kBlock);
-        const ssize_t taken = read(file.get(), text.data() + size, kBlock);
-        const int error = errno;
-        text.resize(size + static_cast<size_t>(std::max<ssize_t>(taken, 0)));
-        if (taken == 0) return text;
-        REQUIRE(taken > 0 || error == EINTR, "cannot read ", path, ": ", std::strerror(error));
-    }
+    const int error = read_to_end(file.get(), max_bytes, &text);
+    REQUIRE(error != EFBIG, path, " has more than ", format_bytes(max_bytes), ": is it the right file?");
+    REQUIRE(error == 0, "cannot read ", path, ": ", std::strerror(error));
+    return text;
 }
 
 void file_failed(const std::string& what, const std::string& path, int error) {

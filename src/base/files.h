@@ -31,6 +31,9 @@ Descriptor open_regular_file(const std::string& path);
 std::string read_file(const std::string& path, size_t max_bytes);
 // Does the same for an open file, from its current offset; `path` is for messages.
 std::string read_file(const Descriptor& file, const std::string& path, size_t max_bytes);
+// Appends the bytes of an open file or pipe to `text`, up to its end. Returns 0, the errno of a read that failed, or
+// EFBIG if `text` would have more than `max_bytes`.
+int read_to_end(int descriptor, size_t max_bytes, std::string* text);
 
 // Throws the error for a failed system call: "cannot WHAT PATH: the reason: what to do". The exit code is
 // kExitAllocation where the disk is full, broken or has reached a limit, else kExitUsage.

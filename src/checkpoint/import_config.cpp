@@ -194,7 +194,7 @@ std::optional<int64_t> eot_token_of(const JsonFields& root, int64_t vocab_size) 
 Position position_of(const JsonFields& root) {
     const std::string name = root.text("position_embedding", 100);
     std::string names;
-    for (const auto& [known, position] : EnumNames<Position>::values) {
+    for (const auto& [known, position] : enum_names<Position>) {
         if (name == known) return position;
         names += join(names.empty() ? "" : ", ", known);
     }

@@ -272,10 +272,10 @@ StepRange step_range(const Arguments& arguments, const char* name) {
 template <typename E>
 E named_value(const Arguments& arguments, const char* name) {
     std::vector<std::string> names;
-    for (const auto& [choice, value] : EnumNames<E>::values) names.push_back(choice);
+    for (const auto& [choice, value] : enum_names<E>) names.push_back(choice);
     const std::string given = arguments.choice(name, names);
     const auto at = std::find(names.begin(), names.end(), given) - names.begin();
-    return EnumNames<E>::values[at].second;
+    return enum_names<E>[at].second;
 }
 
 int run_train(const Arguments& arguments) {

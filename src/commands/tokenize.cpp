@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kernels/core/check.h"
+#include "src/base/files.h"
 #include "src/base/output.h"
 #include "src/tokenizer/tokenizer.h"
 
@@ -21,15 +22,10 @@ constexpr size_t kMaxTextBytes = size_t{1} << 30;
 
 std::string read_standard_input(size_t max_bytes, const std::string& what, const std::string& hint) {
     std::string text;
-    char buffer[65536];
-    for (;;) {
-        const ssize_t count = read(STDIN_FILENO, buffer, sizeof buffer);
-        if (count < 0 && errno == EINTR) continue;
-        REQUIRE(count >= 0, "cannot read ", what, " from standard input: ", std::strerror(errno));
-        if (count == 0) return text;
-        text.append(buffer, static_cast<size_t>(count));
-        REQUIRE(text.size() <= max_bytes, what, " on standard input is longer than ", max_bytes >> 20, " MiB: ", hint);
-    }
+    const int error = read_to_end(STDIN_FILENO, max_bytes, &text);
+    REQUIRE(error != EFBIG, what, " on standard input is longer than ", max_bytes >> 20, " MiB: ", hint);
+    REQUIRE(error == 0, "cannot read ", what, " from standard input: ", std::strerror(error));
+    return text;
 }
 
 int tokenize(const TokenizeOptions& options) {

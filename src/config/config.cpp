@@ -1,7 +1,6 @@
 #include "src/config/config.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -240,7 +239,7 @@ class Reader {
     requires std::is_enum_v<E>
     void read(const json& value, const std::string& path, E& out) const {
         std::string choices;
-        for (const auto& [name, choice] : EnumNames<E>::values) {
+        for (const auto& [name, choice] : enum_names<E>) {
             if (value == name) {
                 out = choice;
                 return;
@@ -345,21 +344,10 @@ std::string read_config_text(const std::string& file) {
     REQUIRE(is_open, "cannot read the config ", file, ": ", std::strerror(errno), ": check the path");
     REQUIRE(!S_ISDIR(info.st_mode), "cannot read the config ", file, ": it is a folder: check the path");
     std::string text;
-    for (;;) {
-        char block[1 << 16];
-        const ssize_t taken = read(input.get(), block, sizeof block);
-        if (taken == 0) return text;
-        if (taken > 0) {
-            text.append(block, static_cast<size_t>(taken));
-            REQUIRE(text.size() <= kConfigLimits.max_bytes, "the config ", file, " has more than ",
-                    kConfigLimits.max_bytes, " bytes: check the path");
-            continue;
-        }
-        REQUIRE(errno == EINTR || errno == EAGAIN, "cannot read the config ", file, ": ", std::strerror(errno),
-                ": check the path");
-        pollfd ready = {.fd = input.get(), .events = POLLIN, .revents = 0};
-        poll(&ready, 1, -1);
-    }
+    const int error = read_to_end(input.get(), kConfigLimits.max_bytes, &text);
+    REQUIRE(error != EFBIG, "the config ", file, " has more than ", kConfigLimits.max_bytes, " bytes: check the path");
+    REQUIRE(error == 0, "cannot read the config ", file, ": ", std::strerror(error), ": check the path");
+    return text;
 }
 
 // The name must be valid as a folder's name.

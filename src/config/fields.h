@@ -19,81 +19,55 @@ namespace ingot {
 // ---- Names of enum values ----
 
 template <typename E>
-struct EnumNames;
+using NamedValue = std::pair<const char*, E>;
+// Each enum of a config has a specialization: the array of its names and values.
+template <typename E>
+constexpr bool enum_names = false;
 template <>
-struct EnumNames<Position> {
-    static constexpr std::pair<const char*, Position> values[] = {
-        {"alibi", Position::alibi}, {"rope", Position::rope}, {"none", Position::none}};
-};
+constexpr NamedValue<Position> enum_names<Position>[] = {
+    {"alibi", Position::alibi}, {"rope", Position::rope}, {"none", Position::none}};
 template <>
-struct EnumNames<RopeScalingType> {
-    static constexpr std::pair<const char*, RopeScalingType> values[] = {{"none", RopeScalingType::none},
-                                                                         {"llama3", RopeScalingType::llama3}};
-};
+constexpr NamedValue<RopeScalingType> enum_names<RopeScalingType>[] = {{"none", RopeScalingType::none},
+                                                                       {"llama3", RopeScalingType::llama3}};
 template <>
-struct EnumNames<Recompute> {
-    static constexpr std::pair<const char*, Recompute> values[] = {
-        {"none", Recompute::none}, {"light", Recompute::light}, {"block", Recompute::block}};
-};
+constexpr NamedValue<Recompute> enum_names<Recompute>[] = {
+    {"none", Recompute::none}, {"light", Recompute::light}, {"block", Recompute::block}};
 template <>
-struct EnumNames<ScheduleType> {
-    static constexpr std::pair<const char*, ScheduleType> values[] = {{"constant", ScheduleType::constant},
-                                                                      {"linear", ScheduleType::linear},
-                                                                      {"cosine", ScheduleType::cosine},
-                                                                      {"wsd", ScheduleType::wsd}};
-};
+constexpr NamedValue<ScheduleType> enum_names<ScheduleType>[] = {{"constant", ScheduleType::constant},
+                                                                 {"linear", ScheduleType::linear},
+                                                                 {"cosine", ScheduleType::cosine},
+                                                                 {"wsd", ScheduleType::wsd}};
 template <>
-struct EnumNames<EotSide> {
-    static constexpr std::pair<const char*, EotSide> values[] = {
-        {"auto", EotSide::automatic}, {"start", EotSide::start}, {"end", EotSide::end}};
-};
+constexpr NamedValue<EotSide> enum_names<EotSide>[] = {
+    {"auto", EotSide::automatic}, {"start", EotSide::start}, {"end", EotSide::end}};
 template <>
-struct EnumNames<DataFormat> {
-    static constexpr std::pair<const char*, DataFormat> values[] = {{"auto", DataFormat::automatic},
-                                                                    {"llmc", DataFormat::llmc},
-                                                                    {"raw", DataFormat::raw},
-                                                                    {"megatron", DataFormat::megatron}};
-};
+constexpr NamedValue<DataFormat> enum_names<DataFormat>[] = {{"auto", DataFormat::automatic},
+                                                             {"llmc", DataFormat::llmc},
+                                                             {"raw", DataFormat::raw},
+                                                             {"megatron", DataFormat::megatron}};
 template <>
-struct EnumNames<RawType> {
-    static constexpr std::pair<const char*, RawType> values[] = {
-        {"auto", RawType::automatic}, {"uint16", RawType::uint16}, {"uint32", RawType::uint32}};
-};
+constexpr NamedValue<RawType> enum_names<RawType>[] = {
+    {"auto", RawType::automatic}, {"uint16", RawType::uint16}, {"uint32", RawType::uint32}};
 template <>
-struct EnumNames<Packing> {
-    static constexpr std::pair<const char*, Packing> values[] = {{"stream", Packing::stream},
-                                                                 {"best_fit", Packing::best_fit}};
-};
+constexpr NamedValue<Packing> enum_names<Packing>[] = {{"stream", Packing::stream}, {"best_fit", Packing::best_fit}};
 template <>
-struct EnumNames<NonFinite> {
-    static constexpr std::pair<const char*, NonFinite> values[] = {{"skip", NonFinite::skip},
-                                                                   {"stop", NonFinite::stop}};
-};
+constexpr NamedValue<NonFinite> enum_names<NonFinite>[] = {{"skip", NonFinite::skip}, {"stop", NonFinite::stop}};
 template <>
-struct EnumNames<DeviceChoice> {
-    static constexpr std::pair<const char*, DeviceChoice> values[] = {
-        {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}};
-};
+constexpr NamedValue<DeviceChoice> enum_names<DeviceChoice>[] = {
+    {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}};
 template <>
-struct EnumNames<Precision> {
-    static constexpr std::pair<const char*, Precision> values[] = {{"auto", Precision::automatic},
-                                                                   {"fp32", Precision::fp32},
-                                                                   {"bf16", Precision::bf16},
-                                                                   {"fp16", Precision::fp16}};
-};
-
+constexpr NamedValue<Precision> enum_names<Precision>[] = {
+    {"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp16", Precision::fp16}};
 template <>
-struct EnumNames<AttentionRequest> {
-    static constexpr std::pair<const char*, AttentionRequest> values[] = {{"auto", AttentionRequest::automatic},
-                                                                          {"plain", AttentionRequest::plain},
-                                                                          {"sm80", AttentionRequest::sm80},
-                                                                          {"sm90", AttentionRequest::sm90}};
-};
+constexpr NamedValue<AttentionRequest> enum_names<AttentionRequest>[] = {{"auto", AttentionRequest::automatic},
+                                                                         {"plain", AttentionRequest::plain},
+                                                                         {"sm80", AttentionRequest::sm80},
+                                                                         {"sm90", AttentionRequest::sm90}};
 
 // Returns the name that a config uses.
 template <typename E>
 const char* name_of_choice(E choice) {
-    for (const auto& [name, value] : EnumNames<E>::values)
+    for (const auto& [name, value] : enum_names<E>)
         if (value == choice) return name;
     return "?";
 }

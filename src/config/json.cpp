@@ -12,9 +12,7 @@ namespace {
 
 template <typename E>
 requires std::is_enum_v<E> ordered_json value_json(const E& value) {
-    for (const auto& [name, choice] : EnumNames<E>::values)
-        if (choice == value) return name;
-    return nullptr;
+    return name_of_choice(value);
 }
 template <typename T>
 requires(!std::is_enum_v<T>) ordered_json value_json(const T& value) {
@@ -90,7 +88,7 @@ ordered_json schema_of(const T& value, const Field& field) {
     ordered_json schema;
     schema["description"] = field.help;
     if constexpr (std::is_enum_v<T>) {
-        for (const auto& entry : EnumNames<T>::values) schema["enum"].push_back(entry.first);
+        for (const auto& entry : enum_names<T>) schema["enum"].push_back(entry.first);
     } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
         schema["type"] = "array";
         schema["items"] = {{"type", "string"}};
