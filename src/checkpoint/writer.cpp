@@ -36,6 +36,7 @@ ordered_json manifest_head(const std::string& run_id, const Config& config, cons
                               {"good_steps", training.state.good_steps},
                               {"consecutive_skips", training.state.consecutive_skips}};
     manifest["report"] = report_to_json(training.report);
+    for (const char* found_anew : {"val_loss", "hellaswag", "mfu"}) manifest["report"].erase(found_anew);
     manifest["world_size"] = 1;
     manifest["environment"] = environment(device, config);
     if (!device.is_cpu()) manifest["matmul_choices"] = matmul_choices_to_json(matmul_choices(device));

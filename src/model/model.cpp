@@ -367,28 +367,18 @@ void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits
 
 // ---- Backward ----
 
-void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate) {
-    const ProfileRange range("layer ", layer, " backward");
-    const Layer ops = this->layer(layer);
+// x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)): dx, the gradient of x_out, becomes that of x_mid. Where swiglu's
+// output was not kept, its backward writes it again.
+void Model::mlp_backward(const Layer& ops, const LayerActivations& acts, const Tensor& dx, bool accumulate) {
     const LayerTensors &w = ops.weights, &dw = ops.gradients;
-    const LayerActivations acts = activations(layer, n);
-    const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
-    const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
-    // The gradient of x, from here to the end of the function: first that of what leaves the layer, then, once each
-    // branch has added its own, that of what entered it.
-    const Tensor dx = first(dresidual_, n);
-    const Tensor dqkv = first(dqkv_, n), dattention = first(dattention_, n);
-    // These take the place of what they are the gradients of, which by then is not read any more.
-    const Tensor dattention_norm = acts.attention_norm, dmlp_norm = acts.mlp_norm;
-    const Tensor dgate_up = acts.gate_up, dswiglu = acts.swiglu;
-    const double eps = config_.norm_eps;
-
-    if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
+    // Gradients take the place of activations that are not read any more.
+    const Tensor dmlp_norm = acts.mlp_norm, dgate_up = acts.gate_up, dswiglu = acts.swiglu;
     if (recompute_ == Recompute::light)
-        rmsnorm_forward(
-            device_,
-            {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
-    // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)). Where swiglu's output was not kept, its backward writes it again.
+        rmsnorm_forward(device_, {.out = acts.mlp_norm,
+                                  .rstd = acts.mlp_rstd,
+                                  .x = acts.residual_mid,
+                                  .weight = w.mlp_norm,
+                                  .eps = config_.norm_eps});
     const bool keeps_swiglu = recompute_ == Recompute::none;
     if (keeps_swiglu)
         ops.down.backward({.dx = dswiglu, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
@@ -408,9 +398,13 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
                                .dresidual = dx,
                                .workspace = workspace_,
                                .accumulate = accumulate});
+}
 
-    // x_mid = x + Wo attention(Wqkv norm(x))
-    ops.attention_out.backward({.dx = dattention, .dout = dx, .x = acts.attention, .accumulate = accumulate});
+// attention = softmax(q k^T) v of each head: dattention becomes dqkv, through attention, RoPE and QK-norm.
+void Model::heads_backward(const MicroBatch& batch, const Layer& ops, const LayerActivations& acts,
+                           const Tensor& dattention, const Tensor& dqkv, bool accumulate) {
+    const LayerTensors &w = ops.weights, &dw = ops.gradients;
+    const int64_t n = dqkv.shape[0], NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
     const Heads heads = attention_heads(acts, n);
     LayerActivations gradients;
     gradients.qkv = dqkv;
@@ -458,10 +452,31 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
                                    .workspace = workspace_,
                                    .accumulate = accumulate});
     }
+}
+
+void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate) {
+    const ProfileRange range("layer ", layer, " backward");
+    const Layer ops = this->layer(layer);
+    const LayerTensors &w = ops.weights, &dw = ops.gradients;
+    const LayerActivations acts = activations(layer, n);
+    const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
+    // The gradient of the residual stream: at first that of the layer's output, then, once each branch has added its
+    // own, that of its input.
+    const Tensor dx = first(dresidual_, n);
+    const Tensor dqkv = first(dqkv_, n), dattention = first(dattention_, n), dattention_norm = acts.attention_norm;
+
+    if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
+    mlp_backward(ops, acts, dx, accumulate);
+
+    // x_mid = x + Wo attention(Wqkv norm(x))
+    ops.attention_out.backward({.dx = dattention, .dout = dx, .x = acts.attention, .accumulate = accumulate});
+    heads_backward(batch, ops, acts, dattention, dqkv, accumulate);
     if (recompute_ == Recompute::light)
-        rmsnorm_forward(
-            device_,
-            {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
+        rmsnorm_forward(device_, {.out = acts.attention_norm,
+                                  .rstd = acts.attention_rstd,
+                                  .x = x,
+                                  .weight = w.attention_norm,
+                                  .eps = config_.norm_eps});
     ops.qkv.backward({.dx = dattention_norm,
                       .dout = dqkv,
                       .x = acts.attention_norm,

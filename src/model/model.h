@@ -116,6 +116,9 @@ class Model {
     void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute,
                        const KvCache* cache = nullptr);
     void layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate);
+    void mlp_backward(const Layer& ops, const LayerActivations& acts, const Tensor& dx, bool accumulate);
+    void heads_backward(const MicroBatch& batch, const Layer& ops, const LayerActivations& acts,
+                        const Tensor& dattention, const Tensor& dqkv, bool accumulate);
     void head_and_loss(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate);
     void backward(const MicroBatch& batch, bool accumulate);
     // The query, key and value views that attention reads: slices of qkv, or of qk with QK-norm.

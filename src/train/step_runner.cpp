@@ -1,23 +1,15 @@
 #include "src/train/step_runner.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "kernels/matmul/choices.h"
 #include "kernels/step.h"
+#include "src/base/clock.h"
 #include "src/model/matmul_cache.h"
 #include "src/optimizer/schedule.h"
 
 namespace ingot {
-
-namespace {
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
 
 StepRunner::StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, const Console& console)
     : config_(config),

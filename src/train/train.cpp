@@ -2,12 +2,12 @@
 #include "src/train/train.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <new>
 
 #include "kernels/core/profile.h"
+#include "src/base/clock.h"
 #include "src/base/console.h"
 #include "src/base/progress.h"
 #include "src/base/signals.h"
@@ -30,10 +30,6 @@
 namespace ingot {
 
 namespace {
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // How many of the choices `now` are not in the record.
 int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
