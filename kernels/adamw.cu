@@ -54,10 +54,7 @@ struct Args {
     const StepBlock* step;
     int64_t n, head;  // elements; those before the first chunk
     const uint8_t* decay_blocks;
-    bool decays;
-    __device__ bool decays_at(int64_t i) const {
-        return decay_blocks != nullptr ? decay_blocks[i / kDecayBlock] != 0 : decays;
-    }
+    __device__ bool decays_at(int64_t i) const { return decay_blocks == nullptr || decay_blocks[i / kDecayBlock] != 0; }
 };
 
 template <typename Copy, int kSize>
@@ -139,8 +136,7 @@ void launch_adamw(const Device& device, const AdamW& a, Copy* compute) {
                        .step = a.step,
                        .n = a.weights.shape[0],
                        .head = 0,
-                       .decay_blocks = a.decay_blocks ? a.decay_blocks.get<uint8_t>() : nullptr,
-                       .decays = a.decays};
+                       .decay_blocks = a.decay_blocks ? a.decay_blocks.get<uint8_t>() : nullptr};
     const int64_t head = elements_to_boundary(args.weights, args.n);
     const bool fits = is_aligned(args.weights + head) && is_aligned(args.m + head) && is_aligned(args.v + head) &&
                       is_aligned(args.gradient + head) && (compute == nullptr || is_aligned(compute + head, 8)) &&

@@ -25,10 +25,9 @@ struct AdamW {
     Tensor gradient;
     Tensor compute = {};  // optional: the bf16 or fp16 copy that the products read, rounded from the new weights
     const StepBlock* step;
-    // Whether settings.weight_decay applies: (ceil(n / kDecayBlock)) uint8, 1 or 0 for each block of elements; or, if
-    // empty, `decays` says it for all.
+    // Optional: (ceil(n / kDecayBlock)) uint8, 1 where settings.weight_decay applies to a block of elements, else 0.
+    // Without it, the weight decay applies to all.
     Tensor decay_blocks = {};
-    bool decays = true;
 };
 constexpr int64_t kDecayBlock = 64;
 void adamw(const Device&, const AdamW&);

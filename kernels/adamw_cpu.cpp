@@ -26,8 +26,7 @@ void adamw_cpu(const AdamW& a) {
     const int64_t n = a.weights.shape[0];
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < (n + kDecayBlock - 1) / kDecayBlock; ++block) {
-        const bool decays = decay_blocks != nullptr ? decay_blocks[block] != 0 : a.decays;
-        const T decay = decays ? weight_decay : T(0);
+        const T decay = decay_blocks == nullptr || decay_blocks[block] != 0 ? weight_decay : T(0);
         const int64_t begin = block * kDecayBlock, end = std::min(n, begin + kDecayBlock);
 #pragma omp simd
         for (int64_t i = begin; i < end; ++i) {

@@ -1,20 +1,13 @@
 #include "kernels/c_api.h"
 
-#include <cstddef>
 #include <exception>
 #include <string>
 
-#include "kernels/adamw.h"
 #include "kernels/attention/attention.h"
-#include "kernels/attention/decode.h"
 #include "kernels/core/device.h"
-#include "kernels/core/step.h"
 #include "kernels/cross_entropy.h"
-#include "kernels/embedding.h"
-#include "kernels/fill.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
-#include "kernels/step.h"
 #include "kernels/swiglu.h"
 
 namespace ingot {
@@ -31,45 +24,6 @@ static_assert(INGOT_ATTENTION_AUTOMATIC == int(AttentionRequest::automatic) &&
               INGOT_ATTENTION_SM80 == int(AttentionRequest::sm80) &&
               INGOT_ATTENTION_SM90 == int(AttentionRequest::sm90));
 static_assert(sizeof(ingot_tensor::shape) == sizeof(Tensor::shape));
-
-// A block is handed on as it is: the same fields at the same places.
-#define INGOT_SAME_FIELD(c_struct, cpp_struct, field)                         \
-    static_assert(offsetof(c_struct, field) == offsetof(cpp_struct, field) && \
-                  sizeof(c_struct::field) == sizeof(cpp_struct::field))
-static_assert(sizeof(ingot_step_block) == sizeof(StepBlock));
-INGOT_SAME_FIELD(ingot_step_block, StepBlock, settings);
-INGOT_SAME_FIELD(ingot_step_block, StepBlock, sums);
-INGOT_SAME_FIELD(ingot_step_block, StepBlock, state);
-INGOT_SAME_FIELD(ingot_step_block, StepBlock, decision);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, lr);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, beta1);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, beta2);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, eps);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, weight_decay);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, grad_clip);
-INGOT_SAME_FIELD(ingot_step_settings, StepSettings, dynamic_loss_scale);
-INGOT_SAME_FIELD(ingot_step_sums, StepSums, loss);
-INGOT_SAME_FIELD(ingot_step_sums, StepSums, targets);
-INGOT_SAME_FIELD(ingot_step_sums, StepSums, squared_norm);
-INGOT_SAME_FIELD(ingot_step_state, StepState, updates_applied);
-INGOT_SAME_FIELD(ingot_step_state, StepState, loss_scale);
-INGOT_SAME_FIELD(ingot_step_state, StepState, good_steps);
-INGOT_SAME_FIELD(ingot_step_state, StepState, consecutive_skips);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, apply);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, nonfinite);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, gradient_factor);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, bias_correction1);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, bias_correction2);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, loss);
-INGOT_SAME_FIELD(ingot_step_decision, StepDecision, grad_norm);
-#undef INGOT_SAME_FIELD
-
-const StepBlock* block_of(const ingot_step_block* block) {
-    return reinterpret_cast<const StepBlock*>(block);
-}
-StepBlock* block_of(ingot_step_block* block) {
-    return reinterpret_cast<StepBlock*>(block);
-}
 
 // ---- Arguments and errors ----
 
@@ -219,10 +173,6 @@ int answer(const char* op, const ingot_device* device, uint64_t* bytes, Function
     });
 }
 
-void require_step(const char* op, const void* step) {
-    REQUIRE(step != nullptr, op, ": step is a null pointer: it must be an ingot_step_block on the device");
-}
-
 }  // namespace
 
 }  // namespace ingot
@@ -288,35 +238,7 @@ int ingot_attention_backward_workspace(const ingot_device* device, const ingot_t
     });
 }
 
-int ingot_alibi_slopes(int64_t num_heads, double* slopes) {
-    return guarded([&] {
-        REQUIRE(num_heads >= 1 && slopes != nullptr, "alibi_slopes: ", num_heads,
-                " heads: ask for at least one, and give memory for the slopes");
-        const std::vector<double> values = alibi_slopes(num_heads);
-        for (size_t h = 0; h < values.size(); ++h) slopes[h] = values[h];
-    });
-}
-
-int ingot_attention_decode(const ingot_device* device, const ingot_attention_decode_arguments* a) {
-    return run("attention_decode", device, a, [&](const Device& opened, const Reader& read) {
-        attention_decode(opened, {.out = INGOT_READ(out),
-                                  .q = INGOT_READ(q),
-                                  .k = INGOT_READ(k),
-                                  .v = INGOT_READ(v),
-                                  .slopes = INGOT_READ(slopes),
-                                  .scale = a->scale});
-    });
-}
-
-int ingot_kv_cache_append(const ingot_device* device, const ingot_kv_cache_append_arguments* a) {
-    return run("kv_cache_append", device, a, [&](const Device& opened, const Reader& read) {
-        kv_cache_append(
-            opened,
-            {.cache_k = INGOT_READ(cache_k), .cache_v = INGOT_READ(cache_v), .k = INGOT_READ(k), .v = INGOT_READ(v)});
-    });
-}
-
-// ---- RMSNorm, SwiGLU, RoPE ----
+// ---- RMSNorm, SwiGLU, RoPE, cross-entropy ----
 
 int ingot_rmsnorm_forward(const ingot_device* device, const ingot_rmsnorm_forward_arguments* a) {
     return run("rmsnorm_forward", device, a, [&](const Device& opened, const Reader& read) {
@@ -325,18 +247,6 @@ int ingot_rmsnorm_forward(const ingot_device* device, const ingot_rmsnorm_forwar
                                  .x = INGOT_READ(x),
                                  .weight = INGOT_READ(weight),
                                  .eps = a->eps});
-    });
-}
-
-int ingot_residual_rmsnorm_forward(const ingot_device* device, const ingot_residual_rmsnorm_forward_arguments* a) {
-    return run("residual_rmsnorm_forward", device, a, [&](const Device& opened, const Reader& read) {
-        residual_rmsnorm_forward(opened, {.out = INGOT_READ(out),
-                                          .rstd = INGOT_READ(rstd),
-                                          .sum = INGOT_READ(sum),
-                                          .residual = INGOT_READ(residual),
-                                          .branch = INGOT_READ(branch),
-                                          .weight = INGOT_READ(weight),
-                                          .eps = a->eps});
     });
 }
 
@@ -391,35 +301,6 @@ int ingot_rope_backward(const ingot_device* device, const ingot_rope_arguments* 
     });
 }
 
-int ingot_fill_rope_table(const ingot_tensor* table, double theta) {
-    return guarded([&] {
-        REQUIRE(table != nullptr, "fill_rope_table: table is a null pointer");
-        const Device cpu = Device::cpu();
-        fill_rope_table(Reader{"fill_rope_table", cpu}("table", *table), theta);
-    });
-}
-
-// ---- A step: loss, norm, decision, update ----
-
-int ingot_step_begin(const ingot_device* device, ingot_step_block* block, const ingot_step_settings* settings) {
-    constexpr const char* op = "step_begin";
-    return guarded([&] {
-        require_step(op, block);
-        REQUIRE(settings != nullptr, op, ": settings is a null pointer");
-        (void)flag(op, "settings.dynamic_loss_scale", settings->dynamic_loss_scale);
-        require_zero(op, "settings.reserved", settings->reserved);
-        step_begin(open(op, device), block_of(block), *reinterpret_cast<const StepSettings*>(settings));
-    });
-}
-
-int ingot_step_decide(const ingot_device* device, ingot_step_block* block) {
-    constexpr const char* op = "step_decide";
-    return guarded([&] {
-        require_step(op, block);
-        step_decide(open(op, device), block_of(block));
-    });
-}
-
 int ingot_cross_entropy(const ingot_device* device, const ingot_cross_entropy_arguments* a) {
     constexpr const char* op = "cross_entropy";
     return run(op, device, a, [&](const Device& opened, const Reader& read) {
@@ -429,88 +310,7 @@ int ingot_cross_entropy(const ingot_device* device, const ingot_cross_entropy_ar
                                .targets = INGOT_READ(targets),
                                .vocab_size = a->vocab_size,
                                .z_loss = a->z_loss,
-                               .step = block_of(a->step),
+                               .loss_scale = a->loss_scale,
                                .write_gradient = flag(op, "write_gradient", a->write_gradient)});
-    });
-}
-
-int ingot_loss_sum(const ingot_device* device, const ingot_loss_sum_arguments* a) {
-    constexpr const char* op = "loss_sum";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        require_step(op, a->step);
-        loss_sum(opened, {.step = block_of(a->step), .losses = INGOT_READ(losses), .targets = INGOT_READ(targets)});
-    });
-}
-
-int ingot_adamw(const ingot_device* device, const ingot_adamw_arguments* a) {
-    constexpr const char* op = "adamw";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        require_step(op, a->step);
-        require_zero(op, "reserved", a->reserved);
-        adamw(opened, {.weights = INGOT_READ(weights),
-                       .m = INGOT_READ(m),
-                       .v = INGOT_READ(v),
-                       .gradient = INGOT_READ(gradient),
-                       .compute = INGOT_READ(compute),
-                       .step = block_of(a->step),
-                       .decay_blocks = INGOT_READ(decay_blocks),
-                       .decays = flag(op, "decays", a->decays)});
-    });
-}
-
-int ingot_gradient_norm(const ingot_device* device, const ingot_gradient_norm_arguments* a) {
-    constexpr const char* op = "gradient_norm";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        require_step(op, a->step);
-        gradient_norm(
-            opened, {.step = block_of(a->step), .gradient = INGOT_READ(gradient), .workspace = INGOT_READ(workspace)});
-    });
-}
-
-int ingot_gradient_norm_workspace(const ingot_device* device, uint64_t* bytes) {
-    return answer("gradient_norm_workspace", device, bytes,
-                  [&](const Device& opened, const Reader&) { return gradient_norm_workspace(opened); });
-}
-
-// ---- Embedding, fill ----
-
-int ingot_embedding_forward(const ingot_device* device, const ingot_embedding_forward_arguments* a) {
-    return run("embedding_forward", device, a, [&](const Device& opened, const Reader& read) {
-        embedding_forward(opened, {.out = INGOT_READ(out), .weight = INGOT_READ(weight), .tokens = INGOT_READ(tokens)});
-    });
-}
-
-int ingot_embedding_backward(const ingot_device* device, const ingot_embedding_backward_arguments* a) {
-    return run("embedding_backward", device, a, [&](const Device& opened, const Reader& read) {
-        embedding_backward(opened, {.dweight = INGOT_READ(dweight),
-                                    .dout = INGOT_READ(dout),
-                                    .tokens = INGOT_READ(tokens),
-                                    .workspace = INGOT_READ(workspace)});
-    });
-}
-
-int ingot_embedding_backward_workspace(const ingot_device* device, const ingot_tensor* dout, uint64_t* bytes) {
-    constexpr const char* op = "embedding_backward_workspace";
-    return answer(op, device, bytes, [&](const Device& opened, const Reader& read) {
-        REQUIRE(dout != nullptr, op, ": dout is a null pointer");
-        return embedding_backward_workspace(opened, read("dout", *dout));
-    });
-}
-
-int ingot_fill_normal(const ingot_device* device, const ingot_fill_normal_arguments* a) {
-    return run("fill_normal", device, a, [&](const Device& opened, const Reader& read) {
-        fill_normal(opened, {.out = INGOT_READ(out), .seed = a->seed, .stream = a->stream, .std = a->std});
-    });
-}
-
-int ingot_fill_value(const ingot_device* device, const ingot_fill_value_arguments* a) {
-    return run("fill_value", device, a, [&](const Device& opened, const Reader& read) {
-        fill_value(opened, {.out = INGOT_READ(out), .value = a->value});
-    });
-}
-
-int ingot_round_to(const ingot_device* device, const ingot_round_to_arguments* a) {
-    return run("round_to", device, a, [&](const Device& opened, const Reader& read) {
-        round_to(opened, {.out = INGOT_READ(out), .in = INGOT_READ(in)});
     });
 }

@@ -1,5 +1,5 @@
-/* libingot.so: the ops of kernels/ behind a C ABI, the same object code that trains. Plain C (C11); any language that
- * can call C can call it: scripts/ingot_torch.py does so for PyTorch.
+/* libingot.so: the ops of kernels/ that PyTorch calls, behind a C ABI, the same object code that trains. Plain C (C11);
+ * any language that can call C can call it: scripts/ingot_torch.py does so for PyTorch.
  *
  * Each function that returns int returns an ingot_status. Nothing is thrown across this boundary; after a call that did
  * not return INGOT_DONE, ingot_last_error() has one line that says what was wrong and what to do. What an op computes,
@@ -29,7 +29,7 @@ extern "C" {
 #define INGOT_API __attribute__((visibility("default")))
 
 /* Raised whenever a struct, an enumeration or the meaning of a function changes. */
-#define INGOT_ABI_VERSION 2
+#define INGOT_ABI_VERSION 3
 /* Of the library that was loaded: refuse to go on if it is not INGOT_ABI_VERSION. */
 INGOT_API int32_t ingot_abi_version(void);
 /* "0.1.0" */
@@ -126,25 +126,6 @@ INGOT_API int ingot_attention_backward(const ingot_device*, const ingot_attentio
 INGOT_API int ingot_attention_backward_workspace(const ingot_device*, const ingot_tensor* q,
                                                  const ingot_attention_options*, uint64_t* bytes);
 
-/* The slopes of ALiBi (Press et al. 2022) for any head count, into num_heads doubles on the host. */
-INGOT_API int ingot_alibi_slopes(int64_t num_heads, double* slopes);
-
-/* kernels/attention/decode.h: one new token over the keys and values of its document so far. */
-typedef struct ingot_attention_decode_arguments {
-    uint64_t struct_size;
-    ingot_tensor out;
-    ingot_tensor q, k, v, slopes; /* slopes: optional */
-    double scale;
-} ingot_attention_decode_arguments;
-INGOT_API int ingot_attention_decode(const ingot_device*, const ingot_attention_decode_arguments*);
-
-typedef struct ingot_kv_cache_append_arguments {
-    uint64_t struct_size;
-    ingot_tensor cache_k, cache_v;
-    ingot_tensor k, v;
-} ingot_kv_cache_append_arguments;
-INGOT_API int ingot_kv_cache_append(const ingot_device*, const ingot_kv_cache_append_arguments*);
-
 /* ---- kernels/rmsnorm.h ---- */
 
 typedef struct ingot_rmsnorm_forward_arguments {
@@ -154,14 +135,6 @@ typedef struct ingot_rmsnorm_forward_arguments {
     double eps;
 } ingot_rmsnorm_forward_arguments;
 INGOT_API int ingot_rmsnorm_forward(const ingot_device*, const ingot_rmsnorm_forward_arguments*);
-
-typedef struct ingot_residual_rmsnorm_forward_arguments {
-    uint64_t struct_size;
-    ingot_tensor out, rstd, sum;
-    ingot_tensor residual, branch, weight;
-    double eps;
-} ingot_residual_rmsnorm_forward_arguments;
-INGOT_API int ingot_residual_rmsnorm_forward(const ingot_device*, const ingot_residual_rmsnorm_forward_arguments*);
 
 /* dweight is added to, unless overwrite is 1: zero it first. */
 typedef struct ingot_rmsnorm_backward_arguments {
@@ -199,50 +172,6 @@ typedef struct ingot_rope_arguments {
 } ingot_rope_arguments;
 INGOT_API int ingot_rope_forward(const ingot_device*, const ingot_rope_arguments*);
 INGOT_API int ingot_rope_backward(const ingot_device*, const ingot_rope_arguments*);
-/* `table` lies on the host, (T, HS) fp32 or fp64. */
-INGOT_API int ingot_fill_rope_table(const ingot_tensor* table, double theta);
-
-/* ---- The scalars of a step: kernels/core/step.h and step.h. A block lies in the memory of the device. ---- */
-
-typedef struct ingot_step_settings {
-    double lr, beta1, beta2, eps, weight_decay;
-    double grad_clip;           /* 0: no clipping */
-    int32_t dynamic_loss_scale; /* 1 for fp16, else 0 */
-    int32_t reserved;           /* 0 */
-} ingot_step_settings;
-
-typedef struct ingot_step_sums {
-    double loss;
-    int64_t targets;
-    double squared_norm;
-} ingot_step_sums;
-
-/* Set loss_scale to 1 and the rest to 0 before the first step. */
-typedef struct ingot_step_state {
-    int64_t updates_applied;
-    double loss_scale;
-    int32_t good_steps, consecutive_skips;
-} ingot_step_state;
-
-typedef struct ingot_step_decision {
-    int32_t apply, nonfinite;
-    double gradient_factor;
-    double bias_correction1, bias_correction2;
-    double loss, grad_norm;
-} ingot_step_decision;
-
-typedef struct ingot_step_block {
-    ingot_step_settings settings;
-    ingot_step_sums sums;
-    ingot_step_state state;
-    ingot_step_decision decision;
-} ingot_step_block;
-
-/* Opens a step: `settings`, on the host, are copied into the block, its sums zeroed. */
-INGOT_API int ingot_step_begin(const ingot_device*, ingot_step_block* block, const ingot_step_settings* settings);
-/* After loss sum and gradient norm: clipping, and whether the update is applied. */
-INGOT_API int ingot_step_decide(const ingot_device*, ingot_step_block* block);
-
 /* ---- kernels/cross_entropy.h ---- */
 
 typedef struct ingot_cross_entropy_arguments {
@@ -251,84 +180,11 @@ typedef struct ingot_cross_entropy_arguments {
     ingot_tensor losses, targets;
     int64_t vocab_size;
     double z_loss;
-    const ingot_step_block* step; /* on the device; for state.loss_scale; null: 1 */
-    int32_t write_gradient;       /* 0 or 1 */
-    int32_t reserved;             /* 0 */
+    const double* loss_scale; /* one number on the device, which multiplies the gradient; null: 1 */
+    int32_t write_gradient;   /* 0 or 1 */
+    int32_t reserved;         /* 0 */
 } ingot_cross_entropy_arguments;
 INGOT_API int ingot_cross_entropy(const ingot_device*, const ingot_cross_entropy_arguments*);
-
-typedef struct ingot_loss_sum_arguments {
-    uint64_t struct_size;
-    ingot_step_block* step;
-    ingot_tensor losses, targets;
-} ingot_loss_sum_arguments;
-INGOT_API int ingot_loss_sum(const ingot_device*, const ingot_loss_sum_arguments*);
-
-/* ---- kernels/adamw.h ---- */
-
-typedef struct ingot_adamw_arguments {
-    uint64_t struct_size;
-    ingot_tensor weights, m, v;
-    ingot_tensor gradient;
-    ingot_tensor compute; /* optional: bf16 or fp16 */
-    const ingot_step_block* step;
-    ingot_tensor decay_blocks; /* optional: uint8, one for each 64 elements */
-    int32_t decays;            /* without decay_blocks: 1 if weight_decay applies */
-    int32_t reserved;          /* 0 */
-} ingot_adamw_arguments;
-INGOT_API int ingot_adamw(const ingot_device*, const ingot_adamw_arguments*);
-
-typedef struct ingot_gradient_norm_arguments {
-    uint64_t struct_size;
-    ingot_step_block* step;
-    ingot_tensor gradient;
-    ingot_tensor workspace; /* uint8 */
-} ingot_gradient_norm_arguments;
-INGOT_API int ingot_gradient_norm(const ingot_device*, const ingot_gradient_norm_arguments*);
-INGOT_API int ingot_gradient_norm_workspace(const ingot_device*, uint64_t* bytes);
-
-/* ---- kernels/embedding.h ---- */
-
-typedef struct ingot_embedding_forward_arguments {
-    uint64_t struct_size;
-    ingot_tensor out;
-    ingot_tensor weight, tokens;
-} ingot_embedding_forward_arguments;
-INGOT_API int ingot_embedding_forward(const ingot_device*, const ingot_embedding_forward_arguments*);
-
-/* dweight is added to. */
-typedef struct ingot_embedding_backward_arguments {
-    uint64_t struct_size;
-    ingot_tensor dweight;
-    ingot_tensor dout, tokens;
-    ingot_tensor workspace; /* uint8 */
-} ingot_embedding_backward_arguments;
-INGOT_API int ingot_embedding_backward(const ingot_device*, const ingot_embedding_backward_arguments*);
-INGOT_API int ingot_embedding_backward_workspace(const ingot_device*, const ingot_tensor* dout, uint64_t* bytes);
-
-/* ---- kernels/fill.h ---- */
-
-typedef struct ingot_fill_normal_arguments {
-    uint64_t struct_size;
-    ingot_tensor out;
-    uint64_t seed, stream;
-    double std;
-} ingot_fill_normal_arguments;
-INGOT_API int ingot_fill_normal(const ingot_device*, const ingot_fill_normal_arguments*);
-
-typedef struct ingot_fill_value_arguments {
-    uint64_t struct_size;
-    ingot_tensor out;
-    double value;
-} ingot_fill_value_arguments;
-INGOT_API int ingot_fill_value(const ingot_device*, const ingot_fill_value_arguments*);
-
-/* On CUDA only. */
-typedef struct ingot_round_to_arguments {
-    uint64_t struct_size;
-    ingot_tensor out, in;
-} ingot_round_to_arguments;
-INGOT_API int ingot_round_to(const ingot_device*, const ingot_round_to_arguments*);
 
 #ifdef __cplusplus
 }

@@ -34,7 +34,7 @@ struct Args {
     T* logits;
     float* losses;
     const int32_t* targets;
-    const StepBlock* step;
+    const double* loss_scale;
     int64_t row_size;  // VP
     int vocab_size, cluster_size;
     float z_loss;
@@ -96,7 +96,7 @@ struct Gradient {
 
 template <typename T>
 __device__ Gradient gradient_of(const Args<T>& a, Softmax row, float lse, int target) {
-    const float S = a.step != nullptr ? static_cast<float>(a.step->state.loss_scale) : 1.0f;
+    const float S = a.loss_scale != nullptr ? static_cast<float>(*a.loss_scale) : 1.0f;
     return {row.origin(), S * (1 + 2 * a.z_loss * lse) / row.sum, S, target, a.vocab_size};
 }
 
@@ -383,7 +383,7 @@ void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
         Args<T> args = {.logits = a.logits.get<T>(),
                         .losses = a.losses.get<float>(),
                         .targets = a.targets.get<int32_t>(),
-                        .step = a.step,
+                        .loss_scale = a.loss_scale,
                         .row_size = VP,
                         .vocab_size = static_cast<int>(a.vocab_size),
                         .cluster_size = 1,

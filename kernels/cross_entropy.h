@@ -23,7 +23,7 @@ struct CrossEntropy {
     Tensor targets;  // (n) int32, -1 = ignored
     int64_t vocab_size;
     double z_loss = 0;
-    const StepBlock* step = nullptr;  // for S; null means S = 1
+    const double* loss_scale = nullptr;  // S, in the memory of the device; null means S = 1
     bool write_gradient = true;
 };
 void cross_entropy(const Device&, const CrossEntropy&);

@@ -14,7 +14,7 @@ void cross_entropy_cpu(const CrossEntropy& a) {
     T *const logits = a.logits.get<T>(), *const losses = a.losses.get<T>();
     const int32_t* const targets = a.targets.get<int32_t>();
     const T z_loss = static_cast<T>(a.z_loss);
-    const T S = a.step != nullptr ? static_cast<T>(a.step->state.loss_scale) : T(1);
+    const T S = a.loss_scale != nullptr ? static_cast<T>(*a.loss_scale) : T(1);
     for (int64_t i = 0; i < n; ++i)
         CHECK(targets[i] >= -1 && targets[i] < V, "cross_entropy: target ", targets[i], " of token ", i,
               " is outside the vocabulary of ", V);

@@ -43,10 +43,10 @@ struct Share {
 
 // Blocks that must fit on a multiprocessor, which caps the registers at 65536 / (threads * blocks). Enough loads are
 // then in flight: forward at least 24 warps, backward 8 to 24, with 2 to 12 KB each.
-template <typename S, bool kAdds>
+template <typename S>
 constexpr int kForwardBlocks = S::kIsBlock        ? 2
-                               : S::kVectors == 8 ? (kAdds ? 3 : 4)
-                                                  : (kAdds ? 4 : 6);
+                               : S::kVectors == 8 ? 4
+                                                  : 6;
 template <typename S>
 constexpr int kBackwardBlocks = S::kIsBlock || S::kVectors == 8 ? 1
                                 : S::kVectors > 2               ? 2
@@ -66,11 +66,10 @@ struct Rows {
     }
 };
 
-// With a branch, x is the residual, and what is normalised is their rounded sum.
 template <typename T>
 struct ForwardArgs {
-    Rows<T> out, sum;
-    Rows<const T> x, branch;
+    Rows<T> out;
+    Rows<const T> x;
     const T* weight;
     float* rstd;
     uint32_t num_rows;
@@ -78,8 +77,8 @@ struct ForwardArgs {
     float eps;
 };
 
-template <typename T, typename S, bool kAdds>
-__global__ void __launch_bounds__(S::kMaxThreads, (kForwardBlocks<S, kAdds>))
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::kMaxThreads, kForwardBlocks<S>)
     forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
     using V = Vec<T>;
     __shared__ float scratch[kWarpSize];
@@ -94,27 +93,6 @@ __global__ void __launch_bounds__(S::kMaxThreads, (kForwardBlocks<S, kAdds>))
         x[i] = index < limit ? load_streaming(x_row, index) : V::zero();
     }
     float squares = 0;
-    if constexpr (kAdds) {
-        const T* const branch_row = a.branch[row];
-        T* const sum_row = a.sum[row];
-        V branch[S::kVectors];
-#pragma unroll
-        for (int i = 0; i < S::kVectors; ++i) {
-            const int index = lane + i * lanes;
-            branch[i] = index < limit ? load_streaming(branch_row, index) : V::zero();
-        }
-#pragma unroll
-        for (int i = 0; i < S::kVectors; ++i) {
-            const int index = lane + i * lanes;
-            float sums[V::kSize], addends[V::kSize];
-            x[i].unpack(sums);
-            branch[i].unpack(addends);
-#pragma unroll
-            for (int e = 0; e < V::kSize; ++e) sums[e] += addends[e];
-            x[i] = V::pack(sums);
-            if (index < limit) store(sum_row, index, x[i]);
-        }
-    }
 #pragma unroll
     for (int i = 0; i < S::kVectors; ++i) {
         float values[V::kSize];
@@ -141,27 +119,23 @@ __global__ void __launch_bounds__(S::kMaxThreads, (kForwardBlocks<S, kAdds>))
 }
 
 // A warp per row.
-template <typename T, bool kAdds>
+template <typename T>
 __global__ void __launch_bounds__(kThreads) scalar_forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
     const uint32_t row = blockIdx.x * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
     if (row >= a.num_rows) return;
     const int lane = threadIdx.x % kWarpSize;
-    const T *const x = a.x[row], *const branch = kAdds ? a.branch[row] : nullptr;
-    T *const out = a.out[row], *const sum = kAdds ? a.sum[row] : nullptr;
+    const T* const x = a.x[row];
+    T* const out = a.out[row];
     float squares = 0;
     for (int c = lane; c < a.width; c += kWarpSize) {
-        float value = to_float(x[c]);
-        if constexpr (kAdds) {
-            sum[c] = from_float<T>(value + to_float(branch[c]));
-            value = to_float(sum[c]);
-        }
+        const float value = to_float(x[c]);
         squares += value * value;
     }
     squares = group_sum<kWarpSize>(squares);
     const float rstd = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.eps);
     if (lane == 0) a.rstd[row] = rstd;
     for (int c = lane; c < a.width; c += kWarpSize)
-        out[c] = from_float<T>(to_float(kAdds ? sum[c] : x[c]) * (rstd * to_float(a.weight[c])));
+        out[c] = from_float<T>(to_float(x[c]) * (rstd * to_float(a.weight[c])));
 }
 
 template <typename T>
@@ -411,19 +385,19 @@ uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
     return std::min(rows, static_cast<uint32_t>(gpu.multiProcessorCount * kScalarBackwardBlocks));
 }
 
-template <typename T, bool kAdds>
+template <typename T>
 void launch_forward(const Device& device, const ForwardArgs<T>& args, int num_vectors) {
     const cudaStream_t stream = device.context().stream;
     if (num_vectors == 0) {
         constexpr uint32_t kRows = kThreads / kWarpSize;
-        scalar_forward_kernel<T, kAdds><<<(args.num_rows + kRows - 1) / kRows, kThreads, 0, stream>>>(args);
+        scalar_forward_kernel<T><<<(args.num_rows + kRows - 1) / kRows, kThreads, 0, stream>>>(args);
     } else {
         with_share(num_vectors, [&](auto share) {
             using S = decltype(share);
-            forward_kernel<T, S, kAdds><<<row_blocks<S>(args.num_rows), threads_of<S>(num_vectors), 0, stream>>>(args);
+            forward_kernel<T, S><<<row_blocks<S>(args.num_rows), threads_of<S>(num_vectors), 0, stream>>>(args);
         });
     }
-    CUDA_CHECK_LAUNCH(kAdds ? "residual_rmsnorm_forward" : "rmsnorm_forward");
+    CUDA_CHECK_LAUNCH("rmsnorm_forward");
 }
 
 template <typename T>
@@ -472,38 +446,15 @@ void rmsnorm_forward_cuda(const Device& device, const RmsNormForward& a) {
     const bool fits = fits_vectors(a.out) && fits_vectors(a.x) && fits_vectors(a.weight);
     for_cuda_type(a.x.dtype, "rmsnorm", [&](auto element) {
         using T = decltype(element);
-        launch_forward<T, false>(device,
-                                 {.out = rows_of<T>(a.out),
-                                  .sum = {},
-                                  .x = rows_of<const T>(a.x),
-                                  .branch = {},
-                                  .weight = a.weight.get<T>(),
-                                  .rstd = a.rstd.get<float>(),
-                                  .num_rows = rows,
-                                  .width = width(a.x),
-                                  .eps = static_cast<float>(a.eps)},
-                                 fits ? vectors_of(a.x) : 0);
-    });
-}
-
-void residual_rmsnorm_forward_cuda(const Device& device, const ResidualRmsNormForward& a) {
-    const uint32_t rows = num_rows(a.sum);
-    if (rows == 0) return;
-    const bool fits = fits_vectors(a.out) && fits_vectors(a.sum) && fits_vectors(a.residual) &&
-                      fits_vectors(a.branch) && fits_vectors(a.weight);
-    for_cuda_type(a.sum.dtype, "residual_rmsnorm", [&](auto element) {
-        using T = decltype(element);
-        launch_forward<T, true>(device,
-                                {.out = rows_of<T>(a.out),
-                                 .sum = rows_of<T>(a.sum),
-                                 .x = rows_of<const T>(a.residual),
-                                 .branch = rows_of<const T>(a.branch),
-                                 .weight = a.weight.get<T>(),
-                                 .rstd = a.rstd.get<float>(),
-                                 .num_rows = rows,
-                                 .width = width(a.sum),
-                                 .eps = static_cast<float>(a.eps)},
-                                fits ? vectors_of(a.sum) : 0);
+        launch_forward<T>(device,
+                          {.out = rows_of<T>(a.out),
+                           .x = rows_of<const T>(a.x),
+                           .weight = a.weight.get<T>(),
+                           .rstd = a.rstd.get<float>(),
+                           .num_rows = rows,
+                           .width = width(a.x),
+                           .eps = static_cast<float>(a.eps)},
+                          fits ? vectors_of(a.x) : 0);
     });
 }
 

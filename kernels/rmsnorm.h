@@ -21,16 +21,6 @@ struct RmsNormForward {
 };
 void rmsnorm_forward(const Device&, const RmsNormForward&);
 
-// sum = residual + branch, out = rmsnorm(sum). `sum` is rounded to the compute type once, and what is normalised is the
-// rounded value, so that backward, which reads `sum`, sees the same number. All (N, C), contiguous; `sum` may be
-// `residual` or `branch`. Its backward is RmsNormBackward with x = sum.
-struct ResidualRmsNormForward {
-    Tensor out, rstd, sum;
-    Tensor residual, branch, weight;
-    double eps;
-};
-void residual_rmsnorm_forward(const Device&, const ResidualRmsNormForward&);
-
 // With g = dout * weight:  dx = dresidual + rstd * (g - x * rstd^2 * mean(g * x));  dweight [+]= sum over rows of
 // dout * x * rstd, in a fixed order: the same bits every time.
 // dresidual (optional) is the gradient that reaches x past the norm. dx may be dresidual or dout.
@@ -47,7 +37,6 @@ size_t rmsnorm_backward_workspace(const Device&, const Tensor& x);
 
 // The CUDA twins, called by the functions above once shapes are checked.
 void rmsnorm_forward_cuda(const Device&, const RmsNormForward&);
-void residual_rmsnorm_forward_cuda(const Device&, const ResidualRmsNormForward&);
 void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&);
 // At most so many blocks of the backward kernel on a multiprocessor, each with a row of partial sums.
 constexpr int kRmsNormBackwardBlocks = 4;

@@ -48,12 +48,6 @@ void forward_cpu(const RmsNormForward& a) {
     }
 }
 
-template <typename T>
-void add_cpu(T* sum, const T* residual, const T* branch, int64_t count) {
-#pragma omp parallel for simd schedule(static) if (is_worth_threads(3 * count))
-    for (int64_t i = 0; i < count; ++i) sum[i] = residual[i] + branch[i];
-}
-
 // dweight is summed over a fixed number of row blocks, whatever the number of threads, and the blocks in index order.
 constexpr int64_t kBlocks = 32;
 
@@ -130,24 +124,6 @@ void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
     check_vectors(device, a.x, a.rstd, a.weight);
     INGOT_DISPATCH(device, for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
                    rmsnorm_forward_cuda(device, a));
-}
-
-void residual_rmsnorm_forward(const Device& device, const ResidualRmsNormForward& a) {
-    for (const auto& [name, tensor] :
-         {std::pair{"sum", &a.sum}, {"out", &a.out}, {"residual", &a.residual}, {"branch", &a.branch}}) {
-        CHECK(tensor->rank == 2, "residual_rmsnorm: ", name, " is ", tensor->describe(), ", it must be (N, C)");
-        check_tensor("residual_rmsnorm", name, *tensor, {a.sum.shape[0], a.sum.shape[1]}, a.sum.dtype, device.kind());
-    }
-    check_vectors(device, a.sum, a.rstd, a.weight);
-    INGOT_DISPATCH(
-        device,
-        for_cpu_scalar(a.sum.dtype, "residual_rmsnorm",
-                       [&](auto scalar) {
-                           using T = decltype(scalar);
-                           add_cpu(a.sum.get<T>(), a.residual.get<T>(), a.branch.get<T>(), a.sum.numel());
-                           forward_cpu<T>({.out = a.out, .rstd = a.rstd, .x = a.sum, .weight = a.weight, .eps = a.eps});
-                       }),
-        residual_rmsnorm_forward_cuda(device, a));
 }
 
 size_t rmsnorm_backward_workspace(const Device& device, const Tensor& x) {

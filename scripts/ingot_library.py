@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-ABI_VERSION = 2  # INGOT_ABI_VERSION of kernels/c_api.h
+ABI_VERSION = 3  # INGOT_ABI_VERSION of kernels/c_api.h
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # ---- The structs of kernels/c_api.h ----
@@ -55,7 +55,7 @@ CRmsNormBackward = struct_of("CRmsNormBackward", "dx dweight dout x rstd weight 
 CSwigluForward = struct_of("CSwigluForward", "out gate_up")
 CSwigluBackward = struct_of("CSwigluBackward", "dgate_up dout gate_up out")
 CCrossEntropy = struct_of("CCrossEntropy", "logits losses targets", ("vocab_size", ctypes.c_int64),
-                          ("z_loss", ctypes.c_double), ("step", ctypes.c_void_p), ("write_gradient", ctypes.c_int32),
+                          ("z_loss", ctypes.c_double), ("loss_scale", ctypes.c_void_p), ("write_gradient", ctypes.c_int32),
                           ("reserved", ctypes.c_int32))
 
 

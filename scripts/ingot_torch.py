@@ -505,18 +505,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
     return _CrossEntropy.apply(logits, kernel_targets, reduction, z_loss)
 
 
-# Where state.loss_scale, a double, lies in an ingot_step_block, and the size of the block: both counted in doubles.
-LOSS_SCALE_AT, STEP_BLOCK_SIZE = 11, 19
-
-
 class _CrossEntropy(torch.autograd.Function):
     """logits (N, V), targets (N) int32, -1 where ignored."""
 
     @staticmethod
-    def _run(logits: Tensor, losses: Tensor, targets: Tensor, z_loss: float, block: Optional[Tensor]) -> None:
+    def _run(logits: Tensor, losses: Tensor, targets: Tensor, z_loss: float, loss_scale: Optional[Tensor]) -> None:
         On(logits).run("cross_entropy", CCrossEntropy, {"logits": logits, "losses": losses, "targets": targets},
-                       vocab_size=logits.shape[1], z_loss=z_loss, step=None if block is None else block.data_ptr(),
-                       write_gradient=0 if block is None else 1)
+                       vocab_size=logits.shape[1], z_loss=z_loss, loss_scale=None if loss_scale is None else loss_scale.data_ptr(),
+                       write_gradient=0 if loss_scale is None else 1)
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, reduction: str, z_loss: float) -> Tensor:
@@ -535,10 +531,11 @@ class _CrossEntropy(torch.autograd.Function):
         dlogits = logits.clone()
         if logits.numel() > 0:
             # The kernel multiplies by the loss scale, which it reads on the device: here the gradient of a token.
-            block = torch.zeros(STEP_BLOCK_SIZE, dtype=torch.float64, device=logits.device)
-            block[LOSS_SCALE_AT] = 1 if ctx.reduction == "none" else dloss if count is None else dloss / count
+            loss_scale = torch.ones(1, dtype=torch.float64, device=logits.device)
+            if ctx.reduction != "none":
+                loss_scale[0] = dloss if count is None else dloss / count
             losses = logits.new_empty(logits.shape[0], dtype=_stats_dtype(logits))
-            _CrossEntropy._run(dlogits, losses, targets, ctx.z_loss, block)
+            _CrossEntropy._run(dlogits, losses, targets, ctx.z_loss, loss_scale)
             if ctx.reduction == "none":
                 dlogits *= dloss.unsqueeze(1)
         return dlogits, None, None, None

@@ -233,16 +233,6 @@ class Bench {
                                       .eps = eps};
             return [this, args] { rmsnorm_forward(device_, args); };
         });
-        report("residual_rmsnorm_forward", shape, 4 * row_bytes + rstd_bytes + weight_bytes, 0, [&] {
-            const ResidualRmsNormForward args{.out = tensor(dtype_, {N, C}),
-                                              .rstd = tensor(DType::f32, {N}),
-                                              .sum = tensor(dtype_, {N, C}),
-                                              .residual = tensor(dtype_, {N, C}),
-                                              .branch = tensor(dtype_, {N, C}),
-                                              .weight = tensor(dtype_, {C}),
-                                              .eps = eps};
-            return [this, args] { residual_rmsnorm_forward(device_, args); };
-        });
         for (const bool has_residual : {false, true}) {
             const double bytes =
                 (has_residual ? 4 : 3) * row_bytes + rstd_bytes + weight_bytes + 8.0 * static_cast<double>(C);
@@ -397,8 +387,7 @@ class Bench {
                        .v = tensor(DType::f32, {n}, 1e-3f),
                        .gradient = tensor(DType::f32, {n}, 1e-3f),
                        .compute = has_copy ? tensor(dtype_, {n}) : Tensor{},
-                       .step = step_block(),
-                       .decays = true};
+                       .step = step_block()};
             return [this, args] { adamw(device_, args); };
         });
         report("gradient_norm", shape, static_cast<double>(n) * 4, 0, [&] {

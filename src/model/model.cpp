@@ -325,7 +325,7 @@ void Model::head_and_loss(const MicroBatch& batch, int64_t n, StepBlock* step, H
                                 .targets = batch.targets.slice(0, begin, end),
                                 .vocab_size = config_.vocab_size,
                                 .z_loss = z_loss_,
-                                .step = step,
+                                .loss_scale = &step->state.loss_scale,
                                 .write_gradient = mode == HeadMode::train});
         if (mode != HeadMode::train) continue;
         linear.backward({.dx = x, .dout = logits, .x = x, .accumulate = accumulate || begin > 0});

@@ -23,6 +23,13 @@ inline StepBlock step_block(double gradient_factor, int64_t updates) {
     return step;
 }
 
+// adamw()'s decay_blocks for n elements that all decay or all do not.
+inline Buffer decay_everywhere(const Device& device, int64_t n, bool decays) {
+    const int64_t num_blocks = (n + kDecayBlock - 1) / kDecayBlock;
+    return Buffer(device, DType::u8, {num_blocks},
+                  std::vector<double>(static_cast<size_t>(num_blocks), decays ? 1 : 0));
+}
+
 struct State {
     std::vector<double> weights, m, v;
 };

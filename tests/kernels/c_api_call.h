@@ -139,7 +139,7 @@ struct Argument {
 class Call {
   public:
     Call(const Device& device, DType dtype)
-        : dtype(dtype), stats(accumulation_dtype(dtype)), device_(device), block_(device, bytes_of_block()) {
+        : dtype(dtype), stats(accumulation_dtype(dtype)), device_(device), loss_scale_(device, DType::f64, {1}, {2}) {
         c_device = {.struct_size = sizeof c_device, .kind = INGOT_CPU, .index = 0, .stream = nullptr};
 #if INGOT_HAS_CUDA
         if (!device.is_cpu()) {
@@ -165,17 +165,12 @@ class Call {
                 const std::vector<double>& values = {}) {
         add(name, place, type, shape, values, true);
     }
-    ingot_step_block* block() {
-        return reinterpret_cast<ingot_step_block*>(block_.data());
-    }
-    std::vector<double> block_values() {
-        ingot_step_block read;
-        std::memcpy(&read, block_.read().data(), sizeof read);
-        return {read.sums.loss, static_cast<double>(read.sums.targets), read.sums.squared_norm};
+    const double* loss_scale() const {
+        return loss_scale_.tensor().get<double>();
     }
     // All that the call may have written to, as bytes.
     std::vector<uint8_t> all_memory() {
-        std::vector<uint8_t> all = block_.read();
+        std::vector<uint8_t> all;
         for (Argument& argument : all_arguments) {
             const std::vector<uint8_t>& bytes = argument.memory->read();
             all.insert(all.end(), bytes.begin(), bytes.end());
@@ -197,28 +192,6 @@ class Call {
     std::vector<Argument> all_arguments;
 
   private:
-    static std::vector<uint8_t> bytes_of_block() {
-        ingot_step_block block = {};
-        block.settings = {.lr = 0.1,
-                          .beta1 = 0.9,
-                          .beta2 = 0.95,
-                          .eps = 1e-8,
-                          .weight_decay = 0.1,
-                          .grad_clip = 0,
-                          .dynamic_loss_scale = 0,
-                          .reserved = 0};
-        block.state.loss_scale = 2;
-        block.decision = {.apply = 1,
-                          .nonfinite = 0,
-                          .gradient_factor = 0.5,
-                          .bias_correction1 = 0.1,
-                          .bias_correction2 = 0.05,
-                          .loss = 0,
-                          .grad_norm = 0};
-        std::vector<uint8_t> bytes(sizeof block);
-        std::memcpy(bytes.data(), &block, sizeof block);
-        return bytes;
-    }
     void add(const std::string& name, ingot_tensor& place, DType type, const std::vector<int64_t>& shape,
              std::vector<double> values, bool is_written) {
         Argument argument = {name, &place, type, shape, is_written, nullptr, 0, {}};
@@ -234,7 +207,7 @@ class Call {
         all_arguments.push_back(argument);
     }
     const Device device_;
-    Memory block_;
+    const Buffer loss_scale_;
 };
 
 }  // namespace ingot::test

@@ -41,7 +41,7 @@ TEST(AdamW, AgreesWithAPlainLoop) {
                 const std::vector<double> gradient = rounded(normals(n, 4, 5), DType::f32);
                 const Buffer weights(cpu, dtype, {n}, expected.weights), m(cpu, dtype, {n}, expected.m);
                 const Buffer v(cpu, dtype, {n}, expected.v), g(cpu, dtype, {n}, gradient),
-                    compute(cpu, DType::bf16, {n});
+                    compute(cpu, DType::bf16, {n}), blocks = decay_everywhere(cpu, n, decays);
                 for (int64_t update = 1; update <= 3; ++update) {
                     const StepBlock step = step_block(0.25, update);
                     reference(expected, gradient, step, decays);
@@ -51,7 +51,7 @@ TEST(AdamW, AgreesWithAPlainLoop) {
                                 .gradient = g,
                                 .compute = compute,
                                 .step = &step,
-                                .decays = decays});
+                                .decay_blocks = blocks});
                 }
                 EXPECT_TRUE(close(weights.values(), expected.weights, bound));
                 EXPECT_TRUE(close(m.values(), expected.m, 3 * bound));
@@ -70,8 +70,7 @@ TEST(AdamW, ComputeCopyRoundsToNearestEven) {
         const Buffer weights(cpu, DType::f32, {6}, values), m(cpu, DType::f32, {6}, std::vector<double>(6));
         const Buffer v(cpu, DType::f32, {6}, std::vector<double>(6)), g(cpu, DType::f32, {6}, std::vector<double>(6));
         const Buffer compute(cpu, dtype, {6});
-        adamw(cpu,
-              {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step, .decays = true});
+        adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step});
         const std::vector<double> expected =
             dtype == DType::bf16
                 ? std::vector<double>{1, 1 + 0x1p-6, 1 + 0x1p-7, -1, 99840, 0x1p-24}
@@ -92,6 +91,7 @@ TEST(AdamW, BlocksSayWhatDecays) {
             const State start = initial(n);
             const std::vector<double> gradient = rounded(normals(n, 4, 5), DType::f32);
             const Buffer g(cpu, dtype, {n}, gradient), decay_blocks(cpu, DType::u8, {num_blocks}, blocks);
+            const Buffer none = decay_everywhere(cpu, kDecayBlock, false);
             const StepBlock step = step_block(0.25, 2);
             const auto run = [&](bool in_one_call) {
                 const Buffer weights(cpu, dtype, {n}, start.weights), m(cpu, dtype, {n}, start.m);
@@ -102,16 +102,16 @@ TEST(AdamW, BlocksSayWhatDecays) {
                                 .v = v,
                                 .gradient = g,
                                 .step = &step,
-                                .decay_blocks = decay_blocks,
-                                .decays = false});
+                                .decay_blocks = decay_blocks});
                 for (int64_t begin = 0; begin < n && !in_one_call; begin += kDecayBlock) {
                     const int64_t end = std::min(n, begin + kDecayBlock);
-                    adamw(cpu, {.weights = weights.tensor().slice(0, begin, end),
-                                .m = m.tensor().slice(0, begin, end),
-                                .v = v.tensor().slice(0, begin, end),
-                                .gradient = g.tensor().slice(0, begin, end),
-                                .step = &step,
-                                .decays = blocks[static_cast<size_t>(begin / kDecayBlock)] != 0});
+                    adamw(cpu,
+                          {.weights = weights.tensor().slice(0, begin, end),
+                           .m = m.tensor().slice(0, begin, end),
+                           .v = v.tensor().slice(0, begin, end),
+                           .gradient = g.tensor().slice(0, begin, end),
+                           .step = &step,
+                           .decay_blocks = blocks[static_cast<size_t>(begin / kDecayBlock)] != 0 ? Tensor{} : none});
                 }
                 return State{weights.values(), m.values(), v.values()};
             };
@@ -131,7 +131,7 @@ TEST(AdamW, ASkippedStepChangesNothing) {
     const Buffer weights(cpu, DType::f32, {n}, state.weights), m(cpu, DType::f32, {n}, state.m);
     const Buffer v(cpu, DType::f32, {n}, state.v), compute(cpu, DType::bf16, {n}, old);
     const Buffer g(cpu, DType::f32, {n}, std::vector<double>(n, std::numeric_limits<double>::infinity()));
-    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step, .decays = true});
+    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step});
     EXPECT_TRUE(same(weights.values(), state.weights));
     EXPECT_TRUE(same(m.values(), state.m));
     EXPECT_TRUE(same(v.values(), state.v));
@@ -188,7 +188,7 @@ TEST(AdamW, AStepFromEndToEnd) {
     EXPECT_EQ(step.decision.apply, 1);
     EXPECT_DOUBLE_EQ(step.decision.loss, 3);
     EXPECT_NEAR(step.decision.grad_norm, std::sqrt(step.sums.squared_norm) / 4, 1e-14);
-    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = {}, .step = &step, .decays = true});
+    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = {}, .step = &step});
     double square = 0;
     for (const double value : m.values()) square += value * value;  // beta1 = 0: m is the clipped gradient
     EXPECT_NEAR(std::sqrt(square), 0.5, 1e-14);
@@ -200,7 +200,7 @@ TEST(AdamW, Refuses) {
     const Buffer integers(cpu, DType::i32, {4}), matrix(cpu, DType::f32, {2, 2});
     const StepBlock step = step_block(1, 1);
     const auto run = [&](const Tensor& w, const Tensor& m, const Tensor& g, const Tensor& compute) {
-        adamw(cpu, {.weights = w, .m = m, .v = a, .gradient = g, .compute = compute, .step = &step, .decays = true});
+        adamw(cpu, {.weights = w, .m = m, .v = a, .gradient = g, .compute = compute, .step = &step});
     };
     EXPECT_THROW(run(b, a, a, {}), Error);
     EXPECT_THROW(run(a, wide, a, {}), Error);

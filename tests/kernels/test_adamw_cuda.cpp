@@ -21,10 +21,10 @@ State twin(const State& start, const std::vector<double>& gradient, DType scalar
     const Device cpu = Device::cpu();
     const auto n = static_cast<int64_t>(gradient.size());
     const Buffer weights(cpu, scalar, {n}, start.weights), m(cpu, scalar, {n}, start.m), v(cpu, scalar, {n}, start.v);
-    const Buffer g(cpu, scalar, {n}, gradient);
+    const Buffer g(cpu, scalar, {n}, gradient), blocks = decay_everywhere(cpu, n, decays);
     for (int64_t i = 1; i <= 3; ++i) {
         const StepBlock step = step_block(0.25, i);
-        adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = {}, .step = &step, .decays = decays});
+        adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .step = &step, .decay_blocks = blocks});
     }
     return {weights.values(), m.values(), v.values()};
 }
@@ -52,7 +52,7 @@ void check_range(const Device& device, int64_t begin, int64_t n, DType copy, boo
     const Buffer m(device, DType::f32, {all}, padded(start.m, begin + shift));
     const Buffer v(device, DType::f32, {all}, padded(start.v, begin + shift));
     const Buffer g(device, DType::f32, {all}, padded(gradient, begin));
-    const Buffer compute(device, copy, {all});
+    const Buffer compute(device, copy, {all}), none = decay_everywhere(device, n, false);
     for (int64_t i = 1; i <= 3; ++i) {
         const StepOn step(device, step_block(0.25, i));
         adamw(device, {.weights = weights.tensor().slice(0, begin, begin + n),
@@ -61,7 +61,7 @@ void check_range(const Device& device, int64_t begin, int64_t n, DType copy, boo
                        .gradient = g.tensor().slice(0, begin, begin + n),
                        .compute = copy == DType::f32 ? Tensor{} : compute.tensor().slice(0, begin, begin + n),
                        .step = step.get(),
-                       .decays = decays});
+                       .decay_blocks = decays ? Tensor{} : none});
         device.synchronize();
     }
     const std::vector<double> w = part(weights.values(), begin, n);
@@ -119,8 +119,7 @@ TEST(AdamWCuda, BitsDoNotDependOnWhereARangeBegins) {
                            .m = m.tensor().slice(0, begin, end),
                            .v = v.tensor().slice(0, begin, end),
                            .gradient = g.tensor().slice(0, begin, end),
-                           .step = step.get(),
-                           .decays = true});
+                           .step = step.get()});
             begin = end;
         }
         return State{weights.values(), m.values(), v.values()};
@@ -144,7 +143,8 @@ TEST(AdamWCuda, BlocksSayWhatDecaysSmall) {
                 for (int64_t block = 0; block < num_blocks; ++block) blocks.push_back(block % 3 == 1 ? 0 : 1);
                 const State start = initial(all);
                 const Buffer g(device, DType::f32, {all}, rounded(normals(all, 4, 5), DType::f32));
-                const Buffer decay_blocks(device, DType::u8, {num_blocks}, blocks);
+                const Buffer decay_blocks(device, DType::u8, {num_blocks}, blocks),
+                    none = decay_everywhere(device, kDecayBlock, false);
                 const StepOn step(device, step_block(0.25, 2));
                 const auto run = [&](bool in_one_call) {
                     const Buffer weights(device, DType::f32, {all}, start.weights),
@@ -154,14 +154,16 @@ TEST(AdamWCuda, BlocksSayWhatDecaysSmall) {
                     const int64_t part = in_one_call ? n : kDecayBlock;
                     for (int64_t from = begin; from < all; from += part) {
                         const int64_t to = std::min(all, from + part);
+                        const bool decays = blocks[static_cast<size_t>((from - begin) / kDecayBlock)] != 0;
                         adamw(device, {.weights = weights.tensor().slice(0, from, to),
                                        .m = m.tensor().slice(0, from, to),
                                        .v = v.tensor().slice(0, from, to),
                                        .gradient = g.tensor().slice(0, from, to),
                                        .compute = copy == DType::f32 ? Tensor{} : compute.tensor().slice(0, from, to),
                                        .step = step.get(),
-                                       .decay_blocks = in_one_call ? decay_blocks.tensor() : Tensor{},
-                                       .decays = blocks[static_cast<size_t>((from - begin) / kDecayBlock)] != 0});
+                                       .decay_blocks = in_one_call ? decay_blocks
+                                                       : decays    ? Tensor{}
+                                                                   : none});
                     }
                     return std::array{weights.values(), m.values(), v.values(), compute.values()};
                 };
@@ -181,8 +183,7 @@ TEST(AdamWCuda, ASkippedStepChangesNothing) {
     const Buffer weights(device, DType::f32, {n}, state.weights), m(device, DType::f32, {n}, state.m);
     const Buffer v(device, DType::f32, {n}, state.v), compute(device, DType::bf16, {n}, old);
     const Buffer g(device, DType::f32, {n}, std::vector<double>(n, std::numeric_limits<double>::infinity()));
-    adamw(device,
-          {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = step.get(), .decays = true});
+    adamw(device, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = step.get()});
     EXPECT_TRUE(same(weights.values(), state.weights));
     EXPECT_TRUE(same(m.values(), state.m));
     EXPECT_TRUE(same(v.values(), state.v));

@@ -48,11 +48,12 @@ Result twin(const Case& c, const Inputs& in, DType scalar) {
     const Device cpu = Device::cpu();
     const Buffer logits(cpu, scalar, {c.n, c.VP}, in.logits), losses(cpu, scalar, {c.n});
     const Buffer targets(cpu, DType::i32, {c.n}, in.targets);
-    StepBlock step;
-    step.state.loss_scale = c.loss_scale;
-    cross_entropy(
-        cpu,
-        {.logits = logits, .losses = losses, .targets = targets, .vocab_size = c.V, .z_loss = c.z_loss, .step = &step});
+    cross_entropy(cpu, {.logits = logits,
+                        .losses = losses,
+                        .targets = targets,
+                        .vocab_size = c.V,
+                        .z_loss = c.z_loss,
+                        .loss_scale = &c.loss_scale});
     return {losses.values(), logits.values()};
 }
 
@@ -61,16 +62,14 @@ Result cuda(const Device& device, const Case& c, const Inputs& in, bool write_gr
     moved.insert(moved.end(), in.logits.begin(), in.logits.end());
     const Buffer buffer(device, c.dtype, {c.first_element + c.n * c.VP}, moved), losses(device, DType::f32, {c.n});
     const Buffer targets(device, DType::i32, {c.n}, in.targets);
-    StepBlock step;
-    step.state.loss_scale = c.loss_scale;
-    const StepOn block(device, step);
+    const Buffer loss_scale(device, DType::f64, {1}, {c.loss_scale});
     const Tensor logits = buffer.tensor().slice(0, c.first_element, c.first_element + c.n * c.VP).view({c.n, c.VP});
     cross_entropy(device, {.logits = logits,
                            .losses = losses,
                            .targets = targets,
                            .vocab_size = c.V,
                            .z_loss = c.z_loss,
-                           .step = c.loss_scale == 1 ? nullptr : block.get(),
+                           .loss_scale = c.loss_scale == 1 ? nullptr : loss_scale.tensor().get<double>(),
                            .write_gradient = write_gradient});
     const std::vector<double> all = buffer.values();
     return {losses.values(), {all.begin() + c.first_element, all.end()}};

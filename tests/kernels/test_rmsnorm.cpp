@@ -113,32 +113,24 @@ TEST(RmsNorm, HeadViewsOfAFusedBuffer) {
     check_gradients(loss, {{"fused", fused, gradient}, {"weight", weight, dw}});
 }
 
-TEST(RmsNorm, ResidualIsAddedAndBackwardPassesItOn) {
+TEST(RmsNorm, BackwardAddsTheGradientPastTheNorm) {
     const int64_t N = 6, C = 9;
-    const std::vector<double> w = normals(N * C, 11), w_sum = normals(N * C, 12);
-    const Buffer residual(cpu, DType::f64, {N, C}, normals(N * C, 13)),
-        branch(cpu, DType::f64, {N, C}, normals(N * C, 14));
+    const std::vector<double> w = normals(N * C, 11), w_x = normals(N * C, 12);
+    const Buffer x(cpu, DType::f64, {N, C}, normals(N * C, 13));
     const Buffer weight(cpu, DType::f64, {C}, normals(C, 15, 0.3, 1));
-    const Buffer sum(cpu, DType::f64, {N, C}), out(cpu, DType::f64, {N, C}), rstd(cpu, DType::f64, {N});
+    const Buffer out(cpu, DType::f64, {N, C}), rstd(cpu, DType::f64, {N});
     const auto loss = [&] {
-        residual_rmsnorm_forward(cpu, {.out = out,
-                                       .rstd = rstd,
-                                       .sum = sum,
-                                       .residual = residual,
-                                       .branch = branch,
-                                       .weight = weight,
-                                       .eps = kEps});
-        return weighted_sum(w, out) + weighted_sum(w_sum, sum);
+        rmsnorm_forward(cpu, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = kEps});
+        return weighted_sum(w, out) + weighted_sum(w_x, x);
     };
     loss();
     const std::vector<double> dw_before = normals(C, 16);
-    const Buffer dout(cpu, DType::f64, {N, C}, w), dresidual(cpu, DType::f64, {N, C}, w_sum),
-        dx(cpu, DType::f64, {N, C});
-    const Buffer dweight(cpu, DType::f64, {C}, dw_before), workspace = workspace_for(sum);
+    const Buffer dout(cpu, DType::f64, {N, C}, w), dresidual(cpu, DType::f64, {N, C}, w_x), dx(cpu, DType::f64, {N, C});
+    const Buffer dweight(cpu, DType::f64, {C}, dw_before), workspace = workspace_for(x);
     RmsNormBackward backward = {.dx = dx,
                                 .dweight = dweight,
                                 .dout = dout,
-                                .x = sum,
+                                .x = x,
                                 .rstd = rstd,
                                 .weight = weight,
                                 .dresidual = dresidual,
@@ -156,35 +148,18 @@ TEST(RmsNorm, ResidualIsAddedAndBackwardPassesItOn) {
     backward.dweight = dweight;
     backward.accumulate = true;
     for (size_t i = 0; i < dw.size(); ++i) dw[i] -= dw_before[i];
-    check_gradients(loss,
-                    {{"residual", residual, dx.values()}, {"branch", branch, dx.values()}, {"weight", weight, dw}});
+    check_gradients(loss, {{"x", x, dx.values()}, {"weight", weight, dw}});
 
     // dx over dresidual, dx over dout: the same bits.
     loss();
     backward.dx = dresidual;
     rmsnorm_backward(cpu, backward);
     EXPECT_TRUE(same(dresidual.values(), dx.values()));
-    const Buffer again(cpu, DType::f64, {N, C}, w_sum);
+    const Buffer again(cpu, DType::f64, {N, C}, w_x);
     backward.dx = dout;
     backward.dresidual = again;
     rmsnorm_backward(cpu, backward);
     EXPECT_TRUE(same(dout.values(), dx.values()));
-
-    // sum over residual, sum over branch: the same bits as apart.
-    loss();
-    for (const bool over_residual : {true, false}) {
-        const Buffer r(cpu, DType::f64, {N, C}, residual.values()), b(cpu, DType::f64, {N, C}, branch.values());
-        const Buffer out2(cpu, DType::f64, {N, C});
-        residual_rmsnorm_forward(cpu, {.out = out2,
-                                       .rstd = rstd,
-                                       .sum = over_residual ? r : b,
-                                       .residual = r,
-                                       .branch = b,
-                                       .weight = weight,
-                                       .eps = kEps});
-        EXPECT_TRUE(same((over_residual ? r : b).values(), sum.values()));
-        EXPECT_TRUE(same(out2.values(), out.values()));
-    }
 }
 
 struct Results {
@@ -268,10 +243,6 @@ TEST(RmsNorm, Refuses) {
     EXPECT_THROW(backward(weight, {}, {}), Error);
     EXPECT_THROW(backward(short_weight, {}, workspace), Error);
     EXPECT_THROW(backward(weight, wide, workspace), Error);
-    EXPECT_THROW(
-        residual_rmsnorm_forward(
-            cpu, {.out = out, .rstd = rstd, .sum = x, .residual = x, .branch = wide, .weight = weight, .eps = kEps}),
-        Error);
 }
 
 }  // namespace

@@ -5,13 +5,12 @@ without, they are skipped. On a GPU bf16, fp16 and fp32 are tested, else fp32 on
 from float64 (relative L2 norm of the whole tensor) as the definition written in PyTorch in the same precision.
 """
 
-import ctypes
 import math
 import os
 import pathlib
 import unittest
 
-from . import ROOT
+from . import ROOT, gguf_case
 
 LIBRARY = pathlib.Path(os.environ.get("INGOT_LIBRARY") or ROOT / "libingot.so")
 
@@ -38,9 +37,7 @@ def relative_error(actual, exact):
 
 
 def alibi_slopes(heads):
-    slopes = (ctypes.c_double * heads)()
-    assert ingot_library.library().ingot_alibi_slopes(ctypes.c_int64(heads), slopes) == 0
-    return torch.tensor(list(slopes), dtype=torch.float32, device=DEVICE)
+    return torch.tensor(gguf_case.alibi_slopes(heads), dtype=torch.float32, device=DEVICE)
 
 
 def definition(q, k, v, slopes=None, causal=True, boundaries=None):

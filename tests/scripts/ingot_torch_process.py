@@ -9,7 +9,6 @@ is well, with 77 if this GPU cannot do it.
 """
 
 import concurrent.futures
-import ctypes
 import itertools
 import os
 import sys
@@ -18,7 +17,7 @@ import torch
 
 import ingot_library
 import ingot_torch
-from ingot_library import CAttentionBackward, CAttentionForward, CAttentionOptions, CTensor, On, struct_of, view
+from ingot_library import CAttentionBackward, CAttentionForward, CAttentionOptions, On, struct_of, view
 
 CANNOT = 77
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -84,50 +83,7 @@ def raw_attention(device, dtype, kernel):
     return [out, lse, dq, dk, dv]
 
 
-DOUBLE, INT, LONG, POINTER = ctypes.c_double, ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p
-CDecode = struct_of("CDecode", "out q k v slopes", ("scale", DOUBLE))
-CAppend = struct_of("CAppend", "cache_k cache_v k v")
-CResidual = struct_of("CResidual", "out rstd sum residual branch weight", ("eps", DOUBLE))
 CRope = struct_of("CRope", "x positions table")
-CAdamW = struct_of("CAdamW", "weights m v gradient compute", ("step", POINTER), ("decay_blocks", CTensor),
-                   ("decays", INT), ("reserved", INT))
-CEmbedding = struct_of("CEmbedding", "out weight tokens")
-CEmbeddingBackward = struct_of("CEmbeddingBackward", "dweight dout tokens workspace")
-CNormal = struct_of("CNormal", "out", ("seed", LONG), ("stream", LONG), ("std", DOUBLE))
-CValue = struct_of("CValue", "out", ("value", DOUBLE))
-CRoundTo = struct_of("CRoundTo", "out in")
-
-
-class CLossSum(ctypes.Structure):
-    _fields_ = [("struct_size", LONG), ("step", POINTER), ("losses", CTensor), ("targets", CTensor)]
-
-
-class CGradientNorm(ctypes.Structure):
-    _fields_ = [("struct_size", LONG), ("step", POINTER), ("gradient", CTensor), ("workspace", CTensor)]
-
-
-class CStepSettings(ctypes.Structure):
-    _fields_ = [(name, DOUBLE) for name in "lr beta1 beta2 eps weight_decay grad_clip".split()] + [
-        ("dynamic_loss_scale", INT), ("reserved", INT)]
-
-
-def decode(device, dtype):
-    k, v, q = (numbers(device, dtype, *shape) for shape in ((70, 2, 64), (70, 2, 64), (4, 64)))
-    cache_k, cache_v, out = torch.zeros_like(k), torch.zeros_like(v), torch.zeros_like(q)
-    on = On(q)
-    on.run("kv_cache_append", CAppend, dict(cache_k=cache_k, cache_v=cache_v, k=k, v=v))
-    on.run("attention_decode", CDecode, dict(out=out, q=q, k=cache_k, v=cache_v, slopes=None), scale=0.125)
-    return [out, cache_k, cache_v]
-
-
-def residual_rms_norm(device, dtype):
-    residual, branch = numbers(device, dtype, 30, 64), numbers(device, dtype, 30, 64)
-    out, total, rstd = torch.zeros_like(residual), torch.zeros_like(residual), torch.zeros(30, device=device)
-    On(out).run("residual_rmsnorm_forward", CResidual, dict(out=out, rstd=rstd, sum=total, residual=residual,
-                branch=branch, weight=numbers(device, dtype, 64)), eps=1e-5)
-    return [out, total, rstd]
-
-
 def rope(direction, device, dtype):
     x, table = numbers(device, dtype, 30, 4, 64), numbers(device, torch.float32, 30, 64)
     positions = torch.arange(30, device=device, dtype=torch.int32)
@@ -135,53 +91,10 @@ def rope(direction, device, dtype):
     return [x]
 
 
-def embedding(device, dtype):
-    weight, out = numbers(device, dtype, 50, 64), torch.zeros(30, 64, device=device, dtype=dtype)
-    tokens = torch.arange(30, device=device, dtype=torch.int32) % 7
-    on, dweight = On(out), torch.zeros(50, 64, device=device)
-    on.run("embedding_forward", CEmbedding, dict(out=out, weight=weight, tokens=tokens))
-    workspace = torch.zeros(on.bytes_of("embedding_backward_workspace", view(out)), dtype=torch.uint8, device=device)
-    on.run("embedding_backward", CEmbeddingBackward, dict(dweight=dweight, dout=out, tokens=tokens,
-                                                          workspace=workspace))
-    return [out, dweight]
-
-
-def fill(device, dtype):
-    normal, value = torch.zeros(30, 64, device=device, dtype=dtype), torch.zeros(30, device=device, dtype=dtype)
-    on = On(normal)
-    on.run("fill_normal", CNormal, dict(out=normal), seed=3, stream=4, std=0.5)
-    on.run("fill_value", CValue, dict(out=value), value=1.5)
-    results = [normal, value]
-    if normal.device.type == "cuda":
-        narrow = torch.zeros(30, 64, device=device, dtype=torch.bfloat16)
-        on.run("round_to", CRoundTo, {"out": narrow, "in": numbers(device, torch.float32, 30, 64)})
-        results.append(narrow)
-    return results
-
-
-def step(device, dtype):
-    """A step of training from its sums to its update."""
-    weights, m, gradient = (numbers(device, torch.float32, 200) for _ in range(3))
-    v, losses = m.square(), numbers(device, torch.float32, 30)
-    targets = torch.arange(30, device=device, dtype=torch.int32)
-    block = torch.zeros(ingot_torch.STEP_BLOCK_SIZE, dtype=torch.float64, device=device)
-    block[ingot_torch.LOSS_SCALE_AT:ingot_torch.LOSS_SCALE_AT + 1].fill_(1)  # without a copy from the host
-    on, pointer = On(weights), POINTER(block.data_ptr())
-    settings = CStepSettings(0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0, 0)
-    ingot_library._call("step_begin", ctypes.byref(on.device), pointer, ctypes.byref(settings))
-    on.run("loss_sum", CLossSum, dict(losses=losses, targets=targets), step=pointer)
-    workspace = torch.zeros(on.bytes_of("gradient_norm_workspace"), dtype=torch.uint8, device=device)
-    on.run("gradient_norm", CGradientNorm, dict(gradient=gradient, workspace=workspace), step=pointer)
-    ingot_library._call("step_decide", ctypes.byref(on.device), pointer)
-    on.run("adamw", CAdamW, dict(weights=weights, m=m, v=v, gradient=gradient, compute=None, decay_blocks=None),
-           step=pointer, decays=1)
-    return [weights, m, v]
-
-
 # name -> function(device), which returns all that was computed.
 OPS = {f"{op.__name__} {name}": (lambda device, op=op, dtype=dtype: op(device, dtype))
        for op, (name, dtype) in itertools.product(
-           (documents, rms_norm, swiglu, cross_entropy, decode, residual_rms_norm, embedding, fill), TYPES.items())}
+           (documents, rms_norm, swiglu, cross_entropy), TYPES.items())}
 OPS.update({f"attention {name} {HS}": (lambda device, dtype=dtype, HS=HS: attention(device, dtype, HS))
             for (name, dtype), HS in itertools.product(TYPES.items(), (32, 64, 96, 128))})
 OPS.update({f"raw attention {name} {kernel}":
@@ -192,7 +105,6 @@ OPS.update({f"rope_{direction} {name}":
             (lambda device, dtype=dtype, direction=direction: rope(direction, device, dtype))
             for (name, dtype), direction in itertools.product(TYPES.items(), ("forward", "backward"))})
 USES_AUTOGRAD = {"attention", "documents", "rms_norm", "swiglu", "cross_entropy"}
-OPS["step fp32"] = lambda device: step(device, torch.float32)
 
 
 # ---- Who does it ----

@@ -22,5 +22,5 @@ class Symbols(unittest.TestCase):
                                  capture_output=True).stdout
         shown = sorted(line.split()[-1] for line in listing.splitlines())
         declared = sorted(re.findall(r"^INGOT_API .*?(ingot_\w+)\(", (ROOT / "kernels/c_api.h").read_text(), re.M))
-        self.assertGreater(len(declared), 20)
+        self.assertGreater(len(declared), 10)
         self.assertEqual(shown, declared)

@@ -148,13 +148,15 @@ class TorchFixture : public testing::TestWithParam<const char*> {
                 const auto range = [&](const Tensor& flat) {
                     return flat.slice(0, parameter.offset, parameter.offset + parameter.numel());
                 };
+                const int64_t blocks = (parameter.numel() + kDecayBlock - 1) / kDecayBlock;
+                const Buffer no_decay(cpu, DType::u8, {blocks}, std::vector<double>(static_cast<size_t>(blocks)));
                 adamw(cpu, {.weights = range(model.weights()),
                             .m = range(m),
                             .v = range(v),
                             .gradient = range(model.gradients()),
                             .compute = {},
                             .step = &step,
-                            .decays = parameter.is_matrix});
+                            .decay_blocks = parameter.is_matrix ? Tensor{} : no_decay});
             }
         }
         EXPECT_TRUE(close(losses, read("losses"), loss_bound));
