@@ -89,18 +89,16 @@ void adamw(const Device& device, const AdamW& a) {
         check_tensor("adamw", "decay_blocks", a.decay_blocks, {(n + kDecayBlock - 1) / kDecayBlock}, DType::u8,
                      device.kind());
     }
-    INGOT_DISPATCH(device, for_cpu_scalar(dtype, "adamw", [&](auto scalar) { adamw_cpu<decltype(scalar)>(a); }),
-                   adamw_cuda(device, a));
+    if (!device.is_cpu()) return adamw_cuda(device, a);
+    for_cpu_scalar(dtype, "adamw", [&](auto scalar) { adamw_cpu<decltype(scalar)>(a); });
 }
 
 void gradient_norm(const Device& device, const GradientNorm& a) {
     CHECK(a.gradient.rank == 1, "gradient_norm: gradient is ", a.gradient.describe(), ", it must be (n)");
     check_tensor("gradient_norm", "gradient", a.gradient, {a.gradient.shape[0]}, a.gradient.dtype, device.kind());
     check_workspace("gradient_norm", a.workspace, gradient_norm_workspace(device), device.kind());
-    INGOT_DISPATCH(
-        device,
-        for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); }),
-        gradient_norm_cuda(device, a));
+    if (!device.is_cpu()) return gradient_norm_cuda(device, a);
+    for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); });
 }
 
 size_t gradient_norm_workspace(const Device& device) {

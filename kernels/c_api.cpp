@@ -186,7 +186,7 @@ const char* ingot_version(void) {
     return INGOT_VERSION;
 }
 int32_t ingot_has_cuda(void) {
-    return INGOT_HAS_CUDA;
+    return Device::has_cuda() ? 1 : 0;
 }
 const char* ingot_last_error(void) {
     return last_error.c_str();

@@ -79,19 +79,16 @@ void cross_entropy(const Device& device, const CrossEntropy& a) {
     check_tensor("cross_entropy", "targets", a.targets, {n}, DType::i32, device.kind());
     CHECK(a.vocab_size >= 1 && a.vocab_size <= a.logits.shape[1], "cross_entropy: a vocabulary of ", a.vocab_size,
           " in logits ", a.logits.describe());
-    INGOT_DISPATCH(
-        device,
-        for_cpu_scalar(a.logits.dtype, "cross_entropy", [&](auto scalar) { cross_entropy_cpu<decltype(scalar)>(a); }),
-        cross_entropy_cuda(device, a));
+    if (!device.is_cpu()) return cross_entropy_cuda(device, a);
+    for_cpu_scalar(a.logits.dtype, "cross_entropy", [&](auto scalar) { cross_entropy_cpu<decltype(scalar)>(a); });
 }
 
 void loss_sum(const Device& device, const LossSum& a) {
     CHECK(a.losses.rank == 1, "loss_sum: losses are ", a.losses.describe(), ", they must be (N)");
     check_tensor("loss_sum", "losses", a.losses, {a.losses.shape[0]}, a.losses.dtype, device.kind());
     check_tensor("loss_sum", "targets", a.targets, {a.losses.shape[0]}, DType::i32, device.kind());
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.losses.dtype, "loss_sum", [&](auto scalar) { loss_sum_cpu<decltype(scalar)>(a); }),
-                   loss_sum_cuda(device, a));
+    if (!device.is_cpu()) return loss_sum_cuda(device, a);
+    for_cpu_scalar(a.losses.dtype, "loss_sum", [&](auto scalar) { loss_sum_cpu<decltype(scalar)>(a); });
 }
 
 }  // namespace ingot

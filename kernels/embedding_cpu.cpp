@@ -62,17 +62,15 @@ void backward_cpu(const EmbeddingBackward& a) {
 
 void embedding_forward(const Device& device, const EmbeddingForward& a) {
     check(device, "out", a.out, "weight", a.weight, a.tokens, a.out.dtype);
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.out.dtype, "embedding", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
-                   embedding_forward_cuda(device, a));
+    if (!device.is_cpu()) return embedding_forward_cuda(device, a);
+    for_cpu_scalar(a.out.dtype, "embedding", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
 }
 
 void embedding_backward(const Device& device, const EmbeddingBackward& a) {
     check(device, "dout", a.dout, "dweight", a.dweight, a.tokens, accumulation_dtype(a.dout.dtype));
     check_workspace("embedding_backward", a.workspace, embedding_backward_workspace(device, a.dout), device.kind());
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.dout.dtype, "embedding", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
-                   embedding_backward_cuda(device, a));
+    if (!device.is_cpu()) return embedding_backward_cuda(device, a);
+    for_cpu_scalar(a.dout.dtype, "embedding", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
 }
 
 size_t embedding_backward_workspace(const Device& device, const Tensor& dout) {

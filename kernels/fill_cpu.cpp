@@ -54,16 +54,14 @@ void fill_normal(const Device& device, const FillNormal& a) {
           "fill_normal: out is ", a.out.describe(),
           ", it must be contiguous, or a matrix with contiguous rows that do not overlap, and on ", device.name());
     if (a.out.numel() == 0) return;
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.out.dtype, "fill_normal", [&](auto scalar) { normal_cpu<decltype(scalar)>(a); }),
-                   fill_normal_cuda(device, a));
+    if (!device.is_cpu()) return fill_normal_cuda(device, a);
+    for_cpu_scalar(a.out.dtype, "fill_normal", [&](auto scalar) { normal_cpu<decltype(scalar)>(a); });
 }
 
 void fill_value(const Device& device, const FillValue& a) {
     check_whole(device, "fill_value", "out", a.out);
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.out.dtype, "fill_value", [&](auto scalar) { value_cpu<decltype(scalar)>(a); }),
-                   fill_value_cuda(device, a));
+    if (!device.is_cpu()) return fill_value_cuda(device, a);
+    for_cpu_scalar(a.out.dtype, "fill_value", [&](auto scalar) { value_cpu<decltype(scalar)>(a); });
 }
 
 void round_to(const Device& device, const RoundTo& a) {
@@ -72,7 +70,8 @@ void round_to(const Device& device, const RoundTo& a) {
     CHECK(a.in.dtype == DType::f32 && a.in.numel() == a.out.numel() &&
               (a.out.dtype == DType::bf16 || a.out.dtype == DType::f16),
           "round_to of ", a.in.describe(), " to ", a.out.describe());
-    INGOT_DISPATCH(device, round_cpu(a), round_to_cuda(device, a));
+    if (!device.is_cpu()) return round_to_cuda(device, a);
+    round_cpu(a);
 }
 
 }  // namespace ingot

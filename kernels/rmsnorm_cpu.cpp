@@ -122,18 +122,16 @@ void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
     check_input(device, "x", a.x, a.x);
     check_output(device, "out", a.out, a.x);
     check_vectors(device, a.x, a.rstd, a.weight);
-    INGOT_DISPATCH(device, for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
-                   rmsnorm_forward_cuda(device, a));
+    if (!device.is_cpu()) return rmsnorm_forward_cuda(device, a);
+    for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
 }
 
 size_t rmsnorm_backward_workspace(const Device& device, const Tensor& x) {
     if (device.is_planned())
         return Device::Planned::num_multiprocessors * static_cast<size_t>(kRmsNormBackwardBlocks * width(x)) *
                sizeof(float);
-    size_t bytes = 0;
-    INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBlocks * width(x) * size_of(accumulation_dtype(x.dtype))),
-                   bytes = rmsnorm_backward_workspace_cuda(device, x));
-    return bytes;
+    if (!device.is_cpu()) return rmsnorm_backward_workspace_cuda(device, x);
+    return static_cast<size_t>(kBlocks * width(x) * size_of(accumulation_dtype(x.dtype)));
 }
 
 void rmsnorm_backward(const Device& device, const RmsNormBackward& a) {
@@ -144,9 +142,8 @@ void rmsnorm_backward(const Device& device, const RmsNormBackward& a) {
     check_vectors(device, a.x, a.rstd, a.weight);
     check_tensor("rmsnorm", "dweight", a.dweight, {width(a.x)}, accumulation_dtype(a.x.dtype), device.kind());
     check_workspace("rmsnorm_backward", a.workspace, rmsnorm_backward_workspace(device, a.x), device.kind());
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
-                   rmsnorm_backward_cuda(device, a));
+    if (!device.is_cpu()) return rmsnorm_backward_cuda(device, a);
+    for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
 }
 
 }  // namespace ingot

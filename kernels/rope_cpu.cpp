@@ -39,13 +39,11 @@ void rotate(const Device& device, const Rope& a, int direction) {
     check_tensor("rope", "positions", a.positions, {a.x.shape[0]}, DType::i32, device.kind());
     check_tensor("rope", "table", a.table, {a.table.shape[0], a.x.shape[2]}, accumulation_dtype(a.x.dtype),
                  device.kind());
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.x.dtype, "rope",
-                                  [&](auto scalar) {
-                                      using T = decltype(scalar);
-                                      rotate_cpu<T>(a, static_cast<T>(direction));
-                                  }),
-                   rope_cuda(device, a, direction));
+    if (!device.is_cpu()) return rope_cuda(device, a, direction);
+    for_cpu_scalar(a.x.dtype, "rope", [&](auto scalar) {
+        using T = decltype(scalar);
+        rotate_cpu<T>(a, static_cast<T>(direction));
+    });
 }
 
 }  // namespace

@@ -3,12 +3,14 @@
 namespace ingot {
 
 void step_begin(const Device& device, StepBlock* block, const StepSettings& settings) {
-    INGOT_DISPATCH(device, block->settings = settings;
-                   block->sums = StepSums{}, step_begin_cuda(device, block, settings));
+    if (!device.is_cpu()) return step_begin_cuda(device, block, settings);
+    block->settings = settings;
+    block->sums = StepSums{};
 }
 
 void step_decide(const Device& device, StepBlock* block) {
-    INGOT_DISPATCH(device, decide_step(*block), step_decide_cuda(device, block));
+    if (!device.is_cpu()) return step_decide_cuda(device, block);
+    decide_step(*block);
 }
 
 }  // namespace ingot

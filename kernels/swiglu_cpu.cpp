@@ -52,18 +52,16 @@ void check(const Device& device, const char* out_name, const Tensor& out, const 
 
 void swiglu_forward(const Device& device, const SwigluForward& a) {
     check(device, "out", a.out, "gate_up", a.gate_up);
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); }),
-                   swiglu_forward_cuda(device, a));
+    if (!device.is_cpu()) return swiglu_forward_cuda(device, a);
+    for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
 }
 
 void swiglu_backward(const Device& device, const SwigluBackward& a) {
     check(device, "dout", a.dout, "gate_up", a.gate_up);
     check(device, "dout", a.dout, "dgate_up", a.dgate_up);
     if (a.out) check(device, "out", a.out, "gate_up", a.gate_up);
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); }),
-                   swiglu_backward_cuda(device, a));
+    if (!device.is_cpu()) return swiglu_backward_cuda(device, a);
+    for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) { backward_cpu<decltype(scalar)>(a); });
 }
 
 }  // namespace ingot

@@ -66,13 +66,6 @@ bool is_among(const int64_t (&values)[kCount], int64_t value) {
     return std::find(std::begin(values), std::end(values), value) != std::end(values);
 }
 
-std::optional<bool> ask_is_hopper([[maybe_unused]] const Device& device) {
-#if INGOT_HAS_CUDA
-    if (!device.is_planned()) return is_hopper(device);
-#endif
-    return std::nullopt;
-}
-
 }  // namespace
 
 AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head_size,
@@ -86,7 +79,8 @@ AttentionChoice choose_attention(const Device& device, DType dtype, int64_t head
                 " has no attention kernel on the CPU: use an even one up to ", kMaxHeadSize);
         return {AttentionKernel::cpu, "the device is the CPU"};
     }
-    return choose_attention_cuda(device.name(), ask_is_hopper(device), dtype, head_size, options);
+    const std::optional<bool> is_hopper = device.is_planned() ? std::nullopt : std::optional(ingot::is_hopper(device));
+    return choose_attention_cuda(device.name(), is_hopper, dtype, head_size, options);
 }
 
 AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool> is_hopper, DType dtype,
@@ -182,12 +176,13 @@ void attention_forward(const Device& device, const AttentionForward& a) {
         check_scale(name, a.scale);
         check_views(name, {{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
         if (kernel == AttentionKernel::sm90)
-            INGOT_DISPATCH(device, , attention_forward_sm90_cuda(device, a));
+            attention_forward_sm90_cuda(device, a);
         else
-            INGOT_DISPATCH(device, , attention_forward_sm80_cuda(device, a));
+            attention_forward_sm80_cuda(device, a);
         return;
     }
-    INGOT_DISPATCH(device, attention_forward_cpu(a), attention_forward_plain_cuda(device, a));
+    if (!device.is_cpu()) return attention_forward_plain_cuda(device, a);
+    attention_forward_cpu(a);
 }
 
 void attention_backward(const Device& device, const AttentionBackward& a) {
@@ -213,12 +208,13 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
                            {"dk", &a.dk},
                            {"dv", &a.dv}});
         if (kernel == AttentionKernel::sm90)
-            INGOT_DISPATCH(device, , attention_backward_sm90_cuda(device, a));
+            attention_backward_sm90_cuda(device, a);
         else
-            INGOT_DISPATCH(device, , attention_backward_sm80_cuda(device, a));
+            attention_backward_sm80_cuda(device, a);
         return;
     }
-    INGOT_DISPATCH(device, attention_backward_cpu(a), attention_backward_plain_cuda(device, a));
+    if (!device.is_cpu()) return attention_backward_plain_cuda(device, a);
+    attention_backward_cpu(a);
 }
 
 std::vector<double> alibi_slopes(int64_t num_heads) {

@@ -90,9 +90,8 @@ void attention_decode(const Device& device, const AttentionDecode& a) {
     check_view("attention_decode", "k", a.k, {S, NKV, HS}, a.q.dtype, kind);
     check_view("attention_decode", "v", a.v, {S, NKV, HS}, a.q.dtype, kind);
     if (a.slopes) check_tensor("attention_decode", "slopes", a.slopes, {NH}, accumulation_dtype(a.q.dtype), kind);
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.q.dtype, "attention_decode", [&](auto scalar) { decode_cpu<decltype(scalar)>(a); }),
-                   attention_decode_cuda(device, a));
+    if (!device.is_cpu()) return attention_decode_cuda(device, a);
+    for_cpu_scalar(a.q.dtype, "attention_decode", [&](auto scalar) { decode_cpu<decltype(scalar)>(a); });
 }
 
 void kv_cache_append(const Device& device, const KvCacheAppend& a) {
@@ -102,7 +101,8 @@ void kv_cache_append(const Device& device, const KvCacheAppend& a) {
         check_view("kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype, device.kind());
     for (const auto& [name, tensor] : {std::pair{"cache_k", &a.cache_k}, {"cache_v", &a.cache_v}})
         check_output_view("kv_cache_append", name, *tensor, {n, NKV, HS}, a.k.dtype, device.kind());
-    INGOT_DISPATCH(device, append_cpu(a), kv_cache_append_cuda(device, a));
+    if (!device.is_cpu()) return kv_cache_append_cuda(device, a);
+    append_cpu(a);
 }
 
 }  // namespace ingot

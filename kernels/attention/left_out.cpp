@@ -23,7 +23,7 @@ void attention_left_out_forward(const Device& device, const AttentionLeftOutForw
     const int64_t N = a.out.shape[0], NH = a.out.shape[1], NKV = a.v.shape[1], HS = a.out.shape[2];
     check_output_view(kOp, "out", a.out, {N, NH, HS}, a.out.dtype, device.kind());
     check_view(kOp, "v", a.v, {N, NKV, HS}, a.out.dtype, device.kind());
-    INGOT_DISPATCH(device, , attention_left_out_forward_cuda(device, a));
+    attention_left_out_forward_cuda(device, a);
 }
 
 void attention_left_out_backward(const Device& device, const AttentionLeftOutBackward& a) {
@@ -33,7 +33,7 @@ void attention_left_out_backward(const Device& device, const AttentionLeftOutBac
     check_output_view(kOp, "dq", a.dq, {N, NH, HS}, a.dout.dtype, device.kind());
     check_output_view(kOp, "dk", a.dk, {N, NKV, HS}, a.dout.dtype, device.kind());
     check_output_view(kOp, "dv", a.dv, {N, NKV, HS}, a.dout.dtype, device.kind());
-    INGOT_DISPATCH(device, , attention_left_out_backward_cuda(device, a));
+    attention_left_out_backward_cuda(device, a);
 }
 
 }  // namespace ingot

@@ -7,9 +7,7 @@
 #include <iomanip>
 #include <map>
 
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/context.h"
-#endif
+#include "kernels/core/cuda_device.h"
 
 namespace ingot {
 
@@ -36,21 +34,7 @@ Device Device::planned_cuda() {
     return device;
 }
 
-#if INGOT_HAS_CUDA
-
-namespace {
-
-void require_gpu(int index) {
-    std::string why;
-    const int count = Device::num_cuda_devices(&why);
-    REQUIRE(count > 0, "no CUDA device: ", why, ": use the CPU");
-    REQUIRE(index >= 0 && index < count, "no CUDA device ", index, ": there are ", count);
-}
-
-}  // namespace
-
 Device Device::cuda(int index) {
-    require_gpu(index);
     Device device;
     device.kind_ = DeviceKind::cuda;
     device.context_ = open_cuda_context(index, &device.name_);
@@ -58,33 +42,11 @@ Device Device::cuda(int index) {
 }
 
 Device Device::on_cuda_stream(int index, void* stream) {
-    require_gpu(index);
     Device device;
     device.kind_ = DeviceKind::cuda;
     device.context_ = borrow_cuda_stream(index, stream, &device.name_);
     return device;
 }
-
-int Device::num_cuda_devices(std::string* why) {
-    return cuda_device_count(why);
-}
-
-#else
-
-Device Device::cuda(int) {
-    throw UserError("this build has no CUDA device: configure with -DINGOT_CUDA=ON, or use the CPU");
-}
-
-Device Device::on_cuda_stream(int index, void*) {
-    return cuda(index);  // refuses
-}
-
-int Device::num_cuda_devices(std::string* why) {
-    *why = "built without CUDA";
-    return 0;
-}
-
-#endif
 
 CudaContext& Device::context() const {
     CHECK(context_ != nullptr, "a CUDA op was called with the CPU device, or with one for plans alone");
@@ -93,11 +55,9 @@ CudaContext& Device::context() const {
 
 void Device::copy(const Tensor& destination, const Tensor& source) const {
     start_copy(destination, source, Queue::compute);
-#if INGOT_HAS_CUDA
     const bool is_host_to_host = destination.device == DeviceKind::cpu && source.device == DeviceKind::cpu;
     const bool is_in_device = destination.device == DeviceKind::cuda && source.device == DeviceKind::cuda;
     if (!is_host_to_host && !is_in_device) cuda_synchronize(context());
-#endif
 }
 
 void Device::start_copy(const Tensor& destination, const Tensor& source, Queue queue) const {
@@ -110,11 +70,7 @@ void Device::start_copy(const Tensor& destination, const Tensor& source, Queue q
         std::memmove(destination.data, source.data, bytes);
         return;
     }
-#if INGOT_HAS_CUDA
     cuda_start_copy(context(), queue, destination.data, source.data, bytes);
-#else
-    CHECK(false, "this build has no CUDA, queue ", static_cast<int>(queue));
-#endif
 }
 
 void Device::fill_bytes(const Tensor& tensor, uint8_t value) const {
@@ -124,23 +80,17 @@ void Device::fill_bytes(const Tensor& tensor, uint8_t value) const {
         std::memset(tensor.data, value, static_cast<size_t>(tensor.bytes()));
         return;
     }
-#if INGOT_HAS_CUDA
     cuda_fill(context(), tensor.data, value, static_cast<size_t>(tensor.bytes()));
-#endif
 }
 
 void Device::synchronize() const {
-#if INGOT_HAS_CUDA
     if (!is_cpu()) cuda_synchronize(context());
-#endif
 }
 
 std::shared_ptr<void> Device::allocate(size_t bytes) const {
     CHECK(!is_planned(), "memory was asked of a device for plans alone");
     bytes = align_up(std::max<size_t>(bytes, 1));
-#if INGOT_HAS_CUDA
     if (!is_cpu()) return cuda_allocate(context(), bytes);
-#endif
     void* memory = std::aligned_alloc(kAlignment, bytes);
     if (memory == nullptr)
         throw Error(kExitAllocation, join("could not allocate ", format_bytes(bytes),
@@ -150,20 +100,14 @@ std::shared_ptr<void> Device::allocate(size_t bytes) const {
 }
 
 std::shared_ptr<void> Device::allocate_host(size_t bytes) const {
-#if INGOT_HAS_CUDA
     if (!is_cpu()) return cuda_allocate_host(context(), align_up(std::max<size_t>(bytes, 1)));
-#endif
     std::shared_ptr<void> memory = Device::cpu().allocate(bytes);
     std::memset(memory.get(), 0, bytes);
     return memory;
 }
 
 size_t Device::free_memory() const {
-#if INGOT_HAS_CUDA
-    if (!is_cpu()) return cuda_free_memory(context());
-#endif
-    CHECK(false, "free_memory() of ", name_);
-    return 0;
+    return cuda_free_memory(context());
 }
 
 namespace {
@@ -175,51 +119,35 @@ double seconds_now() {
 }  // namespace
 
 DeviceEvent::DeviceEvent(const Device& device) : device_(device) {
-#if INGOT_HAS_CUDA
     if (!device.is_cpu() && !device.is_planned()) event_ = cuda_create_event(device.context());
-#endif
 }
 
 void DeviceEvent::record(Queue queue) {
     is_recorded_ = true;
-#if INGOT_HAS_CUDA
     if (event_) return cuda_record_event(device_.context(), event_.get(), queue);
-#else
-    (void)queue;
-#endif
     seconds_ = seconds_now();
 }
 
 void DeviceEvent::wait() const {
-#if INGOT_HAS_CUDA
     if (event_ && is_recorded_) cuda_wait_event(event_.get());
-#endif
 }
 
 void DeviceEvent::block(Queue queue) const {
-#if INGOT_HAS_CUDA
     if (event_ && is_recorded_) cuda_block_queue(device_.context(), event_.get(), queue);
-#else
-    (void)queue;
-#endif
 }
 
 double DeviceEvent::seconds_since(const DeviceEvent& earlier) const {
     CHECK(is_recorded_ && earlier.is_recorded_, "the time between events that were not recorded");
-#if INGOT_HAS_CUDA
     if (event_) return cuda_seconds_between(earlier.event_.get(), event_.get());
-#endif
     return seconds_ - earlier.seconds_;
 }
 
 void DeviceGraph::run(const std::function<void()>& work) {
-#if INGOT_HAS_CUDA
     if (!device_.is_cpu()) {
         if (!graph_) graph_ = cuda_record_graph(device_.context(), work);
         cuda_launch_graph(device_.context(), graph_.get());
         return;
     }
-#endif
     work();
 }
 

@@ -34,6 +34,8 @@ class Device {
         static constexpr size_t num_multiprocessors = 132;
         static constexpr size_t memory_bytes = size_t{79} << 30;  // as the card shows it
     };
+    // Whether this program was built with the CUDA device.
+    static bool has_cuda();
     // How many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
     static int num_cuda_devices(std::string* why);
 
@@ -133,21 +135,3 @@ class MemoryPlan {
 std::string format_bytes(size_t bytes);
 
 }  // namespace ingot
-
-// Picks the twin of an op. A build without CUDA has no `cuda_call`; Device::cuda() has refused before.
-#if INGOT_HAS_CUDA
-#define INGOT_DISPATCH(device, cpu_call, cuda_call) \
-    do {                                            \
-        if ((device).is_cpu()) {                    \
-            cpu_call;                               \
-        } else {                                    \
-            cuda_call;                              \
-        }                                           \
-    } while (false)
-#else
-#define INGOT_DISPATCH(device, cpu_call, cuda_call)                                         \
-    do {                                                                                    \
-        CHECK((device).is_cpu(), "this build has no CUDA: configure with -DINGOT_CUDA=ON"); \
-        cpu_call;                                                                           \
-    } while (false)
-#endif

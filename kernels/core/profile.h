@@ -1,5 +1,5 @@
 // Named ranges in the timeline of a profiler (NVIDIA Nsight Systems), and the part of a run that it is to record. All
-// of it is empty without CUDA, and ranges cost nothing outside of that part. No CUDA header here.
+// of it does nothing without CUDA, and ranges cost nothing outside of that part. No CUDA header here.
 //
 // A range marks what the host does in it: while a graph is recorded that is the recording, not the work.
 #pragma once
@@ -10,22 +10,12 @@
 
 namespace ingot {
 
-#if INGOT_HAS_CUDA
 // `nsys profile -c cudaProfilerApi` records from begin_profile() to end_profile(). The caller has waited for the work.
 void begin_profile();
 void end_profile();
 bool is_profiling();
 void push_profile_range(const std::string& name);
 void pop_profile_range();
-#else
-inline void begin_profile() {}
-inline void end_profile() {}
-inline bool is_profiling() {
-    return false;
-}
-inline void push_profile_range(const std::string&) {}
-inline void pop_profile_range() {}
-#endif
 
 // From here to the end of the scope: ProfileRange range("layer ", layer, " forward");
 class ProfileRange {

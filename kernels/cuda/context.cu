@@ -50,7 +50,11 @@ CudaContext::~CudaContext() {
         if (queue != nullptr) (void)cudaStreamDestroy(queue);
 }
 
-int cuda_device_count(std::string* why) {
+bool Device::has_cuda() {
+    return true;
+}
+
+int Device::num_cuda_devices(std::string* why) {
     int driver = 0, runtime = 0;
     const cudaError_t driver_status = cudaDriverGetVersion(&driver);
     if (driver_status != cudaSuccess || driver == 0) {
@@ -73,7 +77,19 @@ int cuda_device_count(std::string* why) {
     return 0;
 }
 
+namespace {
+
+void require_gpu(int index) {
+    std::string why;
+    const int count = Device::num_cuda_devices(&why);
+    REQUIRE(count > 0, "no CUDA device: ", why, ": use the CPU");
+    REQUIRE(index >= 0 && index < count, "no CUDA device ", index, ": there are ", count);
+}
+
+}  // namespace
+
 std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name) {
+    require_gpu(index);
     auto context = std::make_shared<CudaContext>();
     context->index = index;
     CUDA_CHECK(cudaSetDevice(index));
@@ -184,6 +200,7 @@ class CurrentGpu {
 }  // namespace
 
 std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name) {
+    require_gpu(index);
     const auto current = std::make_shared<CurrentGpu>(index);
     const std::shared_ptr<CudaContext> context(new CudaContext, [current](CudaContext* borrowed) {
         borrowed->stream = nullptr;  // the caller's
@@ -194,6 +211,10 @@ std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::st
     context->stream = static_cast<cudaStream_t>(stream);
     *name = gpu_text(context->properties);
     return context;
+}
+
+void* cuda_stream(CudaContext& context) {
+    return context.stream;
 }
 
 std::shared_ptr<void> cuda_allocate(CudaContext& context, size_t bytes) {

@@ -7,12 +7,10 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 
-#include "kernels/core/check.h"
-#include "kernels/core/device.h"
+#include "kernels/core/cuda_device.h"
 
 namespace ingot {
 
@@ -36,33 +34,9 @@ struct CudaContext {
     }
 };
 
-// How many GPUs can be used. Never throws: 0 comes with its reason.
-int cuda_device_count(std::string* why);
-std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name);
-// A context without cuBLASLt, on a stream that stays the caller's: Device::on_cuda_stream() of core/device.h. As long
-// as it lives, the calling thread has a current context on that GPU, whether or not it had one before.
-std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::string* name);
 // A function of the driver (libcuda.so), found at run time, so that programs start without a driver too.
 void* cuda_driver_function(const char* name);
-// Throws Error with exit code 5 when there is not enough.
-std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
-// Page-locked host memory, zeroed. Throws Error with exit code 5 when there is not enough.
-std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes);
-size_t cuda_free_memory(CudaContext&);
-// Between any two of host and device, in the order of the queue.
-void cuda_start_copy(CudaContext&, Queue queue, void* destination, const void* source, size_t bytes);
-void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
-void cuda_synchronize(CudaContext&);
 std::string cublaslt_version();  // "13.1.0"
-
-// Events (cudaEvent_t) and graphs (cudaGraphExec_t) as opaque handles: DeviceEvent and DeviceGraph of core/device.h.
-std::shared_ptr<void> cuda_create_event(CudaContext&);
-void cuda_record_event(CudaContext&, void* event, Queue queue);
-void cuda_wait_event(void* event);
-void cuda_block_queue(CudaContext&, void* event, Queue queue);
-double cuda_seconds_between(void* earlier, void* later);
-std::shared_ptr<void> cuda_record_graph(CudaContext&, const std::function<void()>& work);
-void cuda_launch_graph(CudaContext&, void* graph);
 
 [[noreturn]] void cuda_failed(const char* file, int line, const char* expression, const std::string& text);
 // After each launch: reports a launch that was refused, by the op's name.

@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "kernels/core/check.h"
+#include "kernels/core/device.h"
 
 #if INGOT_HAS_CUPTI
 #include <cupti.h>
@@ -255,7 +256,7 @@ std::vector<TraceRecord> stop_trace() {
 #else
 
 bool can_trace(std::string* why) {
-    *why = INGOT_HAS_CUDA
+    *why = Device::has_cuda()
                ? "built without CUPTI: install the toolkit's package of it (cuda-cupti-dev-13-0 for CUDA 13.0) "
                  "and configure again"
                : "built without CUDA: configure with -DINGOT_CUDA=ON";

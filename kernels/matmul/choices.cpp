@@ -92,25 +92,26 @@ bool unseal_algorithm(const std::string& machine, const std::string& product, co
 // ---- The device's part ----
 
 void set_matmul_tuning(const Device& device, MatmulTuning tuning) {
-    (void)tuning;
-    INGOT_DISPATCH(device, return, set_matmul_tuning_cuda(device, tuning));
+    if (!device.is_cpu()) set_matmul_tuning_cuda(device, tuning);
 }
 
 void prefer_matmul_choices(const Device& device, const std::vector<MatmulChoice>& choices, MatmulSource source) {
-    (void)choices, (void)source;
-    INGOT_DISPATCH(device, return, prefer_matmul_choices_cuda(device, choices, source));
+    if (!device.is_cpu()) prefer_matmul_choices_cuda(device, choices, source);
 }
 
 std::vector<MatmulChoice> matmul_choices(const Device& device) {
-    INGOT_DISPATCH(device, return {}, return matmul_choices_cuda(device));
+    if (device.is_cpu()) return {};
+    return matmul_choices_cuda(device);
 }
 
 MatmulCounts matmul_counts(const Device& device) {
-    INGOT_DISPATCH(device, return {}, return matmul_counts_cuda(device));
+    if (device.is_cpu()) return {};
+    return matmul_counts_cuda(device);
 }
 
 std::string matmul_machine(const Device& device) {
-    INGOT_DISPATCH(device, return {}, return matmul_machine_cuda(device));
+    if (device.is_cpu()) return {};
+    return matmul_machine_cuda(device);
 }
 
 }  // namespace ingot

@@ -98,9 +98,8 @@ void check_matrix(const Device& device, const char* op, const char* name, const 
 
 void run(const Device& device, const Product& product) {
     if (product.out.numel() == 0) return;
-    INGOT_DISPATCH(
-        device, for_cpu_scalar(product.a.dtype, "matmul", [&](auto scalar) { product_cpu<decltype(scalar)>(product); }),
-        matmul_cuda(device, product));
+    if (!device.is_cpu()) return matmul_cuda(device, product);
+    for_cpu_scalar(product.a.dtype, "matmul", [&](auto scalar) { product_cpu<decltype(scalar)>(product); });
 }
 
 }  // namespace
@@ -157,10 +156,8 @@ size_t matmul_backward_bias_workspace(const Device& device, int64_t outputs) {
     if (device.is_planned())
         return Device::Planned::num_multiprocessors * static_cast<size_t>(kMatmulBackwardBiasBlocks * outputs) *
                sizeof(float);
-    size_t bytes = 0;
-    INGOT_DISPATCH(device, bytes = static_cast<size_t>(kBiasBlocks * outputs) * sizeof(double),
-                   bytes = matmul_backward_bias_workspace_cuda(device, outputs));
-    return bytes;
+    if (!device.is_cpu()) return matmul_backward_bias_workspace_cuda(device, outputs);
+    return static_cast<size_t>(kBiasBlocks * outputs) * sizeof(double);
 }
 
 void matmul_backward_bias(const Device& device, const MatmulBackwardBias& a) {
@@ -169,10 +166,8 @@ void matmul_backward_bias(const Device& device, const MatmulBackwardBias& a) {
     check_view("matmul_backward_bias", "dout", a.dout, {N, O}, a.dout.dtype, device.kind());
     check_tensor("matmul_backward_bias", "dbias", a.dbias, {O}, accumulation_dtype(a.dout.dtype), device.kind());
     check_workspace("matmul_backward_bias", a.workspace, matmul_backward_bias_workspace(device, O), device.kind());
-    INGOT_DISPATCH(device,
-                   for_cpu_scalar(a.dout.dtype, "matmul_backward_bias",
-                                  [&](auto scalar) { backward_bias_cpu<decltype(scalar)>(a); }),
-                   matmul_backward_bias_cuda(device, a));
+    if (!device.is_cpu()) return matmul_backward_bias_cuda(device, a);
+    for_cpu_scalar(a.dout.dtype, "matmul_backward_bias", [&](auto scalar) { backward_bias_cpu<decltype(scalar)>(a); });
 }
 
 }  // namespace ingot

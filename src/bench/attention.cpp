@@ -18,15 +18,13 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/naive.h"
 #include "kernels/attention/plain.h"
+#include "kernels/cuda/timing.h"
+#include "kernels/fill.h"
 #include "src/base/clock.h"
 #include "src/base/text.h"
 #include "src/model/device_choice.h"
-#if INGOT_HAS_CUDA
-#include "kernels/attention/naive.h"
-#include "kernels/cuda/timing.h"
-#include "kernels/fill.h"
-#endif
 
 namespace ingot {
 
@@ -92,8 +90,6 @@ std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {
     }
     return shapes;
 }
-
-#if INGOT_HAS_CUDA
 
 // All tensors of one shape and dtype, on the device.
 class Operands {
@@ -370,8 +366,6 @@ class Bench {
     nlohmann::ordered_json report_ = {{"rows", nlohmann::ordered_json::array()}};
 };
 
-#endif
-
 }  // namespace
 
 void bench_attention(const BenchAttentionOptions& options) {
@@ -387,11 +381,7 @@ void bench_attention(const BenchAttentionOptions& options) {
         "same kernel without ALiBi");
     REQUIRE(against != "no-alibi" || options.alibi, "--against no-alibi needs --alibi");
     const Device device = gpu_to_measure("./bench attention");
-#if INGOT_HAS_CUDA
     Bench(options, device).run(shapes);
-#else
-    (void)shapes;  // refused
-#endif
 }
 
 }  // namespace ingot

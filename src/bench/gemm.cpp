@@ -5,15 +5,13 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/cuda/timing.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/matmul/study.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
 #include "src/model/device_choice.h"
 #include "src/model/model.h"
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/timing.h"
-#include "kernels/matmul/study.h"
-#endif
 
 namespace ingot {
 
@@ -62,8 +60,6 @@ Shape shape_of(const BenchGemmOptions& options) {
                                     : logits_chunk(Device::planned_cuda(), shape.model, shape.dtype, shape.tokens);
     return shape;
 }
-
-#if INGOT_HAS_CUDA
 
 class Bench {
   public:
@@ -192,19 +188,13 @@ class Bench {
     std::string algorithms_;
 };
 
-#endif
-
 }  // namespace
 
 void bench_gemm(const BenchGemmOptions& options) {
     REQUIRE(options.seconds > 0 && options.search_seconds > 0, "a time must be above 0");
     const Shape shape = shape_of(options);
     const Device device = gpu_to_measure("./bench gemm");
-#if INGOT_HAS_CUDA
     Bench(options, shape, device).run();
-#else
-    (void)shape;  // refused
-#endif
 }
 
 }  // namespace ingot

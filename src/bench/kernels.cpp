@@ -13,6 +13,7 @@
 #include "kernels/adamw.h"
 #include "kernels/core/rng.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/cuda/timing.h"
 #include "kernels/embedding.h"
 #include "kernels/fill.h"
 #include "kernels/matmul/matmul.h"
@@ -21,9 +22,6 @@
 #include "kernels/swiglu.h"
 #include "src/base/clock.h"
 #include "src/model/device_choice.h"
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/timing.h"
-#endif
 
 namespace ingot {
 
@@ -36,29 +34,19 @@ constexpr int64_t kCopyBytes = int64_t{1} << 30;
 class Stopwatch {
   public:
     explicit Stopwatch(const Device& device) {
-#if INGOT_HAS_CUDA
         if (!device.is_cpu()) timer_ = std::make_unique<CudaTimer>(device);
-#else
-        (void)device;
-#endif
     }
     void start() {
-#if INGOT_HAS_CUDA
         if (timer_) return timer_->start();
-#endif
         begin_ = seconds_now();
     }
     double stop() {
-#if INGOT_HAS_CUDA
         if (timer_) return timer_->stop();
-#endif
         return seconds_now() - begin_;
     }
 
   private:
-#if INGOT_HAS_CUDA
     std::unique_ptr<CudaTimer> timer_;
-#endif
     double begin_ = 0;
 };
 
@@ -133,10 +121,7 @@ class Bench {
     }
 
     void print_machine() {
-        std::string text = device_.name();
-#if INGOT_HAS_CUDA
-        if (!device_.is_cpu()) text = describe_cuda(device_);
-#endif
+        const std::string text = device_.is_cpu() ? device_.name() : describe_cuda(device_);
         std::printf("%s\n", text.c_str());
     }
 
@@ -156,9 +141,7 @@ class Bench {
                                 static_cast<const char*>(source.data) + begin, kChunk);
             };
         } else {
-#if INGOT_HAS_CUDA
             copies[1] = [&](int) { copy_kernel_cuda(device_, destination, source); };
-#endif
         }
         for (int i = 0; i < 2; ++i) {
             const double rate = bytes / median_seconds(device_, options_.seconds, 1, copies[i]);

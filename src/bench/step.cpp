@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "kernels/cuda/timing.h"
 #include "kernels/fill.h"
 #include "src/base/clock.h"
 #include "src/base/text.h"
@@ -19,9 +20,6 @@
 #include "src/bench/synthetic_run.h"
 #include "src/config/config.h"
 #include "src/train/peak_rate.h"
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/timing.h"
-#endif
 
 namespace ingot {
 
@@ -32,8 +30,6 @@ Config config_of(const BenchStepOptions& options) {
     resolve_steps(&config, int64_t{1} << 40);  // with epochs, any number of steps will do
     return config;
 }
-
-#if INGOT_HAS_CUDA
 
 constexpr int64_t kFirstSteps = 3;    // load, record graphs, and fill the stream
 constexpr int64_t kTracedSteps = 10;  // the most steps that are traced
@@ -244,8 +240,6 @@ class Bench {
     nlohmann::ordered_json result_;
 };
 
-#endif
-
 }  // namespace
 
 void bench_step(const BenchStepOptions& options) {
@@ -262,9 +256,7 @@ void bench_step(const BenchStepOptions& options) {
     if (!options.trace.empty()) REQUIRE(can_trace(&why), "--trace: ", why);
     for (const std::string& path : {options.trace, options.json})  // fails now, not after the measurement
         REQUIRE(path.empty() || std::ofstream(path).good(), "cannot write ", path, ": check its folder");
-#if INGOT_HAS_CUDA
     Bench(options, config, Device::cuda(0)).run();
-#endif
 }
 
 }  // namespace ingot

@@ -16,16 +16,13 @@
 #include "kernels/attention/attention.h"
 #include "kernels/core/blas.h"
 #include "kernels/core/check.h"
+#include "kernels/cuda/system.h"
 #include "src/base/output.h"
 #include "src/base/spinning.h"
 #include "src/checkpoint/environment.h"
 #include "src/model/device_choice.h"
 #include "src/model/matmul_cache.h"
 #include "src/tokenizer/pattern.h"
-
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/system.h"
-#endif
 
 namespace ingot {
 
@@ -93,30 +90,27 @@ std::string kernel_driver() {
 
 ordered_json cuda_section() {
     ordered_json section;
-    section["built"] = INGOT_HAS_CUDA != 0;
+    section["built"] = Device::has_cuda();
     section["why"] = INGOT_CUDA_REASON;
     const std::string driver = kernel_driver();
     section["driver"] = driver.empty() ? ordered_json(nullptr) : ordered_json(driver);
     std::string why;
     Device::num_cuda_devices(&why);
-#if INGOT_HAS_CUDA
     const CudaSystem system = describe_cuda_system();
-    section["architectures"] = INGOT_CUDA_ARCHITECTURES;
-    section["toolkit"] = system.toolkit;
-    section["driver_supports"] = system.driver.empty() ? ordered_json(nullptr) : ordered_json(system.driver);
-    section["cublaslt"] = system.cublaslt;
+    if (Device::has_cuda()) {
+        section["architectures"] = INGOT_CUDA_ARCHITECTURES;
+        section["toolkit"] = system.toolkit;
+        section["driver_supports"] = system.driver.empty() ? ordered_json(nullptr) : ordered_json(system.driver);
+        section["cublaslt"] = system.cublaslt;
+    } else {
+        why += driver.empty() ? ", and no NVIDIA driver is loaded here"
+                              : ", but an NVIDIA driver is loaded here: install the CUDA toolkit and build again with "
+                                "-DINGOT_CUDA=ON";
+    }
     section["gpus"] = ordered_json::array();
     for (const GpuDescription& gpu : system.gpus)
         section["gpus"].push_back(join(gpu.name, ", sm_", gpu.major, gpu.minor, ", ", format_bytes(gpu.memory_bytes)));
     if (system.gpus.empty()) section["no_gpu_because"] = why;
-#else
-    section["gpus"] = ordered_json::array();
-    section["no_gpu_because"] = driver.empty()
-                                    ? join(why, ", and no NVIDIA driver is loaded here")
-                                    : join(why,
-                                           ", but an NVIDIA driver is loaded here: install the CUDA toolkit and "
-                                           "build again with -DINGOT_CUDA=ON");
-#endif
     return section;
 }
 

@@ -36,8 +36,8 @@ void require_cuda(const std::string& option) {
 Device gpu_to_measure(const std::string& program) {
     std::string why;
     REQUIRE(Device::num_cuda_devices(&why) > 0, program, " measures a GPU: ", why,
-            INGOT_HAS_CUDA ? ": run it on a machine with a GPU and its driver"
-                           : ": configure with -DINGOT_CUDA=ON, and run it on a machine with a GPU");
+            Device::has_cuda() ? ": run it on a machine with a GPU and its driver"
+                               : ": configure with -DINGOT_CUDA=ON, and run it on a machine with a GPU");
     return Device::cuda(0);
 }
 

@@ -10,11 +10,8 @@
 #include <vector>
 
 #include "kernels/c_api.h"
-#include "kernels/core/device.h"
+#include "kernels/core/cuda_device.h"
 #include "tests/support/tensors.h"
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/context.h"
-#endif
 
 namespace ingot::test {
 
@@ -135,20 +132,23 @@ struct Argument {
     }
 };
 
+// The CPU, or the stream of the first GPU.
+inline ingot_device c_device(const Device& device) {
+    return {.struct_size = sizeof(ingot_device),
+            .kind = device.is_cpu() ? INGOT_CPU : INGOT_CUDA,
+            .index = 0,
+            .stream = device.is_cpu() ? nullptr : cuda_stream(device.context())};
+}
+
 // A call of one op with memory of its own; always the same numbers.
 class Call {
   public:
     Call(const Device& device, DType dtype)
-        : dtype(dtype), stats(accumulation_dtype(dtype)), device_(device), loss_scale_(device, DType::f64, {1}, {2}) {
-        c_device = {.struct_size = sizeof c_device, .kind = INGOT_CPU, .index = 0, .stream = nullptr};
-#if INGOT_HAS_CUDA
-        if (!device.is_cpu()) {
-            c_device.kind = INGOT_CUDA;
-            c_device.index = device.context().index;
-            c_device.stream = device.context().stream;
-        }
-#endif
-    }
+        : dtype(dtype),
+          stats(accumulation_dtype(dtype)),
+          device_(device),
+          c_device(test::c_device(device)),
+          loss_scale_(device, DType::f64, {1}, {2}) {}
     template <typename Arguments>
     Arguments& arguments(int (*function)(const ingot_device*, const Arguments*)) {
         const auto given = std::make_shared<Arguments>();
@@ -165,9 +165,7 @@ class Call {
                 const std::vector<double>& values = {}) {
         add(name, place, type, shape, values, true);
     }
-    const double* loss_scale() const {
-        return loss_scale_.tensor().get<double>();
-    }
+    const double* loss_scale() const { return loss_scale_.tensor().get<double>(); }
     // All that the call may have written to, as bytes.
     std::vector<uint8_t> all_memory() {
         std::vector<uint8_t> all;
@@ -182,9 +180,7 @@ class Call {
             if (each.name == name) return each;
         throw std::logic_error(name);
     }
-    const Device& device() const {
-        return device_;
-    }
+    const Device& device() const { return device_; }
 
     const DType dtype, stats;
     ingot_device c_device;

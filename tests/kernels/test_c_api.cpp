@@ -15,10 +15,7 @@
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
-#include "tests/support/tensors.h"
-#if INGOT_HAS_CUDA
-#include "kernels/cuda/context.h"
-#endif
+#include "tests/kernels/c_api_call.h"
 
 extern "C" int call_from_c(void);
 
@@ -41,20 +38,6 @@ ingot_tensor c(const Tensor& tensor) {
 }
 ingot_tensor c(const Buffer& buffer) {
     return c(buffer.tensor());
-}
-
-ingot_device c(const Device& device) {
-    ingot_device result = {.struct_size = sizeof result, .kind = INGOT_CPU, .index = 0, .stream = nullptr};
-#if INGOT_HAS_CUDA
-    if (!device.is_cpu()) {
-        result.kind = INGOT_CUDA;
-        result.index = device.context().index;
-        result.stream = device.context().stream;
-    }
-#else
-    EXPECT_TRUE(device.is_cpu());
-#endif
-    return result;
 }
 
 // A struct of arguments with its size set.
@@ -100,7 +83,7 @@ INSTANTIATE_TEST_SUITE_P(, CApiOn, testing::Values(DeviceKind::cpu, DeviceKind::
 
 TEST(CApi, CanBeCalledFromC) {
     EXPECT_EQ(call_from_c(), 0) << "the line in tests/kernels/c_api_caller.c";
-    EXPECT_EQ(ingot_has_cuda(), INGOT_HAS_CUDA);
+    EXPECT_EQ(ingot_has_cuda(), Device::has_cuda());
 }
 
 TEST_P(CApiOn, Attention) {
@@ -149,7 +132,7 @@ TEST_P(CApiOn, Attention) {
             attention_backward(device, backward);
             return {out.values(), lse.values(), dqkv.values()};
         }
-        const ingot_device d = c(device);
+        const ingot_device d = c_device(device);
         const ingot_attention_mask mask = {c(first_key), c(end_key), c(first_query), c(end_query)};
         auto f = sized<ingot_attention_forward_arguments>();
         f.out = c(forward.out), f.lse = c(lse), f.q = c(forward.q), f.k = c(forward.k), f.v = c(forward.v);
@@ -177,7 +160,7 @@ TEST_P(CApiOn, RmsNorm) {
         const Buffer out(device, dtype, {N, C}), rstd(device, stats, {N}), dx(device, dtype, {N, C}),
             dweight(device, stats, {C}, normals(C, 6)), overwritten(device, stats, {C}, normals(C, 7));
         const Buffer workspace = bytes(device, rmsnorm_backward_workspace(device, x));
-        const ingot_device d = c(device);
+        const ingot_device d = c_device(device);
         if (!through_c) {
             rmsnorm_forward(device, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = 0.1});
             rmsnorm_backward(device, {.dx = dx,
@@ -234,7 +217,7 @@ TEST_P(CApiOn, SwigluAndRope) {
             rope_forward(device, {.x = x, .positions = positions, .table = table});
             rope_backward(device, {.x = dx, .positions = positions, .table = table});
         } else {
-            const ingot_device d = c(device);
+            const ingot_device d = c_device(device);
             auto f = sized<ingot_swiglu_forward_arguments>();
             f.out = c(out), f.gate_up = c(gate_up);
             expect_done(ingot_swiglu_forward(&d, &f));
@@ -265,7 +248,7 @@ TEST_P(CApiOn, CrossEntropy) {
                                    .z_loss = 0.01,
                                    .loss_scale = loss_scale.tensor().get<double>()});
         } else {
-            const ingot_device d = c(device);
+            const ingot_device d = c_device(device);
             auto e = sized<ingot_cross_entropy_arguments>();
             e.logits = c(logits), e.losses = c(losses), e.targets = c(targets), e.vocab_size = V, e.z_loss = 0.01;
             e.loss_scale = loss_scale.tensor().get<double>(), e.write_gradient = 1;
@@ -285,7 +268,7 @@ TEST(CApi, RefusesWithAStatusAndALine) {
         ingot_swiglu_forward_arguments arguments;
     };
     const auto refused = [&](const char* words, const std::function<void(Call&)>& change) {
-        Call call = {c(cpu), sized<ingot_swiglu_forward_arguments>()};
+        Call call = {c_device(cpu), sized<ingot_swiglu_forward_arguments>()};
         call.arguments.out = c(out), call.arguments.gate_up = c(in);
         expect_done(ingot_swiglu_forward(&call.device, &call.arguments));
         change(call);
@@ -297,7 +280,7 @@ TEST(CApi, RefusesWithAStatusAndALine) {
     refused("arguments has a struct_size of 8, not", [](Call& call) { call.arguments.struct_size = 8; });
     refused("device has a struct_size of 0, not", [](Call& call) { call.device.struct_size = 0; });
     refused("device kind 7: use 0 (CPU) or 1 (CUDA)", [](Call& call) { call.device.kind = 7; });
-    refused(INGOT_HAS_CUDA ? "no CUDA device" : "this build has no CUDA device",
+    refused(Device::has_cuda() ? "no CUDA device" : "this build has no CUDA device",
             [](Call& call) { call.device.kind = INGOT_CUDA, call.device.index = 99; });
     refused("out has 5 axes: use 1 to 4", [](Call& call) { call.arguments.out.ndim = 5; });
     refused("gate_up has the unknown dtype 6", [](Call& call) { call.arguments.gate_up.dtype = 6; });
@@ -313,7 +296,7 @@ TEST(CApi, RefusesWithAStatusAndALine) {
 }
 
 TEST(CApi, RefusesNullPointersAndUnknownOptions) {
-    const ingot_device d = c(Device::cpu());
+    const ingot_device d = c_device(Device::cpu());
     const auto expect_refused = [](int status, const char* words) {
         EXPECT_EQ(status, INGOT_BAD_ARGUMENT) << words;
         EXPECT_NE(std::string(ingot_last_error()).find(words), std::string::npos) << ingot_last_error();
@@ -338,7 +321,7 @@ TEST(CApi, RefusesNullPointersAndUnknownOptions) {
 
 // A flag that was never set, or one that a later version took for something else, is not guessed at.
 TEST(CApi, FlagsAreZeroOrOneAndReservedFieldsZero) {
-    const ingot_device d = c(Device::cpu());
+    const ingot_device d = c_device(Device::cpu());
     // What the op says if `field` of its arguments, all else unset, has this value.
     const auto error_of = [&](auto function, auto arguments, auto field, int32_t value) -> std::string {
         arguments.*field = value;
@@ -377,7 +360,7 @@ int attention_of(const Device& device, DType dtype, int64_t HS, ingot_attention_
     auto f = sized<ingot_attention_forward_arguments>();
     f.out = f.q = f.k = f.v = c(heads), f.lse = c(lse), f.scale = 1, f.options.kernel = kernel;
     f.mask = {c(places), c(places), c(places), c(places)};
-    const ingot_device d = c(device);
+    const ingot_device d = c_device(device);
     return ingot_attention_forward(&d, &f);
 }
 
@@ -388,7 +371,7 @@ TEST(CApi, AdviceIsForACallerOfTheLibrary) {
                                "use an even one up to 256");
     std::string why;
     if (Device::num_cuda_devices(&why) > 0) return;
-    ingot_device d = c(cpu);
+    ingot_device d = c_device(cpu);
     d.kind = INGOT_CUDA;
     const ingot_tensor q = {};
     const ingot_attention_options options = {};
@@ -404,7 +387,7 @@ TEST(CApi, AdviceOnAGpuIsForACallerOfTheLibrary) {
 }
 
 TEST(CApi, AnErrorBelongsToItsThread) {
-    const ingot_device d = c(Device::cpu());
+    const ingot_device d = c_device(Device::cpu());
     EXPECT_EQ(ingot_swiglu_forward(&d, nullptr), INGOT_BAD_ARGUMENT);
     const std::string here = ingot_last_error();
     std::thread([&] {

@@ -11,8 +11,6 @@
 // to the wrong places.
 #include <gtest/gtest.h>
 
-#if INGOT_HAS_CUDA
-
 #include "kernels/attention/naive.h"
 #include "tests/kernels/attention/attention_compared.h"
 
@@ -154,5 +152,3 @@ TEST(AttentionNaiveCuda, CountsItsMatricesAndRefusesPartsOfRows) {
 
 }  // namespace
 }  // namespace ingot::test
-
-#endif

@@ -10,9 +10,7 @@
 
 #include "kernels/matmul/choices.h"
 #include "kernels/matmul/matmul.h"
-#if INGOT_HAS_CUDA
 #include "kernels/matmul/study.h"
-#endif
 #include "tests/support/tensors.h"
 
 namespace ingot::test {
@@ -373,7 +371,6 @@ TEST(MatmulCuda, ChoicesThatCannotBeTakenAreRefused) {
     EXPECT_EQ(describe(matmul_choices(device)), describe(matmul_choices(first)));
 }
 
-#if INGOT_HAS_CUDA
 TEST(MatmulCuda, AStudyComparesTheChoices) {
     INGOT_CUDA_OR_SKIP(device);
     const Buffer x(device, DType::bf16, {8192, 256}), dout(device, DType::bf16, {8192, 128});
@@ -389,6 +386,5 @@ TEST(MatmulCuda, AStudyComparesTheChoices) {
         EXPECT_EQ(study.num_searched > 0, search_seconds > 0);
     }
 }
-#endif
 
 }  // namespace ingot::test
