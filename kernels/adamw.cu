@@ -1,8 +1,8 @@
-// AdamW and the gradient norm on CUDA: bound by memory, one pass.
+// AdamW and the gradient norm on CUDA. Both are bound by memory and make one pass.
 //
 // Both take parts of a flat space that may begin anywhere, so a range is cut into a head of at most three elements up
-// to the first 16-byte boundary, whole vectors, and a tail of at most three. Where the tensors of one AdamW do not lie
-// alike, or have both a head and blocks (no caller does that), all of it goes element by element.
+// to the first 16-byte boundary, whole vectors, and a tail of at most three. Where the tensors of one AdamW are
+// aligned differently, or have both a head and decay blocks (no caller does that), it goes element by element.
 #include <algorithm>
 
 #include "kernels/adamw.h"
@@ -15,7 +15,7 @@ namespace ingot {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnroll = 2;  // chunks of a thread: with them eight loads of 16 bytes are on their way
+constexpr int kUnroll = 2;  // chunks of a thread, so that eight loads of 16 bytes are in flight
 
 struct Coefficients {
     float lr, eps, beta1, beta2, one_minus_beta1, one_minus_beta2, factor, inverse_bias1, inverse_bias2, decay;
@@ -36,7 +36,7 @@ __device__ Coefficients coefficients_of(const StepBlock& step) {
             .decay = static_cast<float>(settings.weight_decay)};
 }
 
-// Explicit fmas, so that the bits do not depend on which of the kernels below met the element.
+// The fmas are explicit, so that the bits do not depend on which of the kernels below computes the element.
 __device__ void update(float& w, float& m, float& v, float gradient, const Coefficients& c, bool decays) {
     const float g = gradient * c.factor;
     m = fmaf(c.beta1, m, __fmul_rn(c.one_minus_beta1, g));
@@ -52,7 +52,7 @@ struct Args {
     const float* gradient;
     Copy* compute;
     const StepBlock* step;
-    int64_t n, head;  // elements; those before the first chunk
+    int64_t n, head;  // all elements; those before the first chunk
     const uint8_t* decay_blocks;
     __device__ bool decays_at(int64_t i) const { return decay_blocks == nullptr || decay_blocks[i / kDecayBlock] != 0; }
 };
@@ -60,7 +60,7 @@ struct Args {
 template <typename Copy, int kSize>
 __device__ void store_compute(Copy* compute, const float (&weights)[kSize]) {
     if constexpr (kSize == 4) {
-        // Half of what Vec packs: four elements are 8 bytes.
+        // Four elements are 8 bytes, half of what Vec packs.
         const float eight[8] = {weights[0], weights[1], weights[2], weights[3]};
         const uint4 raw = Vec<Copy>::pack(eight).raw;
         *reinterpret_cast<uint2*>(compute) = make_uint2(raw.x, raw.y);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
     }
 }
 
-// Elements before the next 16-byte boundary.
+// Returns the number of elements before the next 16-byte boundary.
 int64_t elements_to_boundary(const float* data, int64_t n) {
     const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) / sizeof(float) % 4);
     return std::min(n, (4 - past) % 4);
@@ -152,8 +152,8 @@ void launch_adamw(const Device& device, const AdamW& a, Copy* compute) {
 
 // ---- The norm ----
 
-// A fixed grid, so that the order of the sum, and with it the bits, are the same on every GPU. It is eight blocks on
-// each of 128 multiprocessors.
+// The grid is fixed, so that the order of the sum, and with it the bits, are the same on every GPU. It is eight blocks
+// on each of 128 multiprocessors.
 constexpr int kNormBlocks = kGradientNormBlocks;
 constexpr int kNormUnroll = 4;
 

@@ -6,10 +6,10 @@
 //
 // Does nothing if the step's decision says so. lr, betas and flags are read from the StepBlock on the device.
 //
-// One call takes a whole flat space: which of its tensors decay is told block by block.
+// One call takes a whole flat space, and decay_blocks says block by block which of its tensors decay.
 //
-// On CUDA all is fp32, and a range of a flat space may begin at any element; it is fastest where all tensors lie alike
-// relative to 16 bytes, as ranges of flat spaces do.
+// On CUDA all is fp32, and a range of a flat space may begin at any element; it is fastest where all tensors have the
+// same offset from a 16-byte boundary, as ranges of flat spaces do.
 #pragma once
 
 #include <cstddef>
@@ -19,11 +19,11 @@
 
 namespace ingot {
 
-// All (n), contiguous; fp32, or fp64 throughout for the oracle. No two overlap.
+// All tensors are (n), contiguous, and fp32, or all fp64 for the oracle. No two overlap.
 struct AdamW {
     Tensor weights, m, v;
     Tensor gradient;
-    Tensor compute = {};  // optional: the bf16 or fp16 copy that the products read, rounded from the new weights
+    Tensor compute = {};  // optional: the bf16 or fp16 copy that the GEMMs read, rounded from the new weights
     const StepBlock* step;
     // Optional: (ceil(n / kDecayBlock)) uint8, 1 where settings.weight_decay applies to a block of elements, else 0.
     // Without it, the weight decay applies to all.

@@ -14,13 +14,13 @@ namespace ingot {
 
 namespace {
 
-// ---- What C says is what C++ says ----
+// ---- C's constants are C++'s ----
 
 static_assert(INGOT_DONE == int{kExitDone} && INGOT_FAULT == int{kExitFault} && INGOT_BAD_ARGUMENT == int{kExitUsage});
 static_assert(INGOT_FP64 == int(DType::f64) && INGOT_FP32 == int(DType::f32) && INGOT_BF16 == int(DType::bf16) &&
               INGOT_FP16 == int(DType::f16) && INGOT_INT32 == int(DType::i32) && INGOT_UINT8 == int(DType::u8));
 static_assert(INGOT_ATTENTION_AUTOMATIC == int(AttentionRequest::automatic) &&
-              INGOT_ATTENTION_PLAIN == int(AttentionRequest::plain) &&
+              INGOT_ATTENTION_SIMT == int(AttentionRequest::simt) &&
               INGOT_ATTENTION_SM80 == int(AttentionRequest::sm80) &&
               INGOT_ATTENTION_SM90 == int(AttentionRequest::sm90));
 static_assert(sizeof(ingot_tensor::shape) == sizeof(Tensor::shape));
@@ -34,14 +34,14 @@ int failed(ingot_status status, const std::string& text) {
         last_error = text;
         for (char& c : last_error)
             if (c == '\n') c = ' ';
-    } catch (...) {  // no memory for the message: the status stands alone
+    } catch (...) {  // no memory for the message: only the status is left
         last_error.clear();
     }
     return status;
 }
 
-// Runs `function`; what it throws becomes a status and a line. The checks of an op are about what it was given, so
-// that a CHECK that fails here is the caller's matter; only what CUDA reports, and what nobody expected, is a fault.
+// Runs `function`; what it throws becomes a status and a line. The checks of an op are about its arguments, so a
+// CHECK that fails here is the caller's error; only errors of CUDA and unexpected exceptions are faults.
 template <typename Function>
 int guarded(Function&& function) {
     try {
@@ -105,8 +105,8 @@ struct Reader {
         return tensor;
     }
 
-    // The stride of an axis of one element says nothing, and callers leave anything there: kernels get the one of a
-    // contiguous tensor. What is left must fit an address space, so that no op's arithmetic overflows.
+    // The stride of an axis of one element has no meaning, and callers leave anything there: kernels get that of a
+    // contiguous tensor. All others must fit an address space, so that no op's arithmetic overflows.
     void settle_strides(const char* name, Tensor& tensor) const {
         int64_t bytes = size_of(tensor.dtype), count = 1;
         bool fits = true;
@@ -136,12 +136,12 @@ AttentionMask mask_of(const Reader& read, const ingot_attention_mask& mask) {
             .end_query = read("mask.end_query", mask.end_query)};
 }
 
-// Anything but 0 and 1 is memory that nobody set, or a caller of another version.
+// Anything but 0 and 1 is unset memory, or a caller of another version.
 bool flag(const char* op, const char* name, int32_t value) {
     REQUIRE(value == 0 || value == 1, op, ": ", name, " is ", value, ": use 0 or 1");
     return value == 1;
 }
-// So that a later version can give it a meaning.
+// Reserved fields must be 0, so that a later version can give them a meaning.
 void require_zero(const char* op, const char* name, int32_t value) {
     REQUIRE(value == 0, op, ": ", name, " is ", value, ": set it to 0");
 }
@@ -153,7 +153,7 @@ AttentionOptions options_of(const char* op, const ingot_attention_options& optio
             .is_deterministic = !flag(op, "options.any_order", options.any_order)};
 }
 
-// What every op has in common: its structs are checked, its device is opened and its errors are caught.
+// Every op runs through this: its structs are checked, its device is opened and its errors are caught.
 template <typename Arguments, typename Function>
 int run(const char* op, const ingot_device* device, const Arguments* arguments, Function&& function) {
     return guarded([&] {
@@ -163,7 +163,7 @@ int run(const char* op, const ingot_device* device, const Arguments* arguments, 
     });
 }
 
-// The same for a question about scratch memory.
+// The same for functions that return the size of scratch memory.
 template <typename Function>
 int answer(const char* op, const ingot_device* device, uint64_t* bytes, Function&& function) {
     return guarded([&] {

@@ -7,14 +7,14 @@
  * on; the fields here have the same names. Flags are 0 or 1, reserved fields 0; anything else is refused.
  *
  * Memory is the caller's: no op allocates or frees memory of the device, or keeps a pointer. Ops that need scratch
- * memory have a function that says how much. On CUDA an op only queues its work on the caller's stream (it can be
+ * memory have a function that says how much. On CUDA an op only launches its work on the caller's stream (it can be
  * captured in a CUDA graph; all graphs of a process that live may hold 65535 attention launches on Hopper) and never
  * looks at the device's memory: arrays that it reads as indices (masks, tokens, targets, positions) must hold what
  * their header says, else the result is undefined or the stream stops with a CUDA error. Functions may be called from
  * any thread, whether or not CUDA has a current context there, and leave the thread's current GPU and context as they
  * were; one GPU's memory stays on that GPU.
  *
- * Products (kernels/matmul/matmul.h) are not here: who calls this has cuBLAS already.
+ * GEMMs (kernels/matmul/matmul.h) are not here: whoever calls this has cuBLAS already.
  */
 #ifndef INGOT_C_API_H
 #define INGOT_C_API_H
@@ -91,7 +91,7 @@ typedef struct ingot_attention_mask {
 
 typedef enum ingot_attention_kernel {
     INGOT_ATTENTION_AUTOMATIC = 0, /* views with a stride of 0 (one head seen as many) take sm80, never sm90 */
-    INGOT_ATTENTION_PLAIN = 1,     /* without tensor cores: for debugging */
+    INGOT_ATTENTION_SIMT = 1,      /* without tensor cores: for debugging */
     INGOT_ATTENTION_SM80 = 2,      /* tensor cores of any GPU since sm_80; bf16 and fp16 */
     INGOT_ATTENTION_SM90 = 3       /* Hopper alone (sm_90); bf16 and fp16, heads of 64 or 128 */
 } ingot_attention_kernel;

@@ -1,12 +1,12 @@
-// Cross-entropy on CUDA: bound by memory, so a row of logits is read once and written once if it fits on chip.
+// Cross-entropy on CUDA is bound by memory, so a row of logits is read once and written once if it fits on chip.
 //
-// The resident kernel keeps a row in shared memory: in that of one block, or, on Hopper, spread over a cluster of up to
-// eight blocks, which then exchange one maximum and one sum each. Shares are kept small enough for two or four blocks
+// The resident kernel keeps a row in the shared memory of one block or, on Hopper, of a cluster of up to eight blocks,
+// which exchange one maximum and one sum each. Shares are kept small enough for two or four blocks
 // on a multiprocessor, so that one reads while another computes. That holds up to about 450,000 columns in 16-bit
 // types.
 //
-// The streaming kernel takes the rest: rows that fit nowhere, or are not aligned to 16 bytes (read a second time for
-// the gradient, mostly from the L2), and calls that want no gradient, which need a row only once.
+// The streaming kernel takes the rest: rows that do not fit or are not aligned to 16 bytes, which it reads again for
+// the gradient, mostly from the L2, and calls without a gradient, which read a row only once.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -26,7 +26,7 @@ constexpr int kMaxThreads = 512;
 constexpr int kStreamingThreads = 256;  // three blocks of 85 registers a thread on a multiprocessor
 constexpr int kMaxWarps = kMaxThreads / kWarpSize;
 constexpr int kMaxCluster = 8;     // what every Hopper GPU can schedule
-constexpr int kLoadsAtOnce = 4;    // chunks that a thread of the streaming kernel has on their way
+constexpr int kLoadsAtOnce = 4;    // chunks that a thread of the streaming kernel has in flight
 constexpr int kChunksAThread = 8;  // of a resident row, before a block gets more threads
 
 template <typename T>
@@ -41,8 +41,8 @@ struct Args {
     bool writes_gradient;
 };
 
-// e^x for x <= 0. In 16-bit types ex2.approx of a rounded product: its error, 2^-23 |x| of the result at most, shows
-// only where the result itself is nothing.
+// e^x for x <= 0. 16-bit types use ex2.approx of the rounded x log2(e): the error, at most 2^-23 |x| of the result,
+// matters only where the result itself is negligible.
 template <typename T>
 __device__ float exponential(float x) {
     if constexpr (sizeof(T) == 4)
@@ -51,10 +51,10 @@ __device__ float exponential(float x) {
         return __expf(x);
 }
 
-// Of a part of a row: its maximum, and the sum of e^(x - maximum). A part may be empty: maximum -inf, sum 0.
+// A part of a row: its maximum, and the sum of e^(x - maximum). An empty part has the maximum -inf and the sum 0.
 struct Softmax {
     float maximum, sum;
-    // What exponents are taken relative to: in an empty part, or one of -inf alone, anything finite.
+    // The maximum that exponents are taken against; any finite number in an empty part or one of -inf alone.
     __device__ float origin() const { return maximum == -INFINITY ? 0.0f : maximum; }
 };
 
@@ -66,7 +66,8 @@ __device__ Softmax combine(Softmax a, Softmax b) {
     return both;
 }
 
-// Over the block, in an order that the number of threads alone fixes; the same bits in all threads. One barrier.
+// Merges over the block, in an order that the number of threads alone fixes, with the same bits in all threads. It has
+// one barrier.
 template <typename T>
 __device__ Softmax block_softmax(Softmax part, Softmax (&warps)[kMaxWarps]) {
 #pragma unroll
@@ -80,7 +81,7 @@ __device__ Softmax block_softmax(Softmax part, Softmax (&warps)[kMaxWarps]) {
     return total;
 }
 
-// The target of a row, -1 if it is ignored. No host saw it: what lies outside the vocabulary stops the program.
+// Returns the target of a row, -1 if it is ignored. The host has not seen it, so one outside the vocabulary traps.
 template <typename T>
 __device__ int target_of(const Args<T>& a, int64_t row) {
     const int target = a.targets[row];
@@ -88,7 +89,7 @@ __device__ int target_of(const Args<T>& a, int64_t row) {
     return target;
 }
 
-// What turns a row of logits into its gradient.
+// The numbers that turn a row of logits into its gradient.
 struct Gradient {
     float origin, factor, loss_scale;
     int target, vocab_size;
@@ -100,7 +101,7 @@ __device__ Gradient gradient_of(const Args<T>& a, Softmax row, float lse, int ta
     return {row.origin(), S * (1 + 2 * a.z_loss * lse) / row.sum, S, target, a.vocab_size};
 }
 
-// Columns [column, column + kSize), which hold at least one of the vocabulary.
+// Turns columns [column, column + kSize), at least one of which is in the vocabulary, into their gradient.
 template <typename T, int kSize>
 __device__ void to_gradient(float (&x)[kSize], int64_t column, const Gradient& g) {
 #pragma unroll
@@ -115,7 +116,7 @@ __device__ void to_gradient(float (&x)[kSize], int64_t column, const Gradient& g
     }
 }
 
-// Padding does not count: whatever it holds becomes -inf.
+// Sets padding to -inf, so that it does not count, whatever it holds.
 template <int kSize>
 __device__ void mask_padding(float (&x)[kSize], int64_t column, int vocab_size) {
     if (column + kSize <= vocab_size) return;
@@ -128,14 +129,14 @@ __global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_c
     using V = Vec<T>;
     extern __shared__ uint4 share[];  // this block's part of the row
     __shared__ Softmax warps[kMaxWarps];
-    [[maybe_unused]] __shared__ Softmax parts[kMaxCluster];  // of the blocks of a cluster
+    [[maybe_unused]] __shared__ Softmax parts[kMaxCluster];  // one for each block of the cluster
     const int num_blocks = a.cluster_size;
     const int64_t row = blockIdx.x / num_blocks;
     const int rank = static_cast<int>(blockIdx.x - row * num_blocks);
     const int num_vectors = static_cast<int>(a.row_size / V::kSize);
     const int per_block = (num_vectors + num_blocks - 1) / num_blocks;
     const int begin = min(rank * per_block, num_vectors), end = min(begin + per_block, num_vectors);
-    // Vectors with padding alone are not read.
+    // Vectors that are all padding are not read.
     const int live_end = min(end, (a.vocab_size + V::kSize - 1) / V::kSize);
     const int first = begin + threadIdx.x, step = blockDim.x;
     T* const logits = a.logits + row * a.row_size;
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(kStreamingThreads, 3) streaming_kernel(const _
 #pragma unroll
         for (int u = 0; u < kLoadsAtOnce; ++u)
             if (first + u * step < live_chunks) packed[u] = C::fetch(logits + int64_t{first + u * step} * C::kSize);
-        // Unpacked twice: the floats of all chunks at once do not fit the registers.
+        // Chunks are unpacked twice, since the floats of all chunks at once do not fit the registers.
         const auto load = [&](int u, float(&x)[C::kSize]) {
             const int64_t column = int64_t{first + u * step} * C::kSize;
             if (first + u * step < live_chunks) C::unpack(packed[u], x);
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kStreamingThreads, 3) streaming_kernel(const _
             for (int e = 0; e < C::kSize; ++e) part.maximum = fmaxf(part.maximum, x[e]);
         }
         const float origin = part.origin();
-        // Without a sum yet there is nothing to rescale, and `before` says nothing.
+        // Without a sum so far there is nothing to rescale, and `before` has no meaning.
         if (part.sum != 0) part.sum *= exponential<T>(before - origin);
 #pragma unroll
         for (int u = 0; u < kLoadsAtOnce; ++u) {
@@ -268,7 +269,7 @@ int threads_for(int64_t chunks) {
     return static_cast<int>(std::clamp<int64_t>(warps, 1, kMaxWarps)) * kWarpSize;
 }
 
-// The most of a row that a block may hold for so many blocks to fit on a multiprocessor, in bytes.
+// Returns how many bytes of a row a block may hold, so that so many blocks fit on a multiprocessor.
 int64_t share_limit(const cudaDeviceProp& gpu, int num_blocks) {
     constexpr int64_t kStatic = (kMaxWarps + kMaxCluster) * sizeof(Softmax) + 128;  // and some for alignment
     const auto part = static_cast<int64_t>(gpu.sharedMemPerMultiprocessor) / num_blocks;
@@ -281,7 +282,7 @@ int64_t share_of(int64_t num_vectors, int cluster_size) {
     return (num_vectors + cluster_size - 1) / cluster_size * static_cast<int64_t>(sizeof(uint4));
 }
 
-// Over how many blocks a row goes in the resident kernel; 0 if it does not fit. A row that two blocks of a
+// Returns over how many blocks the resident kernel spreads a row; 0 if it does not fit. A row that two blocks of a
 // multiprocessor can hold each stays in one. Blocks of a cluster wait for each other, so there four on a
 // multiprocessor do better than two.
 int cluster_for(const cudaDeviceProp& gpu, bool has_clusters, int64_t num_vectors) {
@@ -293,8 +294,8 @@ int cluster_for(const cudaDeviceProp& gpu, bool has_clusters, int64_t num_vector
     return 0;
 }
 
-// Whether the kernel that runs on this GPU was compiled with the code for clusters; asked once for each GPU. The GPU
-// alone does not tell: a build for older ones runs on Hopper too, from its PTX.
+// Returns whether the kernel that runs on this GPU was compiled with the code for clusters, found once for each GPU.
+// The GPU alone does not tell, since a build for older ones runs on Hopper too, from its PTX.
 template <typename T>
 bool has_cluster_code(const CudaContext& context) {
     static std::mutex mutex;
@@ -311,7 +312,7 @@ template <typename T>
 void launch_resident(const Device& device, const Args<T>& args, int64_t num_rows) {
     const int64_t num_vectors = args.row_size / Vec<T>::kSize;
     const int64_t bytes = share_of(num_vectors, args.cluster_size);
-    // Where four blocks fit a multiprocessor's shared memory, its registers shall not be what keeps them away.
+    // Where four blocks fit a multiprocessor's shared memory, its registers must not limit them to fewer.
     const bool is_small = bytes <= share_limit(device.context().properties, 4);
     const int threads = std::min(threads_for(bytes / 16), is_small ? kMaxThreads / 2 : kMaxThreads);
     const auto kernel = resident_kernel<T>;
@@ -339,7 +340,7 @@ void launch_streaming(const Device& device, const Args<T>& args, int64_t num_row
     CUDA_CHECK_LAUNCH("cross_entropy");
 }
 
-// One block: 65,536 tokens are half a megabyte, and more blocks would need a second launch to add them up.
+// One block adds all losses: 65,536 tokens are half a megabyte, and more blocks would need a second launch.
 constexpr int kSumThreads = 1024;
 __global__ void __launch_bounds__(kSumThreads)
     loss_sum_kernel(StepBlock* step, const float* losses, const int32_t* targets, int64_t n) {

@@ -1,12 +1,13 @@
-// Cross-entropy over a chunk of n tokens: loss and gradient in one pass, the logits turned into their gradient in
-// place, so that no second buffer of the vocabulary's size exists.
+// Cross-entropy over a chunk of n tokens: one pass computes the loss and turns the logits into their gradient in place,
+// so that no second buffer of the vocabulary's size exists.
 //
 //   loss[i]    = lse(logits[i]) - logits[i][target]                       (0 where target = -1)
 //   dlogits[i] = S * (softmax(logits[i]) * (1 + 2 z lse) - onehot(target))  (0 where target = -1)
 //
 // z_loss z adds z * lse^2 to what is differentiated (PaLM, Chowdhery et al. 2022, section 5), not to the loss reported.
-// The gradient is that of the SUM of token losses, times the loss scale S: how many targets a step has is known only at
-// its end, and AdamW divides by it. Columns from V to VP are padding: they count for nothing and their gradient is 0.
+// The gradient is that of the SUM of token losses, times the loss scale S: the number of targets of a step is known
+// only at its end, and AdamW divides by it. Columns from V to VP are padding: they are ignored, and their gradient is
+// 0.
 //
 // fp32 inside (fp64 for fp64 logits), one rounding at the store. On CUDA no host sees the targets: one outside [-1, V)
 // stops the program with a CUDA error.

@@ -3,10 +3,9 @@
 //
 //   1. The tokens are sorted, together with their positions, by a stable radix sort: equal tokens become runs, in index
 //      order.
-//   2. The sorted list is cut into pieces of kPiece. Each piece is summed from left to right; a run that lies within
-//   one
-//      piece is added to dweight at once. What is left are the runs that cross pieces: each leaves one partial sum in
-//      every piece that it touches.
+//   2. The sorted list is cut into pieces of kPiece. Each piece is summed from left to right, and a run within one
+//   piece
+//      is added to dweight at once. A run that crosses pieces leaves one partial sum in every piece that it touches.
 //   3. The partial sums of each such run are added up, in a fixed order, and added to dweight.
 //
 // Counting uses atomics on integers in shared memory, whose order cannot show.
@@ -52,7 +51,7 @@ constexpr int kTile = kSortThreads * kSortRounds;  // tokens of a block
 static_assert(kSortThreads == kMaxBins, "a thread per bin");
 static_assert(kTile == EmbeddingWorkspace::kTile && kMaxBins == EmbeddingWorkspace::kBins);
 
-// One pass of the sort, by the digit at `shift`.
+// The arguments of one pass of the sort, by the digit at `shift`.
 struct SortPass {
     const int32_t* tokens;
     const uint32_t* order;  // null in the first pass: position i is i
@@ -94,12 +93,13 @@ __global__ void __launch_bounds__(kSortThreads) count_kernel(const __grid_consta
 }
 
 __global__ void __launch_bounds__(kSortThreads) scatter_kernel(const __grid_constant__ SortPass a) {
-    __shared__ uint32_t bins[kSortWarps][kMaxBins];  // of each warp: how many so far; then: how many in warps before
+    __shared__ uint32_t
+        bins[kSortWarps][kMaxBins];  // of each warp: first its own count, then that of the warps before it
     __shared__ uint32_t starts[kMaxBins], warp_sums[kSortWarps];
     const uint32_t warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, bin = threadIdx.x;
     for (int i = lane; i < kMaxBins; i += kWarpSize) bins[warp][i] = 0;
     __syncwarp();
-    // Where each token comes among those of its digit in this warp.
+    // Each token's place among those of its digit in this warp.
     int32_t tokens[kSortRounds];
     uint32_t digits[kSortRounds], ranks[kSortRounds];
 #pragma unroll
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kSortThreads) scatter_kernel(const __grid_cons
         if (digit != kNoDigit && __ffs(peers) - 1 == lane) bins[warp][digit] += __popc(peers);
         __syncwarp();
     }
-    // Where this tile's part of each bin starts: after all smaller digits, and after the tiles before this one.
+    // This tile's part of each bin starts after all smaller digits, and after the tiles before this one.
     uint32_t total = 0, before = 0;
 #pragma unroll 8
     for (uint32_t tile = 0; tile < a.num_tiles; ++tile) {
@@ -151,20 +151,20 @@ __global__ void __launch_bounds__(kSortThreads) scatter_kernel(const __grid_cons
     }
 }
 
-// ---- Backward, 2 and 3: the sums ----
+// ---- Backward, 2 and 3: adding up ----
 
 constexpr int kPiece = EmbeddingWorkspace::kPiece;  // sorted tokens: 1,024 pieces at 65,536 tokens
 constexpr int kPiecesABlock = 8;                    // at most, where rows are short
 constexpr int kSumThreads = 128;
-constexpr int kRowsAtOnce = 4;  // loads of a thread on their way
+constexpr int kRowsAtOnce = 4;  // loads of a thread that are in flight at once
 
 template <typename T>
 struct SumArgs {
     float* dweight;
     const T* dout;
     const int32_t* tokens;      // sorted
-    const uint32_t* order;      // where each of them stood
-    float *leading, *trailing;  // (pieces, C): sums of a piece's part of a run that began before, or goes on after it
+    const uint32_t* order;      // the position of each of them
+    float *leading, *trailing;  // (pieces, C): partial sums of a piece's run that began before it, or goes on after it
     int64_t num_tokens, num_pieces, C;
 };
 
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_pieces_kernel(const __grid_co
     for (int base = 0; base < count; base += kRowsAtOnce) {
         typename Elements::Packed rows[kRowsAtOnce];
         float old[kRowsAtOnce][kSize];
-        float* results[kRowsAtOnce];  // where a run ends: where its sum goes
+        float* results[kRowsAtOnce];  // the place of a run's sum, where the run ends
         bool accumulates[kRowsAtOnce];
 #pragma unroll
         for (int u = 0; u < kRowsAtOnce; ++u) {
@@ -232,8 +232,8 @@ __global__ void __launch_bounds__(kSumThreads) sum_pieces_kernel(const __grid_co
     }
 }
 
-// A block for each piece and kColumns columns; it has work if a run begins in the piece and goes on after it. Warp w
-// adds the run's partial sums w, w + 8, ..., then the warps' sums are added in index order.
+// Each piece and kColumns columns have a block, which has work if a run begins in the piece and goes on after it. Warp
+// w adds the run's partial sums w, w + 8, ..., then the warps' sums are added in index order.
 constexpr int kColumnsALane = 4;
 constexpr int kColumns = kColumnsALane * kWarpSize;
 constexpr int kWarps = kThreads / kWarpSize;
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads)
     if (next >= num_tokens || tokens[next] != tokens[next - 1]) return;
     const int32_t token = tokens[next];
     if (first > 0 && tokens[first - 1] == token) return;
-    // The pieces after this one that begin with the token: the run reaches no further.
+    // The run reaches through the following pieces that begin with its token.
     int64_t num_parts = 1;
     while (true) {
         const int64_t other = piece + num_parts + threadIdx.x;

@@ -8,7 +8,7 @@ namespace ingot {
 
 namespace {
 
-// `rows` (N, C) are looked up in `weight` (VP, C), or added to it; both have the names of the direction.
+// Checks `rows` (N, C), which are looked up in `weight` (VP, C) or added to it, under the names of the direction.
 void check(const Device& device, const char* rows_name, const Tensor& rows, const char* weight_name,
            const Tensor& weight, const Tensor& tokens, DType weight_dtype) {
     CHECK(rows.rank == 2 && weight.rank == 2, "embedding: ", rows_name, " is ", rows.describe(), ", ", weight_name,

@@ -1,5 +1,5 @@
-// Where things lie in the workspace of the CUDA embedding backward (embedding.cu), so that a plan can be made without
-// CUDA.
+// The layout of the workspace of the CUDA embedding backward (embedding.cu), known without CUDA so that it can be
+// planned.
 #pragma once
 
 #include <cstddef>
@@ -7,10 +7,10 @@
 
 namespace ingot {
 
-// Offsets in bytes. Two buffers for the sort, which writes them in turn.
+// Offsets in bytes. The sort has two buffers, which it writes in turn.
 struct EmbeddingWorkspace {
     static constexpr int kTile = 4096;  // tokens that a block sorts
-    static constexpr int kBins = 512;   // of a digit
+    static constexpr int kBins = 512;   // values of a digit
     static constexpr int kPiece = 64;   // sorted tokens that are summed at a time
 
     size_t tokens[2], order[2], counts, leading, trailing, bytes = 0;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// What is done once when a run begins: plain loops over the grid.
+// These kernels run once when a run begins, so simple grid-stride loops are fast enough.
 unsigned num_blocks(const CudaContext& context, int64_t count) {
     const int64_t most = int64_t{8} * context.properties.multiProcessorCount;
     return static_cast<unsigned>(std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, most));

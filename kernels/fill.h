@@ -1,4 +1,4 @@
-// Whole tensors filled or converted: how weights begin, and what benchmarks compute on. All contiguous unless said.
+// Fills or converts whole tensors, for initial weights and the inputs of benchmarks. All are contiguous unless said.
 #pragma once
 
 #include <cstdint>

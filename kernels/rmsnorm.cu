@@ -1,7 +1,7 @@
-// RMSNorm on CUDA. All of it is bound by memory: a row is read once, stays in registers (packed, as it was read), and
-// is written once.
+// RMSNorm on CUDA. It is bound by memory: a row is read once, stays in registers (packed, as it was read), and is
+// written once.
 //
-// Two versions of each kernel. The fast one moves 16 bytes at a time: it is taken if the width, all strides and all
+// Each kernel has two versions. The fast one moves 16 bytes at a time: it is taken if the width, all strides and all
 // pointers are multiples of 16 bytes and the row has at most kMaxVectors vectors (8 K columns in fp32, 16 K in 16-bit
 // types). The scalar one takes everything else, any width and alignment; it reads rows twice, mostly from the caches.
 #include <algorithm>
@@ -17,11 +17,11 @@ namespace ingot {
 
 namespace {
 
-constexpr int kThreads = 256;  // of a block, unless the whole block shares a row
+constexpr int kThreads = 256;  // in a block, unless the whole block shares a row
 constexpr int kMaxBlockThreads = 512;
 constexpr int kMaxVectors = 4 * kMaxBlockThreads;
 
-// Who shares a row: kLanes lanes of a warp, or a whole block; each thread holds up to kVectors vectors of it, those
+// A row is shared by kLanes lanes of a warp, or by a whole block; each thread holds up to kVectors vectors of it, those
 // with index lane + i * lanes. So each thread owns fixed columns, and neighbouring threads read neighbouring vectors.
 constexpr int kWholeBlock = 0;
 template <int kLanes_, int kVectors_>
@@ -41,8 +41,8 @@ struct Share {
     }
 };
 
-// Blocks that must fit on a multiprocessor, which caps the registers at 65536 / (threads * blocks). Enough loads are
-// then in flight: forward at least 24 warps, backward 8 to 24, with 2 to 12 KB each.
+// So many blocks must fit on a multiprocessor, which caps the registers at 65536 / (threads * blocks) and keeps enough
+// loads in flight: forward has at least 24 warps, backward 8 to 24, with 2 to 12 KB each.
 template <typename S>
 constexpr int kForwardBlocks = S::kIsBlock        ? 2
                                : S::kVectors == 8 ? 4
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kForwardBlocks<S>)
     __shared__ float scratch[kWarpSize];
     const int lane = S::lane(), lanes = S::lanes(), num_vectors = a.width / V::kSize;
     const uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
-    const int limit = row < a.num_rows ? num_vectors : 0;  // past the last row a thread only takes part in the sum
+    const int limit = row < a.num_rows ? num_vectors : 0;  // past the last row a thread only joins in the reduction
     const T* const x_row = a.x[row];
     V x[S::kVectors];
 #pragma unroll
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kForwardBlocks<S>)
     }
 }
 
-// A warp per row.
+// Each warp has a row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) scalar_forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
     const uint32_t row = blockIdx.x * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
@@ -149,10 +149,10 @@ struct BackwardArgs {
     int width;
 };
 
-// A persistent grid: each thread keeps its columns of dweight in registers over all rows that its block visits. While a
-// row is computed, the next one is on its way into shared memory by asynchronous copies: without them the loads of a
-// warp wait for its arithmetic, and registers for two rows at once do not exist. Every thread copies what it alone will
-// read, so no barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring
+// The grid is persistent: each thread keeps its columns of dweight in registers over all rows that its block visits.
+// While a row is computed, asynchronous copies bring the next one into shared memory: otherwise a warp's loads would
+// wait for its arithmetic, as there are no registers for two rows. Every thread copies only what it reads itself, so no
+// barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring
 // banks.
 template <typename T, typename S, bool kHasResidual>
 __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
         }
         return limit > 0 ? a.rstd[row] : 0.0f;
     };
-    // A warp or less has registers for the weight, which every row needs twice; a whole block of 512 threads has not.
+    // The weight, which every row needs twice, stays in registers if a warp or less shares a row; threads of a block of
+    // 512 have too few.
     constexpr bool kKeepsWeight = !S::kIsBlock;
     V kept_weight[S::kVectors];
 #pragma unroll
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
     int parity = 0;
     uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
     float next_rstd = fetch(row);
-    // All threads of a block go round equally often: sums over a block have barriers in them.
+    // All threads of a block make the same number of rounds, since sums over a block have barriers in them.
     for (uint32_t first = blockIdx.x * S::kRowsPerBlock; first < a.num_rows; first += stride, row += stride) {
         const int limit = row < a.num_rows ? num_vectors : 0;
         const float rstd = next_rstd;
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
                 if (index < num_vectors) partial[index * V::kSize + e] = dweight[i][e];
         }
     } else {
-        // First the groups of a warp, then, through the ring's memory once all are done with it, the warps in index
+        // First add the groups of a warp, then, through the ring's memory once all are done with it, the warps in index
         // order.
         constexpr int kWarps = kThreads / kWarpSize, kColumns = S::kLanes * S::kVectors * V::kSize;
         static_assert(kWarps * kColumns * 4 <= 2 * S::kVectors * kThreads * 16, "the ring holds every warp's columns");
@@ -285,7 +286,7 @@ __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
     }
 }
 
-// A block per row; thread t owns the columns t, t + 256, ... of the row and of the block's part of dweight.
+// Each block has a row; thread t owns the columns t, t + 256, ... of the row and of the block's part of dweight.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) scalar_backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
     __shared__ float scratch[2][kWarpSize];
@@ -342,13 +343,13 @@ bool fits_vectors(const Tensor& tensor) {
     return true;
 }
 
-// The vectors of a row, or 0 if the scalar kernel must take it.
+// Returns the number of vectors of a row, or 0 if the scalar kernel must take it.
 int vectors_of(const Tensor& x) {
     const int64_t bytes = x.shape[x.rank - 1] * size_of(x.dtype);
     return bytes % 16 == 0 && bytes / 16 <= kMaxVectors ? static_cast<int>(bytes / 16) : 0;
 }
 
-// All sharings that are compiled, and the rows that each is for. Rows of more than 256 vectors go to whole blocks: a
+// Picks among the compiled ways to share a row. Rows of more than 256 vectors go to whole blocks: a
 // warp with more than 8 vectors per lane would run out of registers in backward.
 template <typename Function>
 void with_share(int num_vectors, Function&& function) {
@@ -372,8 +373,8 @@ uint32_t row_blocks(uint32_t rows) {
     return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
 }
 
-// As many blocks as are resident at a time. Where a multiprocessor has several, a few less, so that all go round
-// equally often; with one each, a multiprocessor without a block costs more than an uneven last round.
+// Returns how many blocks are resident at a time or, where a multiprocessor has several, a few less, so that all make
+// the same number of rounds; with one each, a multiprocessor without a block costs more than an uneven last round.
 template <typename S>
 uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
     const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;

@@ -4,7 +4,7 @@
 // last axis; C below is the last axis. rstd is (N) or (N, H), contiguous, and saved for backward; so is x.
 //
 // dtypes: x, out, weight and their gradients in the compute type; rstd and dweight in fp32 (fp64 for fp64 input).
-// Rounding: sums in fp32, one rounding at each store.
+// Rounding: accumulation in fp32, one rounding at each store.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@ void rmsnorm_forward(const Device&, const RmsNormForward&);
 
 // With g = dout * weight:  dx = dresidual + rstd * (g - x * rstd^2 * mean(g * x));  dweight [+]= sum over rows of
 // dout * x * rstd, in a fixed order: the same bits every time.
-// dresidual (optional) is the gradient that reaches x past the norm. dx may be dresidual or dout.
+// dresidual (optional) is the gradient that reaches x around the norm. dx may be dresidual or dout.
 struct RmsNormBackward {
     Tensor dx, dweight;  // dweight: (C)
     Tensor dout, x, rstd, weight;
@@ -38,7 +38,7 @@ size_t rmsnorm_backward_workspace(const Device&, const Tensor& x);
 // The CUDA twins, called by the functions above once shapes are checked.
 void rmsnorm_forward_cuda(const Device&, const RmsNormForward&);
 void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&);
-// At most so many blocks of the backward kernel on a multiprocessor, each with a row of partial sums.
+// At most so many blocks of the backward kernel run on a multiprocessor, each with a row of partial sums.
 constexpr int kRmsNormBackwardBlocks = 4;
 size_t rmsnorm_backward_workspace_cuda(const Device&, const Tensor& x);
 

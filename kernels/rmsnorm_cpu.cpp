@@ -91,7 +91,7 @@ void backward_cpu(const RmsNormBackward& a) {
     }
 }
 
-// Both of the shape (N, C) or (N, H, HS) and the dtype of `x`.
+// Checks that `tensor` has the shape, (N, C) or (N, H, HS), and the dtype of `x`.
 template <typename Check>
 void check_rows(Check&& check, const Device& device, const char* name, const Tensor& tensor, const Tensor& x) {
     CHECK(x.rank == 2 || x.rank == 3, "rmsnorm: x is ", x.describe(), ", it must be (N, C) or (N, H, HS)");

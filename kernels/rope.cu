@@ -1,6 +1,6 @@
-// RoPE on CUDA: in place, bound by memory. A thread turns the same pairs of up to kHeads heads of a token, 16 bytes of
-// the first half and 16 of the second at a time, so that it reads its sines and cosines once. Head sizes, strides or
-// pointers that are no multiples of 16 bytes take the scalar version of the same kernel.
+// RoPE on CUDA runs in place and is bound by memory. A thread turns the same pairs of up to kHeads heads of a token, 16
+// bytes of the first half and 16 of the second at a time, so that it reads its sines and cosines once. Head sizes,
+// strides or pointers that are no multiples of 16 bytes take the scalar version of the same kernel.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/rope.h"

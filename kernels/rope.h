@@ -2,8 +2,8 @@
 // turned by the angle position * theta^(-2d / HS). In place, on a view x (N, H, HS) with any strides and a contiguous
 // last axis. positions: (N) int32, counted within the document. The gradient is turned back by the same angle.
 //
-// Products in fp32, one rounding at the store. q and k that lie side by side, as in a fused buffer, can go in one call.
-// On CUDA no host sees the positions: one outside the table stops the program with a CUDA error.
+// Multiplication in fp32, one rounding at the store. q and k that lie side by side, as in a fused buffer, can go in one
+// call. On CUDA no host sees the positions: one outside the table stops the program with a CUDA error.
 #pragma once
 
 #include "kernels/core/device.h"
@@ -30,7 +30,7 @@ struct RopeStretch {
 
 // Fills a table on the host; angles are computed in double. `stretch` may be null.
 void fill_rope_table(const Tensor& table, double theta, const RopeStretch* stretch = nullptr);
-// How much the wavelength of the frequency (radians per position) is stretched: 1 to factor.
+// Returns how much the wavelength of the frequency (radians per position) is stretched: 1 to factor.
 double rope_stretch_of(double frequency, const RopeStretch& stretch);
 
 }  // namespace ingot

@@ -60,7 +60,7 @@ double rope_stretch_of(double frequency, const RopeStretch& s) {
     const double wavelength = kTwoPi / frequency;
     if (wavelength < s.original_context / s.high_freq_factor) return 1;
     if (wavelength > s.original_context / s.low_freq_factor) return s.factor;
-    // How far from fully stretched (0) to untouched (1).
+    // 0 where fully stretched, 1 where untouched.
     const double share =
         (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
     return 1 / ((1 - share) / s.factor + share);

@@ -6,7 +6,7 @@
 
 namespace ingot {
 
-// Opens a step: writes `settings` into the block and zeroes its sums. On CUDA an asynchronous copy in stream order.
+// Opens a step: writes `settings` into the block and zeroes its sums; on CUDA in stream order.
 void step_begin(const Device&, StepBlock* block, const StepSettings& settings);
 
 // Reads the sums and settings, updates the state and writes the decision.

@@ -1,5 +1,5 @@
-// SwiGLU on CUDA: bound by memory, one thread per 16 bytes of out. Widths that are no multiple of 16 bytes take the
-// scalar version of the same kernels.
+// SwiGLU on CUDA is bound by memory; each thread has 16 bytes of out. The scalar version of the kernels takes widths
+// that are no multiple of 16 bytes.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/swiglu.h"
@@ -21,7 +21,7 @@ __device__ float sigmoid(float x) {
         return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
-// Where a thread's chunk lies: element f of token n. num_chunks and chunks_per_row count chunks.
+// A thread's chunk is at element f of token n. num_chunks and chunks_per_row count chunks.
 struct Grid {
     uint32_t num_chunks, chunks_per_row;
 };
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(T* out, const T* gate
     C::store(out + n * F + f, gate);
 }
 
-// With kWritesOut also the forward's out, with the same bits.
+// With kWritesOut it also writes the forward's out, with the same bits.
 template <typename T, bool kIsVector, bool kWritesOut>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(T* dgate_up, T* out, const T* dout, const T* gate_up, Grid grid) {

@@ -1,8 +1,8 @@
 // SwiGLU (Shazeer 2020): out = silu(gate) * up, silu(g) = g / (1 + e^-g).
 // gate_up: (N, 2F), the F gates before the F ups of each token; out: (N, F). Compute type, contiguous, one rounding at
 // the store. Backward reads gate_up only: dgate = dout * up * sigmoid(gate) * (1 + gate * (1 - sigmoid(gate))), dup =
-// dout * silu(gate). dgate_up may be gate_up. It can also write the forward's out again, with the same bits, for who
-// did not keep it: one more store, where the forward would read gate_up once more.
+// dout * silu(gate). dgate_up may be gate_up. It can also write the forward's out again, with the same bits, for
+// callers that did not keep it: one more store, where the forward would read gate_up once more.
 #pragma once
 
 #include "kernels/core/device.h"

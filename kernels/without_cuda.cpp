@@ -3,8 +3,8 @@
 #include "kernels/adamw.h"
 #include "kernels/attention/decode.h"
 #include "kernels/attention/left_out.h"
-#include "kernels/attention/naive.h"
-#include "kernels/attention/plain.h"
+#include "kernels/attention/materialized.h"
+#include "kernels/attention/simt.h"
 #include "kernels/attention/sm80.h"
 #include "kernels/attention/sm90.h"
 #include "kernels/core/cuda_device.h"
@@ -80,8 +80,8 @@ void swiglu_forward_cuda(const Device&, const SwigluForward&) { refuse(); }
 void swiglu_backward_cuda(const Device&, const SwigluBackward&) { refuse(); }
 
 bool is_hopper(const Device&) { refuse(); }
-void attention_forward_plain_cuda(const Device&, const AttentionForward&) { refuse(); }
-void attention_backward_plain_cuda(const Device&, const AttentionBackward&) { refuse(); }
+void attention_forward_simt_cuda(const Device&, const AttentionForward&) { refuse(); }
+void attention_backward_simt_cuda(const Device&, const AttentionBackward&) { refuse(); }
 void attention_forward_sm80_cuda(const Device&, const AttentionForward&) { refuse(); }
 void attention_backward_sm80_cuda(const Device&, const AttentionBackward&) { refuse(); }
 void attention_forward_sm90_cuda(const Device&, const AttentionForward&) { refuse(); }
@@ -102,9 +102,9 @@ std::string matmul_machine_cuda(const Device&) { refuse(); }
 
 // ---- What benchmarks and profilers use ----
 
-NaiveAttention::NaiveAttention(const Device& device, const Tensor&, int64_t) : device_(device) { refuse(); }
-void NaiveAttention::forward(const AttentionForward&) { refuse(); }
-void NaiveAttention::backward(const AttentionBackward&) { refuse(); }
+MaterializedAttention::MaterializedAttention(const Device& d, const Tensor&, int64_t) : device_(d) { refuse(); }
+void MaterializedAttention::forward(const AttentionForward&) { refuse(); }
+void MaterializedAttention::backward(const AttentionBackward&) { refuse(); }
 MatmulStudy study_matmul(const Device&, const Product&, double, double) { refuse(); }
 struct CudaTimer::Events {};
 CudaTimer::CudaTimer(const Device&) { refuse(); }

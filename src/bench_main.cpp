@@ -114,13 +114,13 @@ CLI::App* add_attention(CLI::App* app, ingot::BenchAttentionOptions* options) {
     command->add_flag("--alibi", options->alibi, "With ALiBi");
     command->add_option("--mask", options->mask, "causal or full")->capture_default_str();
     command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")->capture_default_str();
-    command->add_option("--kernel", options->kernel, "auto, plain, sm80 or sm90")->capture_default_str();
+    command->add_option("--kernel", options->kernel, "auto, simt, sm80 or sm90")->capture_default_str();
     command->add_option(
         "--against", options->against,
-        "Beside naive (a matrix of all pairs), plain (the kernel without tensor cores), or no-alibi (the "
+        "Beside materialized (a matrix of all pairs), simt (the kernel without tensor cores), or no-alibi (the "
         "same without ALiBi), in turns");
     command->add_flag("--any-order", options->any_order, "As training.deterministic = false");
-    command->add_flag("--check", options->check, "Errors against the plain kernel in fp32");
+    command->add_flag("--check", options->check, "Errors against the SIMT kernel in fp32");
     command->add_option("--seconds", options->seconds, "Time for each measurement")->capture_default_str();
     command->add_option("--load-seconds", options->load_seconds, "Load before each shape's measurements")
         ->capture_default_str();

@@ -1,4 +1,4 @@
-// Checks, the choice of kernel, and what all kernels share.
+// Checks, the choice of the kernel, and functions that all kernels share.
 #include "kernels/attention/attention.h"
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kernels/attention/attention_cpu.h"
-#include "kernels/attention/plain.h"
+#include "kernels/attention/simt.h"
 #include "kernels/attention/sm80.h"
 #include "kernels/attention/sm90.h"
 
@@ -43,22 +43,22 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
         check_tensor("attention", name, *tensor, {N}, DType::i32, device.kind());
 }
 
-// What tensor-core kernels ask beyond attention.h.
+// The requirements of tensor-core kernels beyond attention.h.
 void check_views(const char* kernel, std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
     for (const auto& [name, tensor] : tensors)
         CHECK(reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0 && tensor->stride[0] % 8 == 0 &&
                   tensor->stride[1] % 8 == 0,
               "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
               tensor->stride[1], " elements, the kernel ", kernel,
-              " takes multiples of 8, and data aligned to 16 bytes: ask for the kernel plain, or copy the tensor");
+              " takes multiples of 8, and data aligned to 16 bytes: ask for the kernel simt, or copy the tensor");
 }
-// Heads or tokens that share their memory.
+// Returns whether heads or tokens share their memory.
 bool repeats(const Tensor& tensor) {
     return (tensor.shape[0] > 1 && tensor.stride[0] == 0) || (tensor.shape[1] > 1 && tensor.stride[1] == 0);
 }
 void check_scale(const char* kernel, double scale) {
     CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale, ", the kernel ", kernel,
-          " takes those above 0: ask for the kernel plain");
+          " takes those above 0: ask for the kernel simt");
 }
 
 template <size_t kCount>
@@ -87,14 +87,14 @@ AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool
                                       int64_t head_size, const AttentionOptions& options) {
     CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
           "attention on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
-    REQUIRE(is_among(kPlainHeadSizes, head_size), "head size ", head_size,
+    REQUIRE(is_among(kSimtHeadSizes, head_size), "head size ", head_size,
             " has no attention kernel on CUDA: use 32, 64, 96 or 128, or the CPU");
-    if (options.request == AttentionRequest::plain) return {AttentionKernel::plain, "it is asked for"};
+    if (options.request == AttentionRequest::simt) return {AttentionKernel::simt, "it is asked for"};
     const bool is_16_bit = dtype != DType::f32, fits_sm90 = is_among(kSm90HeadSizes, head_size);
     if (options.request != AttentionRequest::automatic) {
         const bool asks_sm90 = options.request == AttentionRequest::sm90;
         REQUIRE(is_16_bit, "the attention kernel ", asks_sm90 ? "sm90" : "sm80",
-                " multiplies in bf16 or fp16, not in fp32: ask for the automatic choice or for plain, or use bf16");
+                " multiplies in bf16 or fp16, not in fp32: ask for the automatic choice or for simt, or use bf16");
         if (!asks_sm90) return {AttentionKernel::sm80, "it is asked for"};
         REQUIRE(fits_sm90, "the attention kernel sm90 takes heads of 64 or 128 elements, not of ", head_size,
                 ": ask for the automatic choice, or use such heads");
@@ -102,7 +102,7 @@ AttentionChoice choose_attention_cuda(const std::string& gpu, std::optional<bool
                 ": ask for the automatic choice");
         return {AttentionKernel::sm90, "it is asked for"};
     }
-    if (!is_16_bit) return {AttentionKernel::plain, "tensor cores do not multiply in fp32"};
+    if (!is_16_bit) return {AttentionKernel::simt, "tensor cores do not multiply in fp32"};
     const char* const kAnyGpu = "the type is a 16-bit one, and every GPU that is built for has tensor cores";
     if (!is_hopper.value_or(true)) return {AttentionKernel::sm80, kAnyGpu};
     if (!fits_sm90) return {AttentionKernel::sm80, join(kAnyGpu, "; sm90 takes heads of 64 or 128")};
@@ -114,8 +114,8 @@ const char* name_of(AttentionKernel kernel) {
     switch (kernel) {
         case AttentionKernel::cpu:
             return "cpu";
-        case AttentionKernel::plain:
-            return "plain";
+        case AttentionKernel::simt:
+            return "simt";
         case AttentionKernel::sm80:
             return "sm80";
         case AttentionKernel::sm90:
@@ -143,7 +143,7 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
     switch (choose_attention(device, q.dtype, HS, options).kernel) {
         case AttentionKernel::cpu:
             return 0;
-        case AttentionKernel::plain:
+        case AttentionKernel::simt:
             return static_cast<size_t>(N * NH) * sizeof(float);
         case AttentionKernel::sm80:
         case AttentionKernel::sm90:
@@ -154,13 +154,13 @@ size_t attention_backward_workspace(const Device& device, const Tensor& q, const
 
 namespace {
 
-// `reads`: q first.
+// The first of `reads` is q.
 AttentionKernel kernel_for(const Device& device, const AttentionOptions& options,
                            std::initializer_list<const Tensor*> reads) {
     const Tensor& q = **reads.begin();
     const AttentionKernel kernel = choose_attention(device, q.dtype, q.shape[2], options).kernel;
     const bool is_free = options.request == AttentionRequest::automatic;
-    // The copy engine's strides are above 0.
+    // TMA takes no stride of 0.
     const bool repeats_any = std::any_of(reads.begin(), reads.end(), [](const Tensor* read) { return repeats(*read); });
     return kernel == AttentionKernel::sm90 && is_free && repeats_any ? AttentionKernel::sm80 : kernel;
 }
@@ -181,7 +181,7 @@ void attention_forward(const Device& device, const AttentionForward& a) {
             attention_forward_sm80_cuda(device, a);
         return;
     }
-    if (!device.is_cpu()) return attention_forward_plain_cuda(device, a);
+    if (!device.is_cpu()) return attention_forward_simt_cuda(device, a);
     attention_forward_cpu(a);
 }
 
@@ -213,7 +213,7 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
             attention_backward_sm80_cuda(device, a);
         return;
     }
-    if (!device.is_cpu()) return attention_backward_plain_cuda(device, a);
+    if (!device.is_cpu()) return attention_backward_simt_cuda(device, a);
     attention_backward_cpu(a);
 }
 

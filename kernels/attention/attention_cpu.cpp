@@ -43,7 +43,7 @@ struct Intervals {
     int64_t N;
 };
 
-// One tile of scores: rows are queries [q0, q1), columns keys [k0, k1).
+// A tile of scores: rows are queries [q0, q1), columns keys [k0, k1).
 struct Tile {
     int64_t q0, q1, k0, k1;
     int64_t rows() const { return q1 - q0; }
@@ -88,13 +88,13 @@ class HeadRows {
     std::vector<T> copy_;
 };
 
-// Which columns of a tile's row need work: those that the query sees, rounded out to whole vectors.
+// The columns of a tile's row that need work: those that the query sees, extended to whole vectors.
 struct Columns {
     int64_t begin, end;
 };
 
 // scores (rows, kTile) = scale * q k^T - slope * |i - j| in each row's Columns, -inf there where the query does not see
-// the key; what stands beyond them is no score.
+// the key; elements outside them are not scores.
 template <typename T>
 void score_tile(const Intervals& intervals, const Tile& tile, Rows<T> q, Rows<T> k, int64_t HS, T scale, T slope,
                 T* scores, Columns* visible) {
@@ -120,7 +120,7 @@ void score_tile(const Intervals& intervals, const Tile& tile, Rows<T> q, Rows<T>
     }
 }
 
-// Sets to zero what a row holds beyond its visible columns, so that products over the whole tile may read it.
+// Zeroes a row outside its visible columns, so that GEMMs over the whole tile may read it.
 template <typename T>
 void zero_beyond(T* row, Columns visible, int64_t columns) {
     for (int64_t c = 0; c < visible.begin; ++c) row[c] = 0;
@@ -167,14 +167,15 @@ void forward_cpu(const AttentionForward& a) {
                 for_key_tiles(intervals, q0, q1, [&](const Tile& tile) {
                     const Rows<T> v_tile = v.tile(tile.k0, tile.k1);
                     score_tile(intervals, tile, q_tile, k.tile(tile.k0, tile.k1), HS, scale, slope, scores, visible);
-                    // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+                    // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, the partial sums are
+                    // rescaled.
                     for (int64_t r = 0; r < tile.rows(); ++r) {
                         T* const row = scores + r * kTile;
                         const int64_t begin = visible[r].begin, end = visible[r].end;
                         T row_maximum = maximum[r];
 #pragma omp simd reduction(max : row_maximum)
                         for (int64_t c = begin; c < end; ++c) row_maximum = row[c] > row_maximum ? row[c] : row_maximum;
-                        // No key seen so far: keep exp's argument finite, every exponential is 0.
+                        // With no key seen so far every exponential must be 0, and its argument finite.
                         const T reference = row_maximum == -std::numeric_limits<T>::infinity() ? T(0) : row_maximum;
                         const T shrink = fast_exp(maximum[r] - reference);
                         T row_sum = 0;
@@ -224,7 +225,7 @@ void backward_cpu(const AttentionBackward& a) {
                 const Rows<T> q_tile = q.tile(q0, q1), dout_tile = dout.tile(q0, q1);
                 for (int64_t i = q0; i < q1; ++i) {
                     const T *const out_row = out.row(i), *const dout_row = dout.row(i);
-                    // D = rowsum(dout * out) (Dao 2023, algorithm 2): what the softmax's normalisation takes back.
+                    // D = rowsum(dout * out) (Dao 2023, algorithm 2), the term of the softmax's normalisation.
                     T sum = 0;
 #pragma omp simd reduction(+ : sum)
                     for (int64_t d = 0; d < HS; ++d) sum += dout_row[d] * out_row[d];

@@ -1,22 +1,22 @@
-// What attention's backward pass has in common on sm80 and on Hopper: the kernels' arguments, and what comes before and
-// after the main kernel. Before: delta, the softmax's sums in log 2, the order of the key tiles and of their turns;
-// after: dQ, summed in fp32, scaled and rounded.
+// The backward kernels of sm80 and of Hopper share this: their arguments, and the kernels before and after the main
+// one. Before it, prepare() computes delta, lse in log 2, and the order of the key tiles and of their turns; after it,
+// finish() scales and rounds dQ, which is accumulated in fp32.
 #pragma once
 
 #include "kernels/attention/policy.h"
 #include "kernels/attention/sm80.h"
-#include "kernels/attention/sm80_tiles.cuh"
+#include "kernels/attention/tiles.cuh"
 
-namespace ingot::sm80 {
+namespace ingot::tiles {
 
 struct BackwardArgs {
     View dq, dk, dv, dout, out, q, k, v;
     const float *lse, *slopes;  // (NH, N); (NH) with ALiBi
-    // Scratch memory, sm80.h. Rows of the statistics and of dQ's sums are rounded up to whole tiles of queries.
-    float *dq_sums, *lse_log2, *delta;
+    // Scratch memory (sm80.h). Rows of the statistics and of dQ's accumulator are padded to whole tiles of queries.
+    float *dq_accumulator, *lse_log2, *delta;
     int *turns, *counter;
     int *order, *ranks;  // the key tile of a rank, the rank of a key tile
-    int* adders;         // four for each tile of queries: first, last, are in the row's order, nothing
+    int* adders;         // four for each tile of queries: first, last, is_in_row_order, 0
     const int32_t *first_query, *end_query;
     int N, padded_N, num_query_tiles, NH, G, heads_per_section;
     float scale, scale_log2;  // > 0; times log2(e)
@@ -25,9 +25,9 @@ struct BackwardArgs {
 
 // ---- On the host ----
 
-// How many key/value heads go together. Few: what they stream through stays in the L2 cache. Enough to keep all
-// multiprocessors busy some times over, as key tiles of one document and head wait for each other. And a divisor of the
-// heads: a last section that is short has short blocks at its end, but too few.
+// Returns how many key/value heads a section has (key_ticket()). Few heads keep what they read in the L2 cache; but a
+// section must fill all multiprocessors a few times over, since key tiles of one document and head wait for each other.
+// The result divides the number of heads: a short last section would end with too few short blocks.
 inline int heads_per_section(int64_t blocks_at_once, int64_t key_tiles, int kv_heads) {
     constexpr int kRounds = 3;
     for (int heads = 1; heads < kv_heads; ++heads)
@@ -53,7 +53,7 @@ inline BackwardArgs backward_args(const AttentionBackward& a, int key_tile, int6
         .v = view_of(a.v),
         .lse = a.lse.get<float>(),
         .slopes = a.slopes ? a.slopes.get<float>() : nullptr,
-        .dq_sums = floats(parts.dq),
+        .dq_accumulator = floats(parts.dq),
         .lse_log2 = floats(parts.stats),
         .delta = floats(parts.stats) + NH * parts.padded_tokens,
         .turns = ints(parts.turns),
@@ -75,13 +75,13 @@ inline BackwardArgs backward_args(const AttentionBackward& a, int key_tile, int6
     };
 }
 
-// ---- Before: a block per kQueries queries of a head, kPrepareThreads ----
+// ---- Before: a block of kPrepareThreads per kQueries queries of a head ----
 
 constexpr int kPrepareThreads = 256;
 
 template <DType kType, int HS, int kQueries, int kKeys>
 __device__ void prepare(const BackwardArgs& a) {
-    constexpr int kLanes = HS <= 32 ? 4 : HS <= 64 ? 8 : 16;  // of a row; of 96 elements 12 of them have some
+    constexpr int kLanes = HS <= 32 ? 4 : HS <= 64 ? 8 : 16;  // lanes of a row; with HS 96 only 12 have elements
     const int head = static_cast<int>(blockIdx.y), q0 = static_cast<int>(blockIdx.x) * kQueries;
     const int thread = static_cast<int>(threadIdx.x), part = thread % kLanes;
     for (int row = thread / kLanes; row < kQueries; row += kPrepareThreads / kLanes) {
@@ -102,18 +102,19 @@ __device__ void prepare(const BackwardArgs& a) {
         if (part == 0) {
             const int64_t at = static_cast<int64_t>(head) * a.padded_N + i;
             const float lse = i < a.N ? a.lse[static_cast<int64_t>(head) * a.N + i] : -INFINITY;
-            // A query that sees no key, or does not exist: every 2^(s - inf) is 0.
+            // For a query that sees no key or does not exist, every 2^(s - inf) is 0.
             a.lse_log2[at] = lse == -INFINITY ? INFINITY : lse * static_cast<float>(kLog2E);
             a.delta[at] = sum;
         }
     }
     if (!a.is_deterministic) {
-        float4* const sums = reinterpret_cast<float4*>(a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
+        float4* const sums =
+            reinterpret_cast<float4*>(a.dq_accumulator + (static_cast<int64_t>(head) * a.padded_N + q0) * HS);
         for (int n = thread; n < kQueries * HS / 4; n += kPrepareThreads) sums[n] = make_float4(0, 0, 0, 0);
     }
     if (thread == 0) a.turns[static_cast<int64_t>(head) * a.num_query_tiles + q0 / kQueries] = 0;
     if (head > 0 || thread >= 32) return;
-    // What is the same for all heads.
+    // The rest is the same for all heads.
     if (thread == 0) {
         const Adders adders = adders_of(a.first_query, a.end_query, q0, a.N, kQueries, kKeys);
         int* const to = a.adders + static_cast<int64_t>(blockIdx.x) * 4;
@@ -130,8 +131,9 @@ __device__ void prepare(const BackwardArgs& a) {
 
 // ---- Between ----
 
-// Spins until it is this block's turn; far beyond any wait that ends, the mask is no mask. Nothing that others wrote is
-// read afterwards, but added to, in the L2 cache and behind a barrier: the look need not be an acquire.
+// Spins until it is this block's turn, and fails the launch far beyond any wait that ends: the mask is invalid then.
+// The load need not be an acquire, since this block does not read what others wrote, but adds to it in the L2 cache,
+// behind a barrier.
 __device__ inline void wait_for_turn(const int* turn, int mine) {
     constexpr int kMostLooks = 1 << 24;
     for (int look = 0; load_relaxed(turn) != mine; ++look)
@@ -147,8 +149,8 @@ __device__ void finish(const BackwardArgs& a) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int head = static_cast<int>(blockIdx.y);
     const int q0 = (static_cast<int>(blockIdx.x) * kFinishWarps + warp) * 16;
-    const float* const sums = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0) * HS;
-    // What no key tile adds to was never written.
+    const float* const sums = a.dq_accumulator + (static_cast<int64_t>(head) * a.padded_N + q0) * HS;
+    // Rows that no key tile adds to were never written.
     static_assert(kQueries % kFinishRows == 0);
     const int* const adders = a.adders + static_cast<int64_t>(blockIdx.x / (kQueries / kFinishRows)) * 4;
     const bool is_written = !a.is_deterministic || adders[0] <= adders[1];
@@ -162,4 +164,4 @@ __device__ void finish(const BackwardArgs& a) {
                              a.dq.token_stride, q0, a.N, lane, dq, scales);
 }
 
-}  // namespace ingot::sm80
+}  // namespace ingot::tiles

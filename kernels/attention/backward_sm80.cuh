@@ -1,4 +1,5 @@
-// The backward kernels on tensor cores. Included by backward_sm80.cu, and by the test that runs them on the CPU.
+// The backward kernels on tensor cores. backward_sm80.cu includes this file, and so does the test that runs them on the
+// CPU.
 //
 // With P = e^(S - lse) and delta = rowsum(dout * out):
 //
@@ -8,27 +9,30 @@
 //   main      a block per tile of keys of a key/value head, over the queries that see it and the group's query heads
 //   finish    a block per 64 queries of a head:  dQ scaled and rounded
 //
-// main computes S and dP transposed, a row for each key. A warp has 16 or 32 keys to itself, and P^T and dS^T are in
-// its registers what the products for dV and dK take as their first operand. dS alone passes through shared memory, for
-// dQ. dK and dV stay in registers over all queries and heads of the group: no atomics.
+// main computes S and dP transposed, a row for each key. A warp has 16 or 32 keys to itself, and its registers hold P^T
+// and dS^T as the GEMMs for dV and dK take their first operand. Only dS passes through shared memory, for dQ. dK and dV
+// stay in registers over all queries and heads of the group, so that they need no atomics.
 //
-// dQ is the sum over key tiles, added in memory in fp32. Deterministic, a tile of it has a turn: how many key tiles
-// have added, in the order of policy.h. A block looks for its turn while its products run, adds (the first one stores),
-// and passes the turn on after its next barrier, when the additions have long arrived. Otherwise blocks add as they
-// come, to what prepare has set to 0.
+// dQ is the sum over key tiles, added in global memory in fp32. In deterministic mode each tile of dQ has a turn: how
+// many key tiles have added, in the order of policy.h. A block reads the turn while its GEMMs run, adds (the first one
+// stores), and passes the turn on after its next barrier, when the additions have long arrived. Otherwise blocks add in
+// any order, to zeros that prepare has written.
 //
-// ALiBi: as in the forward pass, S starts as the bias that depends on the key, and the query's part joins its lse.
+// As in the forward pass, S is initialised with the part of ALiBi's bias that depends on the key, and the query's part
+// joins its lse.
 #pragma once
 
 #include "kernels/attention/backward_common.cuh"
 
 namespace ingot::sm80 {
 
+using namespace tiles;
+
 template <int HS>
 struct BackwardShape {
-    // The sums of dK and dV take 2 HS registers of a lane where a warp has 32 keys. Up to HS = 64 that fits, and each
-    // operand that a warp loads then serves twice the keys: four warps, two blocks to a multiprocessor. Beyond, 16
-    // keys, eight warps, and V in registers instead of shared memory.
+    // The accumulators of dK and dV take 2 HS registers of a lane where a warp has 32 keys. Up to HS = 64 that fits,
+    // and each operand that a warp loads then serves twice the keys: four warps, two blocks to a multiprocessor.
+    // Beyond, 16 keys, eight warps, and V in registers instead of shared memory.
     static constexpr bool kIsWide = HS > 64;
     static constexpr int kRowBlocks = kIsWide ? 1 : 2;  // of 16 keys, of a warp
     static constexpr int kWarps = kIsWide ? 8 : 4, kThreads = 32 * kWarps;
@@ -47,7 +51,7 @@ template <int HS>
 struct alignas(128) BackwardShared {
     using Shape = BackwardShape<HS>;
     uint16_t k[Shape::kKeys * HS];
-    uint16_t q[2][Shape::kQueries * HS];  // the next tile's copy runs while this one's products do
+    uint16_t q[2][Shape::kQueries * HS];  // the next tile is copied during this one's GEMMs
     uint16_t dout[Shape::kQueries * HS];
     uint16_t ds[Shape::kKeys * Shape::kQueries];         // (keys, queries)
     uint16_t v[Shape::kKeepsV ? 8 : Shape::kKeys * HS];  // nothing, if it is kept in registers
@@ -55,8 +59,8 @@ struct alignas(128) BackwardShared {
     int adders[2][4];                   // of each stage's queries, as prepare wrote them
     int seen[Shape::kWarps][4];         // SeenByRows of each warp's keys
     int tile, head, begin, split, end;  // of keys; of keys and values; the walk through the queries that see the tile
-    int turn;                           // this block's, at the queries' tile
-    // Where V passes through on its way into registers: dout and ds lie side by side.
+    int turn;                           // this block's turn at the tile of queries
+    // V passes through dout and ds, which lie side by side, into registers.
     static_assert(!Shape::kKeepsV || sizeof(dout) + sizeof(ds) >= Shape::kKeys * HS * 2);
 };
 
@@ -69,7 +73,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
 
 // ---- main ----
 
-// Where the queries' statistics of a tile go, as whole chunks of 16 bytes; `begin` counts in a head's padded rows.
+// Starts the copy of a tile's statistics (one float a query) to shared memory, in chunks of 16 bytes.
 template <int kQueries>
 __device__ void start_statistics(uint32_t to, const float* statistics) {
     const int thread = opaque(static_cast<int>(threadIdx.x));
@@ -96,8 +100,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         const auto thread = static_cast<unsigned>(opaque(static_cast<int>(threadIdx.x)));
         *lane = static_cast<int>(thread % 32), *warp = static_cast<int>(thread / 32);
     };
-    // What one thread has told all: the same in all lanes, so that it takes a uniform register where there are no
-    // others left. `alone`, where not all lanes ask.
+    // tell() publishes a value to the block. known() reads it into a uniform register, as there are no others left;
+    // known_alone() is for code that not all lanes run.
     const auto known_alone = [&](size_t offset) {
         return static_cast<int>(load_shared(shared + static_cast<uint32_t>(offset)));
     };
@@ -119,8 +123,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     __syncthreads();
     if (threadIdx.x < Shape::kWarps) {
         const int key0 = known_alone(offsetof(Shared, tile)) * kKeys + static_cast<int>(threadIdx.x) * kWarpKeys;
-        // Keys past the end are seen by nobody, which comparisons say: with a score of 0 they would weigh e^-lse, which
-        // may be infinity, and its product with the zeros of K NaN.
+        // No query sees keys past the end, so indices must be compared there: with a score of 0 such a key would have
+        // P = e^-lse, which may be infinity, and infinity times the zeros of K is NaN.
         SeenByRows seen = {0, 0, 0, 0};
         if (key0 + kWarpKeys <= a.N) seen = seen_by_rows(a.first_query, a.end_query, key0, key0 + kWarpKeys);
         const size_t to = offsetof(Shared, seen) + threadIdx.x * 16;
@@ -167,12 +171,12 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
 #pragma unroll
                 for (int m = 0; m < kRowBlocks; ++m)
                     load_matrices(v_operand[d][m], rows_lane.at(v_tile, warp * kWarpKeys + 16 * m, 2 * d));
-            __syncthreads();  // V is in registers, and its place is dout's and dS's from here on
+            __syncthreads();  // V is in registers: dout and dS may overwrite it
         }
         start_dout(head, q0);
         commit_copies();
         wait_for_copies<1>();
-        __syncthreads();  // K and Q are there (dout may not be)
+        __syncthreads();  // K and Q have arrived (dout may not have)
     }
 
     const auto turn_at = [&](int at_head, int at_q0) {
@@ -193,10 +197,11 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         commit_copies();
 
         // ---- P^T = 2^(scale_log2 K Q^T - lse) ----
-        // Lanes are made anew for each product, so that addresses of one do not live through the others.
+        // Recompute lane offsets per GEMM, so that the compiler does not keep one GEMM's addresses in registers across
+        // the others.
         int lane, warp;
         place(&lane, &warp);
-        // The warp's own keys.
+        // key0 is the warp's first key.
         const int key0 = first_key + warp * kWarpKeys;
         const AlibiSide side = alibi_side(q0, q0 + kQueries, key0, key0 + kWarpKeys);
         const uint4 s = load_shared_vector(shared + static_cast<uint32_t>(offsetof(Shared, seen)) +
@@ -209,7 +214,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         {
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane), chunks_lane = chunks_first<HS>(lane);
             float start[kRowBlocks][4] = {};
-            const float slope = kHasAlibi ? a.slopes[head] / a.scale : 0.0f;  // in the products' domain
+            const float slope = kHasAlibi ? a.slopes[head] / a.scale : 0.0f;  // S is divided by the scale
             if constexpr (kHasAlibi)
 #pragma unroll
                 for (int m = 0; m < kRowBlocks; ++m)
@@ -232,14 +237,15 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                 load_matrices(q, chunks_lane.at(q_tile, 16 * n, 2 * d));
             };
             if constexpr (Shape::kIsWide) {
-                // An operand is loaded anew as soon as it is used, for the next 16 of HS: loads have a step's time.
+                // Each operand is reloaded as soon as it is used, for the next 16 of HS, so that a load has a whole
+                // step to arrive.
                 uint32_t k[kRowBlocks][4], q[kQueries / 16][4];
                 load_k(0, k);
 #pragma unroll
                 for (int n = 0; n < kQueries / 16; ++n) load_q(0, n, q[n]);
 #pragma unroll 2
                 for (int d = 0; d < HS / 16; ++d) {
-                    const int next = d + 1 < HS / 16 ? d + 1 : 0;  // in the end anything
+                    const int next = d + 1 < HS / 16 ? d + 1 : 0;  // the last step loads operands that nothing uses
 #pragma unroll
                     for (int n = 0; n < kQueries / 16; ++n) {
 #pragma unroll
@@ -250,8 +256,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                     load_k(next, k);
                 }
             } else {
-                // Loops that index no registers are unrolled in part: the whole of it would load so far ahead that
-                // others are spilled.
+                // Loops that index no registers are unrolled in part: unrolled fully, they load so far ahead that other
+                // registers spill.
 #pragma unroll 2
                 for (int d = 0; d < HS / 16; ++d) {
                     uint32_t k[kRowBlocks][4];
@@ -306,7 +312,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int j = first_key + warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
-                    // In columns of the tile, less this lane's first.
+                    // Offsets are columns of the tile, counted from this lane's first.
                     const int offset = q0 + fragment_column(lane, 0);
                     const int first = (j < a.N ? a.first_query[j] : 0) - offset;
                     const int end = (j < a.N ? a.end_query[j] : 0) - offset;
@@ -319,7 +325,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
         }
 
         wait_for_copies<1>();
-        __syncthreads();  // dout is there, and all have added to the previous tile of dQ
+        __syncthreads();  // dout has arrived, and all warps have added to the previous tile of dQ
         if (a.is_deterministic && threadIdx.x == 32 && last_q0 >= 0) pass_turn(last_head, last_q0);
 
         // ---- dV += P^T dout ----
@@ -328,22 +334,23 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             const MatrixLane<HS> rows_lane = rows_first<HS>(lane);
 #pragma unroll
             for (int i = 0; i < kQueries / 16; ++i) {
-                uint32_t weights[kRowBlocks][4];
+                uint32_t p_operand[kRowBlocks][4];
 #pragma unroll
-                for (int m = 0; m < kRowBlocks; ++m) round_to_operand<kType>(weights[m], p[m][2 * i], p[m][2 * i + 1]);
+                for (int m = 0; m < kRowBlocks; ++m)
+                    round_to_operand<kType>(p_operand[m], p[m][2 * i], p[m][2 * i + 1]);
 #pragma unroll
                 for (int n = 0; n < HS / 16; ++n) {
                     uint32_t dout[4];
                     load_matrices_transposed(dout, rows_lane.at(dout_tile, 16 * i, 2 * n));
 #pragma unroll
                     for (int m = 0; m < kRowBlocks; ++m)
-                        multiply_pair<kType>(dv[m][2 * n], dv[m][2 * n + 1], weights[m], dout);
+                        multiply_pair<kType>(dv[m][2 * n], dv[m][2 * n + 1], p_operand[m], dout);
                 }
             }
         }
 
-        // ---- dS^T = P^T * (V dout^T - delta), dK += dS^T Q: by parts of the queries, so that neither dP nor dS is
-        // ever whole in registers ----
+        // ---- dS^T = P^T * (V dout^T - delta), dK += dS^T Q ----
+        // Part of the queries at a time, so that registers never hold a whole dP or dS.
         constexpr int kPart = 16 * (kRowBlocks == 1 ? 2 : 1);
 #pragma unroll
         for (int part = 0; part < kQueries; part += kPart) {
@@ -381,9 +388,10 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                 for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
-                        const float(&weights)[4] = p[m][part / 8 + n];
-                        const uint32_t pair = pack<kType>(weights[2 * half] * (dp[m][n][2 * half] - delta.x),
-                                                          weights[2 * half + 1] * (dp[m][n][2 * half + 1] - delta.y));
+                        const float(&probabilities)[4] = p[m][part / 8 + n];
+                        const uint32_t pair =
+                            pack<kType>(probabilities[2 * half] * (dp[m][n][2 * half] - delta.x),
+                                        probabilities[2 * half + 1] * (dp[m][n][2 * half + 1] - delta.y));
                         ds[m][n / 2][n % 2 * 2 + half] = pair;
                         const int row = warp * kWarpKeys + 16 * m + fragment_row(lane, 2 * half);
                         store_shared(ds_tile + tile_offset<kQueries>(row, part / 8 + n) +
@@ -404,10 +412,10 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
                         multiply_pair<kType>(dk[m][2 * n], dk[m][2 * n + 1], ds[m][i], q);
                 }
         }
-        // Whose turn it is by now: a look takes long, and the answer is wanted only after the barrier.
+        // The load of the turn takes long, so it starts here; its result is needed only after the barrier.
         int turn_seen = 0;
         if (a.is_deterministic && threadIdx.x == 0) turn_seen = load_relaxed(turn_at(head, q0));
-        __syncthreads();  // dS is there, and all have done with dout
+        __syncthreads();  // dS is complete, and all warps are done with dout
         if (next_q0 >= 0) start_dout(next_head, next_q0);
         commit_copies();
 
@@ -436,29 +444,30 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
             set_zero<Shape::kDqRowBlocks, Shape::kDqColumns / 8>(dq);
 #pragma unroll 2
             for (int j = 0; j < kKeys / 16; ++j) {
-                uint32_t weights[Shape::kDqRowBlocks][4];
+                uint32_t ds[Shape::kDqRowBlocks][4];
 #pragma unroll
                 for (int m = 0; m < Shape::kDqRowBlocks; ++m)
-                    load_matrices_transposed(weights[m], ds_lane.at(ds_tile, 16 * j, 2 * (row_block + m)));
+                    load_matrices_transposed(ds[m], ds_lane.at(ds_tile, 16 * j, 2 * (row_block + m)));
 #pragma unroll
                 for (int n = 0; n < Shape::kDqColumns / 16; ++n) {
                     uint32_t k[4];
                     load_matrices_transposed(k, rows_lane.at(k_tile, 16 * j, first_column / 8 + 2 * n));
 #pragma unroll
                     for (int m = 0; m < Shape::kDqRowBlocks; ++m)
-                        multiply_pair<kType>(dq[m][2 * n], dq[m][2 * n + 1], weights[m], k);
+                        multiply_pair<kType>(dq[m][2 * n], dq[m][2 * n + 1], ds[m], k);
                 }
             }
             wait_for_copies<1>();
-            __syncthreads();  // it is our turn; the next Q is there; all have done with this one, and with dS
-            // A fragment is 16 x 8: HS / 8 of them for each 16 queries.
-            float* const sums = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + q0 + 16 * row_block) * HS +
-                                first_column / 8 * 128 + fragment_float(lane, 0);
+            __syncthreads();  // it is our turn, the next Q has arrived, all warps are done with this Q and with dS
+            // A fragment is 16 x 8; each 16 queries have HS / 8 of them.
+            float* const dq_memory = a.dq_accumulator +
+                                     (static_cast<int64_t>(head) * a.padded_N + q0 + 16 * row_block) * HS +
+                                     first_column / 8 * 128 + fragment_float(lane, 0);
             const auto for_fragments = [&](auto&& work) {
 #pragma unroll
                 for (int m = 0; m < Shape::kDqRowBlocks; ++m)
 #pragma unroll
-                    for (int n = 0; n < Shape::kDqColumns / 8; ++n) work(sums + 16 * m * HS + n * 128, dq[m][n]);
+                    for (int n = 0; n < Shape::kDqColumns / 8; ++n) work(dq_memory + 16 * m * HS + n * 128, dq[m][n]);
             };
             if (a.is_deterministic && known(offsetof(Shared, turn)) == 0)
                 for_fragments([](float* to, const float(&values)[4]) { set_fragment(to, values); });
@@ -470,7 +479,7 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, BackwardShape<HS>
     }
 
     wait_for_copies<0>();
-    __syncthreads();  // all have added, and have done with K
+    __syncthreads();  // all warps have added, and are done with K
     if (a.is_deterministic && threadIdx.x == 32 && last_q0 >= 0) pass_turn(last_head, last_q0);
     int lane, warp;
     place(&lane, &warp);

@@ -21,15 +21,15 @@ void launch(const CudaContext& context, const BackwardArgs& args) {
     constexpr size_t kBytes = sizeof(BackwardShared<HS>);
     static_assert(kBytes <= kMostSharedBytesSm90 && AttentionWorkspaceSm80::kPaddedRows % Shape::kQueries == 0);
     limit.raise(context, kernel, kBytes);
-    const sm80::BackwardArgs& a = args.common;
+    const tiles::BackwardArgs& a = args.common;
     const auto blocks = [&](int rows) { return dim3(static_cast<unsigned>(a.padded_N / rows), a.NH); };
     prepare_kernel<kType, HS><<<blocks(Shape::kQueries), kPrepareThreads, 0, context.stream>>>(a);
     CUDA_CHECK_LAUNCH("attention_backward (prepare, sm90)");
     const int grid = std::min(args.total_tiles, context.properties.multiProcessorCount);
     kernel<<<static_cast<unsigned>(grid), Shape::kThreads, kBytes, context.stream>>>(args);
     CUDA_CHECK_LAUNCH("attention_backward (sm90)");
-    finish_kernel<kType, HS><<<blocks(sm80::kFinishRows), 32 * kFinishWarps,
-                               static_cast<size_t>(sm80::kFinishRows * HS * 2), context.stream>>>(a);
+    finish_kernel<kType, HS><<<blocks(tiles::kFinishRows), 32 * kFinishWarps,
+                               static_cast<size_t>(tiles::kFinishRows * HS * 2), context.stream>>>(a);
     CUDA_CHECK_LAUNCH("attention_backward (finish, sm90)");
 }
 
@@ -45,7 +45,7 @@ void launch_size(const CudaContext& context, const AttentionBackward& a) {
         .dout = tensor_map("dout", a.dout, Shape::kQueries),
         .dk = tensor_map("dk", a.dk, Shape::kGroupKeys),
         .dv = tensor_map("dv", a.dv, Shape::kGroupKeys),
-        .common = sm80::backward_args(a, Shape::kKeys, context.properties.multiProcessorCount),
+        .common = tiles::backward_args(a, Shape::kKeys, context.properties.multiProcessorCount),
         .total_tiles = static_cast<int>(total_tiles),
         .inverse_scale = static_cast<float>(1 / a.scale),
     };
@@ -56,7 +56,7 @@ void launch_size(const CudaContext& context, const AttentionBackward& a) {
 
 }  // namespace
 
-// bf16 and fp16, both head sizes, with and without ALiBi: 8 kernels, and 4 each of what comes before and after.
+// bf16 and fp16, both head sizes, with and without ALiBi: 8 kernels, and 4 each before and after the main one.
 void attention_backward_sm90_cuda(const Device& device, const AttentionBackward& a) {
     check_size(a.q);
     if (a.q.shape[0] == 0 || a.q.shape[1] == 0) return;

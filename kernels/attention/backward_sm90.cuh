@@ -1,161 +1,36 @@
-// The backward kernels for Hopper: copies by the copy engine, products of warp groups (Shah et al. 2024,
-// FlashAttention-3). Included by backward_sm90.cu, and by the test that runs them on the CPU. The gradients, and what
-// comes before and after the main kernel: backward_sm80.cuh and backward_common.cuh.
+// The backward kernels for Hopper: TMA loads and warp-group GEMMs (wgmma; Shah et al. 2024, FlashAttention-3).
+// backward_sm90.cu includes this file, and so does the test that runs it on the CPU. backward_sm80.cuh has the formulas
+// of the gradients, backward_common.cuh the kernels before and after the main one.
 //
-// A block has 128 keys of a key/value head at a time, and goes through the queries that see them and the group's query
-// heads; blocks stay, and take key tiles by ticket. Two warp groups multiply, each with 64 keys. S and dP are computed
-// transposed, a row for each key, so that P^T and dS^T lie in registers as the products for dV and dK take them, and
-// dK and dV stay in registers over all queries and heads. dS alone passes through shared memory, for dQ = dS K, of
-// which each group computes half: of the queries, or (HS 128) of the columns. ALiBi's bias is a product, by which S
-// begins (alibi_sm90.cuh).
+// The grid is persistent, and blocks take key tiles by ticket. A tile is 128 keys of a key/value head; the block goes
+// through the queries that see them and the group's query heads. Two warp groups multiply, each with 64 keys. S and dP
+// are computed transposed, a row for each key, so that P^T and dS^T lie in registers as the GEMMs for dV and dK take
+// them, and the accumulators of dK and dV stay in registers over all queries and heads. Only dS passes through shared
+// memory, for dQ = dS K, of which each group computes half: half the queries, or (HS 128) half the columns. ALiBi's
+// bias is a GEMM too, which initialises S (alibi_sm90.cuh).
 //
-// Of the third group, one thread loads, and one warp sees to dQ: the sums of a step lie in shared memory in the order
-// of dQ's fragments, and the copy engine adds them to memory. Deterministic, it waits for the step's turn (policy.h)
-// while the others go on with the next one, and passes the turn when what it has added has arrived.
+// In the third group one thread loads, and one warp writes dQ: a step's partial sums lie in shared memory in the order
+// of dQ's fragments, and TMA adds them to global memory. In deterministic mode the warp waits for the step's turn
+// (policy.h) while the others go on with the next step, and passes the turn on when its additions have arrived.
 #pragma once
 
 #include <type_traits>
 
-#include "kernels/attention/alibi_sm90.cuh"
-#include "kernels/attention/backward_common.cuh"
-#include "kernels/attention/operands_sm90.h"
-#include "kernels/cuda/mma_sm90.cuh"
+#include "kernels/attention/backward_layout_sm90.cuh"
 
 namespace ingot::sm90 {
 
-using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::load_shared_floats, sm80::opaque, sm80::pack,
-    sm80::uniform;
-using sm80::kAllLanes, sm80::kLog2E, sm80::kPrepareThreads, sm80::kFinishWarps;
+using tiles::exp2_fast, tiles::fragment_column, tiles::fragment_row, tiles::load_shared_floats, tiles::opaque,
+    tiles::pack, tiles::uniform;
+using tiles::kAllLanes, tiles::kLog2E, tiles::kPrepareThreads, tiles::kFinishWarps;
 
-template <int HS>
-struct BackwardShape {
-    static_assert(HS == 64 || HS == 128);
-    static constexpr int kKeys = 128, kGroupKeys = 64;
-    static constexpr int kQueries = HS == 64 ? 128 : 64;
-    static constexpr int kStages = 2;  // of Q, dO and dS
-    static constexpr int kThreads = 128 * 3;
-    // Does dQ's half of a warp group have all columns, and half of the queries?
-    static constexpr bool kSplitsQueries = kQueries == 128;
-    // S of the next step is started while dQ of this one is under way, and runs while dQ is handed on.
-    static constexpr bool kScoresAhead = true;
-    // dV is started before dS is computed, which takes registers for its operand beside those for P.
-    static constexpr bool kValuesFirst = HS == 128;
-    // A block starts with equal shares of 65,536 registers, multiples of 8, and passes them on. Sums take 192 of a
-    // consumer's thread, operands 32 more (HS 128), or up to 64.
-    static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-    static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * (65536 / kThreads / 8 * 8));
-};
-
-template <int HS>
-struct alignas(1024) BackwardShared {
-    using Shape = BackwardShape<HS>;
-    uint16_t k[Shape::kKeys * HS], v[Shape::kKeys * HS];
-    uint16_t q[Shape::kStages][Shape::kQueries * HS], dout[Shape::kStages][Shape::kQueries * HS];
-    uint16_t ds[Shape::kStages][Shape::kKeys * Shape::kQueries];  // (keys, queries); in the end dV
-    uint16_t dk[2][Shape::kGroupKeys * HS];
-    float dq[Shape::kQueries * HS];  // in the order of memory
-    uint16_t alibi[alibi_elements(Shape::kQueries)];
-    float lse[Shape::kStages][Shape::kQueries], delta[Shape::kStages][Shape::kQueries];
-    // What the block works on: kv_head (-1: no more), key tile, 0, 0, and the walk through the queries.
-    alignas(16) int32_t work[8];
-    uint64_t work_full, work_empty, k_full, k_empty, v_full, v_empty, dq_full, dq_empty;
-    uint64_t q_full[Shape::kStages], q_empty[Shape::kStages], dout_full[Shape::kStages], dout_empty[Shape::kStages];
-    static_assert(sizeof(ds) >= sizeof(dk) && sizeof(dq) == 32768);
-};
-
-// Barriers of some warps; 0 is the block's. kOutput: one for each consumer from there on.
-enum BackwardBarrier : int { kPair = 1, kOutput = 2 };
-
-struct BackwardArgs {
-    TensorMap q, k, v, dout, dk, dv;  // (heads, HS / 64, N, 64); boxes of a tile, of 64 keys for dk and dv
-    sm80::BackwardArgs common;
-    int total_tiles;      // of keys, of all key/value heads
-    float inverse_scale;  // 1 / scale
-};
-
-// The tensors' places in shared memory.
-template <int HS>
-struct BackwardPlaces {
-    uint32_t base;
-    using Shared = BackwardShared<HS>;
-    static constexpr uint32_t kKeyTileBytes = sizeof(Shared::k), kQueryTileBytes = sizeof(Shared::q[0]);
-    static constexpr uint32_t kDsBytes = sizeof(Shared::ds[0]), kDkBytes = sizeof(Shared::dk[0]);
-    static constexpr uint32_t kDqBytes = sizeof(Shared::dq), kStatisticsBytes = sizeof(Shared::lse[0]);
-#define INGOT_PLACE(member)                                            \
-    __device__ uint32_t member() const {                               \
-        return base + static_cast<uint32_t>(offsetof(Shared, member)); \
-    }
-    INGOT_PLACE(k)
-    INGOT_PLACE(v)
-    INGOT_PLACE(q)
-    INGOT_PLACE(dout)
-    INGOT_PLACE(ds)
-    INGOT_PLACE(dk)
-    INGOT_PLACE(dq)
-    INGOT_PLACE(alibi)
-    INGOT_PLACE(lse)
-    INGOT_PLACE(delta)
-    INGOT_PLACE(work)
-    INGOT_PLACE(work_full)
-    INGOT_PLACE(work_empty)
-    INGOT_PLACE(k_full)
-    INGOT_PLACE(k_empty)
-    INGOT_PLACE(v_full)
-    INGOT_PLACE(v_empty)
-    INGOT_PLACE(dq_full)
-    INGOT_PLACE(dq_empty)
-    INGOT_PLACE(q_full)
-    INGOT_PLACE(q_empty)
-    INGOT_PLACE(dout_full)
-    INGOT_PLACE(dout_empty)
-#undef INGOT_PLACE
-};
-
-// A block's steps through a key tile: the tiles of queries that see it, and at each the heads of the group.
-struct BackwardStep {
-    int q0, head;  // -1: none; of the group
-};
-template <int kQueries>
-__device__ BackwardStep first_step(const QueryWalk& walk) {
-    return {walk.begin < walk.end ? walk.first(kQueries) : -1, 0};
-}
-template <int kQueries>
-__device__ BackwardStep step_after(const BackwardStep& step, const QueryWalk& walk, int G) {
-    if (step.head + 1 < G) return {step.q0, step.head + 1};
-    return {walk.after(step.q0, kQueries), 0};
-}
-
-// The stage of a step, and the parity of its barriers' phase, by how many steps the block has done.
-struct BackwardStage {
-    uint32_t index, parity;
-    __device__ explicit BackwardStage(uint32_t count) : index(count % 2), parity(count / 2 % 2) {}
-    __device__ uint32_t of(uint32_t first, uint32_t bytes) const { return first + index * bytes; }
-    __device__ uint32_t barrier(uint32_t first) const { return of(first, sizeof(uint64_t)); }
-};
-
-struct BackwardWork {
-    int kv_head, tile;
-    QueryWalk walk;
-};
-// By whole warps, of which one lane reads, and then says that the record may be overwritten.
-template <int HS>
-__device__ BackwardWork receive_work(const BackwardPlaces<HS>& shared, uint32_t parity, int lane) {
-    wait(shared.work_full(), parity);
-    int4 what = make_int4(0, 0, 0, 0), walk = what;
-    if (lane == 0) {
-        what = load_shared(shared.work()), walk = load_shared(shared.work() + 16);
-        arrive(shared.work_empty());
-    }
-    return {uniform(what.x), uniform(what.y), {uniform(walk.x), uniform(walk.y), uniform(walk.z)}};
-}
-
-// ---- The producer: one warp, of which one thread starts the copies, so that counts lie in uniform registers ----
+// ---- The producer: one warp, so that counts lie in uniform registers; one thread of it starts the loads ----
 
 template <int HS>
 __device__ void produce(const BackwardArgs& args, const BackwardPlaces<HS>& shared) {
     using Shape = BackwardShape<HS>;
     constexpr int kKeys = Shape::kKeys, kQueries = Shape::kQueries;
-    const sm80::BackwardArgs& a = args.common;
+    const tiles::BackwardArgs& a = args.common;
     const bool is_first_lane = static_cast<int>(threadIdx.x) % 32 == 0;
     uint32_t count = 0;
     for (uint32_t work_parity = 0;; work_parity ^= 1) {
@@ -202,17 +77,17 @@ __device__ void produce(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             };
             load_queries(shared.q(), args.q, shared.lse(), a.lse_log2, shared.q_full(), shared.q_empty());
             load_queries(shared.dout(), args.dout, shared.delta(), a.delta, shared.dout_full(), shared.dout_empty());
-            __syncwarp();  // a lane that lags behind would not know of which phase a barrier's parity is
+            __syncwarp();  // a lane that lags behind could mistake a barrier's phase for the one two before
         }
     }
 }
 
-// ---- dQ's way to memory: one warp ----
+// ---- Writing dQ to global memory: one warp ----
 
 template <int HS>
 __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& shared) {
     constexpr int kQueries = BackwardShape<HS>::kQueries;
-    const sm80::BackwardArgs& a = args.common;
+    const tiles::BackwardArgs& a = args.common;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     uint32_t parity = 0;
     for (uint32_t work_parity = 0;; work_parity ^= 1) {
@@ -225,7 +100,7 @@ __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& share
             if (a.is_deterministic) {
                 const int4 at = *reinterpret_cast<const int4*>(a.adders + query_tile * 4);
                 turn = work.tile - at.x;
-                if (at.z == 0) {  // not in the row's order: adders_before(), of few registers
+                if (at.z == 0) {  // the ranks are not in the row's order: adders_before(), with few registers
                     turn = 0;
                     const int mine = a.ranks[work.tile];
 #pragma unroll 1
@@ -239,12 +114,12 @@ __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& share
             parity ^= 1;
             if (lane == 0) {
                 int* const turn_at = a.turns + static_cast<int64_t>(head) * a.num_query_tiles + query_tile;
-                float* const to = a.dq_sums + (static_cast<int64_t>(head) * a.padded_N + step.q0) * HS;
+                float* const to = a.dq_accumulator + (static_cast<int64_t>(head) * a.padded_N + step.q0) * HS;
                 if (a.is_deterministic) {
-                    sm80::wait_for_turn(turn_at, turn);
+                    tiles::wait_for_turn(turn_at, turn);
                     order_copies();
                 }
-                // Whoever is the first need not add.
+                // The first one stores instead of adding.
                 if (a.is_deterministic && turn == 0)
                     start_store_floats(to, shared.dq(), shared.kDqBytes);
                 else
@@ -253,7 +128,7 @@ __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& share
                 arrive(shared.dq_empty());
                 if (a.is_deterministic) {
                     await_stores();
-                    sm80::store_release(turn_at, turn + 1);
+                    tiles::store_release(turn_at, turn + 1);
                 }
             }
             __syncwarp();
@@ -264,21 +139,21 @@ __device__ void add_dq(const BackwardArgs& args, const BackwardPlaces<HS>& share
 
 // ---- A consumer ----
 
-// This thread's, made anew where it is asked for: addresses that depend on it do not take registers in between.
+// Recomputes this thread's lane at each call, so that addresses that depend on it do not occupy registers in between.
 __device__ inline int lane_now() {
     return static_cast<int>(static_cast<unsigned>(opaque(static_cast<int>(threadIdx.x))) % 32);
 }
 
-// What a warp knows of its sixteen keys.
+// A warp's sixteen keys: which queries see them.
 struct KeyRows {
     SeenByRows seen;
     bool sees_past;  // some of them are seen by earlier queries: |i - j| has two sides
 };
 
-// From S^T to P^T, in place. `key0` is the warp's first key; `slope` is in the domain of the products.
+// Turns S^T into P^T in place. `key0` is the warp's first key; `slope` is divided by the scale, as S is.
 template <bool kHasAlibi, int kQueries>
-__device__ __forceinline__ void weigh(float (&p)[kQueries / 2], const sm80::BackwardArgs& a, const KeyRows& rows,
-                                      int q0, int key0, uint32_t lse_row, float slope) {
+__device__ __forceinline__ void to_probabilities(float (&p)[kQueries / 2], const tiles::BackwardArgs& a,
+                                                 const KeyRows& rows, int q0, int key0, uint32_t lse_row, float slope) {
     const int lane = lane_now(), row = key0 + fragment_row(lane, 0);  // a thread has this key, and that 8 further
     const float scale_log2 = a.scale_log2;
     const int column0 = fragment_column(lane, 0);
@@ -325,7 +200,7 @@ template <DType kType, int HS, bool kAdds = false, typename Begin>
 __device__ __forceinline__ void start_scores(float (&scores)[BackwardShape<HS>::kQueries / 2], uint32_t rows,
                                              uint32_t queries, const Begin& begin) {
     const uint64_t a = descriptor_over_columns(rows), b = descriptor_over_columns(queries);
-    begin_products();
+    begin_gemm();
     begin();
 #pragma unroll
     for (int d = 0; d < HS / 16; ++d) {
@@ -339,28 +214,28 @@ __device__ __forceinline__ void start_scores(float (&scores)[BackwardShape<HS>::
     end_batch();
 }
 
-// sums += weights (64 keys x queries) times the tile of queries: dV, or dK.
+// accumulator += a (64 keys x queries) times the tile of queries: dV with a = P^T, dK with a = dS^T.
 template <DType kType, int HS>
-__device__ __forceinline__ void start_sums(float (&sums)[HS / 2],
-                                           const uint32_t (&weights)[BackwardShape<HS>::kQueries / 16][4],
-                                           uint32_t queries, bool is_first) {
+__device__ __forceinline__ void start_accumulation(float (&accumulator)[HS / 2],
+                                                   const uint32_t (&a)[BackwardShape<HS>::kQueries / 16][4],
+                                                   uint32_t queries, bool is_first) {
     constexpr int kQueries = BackwardShape<HS>::kQueries;
     const uint64_t b = descriptor_over_rows(queries, kQueries);
-    begin_products();
+    begin_gemm();
 #pragma unroll
     for (int step = 0; step < kQueries / 16; ++step)
-        multiply_over_rows<kType>(sums, weights[step], b + step_over_rows(step), step > 0 || !is_first);
+        multiply_over_rows<kType>(accumulator, a[step], b + step_over_rows(step), step > 0 || !is_first);
     end_batch();
 }
 
-// A consumer's half of dQ = dS K.
+// Starts a consumer's half of dQ = dS K.
 template <DType kType, int HS>
 __device__ __forceinline__ void start_dq(float (&dq)[32], uint32_t ds_tile, uint32_t k_tile, int consumer) {
     using Shape = BackwardShape<HS>;
     const uint32_t half = static_cast<uint32_t>(consumer) * Shape::kKeys * kPanelRowBytes;  // a panel
     const uint64_t a = descriptor_over_rows(ds_tile + (Shape::kSplitsQueries ? half : 0), Shape::kKeys);
     const uint64_t b = descriptor_over_rows(k_tile + (Shape::kSplitsQueries ? 0 : half), Shape::kKeys);
-    begin_products();
+    begin_gemm();
 #pragma unroll
     for (int step = 0; step < Shape::kKeys / 16; ++step) {
         if (step == 0)
@@ -371,7 +246,7 @@ __device__ __forceinline__ void start_dq(float (&dq)[32], uint32_t ds_tile, uint
     end_batch();
 }
 
-// Rounds a warp's 16 rows of `kSums` / 2 fragments, times `factor`, into a tile of `tile_rows` rows.
+// Multiplies a warp's 16 rows by `factor`, rounds them and stores them into a tile of `tile_rows` rows.
 template <DType kType, int kSums>
 __device__ __forceinline__ void store_fragments(uint32_t tile, int row, int tile_rows, const float (&sums)[kSums],
                                                 float factor) {
@@ -388,7 +263,7 @@ template <DType kType, int HS, bool kHasAlibi>
 __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shared, int consumer) {
     using Shape = BackwardShape<HS>;
     constexpr int kKeys = Shape::kKeys, kQueries = Shape::kQueries;
-    const sm80::BackwardArgs& a = args.common;
+    const tiles::BackwardArgs& a = args.common;
     const int warp = uniform(static_cast<int>(threadIdx.x) / 32 % 4);
     const auto is_first_thread = [] { return opaque(static_cast<int>(threadIdx.x)) % 128 == 0; };
     const int group_row = Shape::kGroupKeys * consumer, warp_row = group_row + 16 * warp;
@@ -400,7 +275,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
     const int row_block = Shape::kSplitsQueries ? 4 * consumer + warp : warp;
     const int fragment = row_block * (HS / 8) + (Shape::kSplitsQueries ? 0 : 8 * consumer);
     const uint32_t dq_fragments = shared.dq() + static_cast<uint32_t>(fragment * 512);
-    const auto leave = [&](uint32_t barrier) {  // this warp has done with what the barrier guards
+    const auto leave = [&](uint32_t barrier) {  // this warp is done with what the barrier guards
         if (lane_now() == 0) arrive(barrier);
     };
 
@@ -410,7 +285,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         if (work.kv_head < 0) break;
         const int k0 = work.tile * kKeys, key0 = k0 + warp_row;
         KeyRows rows;
-        // Keys past the end are seen by nobody, which comparisons say.
+        // No query sees keys past the end: the index comparisons mask them.
         rows.seen = {0, a.N, 0, 0};
         rows.sees_past = false;
         if (key0 + 16 <= a.N) {
@@ -436,7 +311,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         const auto slope_of = [&](const BackwardStep& at) {
             return a.slopes[work.kv_head * a.G + at.head] * args.inverse_scale;
         };
-        // S begins with +- slope ((j - q0) - (i - q0)).
+        // The initial value of S is +- slope ((j - q0) - (i - q0)).
         uint32_t bias[4];
         const auto prepare_bias = [&](const BackwardStep& at) {
             if constexpr (kHasAlibi) {
@@ -454,7 +329,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
                     multiply_over_rows<DType::bf16>(p, bias, alibi_descriptor(shared.alibi()), false);
             });
         };
-        // One step, and S of the next one, if there is one.
+        // Computes one step, and S of the next one if there is one.
         const auto multiply = [&](bool is_first, auto has_next, const BackwardStep& next) {
             const BackwardStage stage(count);
             const uint32_t q_tile = stage.of(shared.q(), shared.kQueryTileBytes);
@@ -473,16 +348,17 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
                 await_batches<1>();
                 settle(p);
             }
-            weigh<kHasAlibi, kQueries>(p, a, rows, step.q0, key0, stage.of(shared.lse(), shared.kStatisticsBytes),
-                                       kHasAlibi ? slope_of(step) : 0.0f);
-            uint32_t weights[kQueries / 16][4], ds[kQueries / 16][4];
-            const auto round_weights = [&] {
+            to_probabilities<kHasAlibi, kQueries>(p, a, rows, step.q0, key0,
+                                                  stage.of(shared.lse(), shared.kStatisticsBytes),
+                                                  kHasAlibi ? slope_of(step) : 0.0f);
+            uint32_t p_operand[kQueries / 16][4], ds[kQueries / 16][4];
+            const auto round_p = [&] {
 #pragma unroll
-                for (int i = 0; i < kQueries / 4; ++i) weights[i / 4][i % 4] = pack<kType>(p[2 * i], p[2 * i + 1]);
+                for (int i = 0; i < kQueries / 4; ++i) p_operand[i / 4][i % 4] = pack<kType>(p[2 * i], p[2 * i + 1]);
             };
             if constexpr (Shape::kValuesFirst) {
-                round_weights();
-                start_sums<kType, HS>(dv, weights, dout_tile, is_first);
+                round_p();
+                start_accumulation<kType, HS>(dv, p_operand, dout_tile, is_first);
                 await_batches<1>();
             } else {
                 await_batches<0>();
@@ -501,7 +377,7 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
                         pack<kType>(p[i] * (dp[i] - delta.x), p[i + 1] * (dp[i + 1] - delta.y));
                 }
             }
-            if (is_first) {  // dV of the last tile has left dS's place
+            if (is_first) {  // the store of the last tile's dV has read dS's memory
                 if (is_first_thread()) await_stores_read();
                 meet(kPair, 256);
             }
@@ -514,13 +390,13 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             }
             publish_shared();
             if constexpr (!Shape::kValuesFirst) {
-                round_weights();
-                start_sums<kType, HS>(dv, weights, dout_tile, is_first);
+                round_p();
+                start_accumulation<kType, HS>(dv, p_operand, dout_tile, is_first);
             }
-            start_sums<kType, HS>(dk, ds, q_tile, is_first);
+            start_accumulation<kType, HS>(dk, ds, q_tile, is_first);
             constexpr bool kIsAhead = Shape::kScoresAhead && decltype(has_next)::value;
             if constexpr (kIsAhead) prepare_bias(next);
-            meet(kPair, 256);  // all of dS is there, and nobody reads the other stage's any more
+            meet(kPair, 256);  // all of dS has been written, and the other stage's dS is no longer read
 
             float dq[32];
             start_dq<kType, HS>(dq, ds_tile, shared.k(), consumer);
@@ -566,9 +442,10 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
         settle(dk);
         settle(dv);
 
-        // Through shared memory, where the last tile's dK must have left; rows past the end are not written.
+        // dK and dV go through shared memory, which the last tile's stores must have read. TMA does not write rows past
+        // the end.
         if (is_first_thread()) await_stores_read();
-        meet(kPair, 256);  // all have done with dS, where dV goes
+        meet(kPair, 256);  // both groups are done with dS, whose memory dV takes
         store_fragments<kType>(dv_tile, 16 * warp, Shape::kGroupKeys, dv, 1.0f);
         store_fragments<kType>(dk_tile, 16 * warp, Shape::kGroupKeys, dk, a.scale);
         publish_shared();
@@ -578,15 +455,15 @@ __device__ void consume(const BackwardArgs& args, const BackwardPlaces<HS>& shar
             start_store(&args.dk, 0, k0 + group_row, 0, work.kv_head, dk_tile);
         }
     }
-    // Shared memory may go only when it has been read.
+    // The block may end only when its stores have read shared memory.
     if (is_first_thread()) await_stores_read();
 }
 
 // ---- The kernels ----
 
 template <DType kType, int HS>
-__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ sm80::BackwardArgs a) {
-    sm80::prepare<kType, HS, BackwardShape<HS>::kQueries, BackwardShape<HS>::kKeys>(a);
+__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ tiles::BackwardArgs a) {
+    tiles::prepare<kType, HS, BackwardShape<HS>::kQueries, BackwardShape<HS>::kKeys>(a);
 }
 
 template <DType kType, int HS, bool kHasAlibi>
@@ -628,8 +505,8 @@ __global__ void __launch_bounds__(BackwardShape<HS>::kThreads, 1)
 }
 
 template <DType kType, int HS>
-__global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const __grid_constant__ sm80::BackwardArgs a) {
-    sm80::finish<kType, HS, BackwardShape<HS>::kQueries>(a);
+__global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const __grid_constant__ tiles::BackwardArgs a) {
+    tiles::finish<kType, HS, BackwardShape<HS>::kQueries>(a);
 }
 
 }  // namespace ingot::sm90

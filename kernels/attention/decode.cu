@@ -1,6 +1,6 @@
-// Attention of one token on CUDA: bound by reading keys and values, so plain arithmetic does. A block per query head;
-// its warps take the keys in turn, kBatch at a time, each with an online softmax of its own, and their results are
-// merged in the order of the warps. Lane l has the elements l, l + 32, ... of a head.
+// Attention of one token on CUDA. It is bound by reading keys and values, so that fp32 arithmetic without tensor cores
+// is fast enough. A block computes one query head: its warps take kBatch keys at a time in turn, each with an online
+// softmax of its own, and their results are merged in the order of the warps. Lane l has the elements l, l + 32, ...
 #include <algorithm>
 
 #include "kernels/attention/decode.h"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kBatch = 4;  // keys of a warp whose loads are on their way at once
+constexpr int kBatch = 4;  // keys of a warp whose loads are in flight at once
 
 template <typename T>
 struct DecodeArgs {
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
         float scores[kBatch], values[kBatch][kPerLane];
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
-            const int64_t token = min(first + u, a.S - 1);  // past the end the last one again, with no weight
+            const int64_t token = min(first + u, a.S - 1);  // past the end the last one again, with a probability of 0
             float key[kPerLane];
             load_head(key, k + token * a.k_token, a.HS);
             load_head(values[u], v + token * a.v_token, a.HS);
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
             if (first + u >= a.S) scores[u] = -INFINITY;
             new_maximum = fmaxf(new_maximum, scores[u]);
         }
-        // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+        // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, the partial sums are rescaled.
         const float shrink = expf(maximum - new_maximum);
         maximum = new_maximum;
         total *= shrink;
@@ -119,7 +119,7 @@ struct AppendArgs {
     int64_t count, NKV, HS;  // count: elements of k
 };
 
-// The bits are copied, whatever they mean.
+// Copies bits, whatever the type.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant__ AppendArgs<T> a) {
     const int64_t stride = int64_t{gridDim.x} * kThreads;
@@ -183,7 +183,7 @@ void kv_cache_append_cuda(const Device& device, const KvCacheAppend& a) {
                                     .count = count,
                                     .NKV = a.k.shape[1],
                                     .HS = a.k.shape[2]};
-        constexpr int64_t kMaxBlocks = 4096;  // a prompt's keys go round
+        constexpr int64_t kMaxBlocks = 4096;  // threads loop over the keys of a long prompt
         const auto blocks = static_cast<unsigned>(std::min((count + kThreads - 1) / kThreads, kMaxBlocks));
         append_kernel<T><<<blocks, kThreads, 0, device.context().stream>>>(args);
         CUDA_CHECK_LAUNCH("kv_cache_append");

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kTile = 128;
 constexpr int64_t kMaxHeadSize = 256;
 
-// A head is one task: its sums run in index order, so that the bits do not depend on threads.
+// A head is one task, whose sums run in index order, so that the bits do not depend on threads.
 template <typename T>
 void decode_cpu(const AttentionDecode& a) {
     const int64_t NH = a.q.shape[0], HS = a.q.shape[1], S = a.k.shape[0], G = NH / a.k.shape[1];
@@ -42,7 +42,7 @@ void decode_cpu(const AttentionDecode& a) {
                 scores[c] = scale * dot - slope * static_cast<T>(S - 1 - begin - c);
                 tile_maximum = std::max(tile_maximum, scores[c]);
             }
-            // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+            // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, the partial sums are rescaled.
             const T shrink = fast_exp(maximum - tile_maximum);
             maximum = tile_maximum;
             sum *= shrink;

@@ -1,30 +1,32 @@
-// The forward kernel on tensor cores (Flash attention: Dao et al. 2022; Dao 2023). Included by forward_sm80.cu, and by
-// the test that runs it on the CPU.
+// The forward kernel on tensor cores (Flash attention: Dao et al. 2022; Dao 2023). forward_sm80.cu includes this file,
+// and so does the test that runs it on the CPU.
 //
 // A block has a tile of queries of one head, a warp 32 of its rows. It walks over the tiles of keys that they see, from
-// the last to the first, with S = Q K^T and the sums of P V in registers. The copy of V's tile runs under Q K^T, that
-// of the next K under P V.
+// the last to the first, with S = Q K^T and the accumulator of P V in registers. V's tile is copied during Q K^T, the
+// next K during P V.
 //
-// Scores are kept in the domain of log 2: with c = scale log2(e), a weight is 2^(c s - reference), one fused
-// multiply-add and one ex2. The reference is the row's largest score when it was last moved: it moves only when a score
-// exceeds it by more than 2^8, so that sums are rarely scaled (P stays far below fp16's 65504; in bf16 and fp16 alike
-// its relative precision does not depend on the reference).
+// Scores are in the domain of log 2: with c = scale log2(e), a probability before normalisation is 2^(c s - maximum),
+// one fused multiply-add and one ex2. The running maximum moves only when a score exceeds it by more than 8, a factor
+// of 2^8, so that the accumulator is rarely rescaled (P stays far below fp16's 65504; in bf16 and fp16 alike its
+// relative precision does not depend on the maximum).
 //
-// ALiBi enters as the products' initial sums: S starts as the part of the bias that depends on the key, divided by
-// `scale`, the same for all rows; the part that depends on the query joins the reference.
+// ALiBi initialises the accumulator of S: it starts as the part of the bias that depends on the key, divided by
+// `scale`, the same for all rows; the part that depends on the query joins the running maximum.
 #pragma once
 
 #include "kernels/attention/policy.h"
-#include "kernels/attention/sm80_tiles.cuh"
+#include "kernels/attention/tiles.cuh"
 
 namespace ingot::sm80 {
+
+using namespace tiles;
 
 template <int HS>
 struct ForwardShape {
     static constexpr int kWarps = 4, kThreads = 32 * kWarps;
     static constexpr int kRowBlocks = 2;                       // of 16 queries, of a warp
     static constexpr int kQueries = kWarps * 16 * kRowBlocks;  // 128
-    // Sums of P V take HS registers of a lane, scores as many as there are keys in a tile: 192 of 255 at most.
+    // P V's accumulator takes HS registers of a lane, and scores one for each key of a tile: at most 192 of 255.
     static constexpr int kKeys = HS <= 64 ? 128 : 64;
 };
 
@@ -44,8 +46,6 @@ struct ForwardArgs {
     float scale, scale_log2;  // > 0; times log2(e)
 };
 
-constexpr float kMostAboveReference = 8;  // in powers of two
-
 template <DType kType, int HS, bool kHasAlibi>
 __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(const __grid_constant__ ForwardArgs a) {
     using Shape = ForwardShape<HS>;
@@ -58,35 +58,35 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
     const uint32_t v_tile = shared + static_cast<uint32_t>(offsetof(Shared, v));
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 
-    // Under a causal mask the last tiles see most keys: they go first.
+    // Under a causal mask the last tiles see the most keys, so they go first.
     const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
     const int head = static_cast<int>(blockIdx.y), kv_head = head / a.G;
     const TileRange keys = reached_tiles(a.first_key, a.end_key, q0, min(q0 + Shape::kQueries, a.N), a.N, kKeys);
     const int num_tiles = keys.num_tiles(kKeys);
 
-    // The warp's own rows, and what they see.
+    // The warp has rows [row0, row1).
     const int row0 = q0 + warp * kWarpRows, row1 = min(row0 + kWarpRows, a.N);
-    const float slope = kHasAlibi ? a.slopes[head] / a.scale : 0.0f;  // in the domain of the products
+    const float slope = kHasAlibi ? a.slopes[head] / a.scale : 0.0f;  // S is divided by the scale
 
     start_tile<HS, Shape::kQueries, kThreads>(q_tile, a.q, head, q0, a.N);
     if (num_tiles > 0) start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head, keys.begin + (num_tiles - 1) * kKeys, a.N);
     commit_copies();
 
     float out[kRowBlocks][HS / 8][4];
-    float reference[kRowBlocks][2], total[kRowBlocks][2];  // total: of this lane's columns
+    float maximum[kRowBlocks][2], total[kRowBlocks][2];  // total: over this lane's columns
     set_zero<kRowBlocks, HS / 8>(out);
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) reference[m][half] = -INFINITY, total[m][half] = 0;
+        for (int half = 0; half < 2; ++half) maximum[m][half] = -INFINITY, total[m][half] = 0;
 
     for (int k0 = keys.begin + (num_tiles - 1) * kKeys; k0 >= keys.begin; k0 -= kKeys) {
         wait_for_copies<0>();
-        __syncthreads();  // K is there, and all have done with the previous V
+        __syncthreads();  // K has arrived, and all warps are done with the previous V
         start_tile<HS, kKeys, kThreads>(v_tile, a.v, kv_head, k0, a.N);
         commit_copies();
 
-        // Read again for each tile, from L1: the registers are needed elsewhere.
+        // These are read again for each tile, from L1, since the registers are needed elsewhere.
         SeenByRows seen = {0, 0, 0, 0};
         if (row0 < row1) seen = seen_by_rows(a.first_key, a.end_key, opaque(row0), row1);
         const AlibiSide side = alibi_side(row0, row1, k0, k0 + kKeys);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
         const bool is_compared = !seen.is_all_of(k0, k0 + kKeys) || (kHasAlibi && side.crosses_diagonal);
         float scores[kRowBlocks][kKeys / 8][4];
         if (!is_seen) {
-            // Never read, but what is written on one path alone would keep its registers all through the loop.
+            // The zeros are never read, but scores written on one path only would occupy registers in the whole loop.
             set_zero<kRowBlocks, kKeys / 8>(scores);
         } else {
             const MatrixLane<HS> rows_lane = rows_first<HS>(opaque(lane)), chunks_lane = chunks_first<HS>(opaque(lane));
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
         }
 
         wait_for_copies<0>();
-        __syncthreads();  // V is there, and all have done with K
+        __syncthreads();  // V has arrived, and all warps are done with K
         if (k0 > keys.begin) {
             start_tile<HS, kKeys, kThreads>(k_tile, a.k, kv_head, k0 - kKeys, a.N);
             commit_copies();
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int i = row0 + 16 * m + fragment_row(opaque(lane), 2 * half);
-                    // In columns of the tile, less this lane's first.
+                    // Offsets are columns of the tile, counted from this lane's first.
                     const int offset = k0 + fragment_column(opaque(lane), 0);
                     const int first = (i < a.N ? a.first_key[i] : 0) - offset;
                     const int end = (i < a.N ? a.end_key[i] : 0) - offset;
@@ -184,17 +184,17 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
                 most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
                 most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
                 largest[m][half] = fmaf(most, a.scale_log2, row_bias(m, half));
-                grows = grows || largest[m][half] > reference[m][half] + kMostAboveReference;
+                grows = grows || largest[m][half] > maximum[m][half] + kMostAboveMaximum;
             }
         if (__any_sync(kAllLanes, grows)) {
 #pragma unroll
             for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    // Row by row: what other rows of the warp see must not show in this one's bits.
-                    if (!(largest[m][half] > reference[m][half] + kMostAboveReference)) continue;
-                    const float shrink = exp2_fast(reference[m][half] - largest[m][half]);
-                    reference[m][half] = largest[m][half];
+                    // Each row by itself: a row's bits must not depend on what other rows of the warp see.
+                    if (!(largest[m][half] > maximum[m][half] + kMostAboveMaximum)) continue;
+                    const float shrink = exp2_fast(maximum[m][half] - largest[m][half]);
+                    maximum[m][half] = largest[m][half];
                     total[m][half] *= shrink;
 #pragma unroll
                     for (int n = 0; n < HS / 8; ++n)
@@ -206,8 +206,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
         for (int m = 0; m < kRowBlocks; ++m)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                // No key seen so far: the exponents stay finite or -inf, and every weight is 0.
-                const float finite = reference[m][half] == -INFINITY ? 0.0f : reference[m][half];
+                // A row that has seen no key so far keeps exponents finite or -inf, and probabilities of 0.
+                const float finite = maximum[m][half] == -INFINITY ? 0.0f : maximum[m][half];
                 const float shift = row_bias(m, half) - finite;
 #pragma unroll
                 for (int n = 0; n < kKeys / 8; ++n)
@@ -244,14 +244,14 @@ __global__ void __launch_bounds__(ForwardShape<HS>::kThreads, 2) forward_kernel(
             float sum = total[m][half];
             sum += __shfl_xor_sync(kAllLanes, sum, 1);
             sum += __shfl_xor_sync(kAllLanes, sum, 2);
-            const bool sees_nothing = sum == 0.0f;  // NaN is no 0: it is passed on
+            const bool sees_nothing = sum == 0.0f;  // false for NaN, which is passed on
             factors[m][half] = sees_nothing ? 0.0f : 1.0f / sum;
             const int i = row0 + 16 * m + fragment_row(lane, 2 * half);
             if (lane % 4 == 0 && i < a.N)
                 a.lse[static_cast<int64_t>(head) * a.N + i] =
-                    sees_nothing ? -INFINITY : reference[m][half] * kLn2 + logf(sum);
+                    sees_nothing ? -INFINITY : maximum[m][half] * kLn2 + logf(sum);
         }
-    // Q's rows of this warp, which no other reads, are free by now; without tiles their copy may still be under way.
+    // This warp's rows of Q, which no other warp reads, are free by now; without tiles their copy may be in flight.
     wait_for_copies<0>();
     __syncthreads();
     store_rows<kType, HS, kRowBlocks>(q_tile + static_cast<uint32_t>(warp * kWarpRows * HS * 2), a.out.head(head),

@@ -14,19 +14,19 @@ namespace {
 
 using namespace sm90;
 
-// ---- Where a launch counts its tickets ----
+// ---- Ticket counters ----
 //
-// Launches on several streams may run at a time: each has a counter of its own, which is 0 again when it has ended.
-// Counters of launches that run at once come round when no queue can hold that many. A launch that is recorded in a
-// graph keeps its counter for as long as the graph lives, or an executable made of it.
+// Launches on several streams may run at a time, so each has a counter of its own, which is 0 again when it has ended.
+// Counters of direct launches are reused in turn, after more launches than streams can hold. A launch that is recorded
+// in a graph keeps its counter as long as the graph, or an executable made of it, lives.
 
 constexpr int kCounters = 1 << 16;
-__device__ int ticket_counters[2][kCounters];  // of launches that run at once; of recorded ones
+__device__ int ticket_counters[2][kCounters];  // [0] for direct launches, [1] for recorded ones
 
 struct RecordedCounters {
     std::mutex mutex;
     std::vector<int> released;
-    int num_taken = 1;  // 0 is nobody's: as a pointer it would be null
+    int num_taken = 1;  // counter 0 is not used: as a pointer it would be null
 };
 RecordedCounters& recorded_counters() {
     static auto* const counters = new RecordedCounters;  // never destroyed: graphs may be, later than static objects

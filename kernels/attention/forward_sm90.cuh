@@ -1,38 +1,34 @@
-// The forward kernel for Hopper: copies by the copy engine, products of warp groups (Shah et al. 2024,
-// FlashAttention-3). Included by forward_sm90.cu, and by the test that runs it on the CPU.
+// The forward kernel for Hopper: TMA loads and warp-group GEMMs (wgmma; Shah et al. 2024, FlashAttention-3).
+// forward_sm90.cu includes this file, and so does the test that runs it on the CPU.
 //
-// A block is a producer, of which one thread starts all copies, and kConsumers warp groups that multiply. A consumer's
-// unit of work is 64 queries of one head; the units of a block stand side by side in (row of queries, head of the
-// group), so that they share the key/value head and its tiles: three heads of one, or 192 rows of a head without a
-// group. Blocks stay, and take work by ticket until there is none; the producer is already loading the next one's tiles
-// while consumers still store the last one's rows.
+// A block is a producer warp group, one thread of which starts all loads, and kConsumers warp groups that multiply. A
+// consumer's unit of work is 64 queries of one head. The units of a block are neighbours in (row of queries, head of
+// the group), so that they share the key/value head and its tiles: three heads of one group, or 192 rows of a head
+// without a group. The grid is persistent, and blocks take work by ticket; the producer already loads the next work's
+// tiles while consumers store the last one's rows.
 //
-// Two overlaps hide the softmax, which takes as long as the products do. Within a consumer, S of the next tile is
-// started before P V of this one, and its softmax runs under that. Between consumers, a turn goes round: one starts its
-// products while another is in its softmax.
+// Two overlaps hide the softmax, which takes as long as the GEMMs do. Within a consumer, S of the next tile starts
+// before P V of this one, and its softmax runs meanwhile. Between consumers a turn goes round: one starts its GEMMs
+// while another is in its softmax.
 //
-// Scores are kept in the domain of log 2, and the reference moves rarely: forward_sm80.cuh. Exponents are taken against
-// the reference as it is, and compared afterwards, so that only a row that moves needs to know its largest score.
+// Scores are in the domain of log 2, and the running maximum moves rarely: forward_sm80.cuh. The exponents are taken
+// against the running maximum as it is and compared afterwards, so that only a row that moves must know its largest
+// score.
 //
-// Of ALiBi's bias, what depends on the key is a product too (alibi_sm90.cuh), counted from the tile's first key; what
-// depends on the query joins the reference.
+// The part of ALiBi's bias that depends on the key is a GEMM too (alibi_sm90.cuh), with keys counted from the tile's
+// first one; the part that depends on the query joins the running maximum.
 #pragma once
 
 #include "kernels/attention/alibi_sm90.cuh"
-#include "kernels/attention/fragments.h"
 #include "kernels/attention/operands_sm90.h"
 #include "kernels/attention/policy.h"
-#include "kernels/cuda/mma_sm80.cuh"
+#include "kernels/attention/tiles.cuh"
 #include "kernels/cuda/mma_sm90.cuh"
 
 namespace ingot::sm90 {
 
-using sm80::exp2_fast, sm80::fragment_column, sm80::fragment_row, sm80::pack, sm80::uniform;
-
-constexpr double kLog2E = 1.4426950408889634;
-constexpr float kLn2 = 0.6931471805599453f;
-constexpr uint32_t kAllLanes = 0xffffffffu;
-constexpr float kMostAboveReference = 8;  // in powers of two
+using tiles::exp2_fast, tiles::fragment_column, tiles::fragment_row, tiles::pack, tiles::uniform;
+using tiles::kAllLanes, tiles::kLn2, tiles::kLog2E, tiles::kMostAboveMaximum;
 
 template <int HS>
 struct ForwardShape {
@@ -41,8 +37,8 @@ struct ForwardShape {
     static constexpr int kConsumers = HS == 64 ? 3 : 2;
     static constexpr int kStages = HS == 64 ? 4 : 2;  // of K, and of V
     static constexpr int kThreads = 128 * (1 + kConsumers);
-    // A block starts with equal shares of 65,536 registers, multiples of 8, and passes them on; scores, sums and
-    // weights take 160 of a consumer's thread (HS 128), or 128.
+    // Warp groups start with equal shares of 65,536 registers, multiples of 8, and pass them on; scores, accumulators
+    // and probabilities take 160 of a consumer's thread (HS 128), or 128.
     static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
     static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
     static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
@@ -57,13 +53,13 @@ struct alignas(1024) ForwardShared {
     uint16_t v[Shape::kStages][Shape::kKeys * HS];
     uint16_t alibi[alibi_elements(Shape::kKeys)];
     uint16_t out[Shape::kConsumers][Shape::kUnitRows * HS];
-    // What the block works on: first_unit (-1: no more), kv_head, first key, tiles.
+    // The block's current work: first_unit (-1: no more), kv_head, first key, number of tiles.
     alignas(16) int32_t work[4];
     uint64_t work_full, work_empty, q_full, q_empty;
     uint64_t k_full[Shape::kStages], k_empty[Shape::kStages], v_full[Shape::kStages], v_empty[Shape::kStages];
 };
 
-// Barriers of some warps; 0 is the block's. One for each consumer from these on.
+// Named barriers of some warps (0 is the block's own). Each consumer has one of its own from these on.
 enum NamedBarrier : int { kTurn = 1, kOutput = 4 };
 
 struct ForwardArgs {
@@ -71,15 +67,15 @@ struct ForwardArgs {
     float* lse;              // (NH, N)
     const float* slopes;     // (NH), with ALiBi
     const int32_t *first_key, *end_key;
-    int* tickets;  // how many were taken beyond each block's first; 0 before and after
+    int* tickets;  // how many tickets were taken beyond each block's first; 0 before and after the launch
     int N, NKV, G;
-    int blocks_per_head, total_blocks;  // of work: per key/value head, of all
+    int blocks_per_head, total_blocks;  // blocks of work: per key/value head, in all
     float inverse_scale, scale_log2;    // 1 / scale, which is > 0; scale log2(e)
 };
 
-// Work on the key/value head `kv_head`, for the units from first_unit on. Under a causal mask the last rows see most
-// keys: they go first, of all heads. (Heads in turns whose K and V stay in the L2 cache gain less by that than they
-// lose at the end, where a head's longest rows meet its neighbour's shortest.)
+// A block's work: the units from first_unit on of the key/value head `kv_head`. Under a causal mask the last rows see
+// the most keys: those of all heads go first. (Taking a few heads at a time, whose K and V stay in the L2 cache, gains
+// less than it loses at the end, where a head's longest rows meet its neighbour's shortest.)
 struct ForwardWork {
     int first_unit, kv_head;
 };
@@ -87,7 +83,7 @@ INGOT_HD inline ForwardWork forward_work(int ticket, int blocks_per_head, int NK
     return {(blocks_per_head - 1 - ticket / NKV) * consumers, ticket % NKV};
 }
 
-// Which of a ring of buffers is next, and the parity of its barriers' phase.
+// The next buffer of a ring, and the parity of its barriers' phase.
 template <int kStages>
 struct Stage {
     int index = 0;
@@ -101,16 +97,12 @@ struct Stage {
     __device__ uint32_t barrier(uint32_t first) const { return of(first, sizeof(uint64_t)); }
 };
 
-// The tensors' places in shared memory.
+// Addresses of ForwardShared's members.
 template <int HS>
 struct ForwardPlaces {
     uint32_t base;
     using Shared = ForwardShared<HS>;
     static constexpr uint32_t kUnitBytes = sizeof(Shared::q[0]), kTileBytes = sizeof(Shared::k[0]);
-#define INGOT_PLACE(member)                                            \
-    __device__ uint32_t member() const {                               \
-        return base + static_cast<uint32_t>(offsetof(Shared, member)); \
-    }
     INGOT_PLACE(q)
     INGOT_PLACE(k)
     INGOT_PLACE(v)
@@ -125,7 +117,6 @@ struct ForwardPlaces {
     INGOT_PLACE(k_empty)
     INGOT_PLACE(v_full)
     INGOT_PLACE(v_empty)
-#undef INGOT_PLACE
 };
 
 // ---- The producer: one thread ----
@@ -152,7 +143,7 @@ __device__ void produce(const ForwardArgs& a, const ForwardPlaces<HS>& shared) {
         arrive(shared.work_full());
         work_parity ^= 1;
         if (!has_work) return;
-        // The last of total_blocks that are taken makes it 0 again.
+        // The last of the total_blocks tickets resets the counter to 0.
         const int next = static_cast<int>(
             gridDim.x + atomicInc(reinterpret_cast<unsigned*>(a.tickets), static_cast<unsigned>(a.total_blocks - 1)));
 
@@ -183,7 +174,7 @@ __device__ void produce(const ForwardArgs& a, const ForwardPlaces<HS>& shared) {
                 }
                 q_parity ^= 1;
             } else {
-                load_v(tile + 1);  // K is always one ahead
+                load_v(tile + 1);  // K is always one tile ahead
             }
         }
         if (num_tiles > 0) load_v(0);
@@ -193,24 +184,24 @@ __device__ void produce(const ForwardArgs& a, const ForwardPlaces<HS>& shared) {
 
 // ---- A consumer ----
 
-// What a thread knows of its two rows, and of its warp's sixteen.
+// A thread's two rows of queries, and its warp's sixteen.
 struct QueryRows {
-    int row;  // the other is 8 further
+    int row;  // the other row is row + 8
     int first[2], end[2];
     SeenByRows seen;
-    bool is_inside;    // some of the warp's rows are
+    bool is_inside;    // some of the warp's rows are below N
     bool sees_future;  // some of them see later keys: |i - j| has two sides
-    float slope;       // in the domain of the products
+    float slope;       // divided by the scale, as S is
 };
 
 // ---- S ----
 
-// S of a tile, begun with ALiBi's part: +- slope (j - k0), as `slope` says.
+// Starts S of a tile, initialised with ALiBi's part: +- slope (j - k0), with the sign in `slope`.
 template <DType kType, int HS, bool kHasAlibi>
 __device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, uint32_t k_tile, uint64_t alibi,
                                              const uint32_t (&slope)[4]) {
     const uint64_t k = descriptor_over_columns(k_tile);
-    begin_products();
+    begin_gemm();
     if constexpr (kHasAlibi) multiply_over_rows<DType::bf16>(scores, slope, alibi, false);
 #pragma unroll
     for (int d = 0; d < HS / 16; ++d) {
@@ -226,14 +217,14 @@ __device__ __forceinline__ void start_scores(float (&scores)[64], uint64_t q, ui
 
 // ---- Softmax ----
 
-// What a row's scores of a tile have in common besides their reference, in log 2: -+ slope (i - k0).
+// The part of the bias that all scores of a row in a tile have in common, in log 2: -+ slope (i - k0).
 template <bool kHasAlibi>
 __device__ float row_bias(const QueryRows& rows, int half, const AlibiSide& side, int k0, float scale_log2) {
     const float step = static_cast<float>(-side.sign) * rows.slope * scale_log2;
     return kHasAlibi ? step * static_cast<float>(rows.row + 8 * half - k0) : 0.0f;
 }
 
-// The largest score of a row; all lanes of the warp.
+// The largest score of a row. All lanes of the warp call it.
 __device__ __forceinline__ float largest_of_row(const float (&scores)[64], int half) {
     float largest = scores[2 * half];
 #pragma unroll
@@ -243,11 +234,13 @@ __device__ __forceinline__ float largest_of_row(const float (&scores)[64], int h
     return fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
 }
 
-// From S to weights, in place: the mask, the reference and the row sums. What was summed before must be multiplied by
-// `shrink`. The first tile in which a row sees a key sets its reference, whether or not it is the warp's first.
+// Turns S into P in place: applies the mask, updates running maximum and row sums. The caller multiplies the
+// accumulator by `shrink`. The first tile in which a row sees a key sets the row's running maximum, whether or not it
+// is the warp's first tile.
 template <bool kHasAlibi, bool kIsFirst>
-__device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2], float (&total)[2], float (&shrink)[2],
-                                      const QueryRows& rows, int k0, int lane, float scale_log2) {
+__device__ __forceinline__ void to_probabilities(float (&scores)[64], float (&maximum)[2], float (&total)[2],
+                                                 float (&shrink)[2], const QueryRows& rows, int k0, int lane,
+                                                 float scale_log2) {
     constexpr int kKeys = 128;
     const int column0 = fragment_column(lane, 0), warp_row0 = rows.row - fragment_row(lane, 0);
     const AlibiSide side = alibi_side(warp_row0, warp_row0 + 16, k0, k0 + kKeys);
@@ -274,21 +267,21 @@ __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2]
         }
     }
 
-    // Row by row: what other rows of the warp see must not show in this one's bits.
+    // Each row by itself: a row's bits must not depend on what other rows of the warp see.
     const float bias[2] = {row_bias<kHasAlibi>(rows, 0, side, k0, scale_log2),
                            row_bias<kHasAlibi>(rows, 1, side, k0, scale_log2)};
-    if (kIsFirst || __any_sync(kAllLanes, reference[0] == -INFINITY || reference[1] == -INFINITY)) {
+    if (kIsFirst || __any_sync(kAllLanes, maximum[0] == -INFINITY || maximum[1] == -INFINITY)) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float largest = fmaf(largest_of_row(scores, half), scale_log2, bias[half]);
-            if (reference[half] == -INFINITY) reference[half] = largest;
+            if (maximum[half] == -INFINITY) maximum[half] = largest;
         }
     }
     bool may_move = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        // No key seen so far: the exponents are -inf, and every weight is 0.
-        const float shift = reference[half] == -INFINITY ? 0.0f : bias[half] - reference[half];
+        // A row that has seen no key so far has exponents of -inf and probabilities of 0.
+        const float shift = maximum[half] == -INFINITY ? 0.0f : bias[half] - maximum[half];
         float largest = -INFINITY;
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n) {
@@ -297,16 +290,16 @@ __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2]
             right = fmaf(right, scale_log2, shift);
             largest = largest_if_positive(largest, left, right);
         }
-        may_move = may_move || largest > kMostAboveReference;
+        may_move = may_move || largest > kMostAboveMaximum;
         shrink[half] = 1;
     }
     if (!kIsFirst && __any_sync(kAllLanes, may_move)) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float above = largest_of_row(scores, half);
-            if (!(above > kMostAboveReference)) continue;
+            if (!(above > kMostAboveMaximum)) continue;
             shrink[half] = exp2_fast(-above);
-            reference[half] += above;
+            maximum[half] += above;
             total[half] *= shrink[half];
 #pragma unroll
             for (int n = 0; n < kKeys / 8; ++n)
@@ -327,23 +320,22 @@ __device__ __forceinline__ void weigh(float (&scores)[64], float (&reference)[2]
 }
 
 template <DType kType, int HS>
-__device__ __forceinline__ void start_sums(float (&sums)[HS / 2], const uint32_t (&weights)[8][4], uint32_t v_tile,
-                                           bool is_first) {
+__device__ __forceinline__ void start_accumulation(float (&out)[HS / 2], const uint32_t (&p)[8][4], uint32_t v_tile,
+                                                   bool is_first) {
     const uint64_t v = descriptor_over_rows(v_tile, ForwardShape<HS>::kKeys);
-    begin_products();
+    begin_gemm();
 #pragma unroll
     for (int step = 0; step < 8; ++step)
-        multiply_over_rows<kType>(sums, weights[step], v + step_over_rows(step), step > 0 || !is_first);
+        multiply_over_rows<kType>(out, p[step], v + step_over_rows(step), step > 0 || !is_first);
     end_batch();
 }
 
 template <DType kType>
-__device__ __forceinline__ void round_weights(uint32_t (&weights)[8][4], const float (&scores)[64]) {
+__device__ __forceinline__ void round_p(uint32_t (&p)[8][4], const float (&scores)[64]) {
 #pragma unroll
     for (int step = 0; step < 8; ++step)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            weights[step][i] = pack<kType>(scores[8 * step + 2 * i], scores[8 * step + 2 * i + 1]);
+        for (int i = 0; i < 4; ++i) p[step][i] = pack<kType>(scores[8 * step + 2 * i], scores[8 * step + 2 * i + 1]);
 }
 
 template <DType kType, int HS, bool kHasAlibi>
@@ -354,7 +346,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
     const uint32_t q_tile = shared.q() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint32_t out_tile = shared.out() + static_cast<uint32_t>(consumer) * shared.kUnitBytes;
     const uint64_t q = descriptor_over_columns(q_tile), alibi = alibi_descriptor(shared.alibi());
-    const auto leave = [&](uint32_t barrier) {  // this warp has done with what the barrier guards
+    const auto leave = [&](uint32_t barrier) {  // this warp is done with what the barrier guards
         if (lane == 0) arrive(barrier);
     };
     const auto await_turn = [&] { meet(kTurn + consumer, 256); };
@@ -365,7 +357,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
     uint32_t work_parity = 0, q_parity = 0;
     for (;;) {
         wait(shared.work_full(), work_parity);
-        // By one lane, which then says that it may be overwritten.
+        // One lane reads the record, and then releases it to be overwritten.
         int4 work = make_int4(0, 0, 0, 0);
         if (lane == 0) work = load_shared(shared.work());
         leave(shared.work_empty());
@@ -401,8 +393,8 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
         };
 
         float out[HS / 2], scores[64];
-        uint32_t weights[8][4];
-        float reference[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, shrink[2];
+        uint32_t p[8][4];
+        float maximum[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, shrink[2];
         if (num_tiles > 0) {
             int k0 = begin + (num_tiles - 1) * kKeys;
             wait(shared.q_full(), q_parity);
@@ -413,8 +405,8 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
             settle(scores);
             leave(k_stage.barrier(shared.k_empty()));
             k_stage.advance();
-            weigh<kHasAlibi, true>(scores, reference, total, shrink, rows, k0, lane, a.scale_log2);
-            round_weights<kType>(weights, scores);
+            to_probabilities<kHasAlibi, true>(scores, maximum, total, shrink, rows, k0, lane, a.scale_log2);
+            round_p<kType>(p, scores);
 
             for (int tile = num_tiles - 2; tile >= 0; --tile) {
                 k0 -= kKeys;
@@ -422,19 +414,19 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
                 await_turn();
                 start(scores, k0);
                 wait(v_stage.barrier(shared.v_full()), v_stage.parity);
-                start_sums<kType, HS>(out, weights, v_stage.of(shared.v(), shared.kTileBytes), tile == num_tiles - 2);
+                start_accumulation<kType, HS>(out, p, v_stage.of(shared.v(), shared.kTileBytes), tile == num_tiles - 2);
                 pass_turn();
                 await_batches<1>();
                 settle(scores);
                 leave(k_stage.barrier(shared.k_empty()));
                 k_stage.advance();
-                weigh<kHasAlibi, false>(scores, reference, total, shrink, rows, k0, lane, a.scale_log2);
+                to_probabilities<kHasAlibi, false>(scores, maximum, total, shrink, rows, k0, lane, a.scale_log2);
                 await_batches<0>();
                 settle(out);
                 settle(scores);
                 leave(v_stage.barrier(shared.v_empty()));
                 v_stage.advance();
-                round_weights<kType>(weights, scores);
+                round_p<kType>(p, scores);
                 if (__any_sync(kAllLanes, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll
                     for (int i = 0; i < HS / 2; ++i) out[i] *= shrink[i / 2 % 2];
@@ -442,7 +434,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
             }
             leave(shared.q_empty());
             wait(v_stage.barrier(shared.v_full()), v_stage.parity);
-            start_sums<kType, HS>(out, weights, v_stage.of(shared.v(), shared.kTileBytes), num_tiles == 1);
+            start_accumulation<kType, HS>(out, p, v_stage.of(shared.v(), shared.kTileBytes), num_tiles == 1);
             await_batches<0>();
             settle(out);
             leave(v_stage.barrier(shared.v_empty()));
@@ -458,15 +450,16 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
             float sum = total[half];
             sum += __shfl_xor_sync(kAllLanes, sum, 1);
             sum += __shfl_xor_sync(kAllLanes, sum, 2);
-            const bool sees_nothing = sum == 0.0f;  // NaN is no 0: it is passed on
+            const bool sees_nothing = sum == 0.0f;  // false for NaN, which is passed on
             factors[half] = sees_nothing ? 0.0f : 1.0f / sum;
             const int i = rows.row + 8 * half;
             if (lane % 4 == 0 && i < a.N)
                 a.lse[static_cast<int64_t>(head) * a.N + i] =
-                    sees_nothing ? -INFINITY : reference[half] * kLn2 + logf(sum);
+                    sees_nothing ? -INFINITY : maximum[half] * kLn2 + logf(sum);
         }
 
-        // Through shared memory, where the last unit's rows must have left; rows past the end are not written.
+        // The rows go through shared memory, which the last unit's store must have read. TMA does not write rows past
+        // the end.
         const bool is_first_thread = static_cast<int>(threadIdx.x) % 128 == 0;
         if (is_first_thread) await_stores_read();
         meet(kOutput + consumer, 128);
@@ -483,7 +476,7 @@ __device__ void consume(const ForwardArgs& a, const ForwardPlaces<HS>& shared, i
         meet(kOutput + consumer, 128);
         if (is_first_thread && row0 < a.N) start_store(&a.out, 0, row0, 0, head, out_tile);
     }
-    // Shared memory may go only when it has been read.
+    // The block may end only when its stores have read shared memory.
     if (static_cast<int>(threadIdx.x) % 128 == 0) await_stores_read();
 }
 

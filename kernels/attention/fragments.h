@@ -1,5 +1,5 @@
-// Where the operands of tensor-core products lie: in shared memory, and in the registers of a warp. Index arithmetic
-// alone, so that it can be tested without a GPU.
+// The layout of tensor-core operands in shared memory and in the registers of a warp. This is index arithmetic alone,
+// so that it can be tested without a GPU.
 //
 // mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4, a lane holds
 //
@@ -7,15 +7,15 @@
 //   B (16 x 8):  b0 (2t..2t+1, g)   b1 (2t + 8.., g)
 //   C (16 x 8):  c0, c1 (g, 2t..2t+1)   c2, c3 (g + 8, 2t..2t+1)                                   fp32
 //
-// so that C of two products that lie side by side is, rounded to 16 bits, A of a product that sums over their columns:
-// probabilities never pass through memory on their way into the next product.
+// so that two neighbouring C, rounded to 16 bits, are the A of a GEMM that sums over their columns: probabilities go
+// into the next GEMM without passing through memory.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/core/hd.h"
 
-namespace ingot::sm80 {
+namespace ingot::tiles {
 
 // A tile in shared memory is rows of kWidth 16-bit elements, in chunks of 16 bytes. ldmatrix reads the same chunk of
 // eight rows at a time, which lie 2 kWidth bytes apart, in one bank as they are: chunk c of row r is kept in place
@@ -70,4 +70,4 @@ INGOT_HD constexpr int fragment_column(int lane, int i) {
     return static_cast<int>(static_cast<unsigned>(lane) % 4 * 2) + i % 2;
 }
 
-}  // namespace ingot::sm80
+}  // namespace ingot::tiles

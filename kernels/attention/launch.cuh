@@ -1,4 +1,4 @@
-// What the launches of all attention kernels share.
+// The launches of all attention kernels share these functions.
 #pragma once
 
 #include <mutex>
@@ -9,11 +9,11 @@
 namespace ingot {
 
 constexpr int64_t kMaxTokens = int64_t{1} << 30;  // so that 32-bit indices may run a tile past the end
-constexpr int64_t kMaxHeads = 65535;              // the most blocks along the grid's second axis
-constexpr int kMaxGpus = 64;                      // of one host
-constexpr size_t kMostSharedBytes = 99 * 1024;    // that every GPU since sm_80 gives to a block
+constexpr int64_t kMaxHeads = 65535;              // CUDA's limit of blocks along the grid's second axis
+constexpr int kMaxGpus = 64;                      // in one host
+constexpr size_t kMostSharedBytes = 99 * 1024;    // every GPU since sm_80 gives a block as much
 
-// Allows a kernel more shared memory than the 48 KB that it has unasked: once on each GPU.
+// Raises a kernel's limit of dynamic shared memory above the default 48 KB, once on each GPU.
 class SharedMemoryLimit {
   public:
     template <typename Kernel>
@@ -29,7 +29,7 @@ class SharedMemoryLimit {
     std::once_flag is_raised_[kMaxGpus];
 };
 
-// Every head size that is compiled: kPlainHeadSizes.
+// Calls function(HS as a constant); every head size in kSimtHeadSizes is compiled.
 template <typename Function>
 void with_head_size(int64_t HS, Function&& function) {
     switch (HS) {
@@ -46,7 +46,7 @@ void with_head_size(int64_t HS, Function&& function) {
     }
 }
 
-// A 16-bit element type and whether there is ALiBi, as constants: four instantiations.
+// Calls function(type, has_alibi) with both as constants: four instantiations.
 template <typename Function>
 void with_type_and_alibi(DType dtype, bool has_alibi, Function&& function) {
     const auto with_type = [&](auto type) {

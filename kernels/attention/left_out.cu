@@ -1,5 +1,6 @@
-// One pass over memory: a thread has 16 bytes of a key/value head of a token, and the same elements of the G query
-// heads of its group. Head sizes, strides or pointers that are no multiples of 16 bytes take the scalar version.
+// The kernels make one pass over memory: a thread has 16 bytes of a key/value head of a token, and the same elements of
+// the G query heads of its group. The scalar version takes head sizes, strides or pointers that are no multiples of 16
+// bytes.
 #include "kernels/attention/left_out.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/vec.cuh"

@@ -1,6 +1,5 @@
-// What stands in for attention where a benchmark leaves it out, so that the rest of a step can be timed alone: every
-// token sees itself only. The products round it keep their shapes. No model is trained with it, so there is no CPU
-// twin.
+// Stands in for attention where a benchmark leaves it out, so that the rest of a step can be timed alone: every token
+// sees only itself. The GEMMs around it keep their shapes. No model is trained with it, so there is no CPU twin.
 //
 //   out[i][h] = v[i][h / G]        dv[i][k] = sum over the G heads h of group k of dout[i][h],  dq = dk = 0
 //

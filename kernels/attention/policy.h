@@ -1,6 +1,6 @@
-// Which tiles attention visits, where it compares indices, and in which order gradients are added. A mask is two
-// non-decreasing arrays per side (attention.h), so that what a tile of rows sees lies between the first row's begin and
-// the last row's end; the same functions serve queries that look for keys and keys that look for queries.
+// The policy of attention: which tiles it visits, where it compares indices, and in which order gradients are added. A
+// mask is two non-decreasing arrays per side (attention.h), so that a tile of rows sees columns between the first row's
+// begin and the last row's end. The same functions serve queries that look for keys and keys that look for queries.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct TileRange {
 };
 
 // Row r sees columns [first[r], end[r]) of N; the tiles of `tile` columns that rows [row_begin, row_end) reach. An
-// array that points outside the row makes the result wrong, but never leave it.
+// invalid array makes the result wrong, but it stays within [0, N).
 INGOT_HD inline TileRange reached_tiles(const int32_t* first, const int32_t* end, int32_t row_begin, int32_t row_end,
                                         int32_t N, int32_t tile) {
     const int32_t lowest = first[row_begin] > 0 ? first[row_begin] : 0;
@@ -24,19 +24,19 @@ INGOT_HD inline TileRange reached_tiles(const int32_t* first, const int32_t* end
     return {lowest / tile * tile, highest};
 }
 
-// What some rows see together, as four scalars.
+// The columns that a range of rows sees, as four scalars.
 struct SeenByRows {
     int32_t lowest_first, highest_first, lowest_end, highest_end;
 
-    // None of them sees any of the columns [begin, end): the tile can be passed over.
+    // None of the rows sees any of the columns [begin, end): the tile can be skipped.
     INGOT_HD bool is_nothing_of(int32_t begin, int32_t end) const {
         return end <= lowest_first || begin >= highest_end;
     }
-    // All of them see all of the columns [begin, end): no index needs to be compared.
+    // All rows see all of the columns [begin, end): no index needs to be compared.
     INGOT_HD bool is_all_of(int32_t begin, int32_t end) const { return highest_first <= begin && end <= lowest_end; }
 };
 
-// Of the rows [row_begin, row_end), at least one.
+// For rows [row_begin, row_end), at least one.
 INGOT_HD inline SeenByRows seen_by_rows(const int32_t* first, const int32_t* end, int32_t row_begin, int32_t row_end) {
     return {first[row_begin], first[row_end - 1], end[row_begin], end[row_end - 1]};
 }
@@ -55,36 +55,36 @@ INGOT_HD inline AlibiSide alibi_side(int32_t q0, int32_t q1, int32_t k0, int32_t
 
 // ---- The order in which tiles of keys add to the dQ of a tile of queries ----
 
-// Key tiles are taken, by a ticket, in the order of their rank: what the most query tiles see comes first, of equals
-// what stands first in the row. So the blocks that run last are short, however few there are. They add to a query tile
-// in that order too: a key tile waits only for tiles that were taken before it, so that some tile can always go on,
-// however few run at a time.
+// Blocks take key tiles by ticket in the order of their rank: the tile that the most query tiles see comes first, and
+// of equals the first in the row. So the blocks that run last are short, however few there are. Key tiles add to a
+// query tile in that order too: each waits only for tiles that were taken before it, so that some tile can always
+// proceed, however few run at a time.
 //
 // A key tile goes through its query tiles from the last to the first (QueryWalk), and through all heads of its group at
-// each. Those of a document that start together wait once, each a step longer than the one before it, and follow each
-// other from there on.
+// each. Key tiles of a document that start together wait once, each a step longer than the one before it, and from then
+// on follow each other without a wait.
 
-// The query tiles that see a key tile.
+// Returns the query tiles that see a key tile.
 INGOT_HD inline TileRange queries_of_key_tile(const int32_t* first_query, const int32_t* end_query, int32_t tile,
                                               int32_t N, int32_t query_tile, int32_t key_tile) {
     const int32_t begin = tile * key_tile, end = begin + key_tile < N ? begin + key_tile : N;
     return reached_tiles(first_query, end_query, begin, end, N, query_tile);
 }
 
-// In which order a key tile goes through its query tiles: from the last to the first. But those of a document that ends
-// within the key tile come before those of the next one: that document's other key tiles, which may be shorter and come
+// A key tile goes through its query tiles from the last to the first. But those of a document that ends within the key
+// tile come before those of the next document: otherwise that document's other key tiles, which may be shorter and come
 // later, would wait at their first step for this one's last.
 struct QueryWalk {
     int32_t begin, split, end;  // [begin, split), then [split, end); multiples of query_tile
 
     INGOT_HD int32_t first(int32_t query_tile) const { return (split > begin ? split : end) - query_tile; }
-    // -1 if q0 is the last one.
+    // Returns -1 if q0 is the last one.
     INGOT_HD int32_t after(int32_t q0, int32_t query_tile) const {
         if (q0 == split) return -1;
         return (q0 == begin ? end : q0) - query_tile;
     }
 };
-// None at all: begin >= end.
+// Without query tiles begin >= end.
 INGOT_HD inline QueryWalk query_walk(const int32_t* first_query, const int32_t* end_query, int32_t tile, int32_t N,
                                      int32_t query_tile, int32_t key_tile) {
     const TileRange queries = queries_of_key_tile(first_query, end_query, tile, N, query_tile, key_tile);
@@ -94,7 +94,8 @@ INGOT_HD inline QueryWalk query_walk(const int32_t* first_query, const int32_t* 
     return {queries.begin, split > queries.begin && split < end ? split : queries.begin, end};
 }
 
-// How many of the tiles `begin`, begin + step, ... go before `tile`: over all of them, its rank.
+// Counts those of the tiles `begin`, begin + step, ... that go before `tile`. The counts over all of them add up to its
+// rank.
 INGOT_HD inline int32_t tiles_before(const int32_t* first_query, const int32_t* end_query, int32_t tile, int32_t N,
                                      int32_t query_tile, int32_t key_tile, int32_t begin, int32_t step) {
     const auto length = [&](int32_t t) {
@@ -139,7 +140,8 @@ INGOT_HD inline Adders adders_of(const int32_t* first_query, const int32_t* end_
     return adders;
 }
 
-// How many of the adders first + begin, first + begin + step, ... add before `tile`: over all of them, its turn.
+// Counts those of the adders first + begin, first + begin + step, ... that add before `tile`. The counts over all of
+// them add up to its turn.
 INGOT_HD inline int32_t adders_before(const Adders& adders, const int32_t* ranks, int32_t tile, int32_t begin,
                                       int32_t step) {
     int32_t count = 0;
@@ -147,8 +149,8 @@ INGOT_HD inline int32_t adders_before(const Adders& adders, const int32_t* ranks
     return count;
 }
 
-// Which rank and key/value head a ticket stands for. Heads are taken in sections, so that what a section's heads stream
-// through stays in the L2 cache.
+// The rank and key/value head of a ticket. Heads are taken in sections, so that what a section's heads read stays in
+// the L2 cache.
 struct KeyTicket {
     int32_t rank, head;
 };

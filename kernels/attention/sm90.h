@@ -1,4 +1,4 @@
-// Attention on Hopper (sm_90a: wgmma, TMA); called by the functions of attention.h once shapes are checked.
+// Attention on Hopper (sm_90a: wgmma, TMA). The functions of attention.h call it once shapes are checked.
 //
 // bf16 and fp16; head sizes 64 and 128; otherwise as sm80.h says, scratch memory included.
 #pragma once

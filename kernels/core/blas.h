@@ -1,4 +1,4 @@
-// Single-threaded products for the CPU twins, which do their own threading over fixed blocks. fp32 is oneDNN's where
+// Single-threaded GEMMs for the CPU twins, which do their own threading over fixed blocks. fp32 is oneDNN's where
 // the build has it (on x86-64 it is the fastest of the distributions' libraries, see BENCHMARKS.md), else the CBLAS's;
 // fp64, the oracle's, is always the CBLAS's.
 #pragma once
@@ -21,7 +21,7 @@ void check_gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int6
                 int64_t ldc);
 
 // c (m, n) = alpha * op(a) op(b) + beta * c, row-major; lda, ldb, ldc are row strides of the matrices as stored, none
-// shorter than a row. With beta = 0 what stands in c is not read. Runs on the calling thread alone if that is one of an
+// shorter than a row. With beta = 0 c is not read. Runs on the calling thread alone if that is one of an
 // OpenMP team, or if OpenMP has one thread. Throws Error where the BLAS refuses.
 inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                  int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
@@ -45,7 +45,8 @@ inline void gemm(bool a_transposed, bool b_transposed, int64_t m, int64_t n, int
                 static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
 }
 
-// What computes fp32 products, with its version and, where the library tells, its build: for the log and the manifest.
+// Names the library that computes fp32 GEMMs, with its version and, where it tells, its build, for the log and the
+// manifest.
 const char* blas_description();
 
 // Makes BLAS calls run on the calling thread alone; takes effect at the first call.

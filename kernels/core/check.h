@@ -25,13 +25,13 @@ class Error : public std::runtime_error {
     ExitCode exit_code;
 };
 
-// Something that the user can mend: config, command line, data, device.
+// An error that the user can mend: config, command line, data, device.
 class UserError : public Error {
   public:
     explicit UserError(const std::string& text) : Error(kExitUsage, text) {}
 };
 
-// CUDA, or a library on it, reports that something failed: nothing that the arguments of a call explain.
+// A failure that CUDA, or a library on it, reports, and that the arguments of a call do not explain.
 class CudaError : public Error {
   public:
     explicit CudaError(const std::string& text) : Error(kExitFault, text) {}

@@ -22,7 +22,7 @@ Registers cpuid(unsigned leaf, unsigned subleaf) {
     return r;
 }
 
-// XCR0: which registers the system saves when it switches threads. Without that their instructions fault, too.
+// XCR0 says which registers the system saves when it switches threads; without that their instructions fault, too.
 unsigned saved_registers(const Registers& basic) {
     if ((basic.c & bit_OSXSAVE) == 0) return 0;
     unsigned low, high;

@@ -22,7 +22,7 @@ std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
 // Page-locked host memory, zeroed. Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes);
 size_t cuda_free_memory(CudaContext&);
-// Between any two of host and device, in the order of the queue.
+// Copies between any two of host and device, in the order of the queue.
 void cuda_start_copy(CudaContext&, Queue queue, void* destination, const void* source, size_t bytes);
 void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
 void cuda_synchronize(CudaContext&);

@@ -1,4 +1,4 @@
-// Where ops run and where memory comes from. No CUDA header here: streams and handles are opaque.
+// Devices, on which ops run, and their memory. No CUDA header here: streams and handles are opaque.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace ingot {
 
 struct CudaContext;  // stream, cuBLASLt handle and workspace: kernels/cuda/context.h
 
-// Queues of a CUDA device (streams): the work of each runs in order, beside that of the others. Ops use `compute`; the
-// other two copy what may move while it runs. The CPU device does everything at once.
+// The streams of a CUDA device. Ops run on `compute`; the other two copy while it runs. On the CPU device every call
+// completes its work.
 enum class Queue { compute, upload, download };
 
 // A handle that ops take by const reference; cheap to copy.
@@ -24,8 +24,8 @@ class Device {
     static Device cpu();
     // Opens GPU `index`. Throws UserError if this build has no CUDA, or if there is no such GPU.
     static Device cuda(int index);
-    // GPU `index` and a stream (cudaStream_t) of the caller's, for ops that are part of the caller's own work, products
-    // left out. While a copy of this handle lives, the GPU is the thread's current one; then the former is it again.
+    // GPU `index` and a stream (cudaStream_t) of the caller's, for the caller's own work; GEMMs do not run on
+    // it. While a copy of this handle lives, the GPU is the thread's current one; afterwards the former one is again.
     static Device on_cuda_stream(int index, void* stream);
     // A CUDA device for plans alone, in a build without CUDA too: it has no memory and runs nothing. Plans take it for
     // an H100 of 80 GB.
@@ -34,9 +34,9 @@ class Device {
         static constexpr size_t num_multiprocessors = 132;
         static constexpr size_t memory_bytes = size_t{79} << 30;  // as the card shows it
     };
-    // Whether this program was built with the CUDA device.
+    // Returns whether this program was built with the CUDA device.
     static bool has_cuda();
-    // How many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
+    // Returns how many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
     static int num_cuda_devices(std::string* why);
 
     DeviceKind kind() const { return kind_; }
@@ -61,7 +61,7 @@ class Device {
     std::shared_ptr<void> allocate(size_t bytes) const;
     // Host memory for start_copy(), zeroed: page-locked for a CUDA device.
     std::shared_ptr<void> allocate_host(size_t bytes) const;
-    // CUDA only: what could be allocated now.
+    // CUDA only: how many bytes could be allocated now.
     size_t free_memory() const;
 
   private:
@@ -70,7 +70,7 @@ class Device {
     std::shared_ptr<CudaContext> context_;
 };
 
-// A point in the work of a queue.
+// A point in the work of a queue (cudaEvent_t).
 class DeviceEvent {
   public:
     explicit DeviceEvent(const Device& device);
@@ -78,9 +78,9 @@ class DeviceEvent {
     void record(Queue queue = Queue::compute);
     // Waits until the point is reached; returns at once where none was recorded. From any thread.
     void wait() const;
-    // What is put into `queue` from now on begins after the point is reached. The host does not wait.
+    // Work put into `queue` from now on begins after the point is reached. The host does not wait.
     void block(Queue queue) const;
-    // Between two points that were reached.
+    // The time between two points that were reached.
     double seconds_since(const DeviceEvent& earlier) const;
 
   private:
@@ -90,7 +90,7 @@ class DeviceEvent {
     std::shared_ptr<void> event_;  // CUDA
 };
 
-// Work that is queued again and again with the same memory and shapes. On CUDA the first call records it as a graph,
+// Work that is launched again and again with the same memory and shapes. On CUDA the first call records it as a graph,
 // and each call launches that graph as one; on the CPU each call does the work.
 class DeviceGraph {
   public:
@@ -112,7 +112,7 @@ class MemoryPlan {
     void share(const std::string& name, Tensor* slot);
 
     size_t total_bytes() const { return total_; }
-    // One line per name prefix (up to the first '.'), largest first.
+    // Returns one line per name prefix (up to the first '.'), largest first.
     std::string table() const;
     // Allocates everything and fills the slots. `poison` fills the memory with 0xff bytes (NaN in every float format);
     // otherwise it is zeroed.

@@ -49,7 +49,7 @@ constexpr DType accumulation_dtype(DType dtype) {
     return dtype == DType::f64 ? DType::f64 : DType::f32;
 }
 
-// Storage only: 16-bit values are computed with as float.
+// 16-bit types are for storage: arithmetic is in float.
 struct bf16 {
     uint16_t bits;
 };

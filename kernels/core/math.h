@@ -23,7 +23,7 @@ inline float fast_exp(float x) {
     p = std::fma(p, r, 1.6666665459e-1f);
     p = std::fma(p, r, 5.0000001201e-1f);
     p = std::fma(p * r, r, r) + 1.0f;
-    // Scale by 2^n in two steps, so that n = 128 does not overflow the exponent field before the product does.
+    // Scale by 2^n in two steps, so that n = 128 does not overflow the exponent field before the result does.
     int32_t bits;
     std::memcpy(&bits, &shifted, sizeof bits);
     const int32_t exponent = bits - 0x4b400000;
@@ -36,7 +36,7 @@ inline float fast_exp(float x) {
     return x < -87.3f ? 0.0f : (x != x ? x : result);
 }
 
-// The oracle's.
+// The double version is the oracle's.
 inline double fast_exp(double x) {
     return std::exp(x);
 }

@@ -1,4 +1,4 @@
-// What the CPU twins' loops have in common.
+// Helpers of the CPU twins' loops.
 //
 // Fixed blocks: the CPU twins cut work into blocks that depend on the shape alone and add partial sums in index order,
 // so that results do not depend on the number of threads.
@@ -13,14 +13,14 @@
 
 namespace ingot {
 
-// The part of [0, count) that belongs to `block` of `num_blocks`; sizes differ by one at most.
+// Returns the part of [0, count) that belongs to `block` of `num_blocks`; sizes differ by one at most.
 inline std::pair<int64_t, int64_t> block_range(int64_t count, int64_t num_blocks, int64_t block) {
     const int64_t size = count / num_blocks, extra = count % num_blocks;
     const int64_t begin = block * size + std::min(block, extra);
     return {begin, begin + size + (block < extra ? 1 : 0)};
 }
 
-// Whether a loop that reads and writes so many elements is worth OpenMP's threads; for the `if` of a parallel region. A
+// Returns whether a loop that reads and writes so many elements is worth OpenMP's threads, for a region's `if`. A
 // loop over less than 64 KB of fp32 ends sooner than its threads have come together, which costs microseconds on idle
 // cores and milliseconds on cores that others use too. The bits are the same either way. Not for loops that call a
 // BLAS: that starts threads of its own where it finds itself outside a team (blas.h).
@@ -28,8 +28,8 @@ inline bool is_worth_threads(int64_t num_elements) {
     return num_elements >= (int64_t{1} << 14);
 }
 
-// What the iterations of an OpenMP loop throw. No exception may leave an OpenMP region (the program would end), so that
-// an iteration which can fail runs its work through run(), and rethrow() stands after the loop:
+// Carries exceptions out of an OpenMP loop. None may leave an OpenMP region (the program would end), so an iteration
+// that can fail runs its work through run(), and rethrow() stands after the loop:
 //
 //   LoopErrors errors;
 //   #pragma omp parallel for

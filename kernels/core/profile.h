@@ -1,7 +1,7 @@
 // Named ranges in the timeline of a profiler (NVIDIA Nsight Systems), and the part of a run that it is to record. All
 // of it does nothing without CUDA, and ranges cost nothing outside of that part. No CUDA header here.
 //
-// A range marks what the host does in it: while a graph is recorded that is the recording, not the work.
+// A range marks the host's work: while a graph is recorded that is the recording, not what the GPU does.
 #pragma once
 
 #include <string>

@@ -62,7 +62,7 @@ INGOT_HD inline float root(float a) {
 #endif
 }
 
-// Not by memcpy: GCC 11 warns then that what it fills may be uninitialized.
+// Not by memcpy, since GCC 11 warns then that the result may be uninitialized.
 INGOT_HD inline uint32_t bits_of(float a) {
 #ifdef __CUDA_ARCH__
     return __float_as_uint(a);

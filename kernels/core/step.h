@@ -25,7 +25,7 @@ struct StepSums {
     double squared_norm = 0;  // of the accumulated gradients as they stand: S * d(sum of token losses)
 };
 
-// What outlives a step and is checkpointed.
+// The state that outlives a step and is checkpointed.
 struct StepState {
     int64_t updates_applied = 0;    // bias correction counts these, not the attempted steps
     double loss_scale = 1;          // S; 1 unless fp16
@@ -33,7 +33,7 @@ struct StepState {
     int32_t consecutive_skips = 0;  // non-finite steps that no change of S explains
 };
 
-// What decide_step() makes of the sums; AdamW and the log read it.
+// decide_step() computes it from the sums; AdamW and the log read it.
 struct StepDecision {
     int32_t apply = 0;           // 0: the update is skipped and nothing changes
     int32_t nonfinite = 0;       // loss or gradient norm was not finite

@@ -30,21 +30,21 @@ struct Tensor {
     explicit operator bool() const { return data != nullptr; }
     int64_t numel() const;
     int64_t bytes() const { return numel() * size_of(dtype); }
-    bool is_contiguous() const;  // strides of axes of one element, and of a tensor without elements, say nothing
-    // Whether two elements may share memory, by shape and strides: an expanded axis, or rows closer than they are long.
-    // Views that interleave in other ways than the slices of one array are taken to overlap.
+    bool is_contiguous() const;  // ignores strides of axes of one element, and of a tensor without elements
+    // Returns whether two elements may share memory, by shape and strides: an expanded axis, or rows closer than they
+    // are long. Views that interleave in other ways than the slices of one array are taken to overlap.
     bool overlaps_itself() const;
 
-    // The elements as T; refuses another dtype. Whose memory it is, is the caller's matter.
+    // Returns the elements as T; refuses another dtype. It does not check the device.
     template <typename T>
     T* get() const {
         CHECK(dtype == DTypeOf<T>::value, "tensor holds ", name_of(dtype), ", not ", name_of(DTypeOf<T>::value));
         return static_cast<T*>(data);
     }
 
-    // The same elements with another shape; contiguous tensors only.
+    // Returns the same elements with another shape; contiguous tensors only.
     Tensor view(std::initializer_list<int64_t> new_shape) const;
-    // Elements [begin, end) along `axis`.
+    // Returns elements [begin, end) along `axis`.
     Tensor slice(int axis, int64_t begin, int64_t end) const;
     // Splits the last axis into (count, size): (N, H * HS) becomes (N, H, HS). Strides stay.
     Tensor split_last(int64_t count, int64_t size) const;
@@ -53,11 +53,10 @@ struct Tensor {
     std::string describe() const;  // "bf16 (64, 768)", for error messages
 };
 
-// What an op asks of a tensor that it is given. Every stride of every tensor is either honoured by the op or refused
-// here. All of these throw Error unless the tensor has memory, this shape, dtype and device. check_tensor() asks for
-// contiguous elements as well. check_view(), for what is read, asks for a contiguous last axis alone: the other strides
-// are free, and elements may share memory. check_output_view(), for what is written, also asks that no two elements
-// share memory.
+// An op's checks of its tensors: every stride of every tensor is either honoured by the op or refused here. All throw
+// Error unless the tensor has memory, this shape, dtype and device. check_tensor() asks for contiguous elements as
+// well. check_view(), for what is read, asks for a contiguous last axis alone: the other strides are free, and elements
+// may share memory. check_output_view(), for what is written, also asks that no two elements share memory.
 void check_tensor(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
                   DType dtype, DeviceKind device);
 void check_view(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,

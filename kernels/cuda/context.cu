@@ -27,7 +27,7 @@ std::string gpu_text(const cudaDeviceProp& properties) {
     return join(properties.name, " (sm_", properties.major, properties.minor, ")");
 }
 
-// Read once: the call takes longer than many an op.
+// The properties are read once, since the call takes longer than many ops.
 const cudaDeviceProp& properties_of(int index) {
     static std::mutex mutex;
     static std::map<int, cudaDeviceProp> all;
@@ -42,12 +42,12 @@ const cudaDeviceProp& properties_of(int index) {
 }  // namespace
 
 CudaContext::~CudaContext() {
-    // At process exit the driver may be gone before us, so that failures here mean nothing.
+    // At process exit the driver may be gone already, so that failures here mean nothing.
     matmul_plans.reset();
     if (cublaslt_workspace != nullptr) (void)cudaFree(cublaslt_workspace);
     if (cublaslt != nullptr) (void)cublasLtDestroy(cublaslt);
-    for (cudaStream_t queue : {stream, upload, download})
-        if (queue != nullptr) (void)cudaStreamDestroy(queue);
+    for (cudaStream_t each : {stream, upload, download})
+        if (each != nullptr) (void)cudaStreamDestroy(each);
 }
 
 bool Device::has_cuda() {
@@ -94,8 +94,8 @@ std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name) {
     context->index = index;
     CUDA_CHECK(cudaSetDevice(index));
     CUDA_CHECK(cudaGetDeviceProperties(&context->properties, index));
-    for (cudaStream_t* queue : {&context->stream, &context->upload, &context->download})
-        CUDA_CHECK(cudaStreamCreateWithFlags(queue, cudaStreamNonBlocking));
+    for (cudaStream_t* each : {&context->stream, &context->upload, &context->download})
+        CUDA_CHECK(cudaStreamCreateWithFlags(each, cudaStreamNonBlocking));
     CUBLAS_CHECK(cublasLtCreate(&context->cublaslt));
     if (cudaMalloc(&context->cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes) != cudaSuccess) {
         (void)cudaGetLastError();
@@ -153,8 +153,8 @@ void check_driver(const char* function, CUresult result) {
         throw CudaError(join("the CUDA driver refuses ", function, " (error ", static_cast<int>(result), ")"));
 }
 
-// Made where it is not there yet, and held until the process ends, as CUDA's runtime does: attributes of kernels and
-// addresses that are kept for each GPU belong to it.
+// Returns the GPU's primary context, which is created if need be and held until the process ends, as CUDA's runtime
+// does: the attributes of kernels and addresses that are kept per GPU belong to it.
 CUcontext primary_context(CUdevice device) {
     static std::mutex mutex;
     static std::map<CUdevice, CUcontext> all;
@@ -168,12 +168,12 @@ CUcontext primary_context(CUdevice device) {
 
 // Makes GPU `index` the calling thread's as long as it lives.
 //
-// A thread that never called CUDA's runtime has no current context, even where cudaGetDevice() names the GPU that is
-// meant: autograd's threads in PyTorch are such. Most of the runtime makes one where it is missing, the driver's own
-// functions (cuTensorMapEncodeTiled) fail. cudaSetDevice() would make one, but to go back by it would also make one on
-// the GPU that the thread had only named, which takes hundreds of megabytes there. So the GPU's primary context, which
-// is the one that the runtime and PyTorch use, is pushed and popped, and the thread is then as it was. A context that
-// is current on that GPU already is the caller's choice, and stays.
+// A thread that never called CUDA's runtime (PyTorch's autograd threads, say) has no current context, even where
+// cudaGetDevice() returns the right GPU. Most functions of the runtime create one, but the driver's own
+// (cuTensorMapEncodeTiled) fail. cudaSetDevice() would create one, but going back by it would also create one on the
+// former GPU, which takes hundreds of megabytes there. So the GPU's primary context, which the runtime and PyTorch use
+// too, is pushed and popped, and leaves the thread as it was. A context that is already current on that GPU is the
+// caller's choice, and stays.
 class CurrentGpu {
   public:
     explicit CurrentGpu(int index) {
@@ -203,7 +203,7 @@ std::shared_ptr<CudaContext> borrow_cuda_stream(int index, void* stream, std::st
     require_gpu(index);
     const auto current = std::make_shared<CurrentGpu>(index);
     const std::shared_ptr<CudaContext> context(new CudaContext, [current](CudaContext* borrowed) {
-        borrowed->stream = nullptr;  // the caller's
+        borrowed->stream = nullptr;  // the stream is the caller's
         delete borrowed;
     });
     context->index = index;
@@ -233,8 +233,8 @@ std::shared_ptr<void> cuda_allocate(CudaContext& context, size_t bytes) {
     return {memory, [](void* allocated) { (void)cudaFree(allocated); }};
 }
 
-// Pages are made by many threads, and large ones where the system has them, before they are locked: 13 GiB take half a
-// second so, and 5.5 by cudaHostAlloc, which makes them one after the other.
+// Many threads touch the pages, huge ones where the system has them, before they are locked: 13 GiB take half a second
+// this way, and 5.5 seconds by cudaHostAlloc, whose one thread touches them all.
 std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes) {
     const auto fail = [&](const char* why) {
         throw Error(kExitAllocation, join("could not allocate ", format_bytes(bytes), " of page-locked host memory (",
@@ -246,7 +246,7 @@ std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes) {
         if (cudaHostUnregister(allocated) != cudaSuccess) (void)cudaGetLastError();
         (void)munmap(allocated, bytes);
     });
-    (void)madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: without it 13 GiB take a second
+    (void)madvise(memory, bytes, MADV_HUGEPAGE);  // may fail: without huge pages 13 GiB take a second
 
     constexpr size_t kPage = 4096, kBytesPerThread = size_t{64} << 20;
     const size_t most_threads = std::clamp(std::thread::hardware_concurrency(), 1u, 16u);
@@ -314,7 +314,7 @@ double cuda_seconds_between(void* earlier, void* later) {
 
 std::shared_ptr<void> cuda_record_graph(CudaContext& context, const std::function<void()>& work) {
     cudaGraph_t graph = nullptr;
-    // Thread-local: what other threads do meanwhile (a checkpoint being copied) is no part of it.
+    // Thread-local capture ignores what other threads do meanwhile (a checkpoint being copied).
     CUDA_CHECK(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
     try {
         work();

@@ -1,4 +1,4 @@
-// What a CUDA device needs to run ops: the one place outside .cu files that sees CUDA headers.
+// The CUDA context that ops run in. This is the one header outside .cu files that includes CUDA's headers.
 //
 // A context belongs to the thread that opened it: CUDA's current device, and the driver's current context, are
 // properties of the thread.
@@ -14,7 +14,7 @@
 
 namespace ingot {
 
-struct MatmulPlans;  // descriptors and algorithms of the products seen so far: kernels/matmul/matmul.cu
+struct MatmulPlans;  // descriptors and algorithms of the GEMMs seen so far: kernels/matmul/matmul.cu
 
 struct CudaContext {
     int index = 0;
@@ -23,23 +23,23 @@ struct CudaContext {
     cudaStream_t upload = nullptr, download = nullptr;
     cublasLtHandle_t cublaslt = nullptr;
     void* cublaslt_workspace = nullptr;
-    static constexpr size_t kCublasLtWorkspaceBytes = 64u << 20;  // what NVIDIA recommends for Hopper is 32 MiB
+    static constexpr size_t kCublasLtWorkspaceBytes = 64u << 20;  // NVIDIA recommends 32 MiB for Hopper
     std::shared_ptr<MatmulPlans> matmul_plans;
     CudaContext() = default;
     CudaContext(const CudaContext&) = delete;
     CudaContext& operator=(const CudaContext&) = delete;
     ~CudaContext();
-    cudaStream_t stream_of(Queue queue) const {
-        return queue == Queue::compute ? stream : queue == Queue::upload ? upload : download;
+    cudaStream_t stream_of(Queue which) const {
+        return which == Queue::compute ? stream : which == Queue::upload ? upload : download;
     }
 };
 
-// A function of the driver (libcuda.so), found at run time, so that programs start without a driver too.
+// Finds a function of the driver (libcuda.so) at run time, so that programs start without a driver too.
 void* cuda_driver_function(const char* name);
 std::string cublaslt_version();  // "13.1.0"
 
 [[noreturn]] void cuda_failed(const char* file, int line, const char* expression, const std::string& text);
-// After each launch: reports a launch that was refused, by the op's name.
+// Stands after each launch, and reports one that was refused by the op's name.
 void check_launch(const char* file, int line, const char* op);
 
 }  // namespace ingot

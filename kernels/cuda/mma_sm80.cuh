@@ -1,8 +1,8 @@
-// The instructions of sm_80 and up that C++ has no name for: tensor-core products of 16-bit types, their operands'
-// loads, asynchronous copies, and memory ordering between blocks. Headings name the entries of the PTX ISA.
+// Inline PTX for sm_80 and up: tensor-core multiplication of 16-bit types, the loads of its operands, asynchronous
+// copies, and memory ordering between blocks. Headings name the entries of the PTX ISA.
 //
-// Which lane holds which element of an operand stands in attention/fragments.h, where it can be tested without a GPU.
-// Shared memory is named by its 32-bit address. Tests run kernels on the CPU with their own versions of these
+// attention/fragments.h says which lane holds which element of an operand, and can be tested without a GPU. Addresses
+// of shared memory are 32-bit. Tests run kernels on the CPU with their own versions of these
 // functions (tests/emulator/cuda.h), so that this header is empty there.
 #pragma once
 
@@ -12,11 +12,11 @@
 
 #include "kernels/core/dtype.h"
 
-namespace ingot::sm80 {
+namespace ingot::tiles {
 
 // ---- Shared memory ----
 
-// Of the block's dynamic shared memory, which is aligned to 128 bytes.
+// Returns the address of the block's dynamic shared memory, which is aligned to 128 bytes.
 __device__ inline uint32_t shared_memory() {
     extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
     return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared_memory));
@@ -43,9 +43,9 @@ __device__ inline uint4 load_shared_vector(uint32_t address) {
     return vector;
 }
 
-// ---- Operands of products: ldmatrix ----
+// ---- Operands: ldmatrix ----
 
-// Four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
+// Loads four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
 __device__ inline void load_matrices(uint32_t (&registers)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -59,9 +59,9 @@ __device__ inline void load_matrices_transposed(uint32_t (&registers)[4], uint32
                  : "memory");
 }
 
-// ---- Products: mma.m16n8k16 ----
+// ---- Multiplication: mma.m16n8k16 ----
 
-// d (16 x 8) = a (16 x 16) b (16 x 8) + c, fp32 sums.
+// d (16 x 8) = a (16 x 16) b (16 x 8) + c, with fp32 accumulators.
 template <DType kType>
 __device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
     static_assert(kType == DType::bf16 || kType == DType::f16);
@@ -81,14 +81,14 @@ __device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
 
 // ---- Arithmetic ----
 
-// The compiler must take the value for a new one: what depends on it is computed where it is used, instead of being
-// kept in registers all through a loop that has none to spare.
+// Hides from the compiler that the value is the same as before: what depends on it is computed where it is used,
+// instead of being kept in registers all through a loop that has none to spare.
 __device__ inline int opaque(int value) {
     asm volatile("" : "+r"(value));
     return value;
 }
 
-// What is the same in all lanes of a warp, so that the compiler knows it: it can be kept in a uniform register.
+// Tells the compiler that the value is the same in all lanes of a warp, so that it can use a uniform register.
 __device__ inline int uniform(int value) {
     return __shfl_sync(0xffffffffu, value, 0);
 }
@@ -99,7 +99,7 @@ __device__ inline float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
 }
-// Two floats, rounded to nearest even, `low` in the lower half.
+// Packs two floats, rounded to nearest even, with `low` in the lower half.
 template <DType kType>
 __device__ uint32_t pack(float low, float high) {
     uint32_t result;
@@ -131,11 +131,11 @@ __device__ inline void start_copy(uint32_t shared, const void* data, bool is_ins
                  "r"(bytes)
                  : "memory");
 }
-// Makes one group of the copies that this thread has started since the last call.
+// Commits the copies that this thread has started since the last call as one group.
 __device__ inline void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Waits until at most kGroups of this thread's latest groups are under way.
+// Waits until at most kGroups of this thread's latest groups are in flight.
 template <int kGroups>
 __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
@@ -148,16 +148,16 @@ __device__ inline int load_relaxed(const int* data) {
     asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(data) : "memory");
     return value;
 }
-// What this thread, and those it met at a barrier, wrote before is seen by whoever loads the value.
+// Whoever loads the value sees what this thread, and those it met at a barrier, wrote before.
 __device__ inline void store_release(int* data, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(data), "r"(value) : "memory");
 }
-// What cannot be waited for any longer: the launch fails.
+// Traps, so that a wait that will never end fails the launch instead of hanging.
 __device__ inline void give_up() {
     __trap();
 }
 
-// A fragment's 128 floats in memory: which float is whose.
+// The index, among a fragment's 128 floats in global memory, of a lane's float `index`.
 __device__ constexpr int fragment_float(int lane, int index) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     return 4 * lane + index;  // one access of 16 bytes
@@ -165,7 +165,7 @@ __device__ constexpr int fragment_float(int lane, int index) {
     return 32 * index + lane;  // four, each of a whole line
 #endif
 }
-// Sets them to a warp's sums, or adds those: all lanes together, four each; `first` is the lane's first.
+// Store a warp's accumulator into these floats, or add it to them: four from each lane, whose first is `first`.
 __device__ inline void set_fragment(float* first, const float (&sums)[4]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     *reinterpret_cast<float4*>(first) = make_float4(sums[0], sums[1], sums[2], sums[3]);
@@ -183,6 +183,6 @@ __device__ inline void add_fragment(float* first, const float (&sums)[4]) {
 #endif
 }
 
-}  // namespace ingot::sm80
+}  // namespace ingot::tiles
 
 #endif

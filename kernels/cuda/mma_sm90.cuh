@@ -1,12 +1,11 @@
-// The instructions of sm_90a that C++ has no name for: warp-group products, the copy engine (TMA), barriers in shared
-// memory, and registers that pass between warp groups. Headings name the entries of the PTX ISA.
+// Inline PTX for sm_90a: warp-group multiplication (wgmma), TMA, barriers in shared memory, and registers that pass
+// between warp groups. Headings name the entries of the PTX ISA.
 //
-// Which element lies where stands in attention/operands_sm90.h. Shared memory is named by its 32-bit address. Tests run
-// kernels on the CPU with their own versions of these functions (tests/emulator/sm90.h), so that this header
-// is empty there.
+// attention/operands_sm90.h has the layout of operands. Addresses of shared memory are 32-bit. Tests run kernels on the
+// CPU with their own versions of these functions (tests/emulator/sm90.h), so that this header is empty there.
 //
 // With INGOT_SM90_CHECKED defined (-DCMAKE_CUDA_FLAGS=-DINGOT_SM90_CHECKED), a wait that never ends says which one it
-// is and fails the launch, and compute-sanitizer's racecheck can follow who is done with what (arrive_for_warp).
+// is and fails the launch, and compute-sanitizer's racecheck can follow which warp releases what (arrive_for_warp).
 #pragma once
 
 #ifdef __CUDACC__
@@ -24,7 +23,7 @@ namespace ingot::sm90 {
 
 using TensorMap = CUtensorMap;
 
-// Of the block's dynamic shared memory, aligned to the swizzle's 1024 bytes.
+// Returns the address of the block's dynamic shared memory, aligned to the swizzle's 1024 bytes.
 __device__ inline uint32_t shared_memory() {
     extern __shared__ __align__(1024) unsigned char hopper_shared_memory[];
     return static_cast<uint32_t>(__cvta_generic_to_shared(hopper_shared_memory));
@@ -50,21 +49,21 @@ __device__ inline int4 load_shared(uint32_t address) {
 
 // ---- Barriers in shared memory: mbarrier ----
 //
-// Each phase waits for a count of arrivals, and for the bytes that were announced. parity is that of the phase waited
-// for: 0 for the first; 1 returns at once on a barrier that is new.
+// A phase ends after a count of arrivals and the bytes that were announced. `parity` is that of the phase to wait for:
+// 0 for the first; 1 returns at once on a new barrier.
 
 __device__ inline void init_barrier(uint32_t barrier, uint32_t count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
-// Makes new barriers known to the copy engine; a barrier of the block must follow.
+// Makes new barriers visible to TMA; a barrier of the block must follow.
 __device__ inline void publish_barriers() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ inline void arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// One lane speaks for its warp, once the others have come to a barrier. racecheck takes no notice of that barrier: for
-// it every lane speaks for itself.
+// One lane arrives for its warp, once the others have reached a barrier. racecheck ignores that barrier: in the checked
+// build every lane arrives.
 #ifdef INGOT_SM90_CHECKED
 constexpr uint32_t kArrivalsOfWarp = 32;
 #else
@@ -97,9 +96,9 @@ __device__ inline void wait(uint32_t barrier, uint32_t parity) {
 #endif
 }
 
-// ---- Barriers of some warps: barrier.cta ----
+// ---- Named barriers: barrier.cta ----
 
-// Waits until `threads` have come, those included that only say so.
+// Waits until `threads` threads have arrived, those of announce() included.
 __device__ inline void meet(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -118,17 +117,16 @@ __device__ void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// ---- The copy engine: cp.async.bulk.tensor ----
+// ---- TMA: cp.async.bulk.tensor ----
 
-// How long lines should stay in the L2 cache: what createpolicy.fractional.L2::evict_first and evict_last give for all
-// of an access.
+// L2 cache policies: the values of createpolicy.fractional.L2::evict_first and evict_last for a whole access.
 constexpr uint64_t kUsedOnce = 0x12F0000000000000u, kUsedAgain = 0x14F0000000000000u;
 
 __device__ inline void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 // Starts the copy of a box of the tensor to shared memory; zeros outside the tensor. Its bytes count as arrived at
-// `barrier`, those outside included. By one thread.
+// `barrier`, those outside included. One thread calls it.
 __device__ inline void start_load(uint32_t to, const TensorMap* map, int c0, int c1, int c2, int c3, uint32_t barrier,
                                   uint64_t policy) {
     asm volatile(
@@ -137,7 +135,8 @@ __device__ inline void start_load(uint32_t to, const TensorMap* map, int c0, int
         "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier), "l"(policy)
         : "memory");
 }
-// The other way; what lies outside the tensor is not written. The group of one store: await_stores_read().
+// Copies a box from shared memory to the tensor, without what lies outside it. Each store is a group of its own, for
+// await_stores_read().
 __device__ inline void start_store(const TensorMap* map, int c0, int c1, int c2, int c3, uint32_t from) {
     asm volatile(
         "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];\n"
@@ -149,12 +148,13 @@ __device__ inline void start_store(const TensorMap* map, int c0, int c1, int c2,
 __device__ inline void await_stores_read() {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
-// Waits until they are written, and seen by this thread.
+// Waits until the stores are written and visible to this thread.
 __device__ inline void await_stores() {
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
-// Contiguous bytes, multiples of 16 at multiples of 16: cp.async.bulk, and cp.reduce.async.bulk, which adds.
+// The same for contiguous bytes, multiples of 16 at multiples of 16: cp.async.bulk, and cp.reduce.async.bulk, which
+// adds.
 __device__ inline void start_load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
@@ -174,19 +174,19 @@ __device__ inline void start_add_floats(float* to, uint32_t from, uint32_t bytes
         "r"(from), "r"(bytes)
         : "memory");
 }
-// What this thread has waited for comes before the copies that it starts: fence.proxy.async for all memory.
+// Orders what this thread has waited for before the copies that it starts: fence.proxy.async for all memory.
 __device__ inline void order_copies() {
     asm volatile("fence.proxy.async;" ::: "memory");
 }
 
-// Makes this thread's own writes to shared memory visible to the copy engine and to wgmma: fence.proxy.async.
+// Makes this thread's writes to shared memory visible to TMA and wgmma: fence.proxy.async.
 __device__ inline void publish_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- Three at a time ----
+// ---- Maximum of three ----
 
-// The largest of three floats if that is positive, and otherwise any of them: their bits compared as integers, which
+// Returns the largest of three floats if that is positive, else any of them: it compares their bits as integers, which
 // Hopper does for three in one instruction. A NaN without a sign is the largest.
 __device__ inline float largest_if_positive(float a, float b, float c) {
     return __int_as_float(__vimax3_s32(__float_as_int(a), __float_as_int(b), __float_as_int(c)));
@@ -194,20 +194,21 @@ __device__ inline float largest_if_positive(float a, float b, float c) {
 
 // ---- stmatrix ----
 
-// Four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
+// Stores four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
 __device__ inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m0), "r"(m1),
                  "r"(m2), "r"(m3)
                  : "memory");
 }
 
-// ---- Products of a warp group: wgmma ----
+// ---- Warp-group multiplication: wgmma ----
 //
-// They run by themselves. Until a wait has passed that covers them, no register that they read or write may be touched:
-// begin_products() before the first of a batch, end_batch() after the last, await_batches<n>() until at most the n
-// latest batches are under way, then settle() on the sums, so that the compiler moves no use of them before the wait.
+// wgmma is asynchronous: until a wait has passed that covers it, no register that it reads or writes may be touched.
+// begin_gemm() stands before the first of a batch, end_batch() after the last; await_batches<n>() waits until at most
+// the n latest batches are in flight, and settle() on the accumulator then keeps the compiler from moving uses of it
+// before the wait.
 
-__device__ inline void begin_products() {
+__device__ inline void begin_gemm() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ inline void end_batch() {
@@ -223,7 +224,7 @@ __device__ void settle(float (&sums)[kCount]) {
     for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Operand lists of 32 and 64 sums.
+// Operand lists of accumulators of 32 and 64 registers.
 #define INGOT_SUMS_8(d, i)                                                                                      \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
@@ -237,7 +238,7 @@ __device__ void settle(float (&sums)[kCount]) {
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 
-// sums (64 x 128) = a (64 x 16) b^T (128 x 16) [+ sums if kAdds]: both tiles sum over their columns.
+// sums (64 x 128) = a (64 x 16) b^T (128 x 16) [+ sums if kAdds]: K-major tiles, summed over their columns.
 template <DType kType, bool kAdds>
 __device__ void multiply_over_columns(float (&sums)[64], uint64_t a, uint64_t b) {
     static_assert(kType == DType::bf16 || kType == DType::f16);
@@ -272,7 +273,7 @@ __device__ void multiply_over_columns(float (&sums)[32], uint64_t a, uint64_t b)
 #undef INGOT_PRODUCT
 }
 
-// sums (64 x 64) = a^T (16 x 64) b (16 x 64) [+ sums if kAdds]: both tiles sum over their rows.
+// sums (64 x 64) = a^T (16 x 64) b (16 x 64) [+ sums if kAdds]: MN-major tiles, summed over their rows.
 template <DType kType, bool kAdds>
 __device__ void multiply_rows_over_rows(float (&sums)[32], uint64_t a, uint64_t b) {
     static_assert(kType == DType::bf16 || kType == DType::f16);
@@ -289,7 +290,7 @@ __device__ void multiply_rows_over_rows(float (&sums)[32], uint64_t a, uint64_t 
 #undef INGOT_PRODUCT
 }
 
-// sums (64 x 64 or 128) = a (64 x 16, in registers) b (16 x 64 or 128) [+ sums if `adds`]: b sums over its rows.
+// sums (64 x 64 or 128) = a (64 x 16, in registers) b (16 x 64 or 128) [+ sums if `adds`]: b is MN-major.
 template <DType kType>
 __device__ void multiply_over_rows(float (&sums)[32], const uint32_t (&a)[4], uint64_t b, int adds) {
     static_assert(kType == DType::bf16 || kType == DType::f16);

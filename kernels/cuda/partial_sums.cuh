@@ -1,4 +1,4 @@
-// The second half of a sum over rows: the blocks of a kernel have each left a row of partial sums.
+// Adds up the rows of partial sums that the blocks of a kernel have left.
 #pragma once
 
 #include "kernels/cuda/context.h"
@@ -14,9 +14,9 @@ struct PartialSums {
     bool accumulate;
 };
 
-// The body of a kernel, which each file has of its own, so that a trace tells whose sums they are. Always in the same
-// order. A block of 32 x 32 threads takes 32 columns, and each of its warps every 32nd row; kBatch loads are on their
-// way before the first is used.
+// The body of a kernel. Each file has such a kernel of its own, so that a trace tells them apart. The order of the sum
+// is fixed. A block of 32 x 32 threads takes 32 columns, and each of its warps every 32nd row; kBatch loads are in
+// flight before the first is used.
 __device__ inline void add_partial_sums(const PartialSums& a) {
     constexpr int kBatch = 9;  // 288 rows at a time: two blocks on each of 132 multiprocessors are one batch
     __shared__ float sums[kWarpSize][kWarpSize + 1];
@@ -37,14 +37,14 @@ __device__ inline void add_partial_sums(const PartialSums& a) {
     }
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
-    // Now a warp per column.
+    // From here on each warp has a column.
     const float total = group_sum<kWarpSize>(sums[threadIdx.x][threadIdx.y]);
     const int column = blockIdx.x * kWarpSize + threadIdx.y;
     if (threadIdx.x == 0 && column < a.width) a.out[column] = a.accumulate ? a.out[column] + total : total;
 }
 
-// Follows the kernel that wrote `partial`; on Hopper without the usual pause between two kernels (programmatic
-// dependent launch).
+// Launches the kernel after the one that wrote `partial`, on Hopper without the usual pause between two kernels
+// (programmatic dependent launch).
 inline void launch_partial_sums(const CudaContext& context, void (*kernel)(PartialSums), const PartialSums& sums) {
     cudaLaunchAttribute overlap{};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -1,5 +1,5 @@
-// NVTX is a header alone: it finds the profiler, if there is one, when it is first called. A toolkit without it loses
-// the names and nothing else.
+// NVTX is header-only: it finds the profiler, if there is one, when it is first called. Without it only the names are
+// lost.
 #include "kernels/core/profile.h"
 
 #include <cuda_profiler_api.h>
@@ -18,7 +18,7 @@ namespace ingot {
 
 namespace {
 
-std::atomic<bool> is_on = false;  // of the process, as the profiler is
+std::atomic<bool> is_on = false;  // one for the process, as the profiler is
 
 }  // namespace
 

@@ -5,8 +5,8 @@ namespace ingot {
 
 constexpr int kWarpSize = 32;
 
-// The sum over each aligned group of kLanes lanes, in all of its lanes. All 32 lanes of the warp take part. In a
-// butterfly both partners add the same two numbers, so that every lane ends with the same bits.
+// Returns the sum over each aligned group of kLanes lanes, in all of its lanes. All 32 lanes of the warp take part. In
+// a butterfly both partners add the same two numbers, so that every lane ends with the same bits.
 template <int kLanes, typename T>
 __device__ T group_sum(T value) {
 #pragma unroll
@@ -14,8 +14,8 @@ __device__ T group_sum(T value) {
     return value;
 }
 
-// The sum over the block (whole warps, at most 32), in all of its threads. `scratch` holds a number per warp. One
-// barrier: who calls it in a loop alternates between two scratches, and no thread can then overwrite what another still
+// The sum over the block (whole warps, at most 32), in all of its threads. `scratch` holds a number per warp. It
+// has one barrier: a caller in a loop alternates between two scratches, so that no thread overwrites what another still
 // reads.
 template <typename T>
 __device__ T block_sum(T value, T* scratch) {

@@ -1,4 +1,4 @@
-// What CUDA says of this machine, for `./train info`. No CUDA header here.
+// Describes this machine's CUDA for `./train info`. No CUDA header here.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ struct CudaSystem {
     std::vector<GpuDescription> gpus;
 };
 
-// Never throws: what cannot be read stays empty.
+// Never throws; fields that cannot be read stay empty.
 CudaSystem describe_cuda_system();
 
 }  // namespace ingot

@@ -1,4 +1,4 @@
-// What a benchmark needs of a GPU: a clock, a plain copy to compare with. No CUDA header here.
+// A clock and a copy kernel for benchmarks. No CUDA header here.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace ingot {
 
-// Time between two points of the device's stream, by CUDA events.
+// Measures the time between two points of the device's stream, by CUDA events.
 class CudaTimer {
   public:
     explicit CudaTimer(const Device&);
@@ -22,8 +22,8 @@ class CudaTimer {
     std::unique_ptr<Events> events_;
 };
 
-// A copy by a kernel of 16-byte loads and stores: what a kernel bound by memory can hope for. Contiguous tensors of the
-// same size, a multiple of 16 bytes.
+// Copies by a kernel of 16-byte loads and stores, the best that a kernel bound by memory can reach. Contiguous tensors
+// of the same size, a multiple of 16 bytes.
 void copy_kernel_cuda(const Device&, const Tensor& destination, const Tensor& source);
 
 // "NVIDIA H200 (sm_90), 132 multiprocessors, ...": GPU, driver and library versions.

@@ -181,7 +181,7 @@ void CUPTIAPI take_buffer(CUcontext, uint32_t, uint8_t* buffer, size_t, size_t n
         CUptiResult result = CUPTI_SUCCESS;
         while (num_valid > 0 && (result = cuptiActivityGetNextRecord(buffer, num_valid, &activity)) == CUPTI_SUCCESS)
             add_record(activity, &s.records);
-        if (result != CUPTI_SUCCESS && result != CUPTI_ERROR_MAX_LIMIT_REACHED)  // the limit: the buffer's end
+        if (result != CUPTI_SUCCESS && result != CUPTI_ERROR_MAX_LIMIT_REACHED)  // the buffer ends at the limit
             s.fault = "cuptiActivityGetNextRecord: " + text_of(result);
     } catch (const std::exception& error) {
         s.fault = error.what();
@@ -235,7 +235,7 @@ std::vector<TraceRecord> stop_trace() {
     CHECK(s.is_running, "no trace is running");
     disable(s.has_calls);
     s.is_running = false;
-    // Forced: buffers that are partly filled too. The calls of take_buffer() have ended when this returns.
+    // A forced flush takes partly filled buffers too. The calls of take_buffer() have ended when this returns.
     INGOT_CUPTI_CHECK(cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED));
     size_t num_dropped = 0;
     INGOT_CUPTI_CHECK(cuptiActivityGetNumDroppedRecords(nullptr, 0, &num_dropped));
@@ -246,7 +246,7 @@ std::vector<TraceRecord> stop_trace() {
         records.swap(s.records);
     }
     CHECK(num_dropped == 0, "CUPTI lost ", num_dropped, " records: trace fewer steps");
-    // What had not ended when tracing did has no time.
+    // Work that had not ended when tracing did has no time.
     std::erase_if(records, [](const TraceRecord& record) { return record.end_ns == 0; });
     std::stable_sort(records.begin(), records.end(),
                      [](const TraceRecord& a, const TraceRecord& b) { return a.begin_ns < b.begin_ns; });

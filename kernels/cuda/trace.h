@@ -1,6 +1,7 @@
-// What ran on the GPU and when, and what the host asked of CUDA: activity records by NVIDIA's CUPTI. For ./bench and
-// the tests; ./train does not link it. A library of its own (ingot_trace), which builds without CUPTI too. No CUDA
-// header here.
+// Records what ran on the GPU and which CUDA functions the host called, by NVIDIA's CUPTI. ./bench and the tests use
+// it;
+// ./train does not link it. It is a library of its own (ingot_trace), which builds without CUPTI too. No CUDA header
+// here.
 #pragma once
 
 #include <cstdint>
@@ -23,21 +24,22 @@ struct TraceRecord {
     uint64_t begin_ns, end_ns;  // one clock for all records
     uint32_t stream_or_thread;  // api: the thread that called
     uint64_t bytes;             // copies and sets
-    uint32_t correlation;       // a call and the work that it queued have the same
+    uint32_t correlation;       // the same for a call and the work that it started
 };
 
-// What a copy's name is, in the two directions that cost a wait where memory is not page-locked.
+// The names of copies in the two directions that cost a wait where memory is not page-locked.
 inline constexpr const char* kHostToDevice = "copy host to device";
 inline constexpr const char* kDeviceToHost = "copy device to host";
 
-// Whether this build can trace; else why not and what to install, as one line.
+// Returns whether this build can trace; else *why is one line that says why not and what to install.
 bool can_trace(std::string* why);
 
 // Records all work of this process's GPUs from now on, kernels of graphs one by one, and calls too if they are asked
 // for. To trace the kernels of a graph, start before it is recorded. One trace at a time. Throws UserError where
 // can_trace() says no, Error if CUPTI refuses (another profiler has it, or the driver is older than it).
 void start_trace(bool with_calls);
-// The records in the order of their beginning. The caller has waited for the work. Throws Error if some were lost.
+// Returns the records in the order of their beginning. The caller has waited for the work. Throws Error if some were
+// lost.
 std::vector<TraceRecord> stop_trace();
 
 // "void ingot::(anonymous namespace)::forward_kernel<...>(...)"; a name that is not mangled stays.

@@ -1,5 +1,5 @@
-// Element types as CUDA has them, and accesses of 16 bytes: the widest that one thread can make, 8 elements of a 16-bit
-// type or 4 of fp32.
+// CUDA's element types, and accesses of 16 bytes, the widest that one thread can make: 8 elements of a 16-bit type or 4
+// of fp32.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -68,7 +68,7 @@ __device__ inline __half from_float<__half>(float value) {
     return __float2half_rn(value);
 }
 
-// 16 bytes of T. As long as they are not unpacked they cost four registers, whatever T is.
+// 16 bytes of T, in four registers as long as they are not unpacked.
 template <typename T>
 struct Vec {
     static constexpr int kSize = 16 / static_cast<int>(sizeof(T));
@@ -101,8 +101,8 @@ struct Vec {
         return {make_uint4(words[0], words[1], words[2], words[3])};
     }
 
-    // The compiler must take the value for a new one from here on: it unpacks it again where it is used next, instead
-    // of keeping the unpacked floats alive, which cost two registers for each of these.
+    // Makes the compiler unpack the value again where it is used next, instead of keeping the unpacked floats alive,
+    // which take twice the registers (of 16-bit types).
     __device__ void stay_packed() {
         asm volatile("" : "+r"(raw.x), "+r"(raw.y), "+r"(raw.z), "+r"(raw.w));
     }
@@ -134,8 +134,8 @@ struct Vec {
 
 // Pointers are aligned to 16 bytes; `index` counts vectors.
 //
-// For data that is read once: first in line for eviction, so that it does not push weights out of the caches. (Not the
-// read-only path: an output may be the same memory.)
+// For data that is read once: it is evicted first, so that it does not push weights out of the caches. (It does not
+// take the read-only path, since an output may be the same memory.)
 template <typename T>
 __device__ Vec<T> load_streaming(const T* data, int64_t index) {
     return {__ldcs(reinterpret_cast<const uint4*>(data) + index)};
@@ -153,7 +153,7 @@ __device__ void copy_async(uint4* shared, const T* data, int64_t index) {
     __pipeline_memcpy_async(shared, reinterpret_cast<const uint4*>(data) + index, sizeof(uint4));
 }
 
-// Waits until all copies that this thread started are there, for this thread to read.
+// Waits until all copies that this thread started have arrived, for this thread to read.
 __device__ inline void wait_for_copies() {
     __pipeline_commit();
     __pipeline_wait_prior(0);
@@ -164,7 +164,7 @@ __device__ void store(T* data, int64_t index, Vec<T> value) {
     reinterpret_cast<uint4*>(data)[index] = value.raw;
 }
 
-// kSize consecutive elements: 16 bytes, or one where something is not aligned.
+// kSize consecutive elements: 16 bytes, or a single one where a pointer, stride or width is not aligned.
 template <typename T, bool kIsVector>
 struct Chunk {
     static constexpr int kSize = kIsVector ? Vec<T>::kSize : 1;
@@ -203,7 +203,7 @@ struct Chunk {
     }
 };
 
-// kSize consecutive floats: in steps of 16 bytes if there are that many, and then aligned to them.
+// kSize consecutive floats, accessed 16 bytes at a time if they are that many and aligned.
 template <int kSize>
 __device__ void load_floats(const float* data, float (&values)[kSize]) {
     if constexpr (kSize % 4 == 0) {

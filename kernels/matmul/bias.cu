@@ -1,8 +1,7 @@
 // The gradient of a bias on CUDA: the sum of dout's rows, which are read once. Bound by memory.
 //
-// A block is 32 columns of threads and kRows rows of them. A thread owns 16 bytes of columns and adds every kRows-th
-// row of the block's part; the kRows sums of a column are added in shared memory, in order, and go to a row of partial
-// sums.
+// A block has 32 columns and kRows rows of threads. A thread owns 16 bytes of columns and adds every kRows-th row of
+// the block's part; the kRows partial sums of a column are added in shared memory, in order, and go to global memory.
 #include <algorithm>
 
 #include "kernels/cuda/context.h"
@@ -15,7 +14,7 @@ namespace ingot {
 namespace {
 
 constexpr int kRows = 8;
-constexpr int kBatch = 8;  // rows that a thread has on their way at a time
+constexpr int kBatch = 8;  // rows of a thread whose loads are in flight at once
 
 template <typename T>
 struct Args {
@@ -88,7 +87,7 @@ void matmul_backward_bias_cuda(const Device& device, const MatmulBackwardBias& a
         const int64_t size = Vec<T>::kSize;
         const bool fits = O % size == 0 && a.dout.stride[0] % size == 0 && is_aligned(a.dout.data);
         const int64_t columns = kWarpSize * (fits ? size : 1), column_blocks = (O + columns - 1) / columns;
-        // As many blocks as the GPU holds at a time, and each with rows enough for one batch.
+        // The GPU holds so many blocks at a time; each gets rows enough for one batch.
         const int64_t resident = context.properties.multiProcessorCount * kMatmulBackwardBiasBlocks;
         const int64_t row_blocks =
             std::clamp<int64_t>(N / (kRows * kBatch), 1, std::max<int64_t>(1, resident / column_blocks));

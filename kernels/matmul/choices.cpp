@@ -22,7 +22,7 @@ std::string hexadecimal(const uint8_t* bytes, size_t count) {
     return text;
 }
 
-// -1 for what is no digit; capitals are none, so that there is one text for one algorithm.
+// Returns -1 for other characters, capitals among them, so that an algorithm has only one text.
 int digit_value(char digit) {
     if (digit >= '0' && digit <= '9') return digit - '0';
     if (digit >= 'a' && digit <= 'f') return digit - 'a' + 10;

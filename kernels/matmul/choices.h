@@ -1,12 +1,12 @@
-// Which algorithm computes a product on a CUDA device: found once per product, kept, written down and taken up again.
+// The choice of the algorithm of each GEMM on a CUDA device: it is made once per GEMM, kept, recorded and reused.
 //
-// For a product that a device has not seen yet, in this order:
+// For a GEMM that a device has not seen yet, in this order:
 //   1. what prefer_matmul_choices() was given: the run's own record before the machine's cache, if the caller gives it
-//      first. It is taken if it was written for this GPU, library version and product and if the library accepts it.
+//      first. It is taken if it was written for this GPU, library version and GEMM and if the library accepts it.
 //   2. MatmulTuning::timed: the fastest of the library's candidates under load.
 //   3. MatmulTuning::first_choice: what the library names first.
-// All of them keep the promise of kernels/matmul/matmul.h: fp32 sums in a fixed order. Two algorithms may differ in the
-// bits, so the same bits need the same choices.
+// All of them keep the promise of kernels/matmul/matmul.h: fp32 accumulators in a fixed order. Two algorithms may
+// differ in the bits, so the same bits need the same choices.
 //
 // The CPU device has no choices: there these functions do nothing and return nothing.
 #pragma once
@@ -31,31 +31,31 @@ struct MatmulChoice {
     MatmulSource source = MatmulSource::record;
 };
 
-// About how long timing takes for each product: half of it screens, half compares those that are left. Products whose
+// Timing takes about so long for each GEMM: half of it screens, half compares the candidates that are left. GEMMs whose
 // runs take long get up to a quarter of a second more; where even that is short, fewer candidates are looked at, the
-// library's first choice always. To load a kernel for the first time comes on top.
+// library's first choice always. Loading a kernel for the first time comes on top.
 constexpr double kMatmulTuningSeconds = 0.35;
 
-// How products that are first seen from now on get their algorithm; a device begins with first_choice.
+// Sets how GEMMs that are first seen from now on get their algorithm; a device begins with first_choice.
 //
-// DANGER: timing needs operands that look like the real ones, and runs the product many times. In `timed` mode the
-// first call of each product fills a, b, addend and out with random normals: WHAT STOOD IN THEM IS LOST. So it is for a
-// warm-up step on memory that means nothing yet, and must be set back to first_choice after it. Refuses to run during
-// stream capture.
+// DANGER: timing needs operands that look like the real ones, and runs the GEMM many times. In `timed` mode the
+// first call of each GEMM fills a, b, addend and out with random normals: THEIR CONTENTS ARE LOST. So it is for a
+// warm-up step on memory whose contents do not matter, and must be set back to first_choice after it. Refuses to run
+// during stream capture.
 void set_matmul_tuning(const Device&, MatmulTuning);
 
-// To be used for products not seen yet. Of several choices for one product the first that can be taken counts, over all
-// calls.
+// Gives choices for GEMMs that have not been seen yet. Of several choices for one GEMM, over all calls, the first
+// usable one is taken.
 void prefer_matmul_choices(const Device&, const std::vector<MatmulChoice>&, MatmulSource source);
 
-// What is in use, sorted by product.
+// Returns the choices in use, sorted by GEMM.
 std::vector<MatmulChoice> matmul_choices(const Device&);
 
-// Where the choices in use come from.
+// Counts where the choices in use come from.
 struct MatmulCounts {
     int64_t from_record = 0, from_cache = 0, timed = 0, first_choice = 0;
     // Preferred choices that cannot be taken: damaged, written for another GPU or library version, or, once their
-    // product was seen, not accepted by the library.
+    // GEMM was seen, not accepted by the library.
     int64_t refused = 0;
     double tuning_seconds = 0;
 };
@@ -64,10 +64,10 @@ MatmulCounts matmul_counts(const Device&);
 // "NVIDIA H100 80GB HBM3, cuBLASLt 13.1.0": for what a choice holds. Empty on the CPU.
 std::string matmul_machine(const Device&);
 
-// ---- What choices are made of; no device needed ----
+// ---- Keys and texts of choices; they need no device ----
 
-// All that the choice of an algorithm depends on. Strides are those of rows, in elements; alignments count up to the
-// 256 bytes that cudaMalloc gives.
+// A key has all that the choice of an algorithm depends on. Strides are those of rows, in elements; alignments count up
+// to the 256 bytes that cudaMalloc gives.
 struct ProductKey {
     int64_t M, N, K, out_stride, a_stride, b_stride, addend_stride;
     uint32_t out_alignment, a_alignment, b_alignment, addend_alignment;
@@ -85,8 +85,8 @@ std::string text_of(const ProductKey&);
 // cuBLASLt's description of an algorithm, which may be stored and used again with the same version of the library.
 using MatmulAlgorithm = std::array<uint8_t, 64>;
 
-// The algorithm in hexadecimal, with a checksum over it, the machine and the product: what was damaged, or written for
-// another GPU, library version or product, is noticed before the library sees it.
+// Returns the algorithm in hexadecimal, with a checksum over it, the machine and the GEMM, so that a text that was
+// damaged or written for another GPU, library version or GEMM is rejected before the library sees it.
 std::string seal_algorithm(const std::string& machine, const std::string& product, const MatmulAlgorithm&);
 bool unseal_algorithm(const std::string& machine, const std::string& product, const std::string& text,
                       MatmulAlgorithm* algorithm);

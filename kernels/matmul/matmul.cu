@@ -1,4 +1,4 @@
-// Products on CUDA are cuBLASLt's, with fp32 sums.
+// cuBLASLt computes the GEMMs on CUDA, with fp32 accumulators.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -52,7 +52,7 @@ std::string describe(const Product& p) {
 }
 
 MatmulPlan::MatmulPlan(const Product& p) : key(key_of(p)), product(text_of(key)) {
-    // For fp32 operands this is fp32 arithmetic, not TF32.
+    // With fp32 operands this means fp32 arithmetic, not TF32.
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set(operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(operation, CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -82,9 +82,9 @@ cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const 
                           context.cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes, context.stream);
 }
 
-// Among the algorithms that keep our promise of fp32 sums in a fixed order. Where a sum is split over K, its parts must
-// be kept in fp32 in the workspace and added by a second step (COMPUTE_TYPE); the other two schemes add them in the
-// output's precision, or in the output itself. Algorithms that do not split are always allowed.
+// Restricts the search to algorithms that accumulate in fp32 in a fixed order. Where a sum is split over K, its parts
+// must be kept in fp32 in the workspace and added by a second step (COMPUTE_TYPE); the other two schemes add them in
+// the output's precision, or in the output itself. Algorithms that do not split are always allowed.
 std::vector<LtAlgorithm> heuristic_algorithms(const CudaContext& context, const MatmulPlan& plan,
                                               const Product& product, int count) {
     cublasLtMatmulPreference_t preference = nullptr;
@@ -163,12 +163,12 @@ bool split_sums(LtAlgorithm* algorithm, int32_t splits) {
            set_config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, scheme);
 }
 
-// Found by a linear search: a model has some twenty products. Plans stay where they are, so that a warm step allocates
-// nothing.
+// Plans are found by a linear search, since a model has some twenty GEMMs. They keep their addresses, and a warm step
+// allocates nothing.
 struct MatmulPlans {
     std::vector<std::unique_ptr<MatmulPlan>> plans;
     MatmulTuning tuning = MatmulTuning::first_choice;
-    std::map<std::string, std::vector<MatmulChoice>> preferred;  // by product, in the order given
+    std::map<std::string, std::vector<MatmulChoice>> preferred;  // by GEMM, in the order given
     std::string machine;
     int64_t num_refused = 0;
     double tuning_seconds = 0;
@@ -187,8 +187,8 @@ MatmulPlans& plans_of(const Device& device) {
     return *context.matmul_plans;
 }
 
-// The algorithm is one that we wrote down for this product, GPU and library version: unseal_algorithm() has checked
-// that. Whether it can still run (a smaller workspace, say) the library is asked.
+// unseal_algorithm() has checked that the algorithm was recorded for this GEMM, GPU and library version. The library
+// says whether it can still run (with a smaller workspace, say).
 bool take_preferred(const CudaContext& context, MatmulPlans* all, MatmulPlan* plan) {
     const auto found = all->preferred.find(plan->product);
     if (found == all->preferred.end()) return false;
@@ -220,7 +220,7 @@ void choose_algorithm(const Device& device, MatmulPlans* all, MatmulPlan* plan, 
     fill_operands(device, p);
     plan->algorithm = fastest_algorithm(device, *plan, p, kMatmulTuningSeconds);
     plan->source = MatmulSource::timed;
-    // What was summed up in place on the way is no input for what comes next.
+    // The search has accumulated in place: its results must not be the inputs of what follows.
     fill_operands(device, p);
     all->tuning_seconds += timer.stop();
 }

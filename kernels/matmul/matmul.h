@@ -1,4 +1,4 @@
-// The products of a linear layer. Weights are stored (O, I): O outputs, I inputs.
+// The GEMMs of a linear layer. Weights are stored (O, I): O outputs, I inputs.
 //
 //   forward          out (N, O)     = x (N, I) weight^T [+ bias (O), in every row] [+ residual (N, O)]
 //   backward, input  dx (N, I)      = dout (N, O) weight
@@ -6,7 +6,7 @@
 //   backward, bias   dbias (O) [+]= the sum of dout's rows
 //
 // dtypes: x, weight, bias, out, residual, dout, dx in the compute type; dweight and dbias in fp32 (fp64 for fp64
-// input), into which the product itself accumulates. Sums in fp32 (fp64), one rounding at the store. Rows (first axis)
+// input), into which the GEMM itself accumulates. Sums in fp32 (fp64), one rounding at the store. Rows (first axis)
 // may be strided, the last axis is contiguous. Deterministic; on the CPU also independent of the number of threads,
 // because the result is cut into fixed blocks and each block is one single-threaded BLAS call.
 #pragma once
@@ -38,7 +38,7 @@ struct MatmulBackwardWeight {
 };
 void matmul_backward_weight(const Device&, const MatmulBackwardWeight&);
 
-// The order of the sum is fixed by the shape alone (on CUDA also by the GPU).
+// The shape alone (on CUDA also the GPU) fixes the order of the sum.
 struct MatmulBackwardBias {
     Tensor dbias;
     Tensor dout;
@@ -49,7 +49,7 @@ void matmul_backward_bias(const Device&, const MatmulBackwardBias&);
 // In bytes, for O outputs of any type.
 size_t matmul_backward_bias_workspace(const Device&, int64_t outputs);
 
-// One product as the twins see it: out (M, N) = op(a) op(b) [+ bias] [+ addend], all row-major. a is (M, K), or (K, M)
+// A GEMM as the twins see it: out (M, N) = op(a) op(b) [+ bias] [+ addend], all row-major. a is (M, K), or (K, M)
 // if a_transposed; b is (K, N), or (N, K) if b_transposed. addend is null, or has the shape and dtype of out (and may
 // be it); bias is null, or has out's dtype and the shape (N).
 struct Product {
@@ -59,16 +59,16 @@ struct Product {
     Tensor bias = {};
 };
 
-// What the functions above compute; shapes are not checked.
+// Return the GEMM that the functions above compute, without checking shapes.
 Product product_of(const MatmulForward&);
 Product product_of(const MatmulBackwardInput&);
 Product product_of(const MatmulBackwardWeight&);
 
-// The CUDA twins, called by the functions above once shapes are checked. Which algorithm computes a product:
-// kernels/matmul/choices.h.
+// The CUDA twins, which the functions above call once shapes are checked. kernels/matmul/choices.h chooses the
+// algorithm.
 void matmul_cuda(const Device&, const Product&);
 void matmul_backward_bias_cuda(const Device&, const MatmulBackwardBias&);
-// So many blocks of it, at most, on a multiprocessor; each has a row of partial sums.
+// At most so many blocks run on a multiprocessor; each has a row of partial sums.
 constexpr int kMatmulBackwardBiasBlocks = 4;
 size_t matmul_backward_bias_workspace_cuda(const Device&, int64_t outputs);
 

@@ -10,9 +10,9 @@ namespace ingot {
 
 namespace {
 
-// Into how many blocks the result is cut, from its shape alone. A large block is packed less often by the BLAS, many
-// blocks feed many threads: so at most 512 x 1024 and, down to 128 x 256, at least eight. Powers of two, since two
-// threads that share three blocks are no faster than with four.
+// The shape alone says into how many blocks the result is cut. The BLAS packs large blocks less often, and many blocks
+// feed many threads: so blocks have at most 512 x 1024 elements, and down to 128 x 256 there are at least eight. Their
+// number is a power of two, since two threads that share three blocks are no faster than with four.
 struct BlockCounts {
     int64_t rows = 1, columns = 1;
 };
@@ -62,7 +62,7 @@ void product_cpu(const Product& p) {
     errors.rethrow();
 }
 
-// The rows are summed in a fixed number of blocks, whatever the number of threads, and the blocks in index order.
+// Rows are summed in a fixed number of blocks, whatever the number of threads, and the blocks in index order.
 constexpr int64_t kBiasBlocks = 32;
 
 template <typename T>
@@ -87,7 +87,7 @@ void backward_bias_cpu(const MatmulBackwardBias& a) {
     }
 }
 
-// (rows, columns) of this dtype and device; rows may lie apart, but not overlap: a BLAS reads no such matrix.
+// Checks for (rows, columns) of this dtype and device; rows may lie apart, but not overlap, which no BLAS reads.
 void check_matrix(const Device& device, const char* op, const char* name, const Tensor& tensor, int64_t rows,
                   int64_t columns, DType dtype) {
     check_view(op, name, tensor, {rows, columns}, dtype, device.kind());

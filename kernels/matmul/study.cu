@@ -36,7 +36,7 @@ std::string describe_algorithm(const LtAlgorithm& algorithm) {
     return text;
 }
 
-// The numbers of a list capability, or that of `undefined` alone if the algorithm has no such list.
+// Returns the numbers of a list capability, or only `undefined` if the algorithm has no such list.
 std::vector<uint32_t> list_capability(const LtAlgorithm& algorithm, cublasLtMatmulAlgoCapAttributes_t attribute) {
     size_t bytes = 0;
     if (cublasLtMatmulAlgoCapGetAttribute(&algorithm.raw, attribute, nullptr, 0, &bytes) != CUBLAS_STATUS_SUCCESS ||
@@ -49,7 +49,7 @@ std::vector<uint32_t> list_capability(const LtAlgorithm& algorithm, cublasLtMatm
     return values;
 }
 
-// Every algorithm with every tile, number of stages and of parts that the library accepts.
+// Returns every algorithm with every tile and every number of stages and of parts that the library accepts.
 std::vector<LtAlgorithm> all_algorithms(const CudaContext& context, const MatmulPlan& plan) {
     constexpr int kMostIds = 512;
     const cudaDataType_t in = cuda_type(plan.key.dtype), out = cuda_type(plan.key.out_dtype);
@@ -80,7 +80,7 @@ std::vector<LtAlgorithm> all_algorithms(const CudaContext& context, const Matmul
     return result;
 }
 
-// `base` with other cluster shapes and orders of blocks, and with each of its own options.
+// Returns `base` with other cluster shapes and orders of blocks, and with each of its own options.
 void add_variants(const CudaContext& context, const MatmulPlan& plan, const LtAlgorithm& base,
                   std::vector<LtAlgorithm>* result) {
     constexpr int32_t kMostOptions = 32;
@@ -108,11 +108,11 @@ void add_variants(const CudaContext& context, const MatmulPlan& plan, const LtAl
     }
 }
 
-// The best few of the full search.
+// Returns the best few of the full search.
 std::vector<LtAlgorithm> search(const Device& device, const MatmulPlan& plan, const Product& p,
                                 const std::vector<LtAlgorithm>& known, double seconds, MatmulStudy* study) {
     constexpr size_t kNumBases = 24, kNumBest = 8;
-    constexpr double kBaseMargin = 0.5;  // more than a cluster shape or an order of blocks can make good
+    constexpr double kBaseMargin = 0.5;  // a cluster shape or an order of blocks gains less than that
     const CudaContext& context = device.context();
     const auto screen_all = [&](const std::vector<LtAlgorithm>& algorithms, double bound) {
         const double begin = now();
@@ -122,7 +122,7 @@ std::vector<LtAlgorithm> search(const Device& device, const MatmulPlan& plan, co
         return times;
     };
     std::vector<LtAlgorithm> all = all_algorithms(context, plan);
-    // If time is short, it is a sample that is measured, and not the oldest kernels.
+    // If time is short, a random sample is measured, and not the oldest kernels alone.
     std::shuffle(all.begin(), all.end(), std::mt19937(1));
     std::vector<double> times = screen_all(all, seconds / 2);
     std::vector<LtAlgorithm> variants = known;
@@ -152,7 +152,7 @@ MatmulStudy study_matmul(const Device& device, const Product& p, double seconds,
     if (search_seconds > 0)
         for (const LtAlgorithm& algorithm : search(device, plan, p, all, search_seconds, &study))
             add_algorithm(&all, algorithm);
-    // In-place sums of the search may have left the range of numbers that occur.
+    // In-place accumulation in the search may have left the range of numbers that occur in training.
     fill_operands(device, p);
     const std::vector<double> times = compare(device, plan, p, all, seconds, std::numeric_limits<double>::infinity());
     const auto entry = [&](size_t place) {

@@ -1,4 +1,4 @@
-// How good the choice of an algorithm is: for benchmarks. CUDA alone, but no CUDA header here.
+// Measures how good the choice of an algorithm is, for benchmarks. CUDA only, but no CUDA header here.
 #pragma once
 
 #include <string>
@@ -20,7 +20,7 @@ struct MatmulStudy {
     bool is_search_complete = true;  // false: it was cut off
 };
 
-// All entries are measured in turns for `seconds`. The full search goes, for up to search_seconds, through all
+// Measures all entries in turns for `seconds`. The full search goes, for up to search_seconds, through all
 // algorithms that the library has for these types, with all tiles, stages and numbers of parts, as far as it accepts
 // them; then through cluster shapes, block orders and options of the best of them. 0: no full search, `best` is the
 // better of the other two. Overwrites the operands.

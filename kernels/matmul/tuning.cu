@@ -1,4 +1,4 @@
-// The search for a product's fastest algorithm.
+// The search for a GEMM's fastest algorithm.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -14,16 +14,16 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-constexpr double kScreenMargin = 0.3;    // a single run, at a clock that has not settled, is no surer than that
-constexpr double kCompareMargin = 0.03;  // the medians of a few rounds are
-constexpr double kTie = 0.005;           // no later run would tell such a difference: the library's own order decides
-constexpr double kSlowTie = 0.05;        // the same where a single run of each has to do
+constexpr double kScreenMargin = 0.3;    // the error of a single run, at a clock that has not settled
+constexpr double kCompareMargin = 0.03;  // the error of the medians of a few rounds
+constexpr double kTie = 0.005;     // below that the library's own order decides: no later run would see the difference
+constexpr double kSlowTie = 0.05;  // the same where there is time for a single run of each
 constexpr size_t kNumCompared = 8;
-// Where a run takes a millisecond, not all candidates can be looked at in the time that small products have.
+// GEMMs whose run takes a millisecond get more time than small ones, so that more candidates are timed.
 constexpr double kExtraRuns = 300, kMostExtraSeconds = 0.25;
 constexpr int kMinRounds = 5;
-constexpr double kSampleSeconds = 100e-6;  // an event's own cost is a microsecond or two
-constexpr double kBatchSeconds = 20e-3;    // of runs that are queued at once
+constexpr double kSampleSeconds = 100e-6;  // an event itself costs a microsecond or two
+constexpr double kBatchSeconds = 20e-3;    // runs that are launched without a wait take so long
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -35,7 +35,7 @@ double median(std::vector<double> values) {
     return *middle;
 }
 
-// Up to `count` points of a stream in time. A batch of runs has one before each run and one after the last.
+// Up to `count` events in a stream. A batch of runs has one before each run and one after the last.
 class Marks {
   public:
     Marks(cudaStream_t stream, size_t count) : stream_(stream), events_(count, nullptr) {
@@ -53,7 +53,7 @@ class Marks {
         CUDA_CHECK(cudaEventRecord(events_[used_++], stream_));
     }
     void wait() const { CUDA_CHECK(cudaEventSynchronize(events_[used_ - 1])); }
-    // Between mark i and the next.
+    // Seconds between mark i and the next.
     double seconds(size_t i) const {
         float milliseconds = 0;
         CUDA_CHECK(cudaEventElapsedTime(&milliseconds, events_[i], events_[i + 1]));
@@ -66,8 +66,8 @@ class Marks {
     size_t used_ = 0;
 };
 
-// A weight gradient of a small model has too few tiles for a whole GPU, and a sum over very many tokens. The best few
-// kernels with the sum in as many parts as fill the GPU about once or twice.
+// A weight gradient of a small model has too few tiles for a whole GPU, and a sum over very many tokens. Appends the
+// best few kernels with that sum split into as many parts as fill the GPU about once or twice.
 void add_split_sums(const CudaContext& context, const MatmulPlan& plan, std::vector<LtAlgorithm>* algorithms) {
     constexpr size_t kNumBases = 8;
     std::vector<LtAlgorithm> bases;
@@ -88,7 +88,7 @@ void add_split_sums(const CudaContext& context, const MatmulPlan& plan, std::vec
 }  // namespace
 
 std::vector<int32_t> split_counts(float waves, int64_t K, float least_filled, float most_filled) {
-    constexpr int64_t kMinPart = 512;  // below that the second step is most of the work
+    constexpr int64_t kMinPart = 512;  // below that the second step dominates
     std::vector<int32_t> counts;
     if (!(waves > 0 && waves <= 1)) return counts;
     for (const int32_t splits : {2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}) {
@@ -106,7 +106,7 @@ void add_algorithm(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algo
 void fill_operands(const Device& device, const Product& p) {
     const int64_t K = p.a.shape[p.a_transposed ? 0 : 1];
     fill_normal(device, {.out = p.a, .seed = 1, .stream = 0, .std = 1});
-    // So that one run adds elements of size 1, and a thousand in place stay within fp16.
+    // With this scale one run adds elements of size 1, and a thousand runs in place stay within fp16.
     fill_normal(device, {.out = p.b, .seed = 2, .stream = 0, .std = 1 / std::sqrt(static_cast<double>(K))});
     fill_normal(device, {.out = p.out, .seed = 3, .stream = 0, .std = 1});
     if (p.addend && p.addend.data != p.out.data)
@@ -152,7 +152,7 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
     std::vector<size_t> left(candidates.size());
     std::iota(left.begin(), left.end(), size_t{0});
     std::vector<std::vector<double>> samples(candidates.size());
-    std::vector<double> distance(candidates.size(), 1);  // of those given up, to the best
+    std::vector<double> distance(candidates.size(), 1);  // of dropped candidates to the best
     // The first mark stands behind a run and is reached when that ends: by then the host is ahead of the GPU.
     const auto measure = [&](int rounds, int repeats, size_t first_round) {
         marks.clear();
@@ -223,7 +223,7 @@ LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, cons
     const std::vector<double> screened = screen(device, plan, p, all, seconds / 2);
     std::vector<size_t> places = best_of(screened, kNumCompared, kScreenMargin);
     CHECK(!places.empty(), "matmul: no algorithm of cuBLASLt runs for ", describe(p));
-    // As many as can be compared in what is left of the time.
+    // Compare as many as the rest of the time allows.
     const double left = seconds - (now() - begin);
     double round_seconds = 0;
     size_t num_compared = 0;
@@ -231,7 +231,7 @@ LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, cons
         round_seconds += screened[places[num_compared]];
         if (round_seconds * (kMinRounds + 1) > left) break;
     }
-    // The library's order again, for ties.
+    // Restores the library's order, which decides ties.
     if (num_compared < 2) {
         places = best_of(screened, places.size(), kSlowTie);
         return all[*std::min_element(places.begin(), places.end())];

@@ -3,9 +3,9 @@
 // the median over the batches counts. Inputs are the same in every launch, and may be in the L2 cache, as in a
 // training step.
 //
-// FLOPs are those that the visible pairs need: 4 HS for each pair and query head in forward, 10 HS in backward. Work
-// that a kernel repeats, or does for the hidden part of a tile, does not count. Memory is what attention needs beyond
-// q, k, v, out and their gradients: lse, and the scratch memory of backward; for naive attention its matrices.
+// FLOPs are those that the visible pairs need: 4 HS for each pair and query head forward, 10 HS backward. What a kernel
+// computes twice, or in tiles that are half visible, does not count. Memory is what attention needs beyond q, k, v, out
+// and their gradients: lse, and the backward pass's scratch memory; for materialized attention its matrices.
 #include "src/bench/attention.h"
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/attention/attention.h"
-#include "kernels/attention/naive.h"
-#include "kernels/attention/plain.h"
+#include "kernels/attention/materialized.h"
+#include "kernels/attention/simt.h"
 #include "kernels/cuda/timing.h"
 #include "kernels/fill.h"
 #include "src/base/clock.h"
@@ -48,9 +48,9 @@ struct AttentionShape {
 
 AttentionRequest request_of(const std::string& option, const std::string& name) {
     if (name == "auto") return AttentionRequest::automatic;
-    if (name == "plain") return AttentionRequest::plain;
+    if (name == "simt") return AttentionRequest::simt;
     if (name == "sm80") return AttentionRequest::sm80;
-    REQUIRE(name == "sm90", option, " is ", name, ": use auto, plain, sm80 or sm90");
+    REQUIRE(name == "sm90", option, " is ", name, ": use auto, simt, sm80 or sm90");
     return AttentionRequest::sm90;
 }
 
@@ -63,7 +63,7 @@ std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {
     constexpr int64_t kMostTokens = int64_t{1} << 24;
     std::vector<AttentionShape> shapes;
     for (const int64_t HS : o.head_dim) {
-        REQUIRE(std::find(std::begin(kPlainHeadSizes), std::end(kPlainHeadSizes), HS) != std::end(kPlainHeadSizes),
+        REQUIRE(std::find(std::begin(kSimtHeadSizes), std::end(kSimtHeadSizes), HS) != std::end(kSimtHeadSizes),
                 "--head-dim is ", HS, ": use 32, 64, 96 or 128");
         if (!o.docs.empty()) {
             AttentionShape shape = {0, o.heads, kv_heads, HS, {}, o.mask == "causal", ""};
@@ -163,11 +163,11 @@ class Operands {
 // The opponent of Ingot's kernel: its operands, and the code that computes with them.
 struct Against {
     Operands operands;
-    std::unique_ptr<NaiveAttention> naive;  // null: the kernel of the operands' options
+    std::unique_ptr<MaterializedAttention> materialized;  // none: the kernel of the operands' options
 
-    void run_forward() const { naive ? naive->forward(operands.forward) : operands.run_forward(); }
-    void run_backward() const { naive ? naive->backward(operands.backward) : operands.run_backward(); }
-    size_t extra_bytes() const { return naive ? naive->bytes() : operands.extra_bytes(); }
+    void run_forward() const { materialized ? materialized->forward(operands.forward) : operands.run_forward(); }
+    void run_backward() const { materialized ? materialized->backward(operands.backward) : operands.run_backward(); }
+    size_t extra_bytes() const { return materialized ? materialized->bytes() : operands.extra_bytes(); }
 };
 
 std::vector<float> host_values(const Device& device, const Tensor& tensor) {
@@ -258,14 +258,14 @@ class Bench {
         std::printf(" | %*s ", static_cast<int>(options_.against.size()), "");
         const bool is_without_alibi = options_.against == "no-alibi";
         Against other = {{device_, s, dtype_, options_.alibi && !is_without_alibi,
-                          is_without_alibi ? attention_ : AttentionOptions{.request = AttentionRequest::plain}},
+                          is_without_alibi ? attention_ : AttentionOptions{.request = AttentionRequest::simt}},
                          nullptr};
         copy_inputs(other.operands, operands);
-        if (options_.against == "naive") {
+        if (options_.against == "materialized") {
             const size_t num_documents = s.starts.size();
             const int64_t T = options_.docs.empty() ? s.N / static_cast<int64_t>(num_documents) : s.N;
             try {
-                other.naive = std::make_unique<NaiveAttention>(device_, other.operands.forward.q, T);
+                other.materialized = std::make_unique<MaterializedAttention>(device_, other.operands.forward.q, T);
             } catch (const Error& error) {
                 if (error.exit_code != kExitAllocation) throw;
                 std::printf("its matrices of %ld x %ld for %ld heads do not fit", static_cast<long>(T),
@@ -303,10 +303,10 @@ class Bench {
         }
     }
 
-    // Computes errors against the plain kernel in fp32 on the same, rounded numbers.
+    // Computes errors against the SIMT kernel in fp32 on the same, rounded numbers.
     void check(const AttentionShape& s, const Operands& operands, nlohmann::ordered_json* errors) {
         const bool has_alibi = operands.forward.slopes.data != nullptr;
-        const Operands exact(device_, s, DType::f32, has_alibi, AttentionOptions{.request = AttentionRequest::plain});
+        const Operands exact(device_, s, DType::f32, has_alibi, AttentionOptions{.request = AttentionRequest::simt});
         copy_inputs(exact, operands);
         exact.run_forward();
         exact.run_backward();
@@ -375,10 +375,11 @@ void bench_attention(const BenchAttentionOptions& options) {
     REQUIRE(options.dtype == "bf16" || options.dtype == "fp16" || options.dtype == "fp32",
             "--dtype is fp32, bf16 or fp16, not ", options.dtype);
     const std::string& against = options.against;
-    REQUIRE(
-        against.empty() || against == "plain" || against == "naive" || against == "no-alibi", "--against is ", against,
-        ": use naive, attention with a matrix of all pairs, plain, the kernel without tensor cores, or no-alibi, the "
-        "same kernel without ALiBi");
+    REQUIRE(against.empty() || against == "simt" || against == "materialized" || against == "no-alibi", "--against is ",
+            against,
+            ": use materialized, attention with a matrix of all pairs, plain, the kernel without tensor cores, or "
+            "no-alibi, the "
+            "same kernel without ALiBi");
     REQUIRE(against != "no-alibi" || options.alibi, "--against no-alibi needs --alibi");
     const Device device = gpu_to_measure("./bench attention");
     Bench(options, device).run(shapes);

@@ -17,7 +17,7 @@ struct BenchAttentionOptions {
     bool alibi = false;
     std::string mask = "causal", dtype = "bf16", kernel = "auto", against;
     bool any_order = false;  // sum dq in any order: training.deterministic = false
-    bool check = false;      // compute errors against the plain kernel in fp32
+    bool check = false;      // compute errors against the SIMT kernel in fp32
     double seconds = 0.3;    // of each measurement
     double load_seconds = 2;
     std::string json;

@@ -47,6 +47,14 @@ void check_seal(const std::string& text, const std::string& path) {
 
 // ---- The parts ----
 
+// The attention kernel simt was called plain in older checkpoints.
+void take_former_names(json& manifest) {
+    for (const char* const path : {"/config/training/attention", "/environment/attention"}) {
+        const json::json_pointer place(path);
+        if (manifest.contains(place) && manifest[place] == "plain") manifest[place] = "simt";
+    }
+}
+
 Config config_of(const JsonFields& root, const std::string& path) {
     try {
         return config_from_json(root.at("config"), "config");
@@ -156,7 +164,8 @@ Manifest read_manifest(const std::string& folder) {
 
 Manifest parse_manifest(const std::string& text, const std::string& path) {
     check_seal(text, path);
-    const json values = parse_json(text, path, kManifestLimits);
+    json values = parse_json(text, path, kManifestLimits);
+    take_former_names(values);
     const JsonFields root(values, path, "", kManifestLimits.advice);
     const json version = values.value("format_version", json());
     REQUIRE(version == kCheckpointFormatVersion, path, ": format version ", shown(version),

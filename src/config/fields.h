@@ -60,7 +60,7 @@ constexpr NamedValue<Precision> enum_names<Precision>[] = {
     {"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp16", Precision::fp16}};
 template <>
 constexpr NamedValue<AttentionRequest> enum_names<AttentionRequest>[] = {{"auto", AttentionRequest::automatic},
-                                                                         {"plain", AttentionRequest::plain},
+                                                                         {"simt", AttentionRequest::simt},
                                                                          {"sm80", AttentionRequest::sm80},
                                                                          {"sm90", AttentionRequest::sm90}};
 
@@ -190,7 +190,7 @@ void visit_fields(Visitor& v, TrainingConfig& c) {
     v.field("attention", c.attention,
             {kFromNow,
              "CUDA: kernel of attention; auto: sm90 for bf16 and fp16 on Hopper with heads of 64 or 128, else sm80 "
-             "(tensor cores of any GPU), plain for fp32"});
+             "(tensor cores of any GPU), simt for fp32"});
     v.field("deterministic", c.deterministic,
             {kFromNow, "Whether all sums have one order, so that the same run gives the same bits"});
     v.field("z_loss", c.z_loss, {kFromNow, "Weight of the squared log-normaliser in the loss", 0, 1});

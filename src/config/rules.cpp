@@ -172,10 +172,10 @@ void check_rules(const Config& c) {
             "\", a kernel of the GPU, but training.device is \"cpu\": set "
             "training.attention to \"auto\"");
     REQUIRE(c.training.precision != Precision::fp32 || attention == AttentionRequest::automatic ||
-                attention == AttentionRequest::plain,
+                attention == AttentionRequest::simt,
             "training.attention is \"", name_of_choice(attention),
             "\", which multiplies in bf16 or fp16, but training.precision is \"fp32\": set "
-            "training.attention to \"auto\" or \"plain\", or training.precision to \"bf16\"");
+            "training.attention to \"auto\" or \"simt\", or training.precision to \"bf16\"");
     const bool is_bytes = c.data.tokenizer == kBytesTokenizer;
     REQUIRE(is_bytes || c.data.tokenizer.empty() || std::filesystem::path(c.data.tokenizer).extension() == ".json",
             "data.tokenizer is \"", c.data.tokenizer,

@@ -314,7 +314,7 @@ inline float fmaxf(float a, float b) {
 
 // ---- Instructions ----
 
-namespace ingot::sm80 {
+namespace ingot::tiles {
 
 inline test::EmulatedBlock& block() {
     return *test::current_block;
@@ -487,7 +487,7 @@ inline void add_fragment(float* first, const float (&sums)[4]) {
     for (int i = 0; i < 4; ++i) first[i] += sums[i];
 }
 
-}  // namespace ingot::sm80
+}  // namespace ingot::tiles
 
 namespace ingot::test {
 

@@ -283,7 +283,7 @@ template <DType kType>
 float element_at(uint32_t address) {
     uint16_t bits;
     std::memcpy(&bits, shared_bytes(swizzled(address), 2), 2);
-    return sm80::widened<kType>(bits);
+    return tiles::widened<kType>(bits);
 }
 inline uint32_t descriptor_address(uint64_t descriptor) {
     if (descriptor >> 62 != 1) throw std::logic_error("a descriptor without the 128-byte swizzle");
@@ -310,7 +310,7 @@ void run_product(const std::array<EmulatedProduct, 32>& lanes, int warp) {
             a[row * 16 + k] =
                 first.a_registers == nullptr
                     ? operand_element<kType>(first.a, first.a_over_rows, static_cast<uint32_t>(16 * warp) + row, k)
-                    : sm80::widened<kType>(lanes[lane].a_registers[i / 2] >> (i % 2 * 16));
+                    : tiles::widened<kType>(lanes[lane].a_registers[i / 2] >> (i % 2 * 16));
         }
     const auto columns = static_cast<uint32_t>(first.columns);
     for (uint32_t n = 0; n < columns; ++n)
@@ -323,7 +323,7 @@ void run_product(const std::array<EmulatedProduct, 32>& lanes, int warp) {
             lanes[lane].sums[i] = sum;
         }
 }
-inline void begin_products() {}
+inline void begin_gemm() {}
 inline void end_batch() {
     hopper->products[block().thread()].back().ends_batch = true;
 }

@@ -21,7 +21,7 @@ from ingot_library import CAttentionBackward, CAttentionForward, CAttentionOptio
 
 CANNOT = 77
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-KERNELS = ("automatic", "plain", "sm80", "sm90")  # as ingot_attention_kernel counts them
+KERNELS = ("automatic", "simt", "sm80", "sm90")  # as ingot_attention_kernel counts them
 
 
 def numbers(device, dtype, *shape):
@@ -100,7 +100,7 @@ OPS.update({f"attention {name} {HS}": (lambda device, dtype=dtype, HS=HS: attent
 OPS.update({f"raw attention {name} {kernel}":
             (lambda device, dtype=dtype, kernel=kernel: raw_attention(device, dtype, kernel))
             for (name, dtype), kernel in itertools.product(TYPES.items(), KERNELS)
-            if name != "fp32" or kernel in ("automatic", "plain")})
+            if name != "fp32" or kernel in ("automatic", "simt")})
 OPS.update({f"rope_{direction} {name}":
             (lambda device, dtype=dtype, direction=direction: rope(direction, device, dtype))
             for (name, dtype), direction in itertools.product(TYPES.items(), ("forward", "backward"))})

@@ -122,8 +122,8 @@ VALUES = [
     ("model.position=3", "model.position", "alibi, rope, none"),
     ("schedule.type=cosin", "schedule.type", "cosine"),
     ("training.recompute=all", "training.recompute", "block"),
-    ("training.attention=sm100", "training.attention", "auto, plain, sm80, sm90"),
-    ("training.attention=true", "training.attention", "auto, plain, sm80, sm90"),
+    ("training.attention=sm100", "training.attention", "auto, simt, sm80, sm90"),
+    ("training.attention=true", "training.attention", "auto, simt, sm80, sm90"),
     ("training.deterministic=1", "training.deterministic", "true or false"),
     ("training.on_nonfinite=ignore", "training.on_nonfinite", "skip"),
     ("data.eot=middle", "data.eot", "start"),
@@ -441,7 +441,7 @@ class Refusals(unittest.TestCase):
         self.refused_with("training.device=cuda", says="cuda", fix="cpu")
 
     def test_attention_kernels(self):
-        for kernel in ("plain", "sm80", "sm90"):
+        for kernel in ("simt", "sm80", "sm90"):
             asked = f"training.attention={kernel}"
             self.refused_with(asked, "training.device=cpu", says=f'training.attention is "{kernel}"', fix='to "auto"')
             self.refused_with(asked, arguments=["--device", "cpu"], says="training.attention", fix='to "auto"')

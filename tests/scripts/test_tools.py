@@ -363,8 +363,8 @@ class Tools(unittest.TestCase):
     def test_bench_attention_against(self):
         """Refused before a GPU is looked for. Seen to catch: either check left out."""
         for against, text in (("no-alibi", "error: --against no-alibi needs --alibi\n"),
-                              ("flash", "error: --against is flash: use naive, attention with a matrix of all pairs, plain, "
-                                        "the kernel without tensor cores, or no-alibi, the same kernel without ALiBi\n")):
+                              ("flash", "error: --against is flash: use materialized, attention with a matrix of all "
+                                        "pairs, simt, the kernel without tensor cores, or no-alibi, the same kernel without ALiBi\n")):
             with self.subTest(against=against):
                 result = self.run_bench("attention", f"--against={against}")
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", text))

@@ -316,10 +316,10 @@ TEST(AttentionTiles, AMaskThatLeavesTheRowDoesNotLeadOutOfIt) {
 
 TEST(AttentionChoice, IsKnownWithoutAGpu) {
     const Device planned = Device::planned_cuda();
-    const AttentionOptions automatic, plain = {.request = AttentionRequest::plain},
+    const AttentionOptions automatic, simt = {.request = AttentionRequest::simt},
                                       sm80 = {.request = AttentionRequest::sm80};
     const Tensor q = Tensor::contiguous(nullptr, DType::bf16, {100, 12, 64}, DeviceKind::cuda);
-    EXPECT_EQ(attention_backward_workspace(planned, q, plain), 100u * 12 * 4);
+    EXPECT_EQ(attention_backward_workspace(planned, q, simt), 100u * 12 * 4);
     // Rows for whole tiles of 64 queries: dq in fp32, two statistics; of each of the two tiles four numbers on who adds
     // to it, a turn for each head, two numbers on the order of the keys' tiles; and one counter.
     EXPECT_EQ(attention_backward_workspace(planned, q), 128u * 12 * (64 + 2) * 4 + 2 * (4 + 12 + 2) * 4 + 4);
@@ -328,9 +328,9 @@ TEST(AttentionChoice, IsKnownWithoutAGpu) {
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
         for (const int64_t HS : {32, 64, 96, 128}) {
             const AttentionChoice choice = choose_attention(planned, dtype, HS, automatic);
-            EXPECT_STREQ(name_of(choice.kernel), dtype == DType::f32 ? "plain" : "sm80");
+            EXPECT_STREQ(name_of(choice.kernel), dtype == DType::f32 ? "simt" : "sm80");
             EXPECT_FALSE(choice.reason.empty());
-            EXPECT_STREQ(name_of(choose_attention(planned, dtype, HS, plain).kernel), "plain");
+            EXPECT_STREQ(name_of(choose_attention(planned, dtype, HS, simt).kernel), "simt");
             if (dtype == DType::f32) continue;
             EXPECT_STREQ(name_of(choose_attention(planned, dtype, HS, sm80).kernel), "sm80");
         }
@@ -340,7 +340,7 @@ TEST(AttentionChoice, IsKnownWithoutAGpu) {
     EXPECT_THROW(choose_attention(planned, DType::f32, 64, sm80), UserError);
     EXPECT_THROW(choose_attention(cpu, DType::bf16, 64), Error);
     EXPECT_THROW(choose_attention(cpu, DType::f32, 258), Error);
-    EXPECT_THROW(choose_attention(cpu, DType::f32, 64, plain), UserError);
+    EXPECT_THROW(choose_attention(cpu, DType::f32, 64, simt), UserError);
 }
 
 // sm90 is taken and given on Hopper alone, in 16 bits and with its head sizes; what it is refused for is said. Seen to
@@ -377,7 +377,7 @@ TEST(AttentionChoice, OfAGpu) {
             EXPECT_EQ(choose(no_gpu_in_particular, dtype, HS, AttentionRequest::sm90).kernel, AttentionKernel::sm90);
             expect_refused(false, dtype, HS, "runs on Hopper GPUs alone (sm_90), not on GPU X (sm_123)");
         }
-    EXPECT_EQ(choose(true, DType::f32, 64, AttentionRequest::automatic).kernel, AttentionKernel::plain);
+    EXPECT_EQ(choose(true, DType::f32, 64, AttentionRequest::automatic).kernel, AttentionKernel::simt);
     expect_refused(true, DType::f32, 64, "sm90 multiplies in bf16 or fp16, not in fp32");
     EXPECT_THROW(choose_attention(cpu, DType::f32, 64, {.request = AttentionRequest::sm90}), UserError);
 }

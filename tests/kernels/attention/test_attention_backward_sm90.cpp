@@ -49,7 +49,7 @@ struct Emulated {
             .dout = map_of(b.dout, Shape::kQueries),
             .dk = map_of(b.dk, Shape::kGroupKeys),
             .dv = map_of(b.dv, Shape::kGroupKeys),
-            .common = sm80::backward_args(b, Shape::kKeys, 1),
+            .common = tiles::backward_args(b, Shape::kKeys, 1),
             .total_tiles = static_cast<int>(key_tiles * run.c.NKV),
             .inverse_scale = static_cast<float>(1 / b.scale),
         };
@@ -62,7 +62,7 @@ struct Emulated {
                 [&] { prepare_kernel<kType, HS>(args.common); });
         emulate_blocks(2, Shape::kThreads, sizeof(BackwardShared<HS>), seed, &counts,
                        [&] { backward_kernel<kType, HS, kHasAlibi>(args); });
-        emulate(blocks(sm80::kFinishRows), 32 * kFinishWarps, static_cast<size_t>(sm80::kFinishRows * HS * 2), seed,
+        emulate(blocks(tiles::kFinishRows), 32 * kFinishWarps, static_cast<size_t>(tiles::kFinishRows * HS * 2), seed,
                 &counts, [&] { finish_kernel<kType, HS>(args.common); });
     }
     void all() {

@@ -106,7 +106,7 @@ TEST(AttentionSm90Operands, AlibiInPieces) {
                     uint32_t operand[4];
                     alibi_operand(operand, {start, 2 * start}, step, lane);
                     for (int half = 0; half < 2; ++half) {
-                        const float2 pair = sm80::unpack<DType::bf16>(operand[half] ^ signs);
+                        const float2 pair = tiles::unpack<DType::bf16>(operand[half] ^ signs);
                         columns[half].insert(columns[half].end(), {pair.x, pair.y});
                     }
                     EXPECT_TRUE(operand[2] == 0 && operand[3] == 0);

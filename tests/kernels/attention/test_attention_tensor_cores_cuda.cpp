@@ -89,7 +89,7 @@ TEST_P(AttentionTensorCoresCuda, AnyOrderIsAsGood) {
                   DType::bf16);
 }
 
-// 40,000 tokens, against the plain kernel in fp32 on the same numbers: its own error is a thousandth of what bf16
+// 40,000 tokens, against the SIMT kernel in fp32 on the same numbers: its own error is a thousandth of what bf16
 // rounds.
 TEST_P(AttentionTensorCoresCuda, LongRows) {
     INGOT_KERNEL_OR_SKIP(device);

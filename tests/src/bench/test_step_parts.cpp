@@ -72,7 +72,7 @@ TEST(StepParts, KernelsOfOneNameAreToldApartByFile) {
     EXPECT_EQ(part_of_kernel(symbol("rmsnorm_cu", "scalar_backward_kernel")), StepPart::rmsnorm_backward);
     EXPECT_EQ(part_of_kernel(symbol("swiglu_cu", "forward_kernel")), StepPart::swiglu_forward);
     EXPECT_EQ(part_of_kernel(symbol("embedding_cu", "forward_kernel")), StepPart::embedding_forward);
-    EXPECT_EQ(part_of_kernel(symbol("plain_cu", "forward_kernel")), StepPart::attention_forward);
+    EXPECT_EQ(part_of_kernel(symbol("simt_cu", "forward_kernel")), StepPart::attention_forward);
     EXPECT_EQ(part_of_kernel("_ZN5ingot4sm8014forward_kernelILNS_5DTypeE2ELi64ELb1EEEvNS0_11ForwardArgsE"),
               StepPart::attention_forward);
     EXPECT_EQ(part_of_kernel("_ZN5ingot4sm8015backward_kernelILNS_5DTypeE2ELi64ELb1EEEvNS0_12BackwardArgsE"),

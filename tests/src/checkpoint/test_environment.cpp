@@ -28,7 +28,7 @@ TEST(Environment, TellsTheKernelOfAttention) {
     EXPECT_EQ(kernel("bf16", "sm80"), name_of(AttentionKernel::sm80));
     EXPECT_EQ(kernel("bf16", "sm90"), name_of(AttentionKernel::sm90));
     EXPECT_EQ(kernel("bf16", "auto", 32), name_of(AttentionKernel::sm80));
-    EXPECT_EQ(kernel("fp32", "auto"), name_of(AttentionKernel::plain));
+    EXPECT_EQ(kernel("fp32", "auto"), name_of(AttentionKernel::simt));
     EXPECT_THROW(kernel("bf16", "sm90", 32), UserError);
     EXPECT_FALSE(environment(Device::cpu(), config_with("fp32", "auto", 64)).contains("attention"));
 

@@ -100,6 +100,15 @@ nlohmann::ordered_json small_manifest() {
     return manifest;
 }
 
+TEST_F(Manifest, AFormerNameOfTheAttentionKernelIsTaken) {
+    nlohmann::ordered_json manifest = small_manifest();
+    manifest["config"]["training"]["attention"] = manifest["environment"]["attention"] = "plain";
+    write("manifest.json", manifest_text(manifest));
+    const ingot::Manifest read = read_manifest(folder_);
+    EXPECT_EQ(read.config.training.attention, AttentionRequest::simt);
+    EXPECT_EQ(read.environment["attention"], "simt");
+}
+
 TEST_F(Manifest, EveryChangedByteAndEveryCutIsNoticed) {
     nlohmann::ordered_json manifest = small_manifest();
     const std::string text = manifest_text(manifest);

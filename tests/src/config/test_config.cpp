@@ -168,7 +168,7 @@ TEST(Config, EveryKeyIsRead) {
                                                 "training.micro_batch_size=3",
                                                 "training.recompute=block",
                                                 "training.tune=false",
-                                                "training.attention=plain",
+                                                "training.attention=simt",
                                                 "training.deterministic=false",
                                                 "training.z_loss=1e-4",
                                                 "training.on_nonfinite=stop",

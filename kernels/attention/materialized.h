@@ -1,9 +1,9 @@
-// Attention by the book, on CUDA: for each head a matrix of all pairs. What fused attention is compared with, in
-// benchmarks alone.
+// Materialized attention on CUDA: each head has a matrix of all pairs in memory. Benchmarks compare fused attention
+// with it; nothing else uses it.
 //
-// N tokens are rows of T (T = N: one row, masked where documents end). The products run through cuBLASLt, one head
-// after the other. Scores, probabilities and their gradients are rounded to the tensors' type, as any framework does
-// that has them in memory.
+// N tokens are rows of T (T = N: one row, masked where documents end). cuBLASLt computes the GEMMs, one head after the
+// other. Scores, probabilities and their gradients are rounded to the tensors' type, as any framework does that has
+// them in memory.
 #pragma once
 
 #include <memory>
@@ -13,10 +13,10 @@
 
 namespace ingot {
 
-class NaiveAttention {
+class MaterializedAttention {
   public:
     // q as attention_forward() takes it. Throws Error (exit code 5) where T x T matrices of all heads do not fit.
-    NaiveAttention(const Device&, const Tensor& q, int64_t T);
+    MaterializedAttention(const Device&, const Tensor& q, int64_t T);
     // lse is not written.
     void forward(const AttentionForward&);
     // After forward(): reads its probabilities.

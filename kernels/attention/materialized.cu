@@ -1,4 +1,4 @@
-#include "kernels/attention/naive.h"
+#include "kernels/attention/materialized.h"
 
 #include "kernels/attention/launch.cuh"
 #include "kernels/cuda/context.h"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A block per query: scores become probabilities.
+// Turns scores into probabilities in place; a block per query.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) softmax_kernel(T* matrix, const int32_t* first_key, const int32_t* end_key,
                                                            int first_token, float scale, const float* slope) {
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(T* matrix, const int3
         scores[j] = from_float<T>(first < end ? __expf(score(j) - highest) / sum : 0);
 }
 
-// dS = scale P * (dP - sum(P dP)), in place of dP.
+// Overwrites dP by dS = scale P * (dP - sum(P dP)).
 template <typename T>
 __global__ void __launch_bounds__(kThreads) softmax_backward_kernel(T* gradient, const T* probabilities, float scale) {
     __shared__ float sums[kThreads / kWarpSize];
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) round_kernel(T* to, int64_t stride, 
         to[blockIdx.x * stride + j] = from_float<T>(from[static_cast<int64_t>(blockIdx.x) * columns + j]);
 }
 
-// Rows [first, first + T) of one head.
+// Returns rows [first, first + T) of one head.
 Tensor head_of(const Tensor& tensor, int64_t first, int64_t T, int64_t head) {
     Tensor rows = Tensor::contiguous(nullptr, tensor.dtype, {T, tensor.shape[2]}, tensor.device);
     rows.stride[0] = tensor.stride[0];
@@ -72,25 +72,25 @@ Tensor head_of(const Tensor& tensor, int64_t first, int64_t T, int64_t head) {
 
 // `from` is contiguous.
 void round_rows(cudaStream_t stream, const Tensor& to, const float* from) {
-    for_cuda_type(to.dtype, "NaiveAttention", [&](auto element) {
+    for_cuda_type(to.dtype, "MaterializedAttention", [&](auto element) {
         using E = decltype(element);
         round_kernel<<<static_cast<unsigned>(to.shape[0]), kThreads, 0, stream>>>(to.get<E>(), to.stride[0], from,
                                                                                   static_cast<int>(to.shape[1]));
-        CUDA_CHECK_LAUNCH("naive attention, rounding");
+        CUDA_CHECK_LAUNCH("materialized attention, rounding");
     });
 }
 
 }  // namespace
 
-NaiveAttention::NaiveAttention(const Device& device, const Tensor& q, int64_t T) : device_(device) {
-    CHECK(T >= 1 && q.shape[0] % T == 0, "NaiveAttention: ", q.shape[0], " tokens are not whole rows of ", T);
+MaterializedAttention::MaterializedAttention(const Device& device, const Tensor& q, int64_t T) : device_(device) {
+    CHECK(T >= 1 && q.shape[0] % T == 0, "MaterializedAttention: ", q.shape[0], " tokens are not whole rows of ", T);
     probabilities_ = tensor(q.dtype, {q.shape[0] / T * q.shape[1], T, T});
     gradient_ = tensor(q.dtype, {T, T});
     dk_ = tensor(DType::f32, {T, q.shape[2]});
     dv_ = tensor(DType::f32, {T, q.shape[2]});
 }
 
-Tensor NaiveAttention::tensor(DType dtype, std::initializer_list<int64_t> shape) {
+Tensor MaterializedAttention::tensor(DType dtype, std::initializer_list<int64_t> shape) {
     Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
     memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
     result.data = memory_.back().get();
@@ -98,13 +98,13 @@ Tensor NaiveAttention::tensor(DType dtype, std::initializer_list<int64_t> shape)
     return result;
 }
 
-Tensor NaiveAttention::probabilities_of(int64_t matrix) const {
+Tensor MaterializedAttention::probabilities_of(int64_t matrix) const {
     Tensor result = gradient_;
     result.data = static_cast<char*>(probabilities_.data) + matrix * result.bytes();
     return result;
 }
 
-void NaiveAttention::forward(const AttentionForward& a) {
+void MaterializedAttention::forward(const AttentionForward& a) {
     const int64_t T = gradient_.shape[0], NH = a.q.shape[1], G = NH / a.k.shape[1];
     const cudaStream_t stream = device_.context().stream;
     const float* const slopes = slopes_of(a.slopes);
@@ -113,12 +113,12 @@ void NaiveAttention::forward(const AttentionForward& a) {
             const Tensor matrix = probabilities_of(first / T * NH + h);
             matmul_forward(device_,
                            {.out = matrix, .x = head_of(a.q, first, T, h), .weight = head_of(a.k, first, T, h / G)});
-            for_cuda_type(matrix.dtype, "NaiveAttention", [&](auto element) {
+            for_cuda_type(matrix.dtype, "MaterializedAttention", [&](auto element) {
                 using E = decltype(element);
                 softmax_kernel<<<static_cast<unsigned>(T), kThreads, 0, stream>>>(
                     matrix.get<E>(), a.mask.first_key.get<int32_t>(), a.mask.end_key.get<int32_t>(),
                     static_cast<int>(first), static_cast<float>(a.scale), slopes == nullptr ? nullptr : slopes + h);
-                CUDA_CHECK_LAUNCH("naive attention, softmax");
+                CUDA_CHECK_LAUNCH("materialized attention, softmax");
             });
             // out (T, HS) = probabilities (T, T) v (T, HS)
             matmul_backward_input(
@@ -126,7 +126,7 @@ void NaiveAttention::forward(const AttentionForward& a) {
         }
 }
 
-void NaiveAttention::backward(const AttentionBackward& a) {
+void MaterializedAttention::backward(const AttentionBackward& a) {
     const int64_t T = gradient_.shape[0], NH = a.q.shape[1], G = NH / a.k.shape[1];
     const cudaStream_t stream = device_.context().stream;
     for (int64_t first = 0; first < a.q.shape[0]; first += T)
@@ -135,11 +135,11 @@ void NaiveAttention::backward(const AttentionBackward& a) {
             const Tensor q = head_of(a.q, first, T, h), k = head_of(a.k, first, T, h / G);
             matmul_backward_weight(device_, {.dweight = dv_, .dout = matrix, .x = dout, .accumulate = h % G > 0});
             matmul_forward(device_, {.out = gradient_, .x = dout, .weight = head_of(a.v, first, T, h / G)});
-            for_cuda_type(matrix.dtype, "NaiveAttention", [&](auto element) {
+            for_cuda_type(matrix.dtype, "MaterializedAttention", [&](auto element) {
                 using E = decltype(element);
                 softmax_backward_kernel<<<static_cast<unsigned>(T), kThreads, 0, stream>>>(
                     gradient_.get<E>(), matrix.get<E>(), static_cast<float>(a.scale));
-                CUDA_CHECK_LAUNCH("naive attention, softmax backward");
+                CUDA_CHECK_LAUNCH("materialized attention, softmax backward");
             });
             matmul_backward_input(device_, {.dx = head_of(a.dq, first, T, h), .dout = gradient_, .weight = k});
             matmul_backward_weight(device_, {.dweight = dk_, .dout = gradient_, .x = q, .accumulate = h % G > 0});

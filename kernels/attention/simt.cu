@@ -1,46 +1,47 @@
-// Attention on CUDA without tensor cores (Flash attention: Dao et al. 2022; Dao 2023), three kernels on one pattern:
+// SIMT kernels of attention, without tensor cores (Flash attention: Dao et al. 2022; Dao 2023). Three share one
+// pattern:
 //
 //   forward   a block per tile of queries, over the tiles of keys that they see:     out and lse, by online softmax
 //   dq        a block per tile of queries, over the tiles of keys that they see:     dq
 //   dkv       a block per tile of keys, over the heads of its group and the tiles of queries that see it:     dk, dv
 //
 // A block keeps its own tile, the rows, in shared memory and walks over the other side's tiles, the columns. Each warp
-// has kWarpRows of the rows to itself. A tile's products (dots) stay in registers; the weights made of them go through
-// shared memory, where only their own warp reads them, into the next product. Each sum runs in an order that the shape
-// and the mask fix, so the bits are always the same.
+// has kWarpRows of the rows to itself. A tile's dot products stay in registers; the probabilities made of them go
+// through shared memory, where only their own warp reads them, into the next multiplication. Each sum runs in an order
+// that the shape and the mask fix, so that the bits are always the same.
 //
 // In the backward pass, with p = e^(s - lse) and delta = rowsum(dout * out), which a small kernel of its own computes:
 //
 //   ds = p * (dout . v - delta),   dq = scale * sum over j of ds * k,   dk = scale * sum over i of ds * q,
 //   dv = sum over i of p * dout
 #include "kernels/attention/launch.cuh"
-#include "kernels/attention/plain.h"
-#include "kernels/attention/plain_tiles.cuh"
 #include "kernels/attention/policy.h"
+#include "kernels/attention/simt.h"
+#include "kernels/attention/simt_tiles.cuh"
 #include "kernels/cuda/context.h"
 
 namespace ingot {
 
 namespace {
 
-using namespace plain;
+using namespace simt;
 
 constexpr int kForwardRows = 64, kForwardThreads = kForwardRows / kWarpRows * kWarpSize;
 constexpr int kBackwardRows = 32, kBackwardThreads = kBackwardRows / kWarpRows * kWarpSize;
-constexpr int kBackwardBlocks = 3;  // on a multiprocessor of Hopper, by shared memory for the largest head
+constexpr int kBackwardBlocks = 3;  // shared memory of a Hopper SM allows as many, for the largest head
 
 template <int HS>
 struct ForwardShared {
     TileOf<HS, kForwardRows> q;
     TileOf<HS, kColumns> k, v;
-    float weights[kForwardRows][kWeightPitch];
+    float probabilities[kForwardRows][kProbabilityPitch];
 };
 // Rows are queries for dq (a is q, b is dout) and keys for dkv (a is k, b is v); columns the other way round.
 template <int HS>
 struct BackwardShared {
     TileOf<HS, kBackwardRows> row_a, row_b;
     TileOf<HS, kColumns> column_a, column_b;
-    float weights[kBackwardRows][kWeightPitch];
+    float probabilities[kBackwardRows][kProbabilityPitch];
 };
 static_assert(sizeof(ForwardShared<128>) <= kMostSharedBytes && sizeof(BackwardShared<128>) <= kMostSharedBytes);
 
@@ -68,13 +69,13 @@ struct ForwardArgs {
     bool is_vector;
 };
 
-// Two blocks fit on a multiprocessor of Hopper, by shared memory for the largest head.
+// Two blocks fit into the shared memory of a Hopper SM, for the largest head.
 template <typename T, int HS>
 __global__ void __launch_bounds__(kForwardThreads, 2) forward_kernel(const __grid_constant__ ForwardArgs<T> a) {
     extern __shared__ float4 memory[];
     auto& shared = *reinterpret_cast<ForwardShared<HS>*>(memory);
     const Lane lane;
-    // Under a causal mask the last tiles see most keys: they go first.
+    // Under a causal mask the last tiles see the most keys, so they go first.
     const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kForwardRows, q1 = min(q0 + kForwardRows, a.N);
     const int head = blockIdx.y, kv_head = head / a.G;
     const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) forward_kernel(const __gri
 
     int first[kLaneRows], end[kLaneRows];
     float maximum[kLaneRows], total[kLaneRows];  // total: of this lane's columns, as if the maximum had never moved
-    Sums<HS> sums = {};
+    Sums<HS> accumulator = {};
 #pragma unroll
     for (int i = 0; i < kLaneRows; ++i) {
         const int query = q0 + lane.row(i);
@@ -97,47 +98,48 @@ __global__ void __launch_bounds__(kForwardThreads, 2) forward_kernel(const __gri
         load_tile<T, HS, kColumns>(shared.k, a.k, kv_head, k0, a.N, a.is_vector);
         load_tile<T, HS, kColumns>(shared.v, a.v, kv_head, k0, a.N, a.is_vector);
         __syncthreads();
-        float weights[kLaneRows][kLaneColumns];
-        multiply<HS, kForwardRows>(weights, shared.q, shared.k, lane);
+        float probabilities[kLaneRows][kLaneColumns];
+        multiply<HS, kForwardRows>(probabilities, shared.q, shared.k, lane);
 #pragma unroll
         for (int i = 0; i < kLaneRows; ++i) {
-            // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, what was summed shrinks.
+            // Online softmax (Milakov and Gimelshein 2018): when the maximum grows, the partial sums are rescaled.
             float row_maximum = maximum[i];
 #pragma unroll
             for (int j = 0; j < kLaneColumns; ++j) {
                 const int key = k0 + lane.column(j);
                 const bool is_visible = key >= first[i] && key < end[i];
-                weights[i][j] = is_visible ? score(weights[i][j], a.scale, slope, q0 + lane.row(i), key) : -INFINITY;
-                row_maximum = fmaxf(row_maximum, weights[i][j]);
+                probabilities[i][j] =
+                    is_visible ? score(probabilities[i][j], a.scale, slope, q0 + lane.row(i), key) : -INFINITY;
+                row_maximum = fmaxf(row_maximum, probabilities[i][j]);
             }
 #pragma unroll
             for (int distance = kLanesOfARow / 2; distance > 0; distance /= 2)
                 row_maximum = fmaxf(row_maximum, __shfl_xor_sync(0xffffffffu, row_maximum, distance));
-            // No key seen so far: keep the exponential's argument finite, every exponential is 0.
+            // With no key seen so far every exponential must be 0, and its argument finite.
             const float reference = row_maximum == -INFINITY ? 0.0f : row_maximum;
             const float shrink = expf(maximum[i] - reference);
             maximum[i] = row_maximum;
             total[i] *= shrink;
 #pragma unroll
             for (int j = 0; j < kLaneColumns; ++j) {
-                weights[i][j] = expf(weights[i][j] - reference);
-                total[i] += weights[i][j];
+                probabilities[i][j] = expf(probabilities[i][j] - reference);
+                total[i] += probabilities[i][j];
             }
 #pragma unroll
             for (int f = 0; f < HS / 32; ++f)
 #pragma unroll
-                for (int e = 0; e < 4; ++e) sums[i][f][e] *= shrink;
+                for (int e = 0; e < 4; ++e) accumulator[i][f][e] *= shrink;
         }
-        share_weights(shared.weights, weights, lane);
-        accumulate<HS>(sums, shared.weights, shared.v, lane);
+        share_probabilities(shared.probabilities, probabilities, lane);
+        accumulate<HS>(accumulator, shared.probabilities, shared.v, lane);
     }
 #pragma unroll
     for (int i = 0; i < kLaneRows; ++i) {
         const float sum = group_sum<kLanesOfARow>(total[i]);
-        const bool sees_nothing = sum == 0.0f;  // NaN is no 0: it is passed on
+        const bool sees_nothing = sum == 0.0f;  // false for NaN, which is passed on
         const int query = q0 + lane.row(i);
         if (query >= q1) continue;
-        store_row<T, HS>(a.out.at(query, head), sums[i], sees_nothing ? 0.0f : 1.0f / sum, lane, a.is_vector);
+        store_row<T, HS>(a.out.at(query, head), accumulator[i], sees_nothing ? 0.0f : 1.0f / sum, lane, a.is_vector);
         if (lane.eighth == 0)
             a.lse[static_cast<int64_t>(head) * a.N + query] = sees_nothing ? -INFINITY : maximum[i] + logf(sum);
     }
@@ -157,7 +159,7 @@ struct BackwardArgs {
     bool is_vector;
 };
 
-// delta = rowsum(dout * out), a warp per query and head: what the softmax's normalisation takes back.
+// delta = rowsum(dout * out), the term of the softmax's normalisation; a warp per query and head.
 template <typename T>
 __global__ void __launch_bounds__(kForwardThreads) delta_kernel(const __grid_constant__ BackwardArgs<T> a) {
     const int query = static_cast<int>(blockIdx.x * (kForwardThreads / kWarpSize) + threadIdx.x / kWarpSize);
@@ -213,8 +215,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
                 const float p = expf(score(s[i][j], a.scale, slope, q0 + lane.row(i), key) - lse[i]);
                 ds[i][j] = is_visible ? p * (ds[i][j] - delta[i]) : 0.0f;
             }
-        share_weights(shared.weights, ds, lane);
-        accumulate<HS>(dq, shared.weights, shared.column_a, lane);
+        share_probabilities(shared.probabilities, ds, lane);
+        accumulate<HS>(dq, shared.probabilities, shared.column_a, lane);
     }
 #pragma unroll
     for (int i = 0; i < kLaneRows; ++i) {
@@ -266,10 +268,10 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
                     ds[i][j] = is_visible ? weight * (ds[i][j] - delta) : 0.0f;
                 }
             }
-            share_weights(shared.weights, p, lane);
-            accumulate<HS>(dv, shared.weights, shared.column_b, lane);
-            share_weights(shared.weights, ds, lane);
-            accumulate<HS>(dk, shared.weights, shared.column_a, lane);
+            share_probabilities(shared.probabilities, p, lane);
+            accumulate<HS>(dv, shared.probabilities, shared.column_b, lane);
+            share_probabilities(shared.probabilities, ds, lane);
+            accumulate<HS>(dk, shared.probabilities, shared.column_a, lane);
         }
     }
 #pragma unroll
@@ -317,7 +319,7 @@ View<T> view_of(const Tensor& tensor) {
     return {tensor.get<std::remove_const_t<T>>(), tensor.stride[0], tensor.stride[1]};
 }
 
-// Every row of HS elements starts at a multiple of 16 bytes.
+// True if every row of HS elements starts at a multiple of 16 bytes.
 bool fits_vectors(std::initializer_list<const Tensor*> tensors) {
     bool fits = true;
     for (const Tensor* tensor : tensors) {
@@ -330,7 +332,7 @@ bool fits_vectors(std::initializer_list<const Tensor*> tensors) {
 
 }  // namespace
 
-void attention_forward_plain_cuda(const Device& device, const AttentionForward& a) {
+void attention_forward_simt_cuda(const Device& device, const AttentionForward& a) {
     check_size(a.q);
     const int64_t N = a.q.shape[0], NH = a.q.shape[1], HS = a.q.shape[2];
     if (N == 0 || NH == 0) return;
@@ -353,7 +355,7 @@ void attention_forward_plain_cuda(const Device& device, const AttentionForward& 
     });
 }
 
-void attention_backward_plain_cuda(const Device& device, const AttentionBackward& a) {
+void attention_backward_simt_cuda(const Device& device, const AttentionBackward& a) {
     check_size(a.q);
     const int64_t N = a.q.shape[0], NH = a.q.shape[1], HS = a.q.shape[2];
     if (N == 0 || NH == 0) return;

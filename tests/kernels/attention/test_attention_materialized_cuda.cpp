@@ -1,17 +1,17 @@
-// Attention by the book (kernels/attention/naive.h) on a GPU against the CPU twin in double precision.
+// Materialized attention (kernels/attention/materialized.h) on a GPU against the CPU twin in double precision.
 //
-// Tolerance: is_as_good(), where the plain version is the same book in fp32 on the host, rounded where naive.cu rounds:
-// scores, probabilities and their two gradients lie in memory in the tensors' type.
+// Tolerance: is_as_good(), where the plain version is the same book in fp32 on the host, rounded where materialized.cu
+// rounds: scores, probabilities and their two gradients lie in memory in the tensors' type.
 //
-// Seen to catch, with naive.cu's kernels compiled for the host and run there, a fiber for each thread: the maximum of
-// each warp alone, the sum of the first warp alone, columns past a block's threads left out, end_key off by one,
-// first_key not counted from the row's first token, |i - j| with its sign lost, the first head's slope for all, a query
-// without keys divided by 0, the scale left out of dS, sum(P dP) left out, the group's key or value head mistaken, a
-// group's last query head alone in dk or dv, the second row's probabilities over the first's, rows of dk and dv rounded
-// to the wrong places.
+// Seen to catch, with materialized.cu's kernels compiled for the host and run there, a fiber for each thread: the
+// maximum of each warp alone, the sum of the first warp alone, columns past a block's threads left out, end_key off by
+// one, first_key not counted from the row's first token, |i - j| with its sign lost, the first head's slope for all, a
+// query without keys divided by 0, the scale left out of dS, sum(P dP) left out, the group's key or value head
+// mistaken, a group's last query head alone in dk or dv, the second row's probabilities over the first's, rows of dk
+// and dv rounded to the wrong places.
 #include <gtest/gtest.h>
 
-#include "kernels/attention/naive.h"
+#include "kernels/attention/materialized.h"
 #include "tests/kernels/attention/attention_compared.h"
 
 namespace ingot::test {
@@ -88,9 +88,9 @@ AttentionResult by_the_book(const AttentionRun& run, DType dtype) {
 void check(const Device& device, const AttentionCase& c, int64_t T, DType dtype, AttentionPadding padding = {}) {
     SCOPED_TRACE(join(c.describe(), ", rows of ", T, ", ", name_of(dtype), ", padding ", padding.before));
     const AttentionRun run(c, dtype, dtype, device, padding), exact(c, DType::f64, dtype);
-    NaiveAttention naive(device, run.forward_arguments().q, T);
-    naive.forward(run.forward_arguments());
-    naive.backward(run.backward_arguments());
+    MaterializedAttention attention(device, run.forward_arguments().q, T);
+    attention.forward(run.forward_arguments());
+    attention.backward(run.backward_arguments());
     exact.forward();
     exact.backward();
     const AttentionResult actual = run.result(), e = exact.result(), plain = by_the_book(exact, dtype);
@@ -145,9 +145,9 @@ TEST(AttentionNaiveCuda, CountsItsMatricesAndRefusesPartsOfRows) {
     const AttentionRun run({.N = 64, .NH = 4, .NKV = 2, .HS = 32}, DType::bf16, DType::bf16, device);
     const Tensor q = run.forward_arguments().q;
     // Probabilities of 2 rows and 4 heads, one gradient, and fp32 sums of dk and dv.
-    EXPECT_EQ(NaiveAttention(device, q, 32).bytes(), (2u * 4 + 1) * 32 * 32 * 2 + 2 * 32 * 32 * 4);
-    EXPECT_THROW(NaiveAttention(device, q, 60), Error);
-    EXPECT_THROW(NaiveAttention(device, q, 0), Error);
+    EXPECT_EQ(MaterializedAttention(device, q, 32).bytes(), (2u * 4 + 1) * 32 * 32 * 2 + 2 * 32 * 32 * 4);
+    EXPECT_THROW(MaterializedAttention(device, q, 60), Error);
+    EXPECT_THROW(MaterializedAttention(device, q, 0), Error);
 }
 
 }  // namespace

@@ -1,16 +1,19 @@
-// What the tensor-core attention kernels are made of: tiles of one head in shared memory, and a warp's products with
-// them. Fragments and addresses: fragments.h.
+// Building blocks of the tensor-core attention kernels: tiles of one head in shared memory, and a warp's GEMMs with
+// them. fragments.h has the layout.
 #pragma once
 
 #include "kernels/attention/fragments.h"
 #include "kernels/core/tensor.h"
 #include "kernels/cuda/mma_sm80.cuh"
 
-namespace ingot::sm80 {
+namespace ingot::tiles {
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr uint32_t kAllLanes = 0xffffffffu;
+
+// The forward kernels move a row's running maximum when a score exceeds it by more than so many powers of two.
+constexpr float kMostAboveMaximum = 8;
 
 // A (N, heads, HS) view of a 16-bit type: strides in elements, multiples of 8; the data is aligned to 16 bytes.
 struct View {
@@ -59,22 +62,23 @@ __device__ void set_zero(float (&sums)[kRowBlocks][kColumnBlocks][4]) {
             for (int e = 0; e < 4; ++e) sums[m][n][e] = 0;
 }
 
-// Two fragments that lie side by side, rounded, as A of the next product.
+// Rounds two neighbouring fragments to A of the next GEMM.
 template <DType kType>
 __device__ void round_to_operand(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
     a[0] = pack<kType>(left[0], left[1]), a[1] = pack<kType>(left[2], left[3]);
     a[2] = pack<kType>(right[0], right[1]), a[3] = pack<kType>(right[2], right[3]);
 }
 
-// sums += a b for 16 columns of the sum: `left` and `right` are the 8 columns that b's halves belong to.
+// accumulator += a b for 16 of its columns: `left` and `right` are the 8 columns that b's halves belong to.
 template <DType kType>
 __device__ void multiply_pair(float (&left)[4], float (&right)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
     multiply_add<kType>(left, a, b[0], b[1], left);
     multiply_add<kType>(right, a, b[2], b[3], right);
 }
 
-// Writes rows of HS elements, a warp's fragments times `factor`, rounded once: through a tile in shared memory that the
-// warp has to itself, so that memory sees whole lines. Row r of the tile is token first_token + r; none from N on.
+// Writes a warp's fragments times `factor`, rounded once, as rows of HS elements. They go through a tile in shared
+// memory that the warp has to itself, so that global memory sees whole lines. Row r of the tile is token first_token +
+// r; rows from N on are left out.
 template <DType kType, int HS, int kRowBlocks>
 __device__ void store_rows(uint32_t tile, uint16_t* head, int64_t token_stride, int first_token, int N, int lane,
                            const float (&sums)[kRowBlocks][HS / 8][4], const float (&factors)[kRowBlocks][2]) {
@@ -104,4 +108,4 @@ __device__ void store_rows(uint32_t tile, uint16_t* head, int64_t token_stride, 
     }
 }
 
-}  // namespace ingot::sm80
+}  // namespace ingot::tiles

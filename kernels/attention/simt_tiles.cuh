@@ -1,14 +1,14 @@
-// What the plain attention kernels are made of: tiles in shared memory, and a warp's part of the products with them.
+// Building blocks of the SIMT attention kernels: tiles in shared memory, and a warp's part of the GEMMs with them.
 #pragma once
 
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 
-namespace ingot::plain {
+namespace ingot::simt {
 
-constexpr int kColumns = 32;  // of a tile
-constexpr int kWarpRows = 8;  // of a tile, that a warp has to itself
-constexpr int kLaneRows = 2;  // of these, that a lane has
+constexpr int kColumns = 32;  // columns of a tile
+constexpr int kWarpRows = 8;  // rows of a tile that a warp has to itself
+constexpr int kLaneRows = 2;  // rows of these that a lane has
 constexpr int kLaneColumns = 4;
 
 // ---- Tiles in shared memory ----
@@ -16,8 +16,8 @@ constexpr int kLaneColumns = 4;
 // Rows of a tile are HS elements, then four of padding: eight rows at one d then lie in different banks, 16 bytes each.
 template <int HS>
 constexpr int kPitch = HS + 4;
-// Rows of weights: four of them, at one column, lie eight banks apart, for writes of 4 and reads of 16 bytes.
-constexpr int kWeightPitch = kColumns + 8;
+// Four rows of probabilities, at one column, lie eight banks apart, for writes of 4 and reads of 16 bytes.
+constexpr int kProbabilityPitch = kColumns + 8;
 
 template <int HS, int kRows>
 using TileOf = float[kRows][kPitch<HS>];
@@ -30,7 +30,7 @@ struct View {
     __device__ T* at(int token, int head) const { return data + token * token_stride + head * head_stride; }
 };
 
-// Tokens [begin, begin + kRows) of one head into shared memory, as fp32; zeros from token N on.
+// Loads tokens [begin, begin + kRows) of one head into shared memory, as fp32, with zeros from token N on.
 template <typename T, int HS, int kRows, bool kIsVector>
 __device__ void load_chunks(TileOf<HS, kRows>& tile, const View<const T>& view, int head, int begin, int N) {
     using C = Chunk<T, kIsVector>;
@@ -54,8 +54,8 @@ __device__ void load_tile(TileOf<HS, kRows>& tile, const View<const T>& view, in
 
 // ---- A warp's part of a tile ----
 
-// A warp has kWarpRows of a block's rows. A lane has rows row(i) of the block's, and, of a product with the columns,
-// columns column(j); of a product that ends in HS elements, it has those with index 32 f + 4 (lane % 8) + e.
+// A warp has kWarpRows of a block's rows. A lane has rows row(i) of the block; in a GEMM with the tile's columns it has
+// columns column(j), and in one whose rows have HS elements those with index 32 f + 4 (lane % 8) + e.
 struct Lane {
     int first_row = threadIdx.x / kWarpSize * kWarpRows + threadIdx.x % kWarpSize / 8;
     int eighth = threadIdx.x % 8;
@@ -89,29 +89,29 @@ __device__ void multiply(float (&dots)[kLaneRows][kLaneColumns], const TileOf<HS
     }
 }
 
-// Makes a warp's weights readable to all of its lanes, once all have read the previous ones.
-__device__ inline void share_weights(float (*weights)[kWeightPitch], const float (&values)[kLaneRows][kLaneColumns],
-                                     const Lane& lane) {
+// Makes a warp's probabilities readable to all of its lanes, once all have read the previous ones.
+__device__ inline void share_probabilities(float (*probabilities)[kProbabilityPitch],
+                                           const float (&values)[kLaneRows][kLaneColumns], const Lane& lane) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kLaneRows; ++i)
 #pragma unroll
-        for (int j = 0; j < kLaneColumns; ++j) weights[lane.row(i)][lane.column(j)] = values[i][j];
+        for (int j = 0; j < kLaneColumns; ++j) probabilities[lane.row(i)][lane.column(j)] = values[i][j];
     __syncwarp();
 }
 
 template <int HS>
 using Sums = float[kLaneRows][HS / 32][4];
 
-// sums[i] += sum over columns c of weights[row(i)][c] * columns[c]
+// accumulator[i] += sum over columns c of p[row(i)][c] * columns[c]
 template <int HS>
-__device__ void accumulate(Sums<HS>& sums, const float (*weights)[kWeightPitch], const TileOf<HS, kColumns>& columns,
-                           const Lane& lane) {
+__device__ void accumulate(Sums<HS>& accumulator, const float (*probabilities)[kProbabilityPitch],
+                           const TileOf<HS, kColumns>& columns, const Lane& lane) {
 #pragma unroll 2
     for (int c = 0; c < kColumns; c += 4) {
         float w[kLaneRows][4];
 #pragma unroll
-        for (int i = 0; i < kLaneRows; ++i) load_floats<4>(&weights[lane.row(i)][c], w[i]);
+        for (int i = 0; i < kLaneRows; ++i) load_floats<4>(&probabilities[lane.row(i)][c], w[i]);
 #pragma unroll
         for (int u = 0; u < 4; ++u)
 #pragma unroll
@@ -121,14 +121,15 @@ __device__ void accumulate(Sums<HS>& sums, const float (*weights)[kWeightPitch],
 #pragma unroll
                 for (int i = 0; i < kLaneRows; ++i)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) sums[i][f][e] += w[i][u] * values[e];
+                    for (int e = 0; e < 4; ++e) accumulator[i][f][e] += w[i][u] * values[e];
             }
     }
 }
 
-// A row of sums times `factor`, rounded once.
+// Stores a row of the accumulator times `factor`, rounded once.
 template <typename T, int HS>
-__device__ void store_row(T* data, const float (&sums)[HS / 32][4], float factor, const Lane& lane, bool is_vector) {
+__device__ void store_row(T* data, const float (&accumulator)[HS / 32][4], float factor, const Lane& lane,
+                          bool is_vector) {
     struct alignas(4 * sizeof(T)) Four {
         T values[4];
     };
@@ -136,7 +137,7 @@ __device__ void store_row(T* data, const float (&sums)[HS / 32][4], float factor
     for (int f = 0; f < HS / 32; ++f) {
         Four four;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) four.values[e] = from_float<T>(sums[f][e] * factor);
+        for (int e = 0; e < 4; ++e) four.values[e] = from_float<T>(accumulator[f][e] * factor);
         T* const to = data + 32 * f + 4 * lane.eighth;
         if (is_vector) {
             *reinterpret_cast<Four*>(to) = four;
@@ -147,4 +148,4 @@ __device__ void store_row(T* data, const float (&sums)[HS / 32][4], float factor
     }
 }
 
-}  // namespace ingot::plain
+}  // namespace ingot::simt
