@@ -48,13 +48,13 @@ void* cuda_stream(CudaContext&) { refuse(); }
 std::shared_ptr<void> cuda_allocate(CudaContext&, size_t) { refuse(); }
 std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t) { refuse(); }
 size_t cuda_free_memory(CudaContext&) { refuse(); }
-void cuda_start_copy(CudaContext&, Queue, void*, const void*, size_t) { refuse(); }
+void cuda_start_copy(CudaContext&, Stream, void*, const void*, size_t) { refuse(); }
 void cuda_fill(CudaContext&, void*, uint8_t, size_t) { refuse(); }
 void cuda_synchronize(CudaContext&) { refuse(); }
 std::shared_ptr<void> cuda_create_event(CudaContext&) { refuse(); }
-void cuda_record_event(CudaContext&, void*, Queue) { refuse(); }
+void cuda_record_event(CudaContext&, void*, Stream) { refuse(); }
 void cuda_wait_event(void*) { refuse(); }
-void cuda_block_queue(CudaContext&, void*, Queue) { refuse(); }
+void cuda_block_stream(CudaContext&, void*, Stream) { refuse(); }
 double cuda_seconds_between(void*, void*) { refuse(); }
 std::shared_ptr<void> cuda_record_graph(CudaContext&, const std::function<void()>&) { refuse(); }
 void cuda_launch_graph(CudaContext&, void*) { refuse(); }

@@ -22,15 +22,15 @@ std::shared_ptr<void> cuda_allocate(CudaContext&, size_t bytes);
 // Page-locked host memory, zeroed. Throws Error with exit code 5 when there is not enough.
 std::shared_ptr<void> cuda_allocate_host(CudaContext&, size_t bytes);
 size_t cuda_free_memory(CudaContext&);
-// Copies between any two of host and device, in the order of the queue.
-void cuda_start_copy(CudaContext&, Queue queue, void* destination, const void* source, size_t bytes);
+// Copies between any two of host and device, in the order of the stream.
+void cuda_start_copy(CudaContext&, Stream stream, void* destination, const void* source, size_t bytes);
 void cuda_fill(CudaContext&, void* data, uint8_t value, size_t bytes);
 void cuda_synchronize(CudaContext&);
 // Events (cudaEvent_t) and graphs (cudaGraphExec_t) as opaque handles: DeviceEvent and DeviceGraph of core/device.h.
 std::shared_ptr<void> cuda_create_event(CudaContext&);
-void cuda_record_event(CudaContext&, void* event, Queue queue);
+void cuda_record_event(CudaContext&, void* event, Stream stream);
 void cuda_wait_event(void* event);
-void cuda_block_queue(CudaContext&, void* event, Queue queue);
+void cuda_block_stream(CudaContext&, void* event, Stream stream);
 double cuda_seconds_between(void* earlier, void* later);
 std::shared_ptr<void> cuda_record_graph(CudaContext&, const std::function<void()>& work);
 void cuda_launch_graph(CudaContext&, void* graph);

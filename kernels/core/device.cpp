@@ -54,13 +54,13 @@ CudaContext& Device::context() const {
 }
 
 void Device::copy(const Tensor& destination, const Tensor& source) const {
-    start_copy(destination, source, Queue::compute);
+    start_copy(destination, source, Stream::compute);
     const bool is_host_to_host = destination.device == DeviceKind::cpu && source.device == DeviceKind::cpu;
     const bool is_in_device = destination.device == DeviceKind::cuda && source.device == DeviceKind::cuda;
     if (!is_host_to_host && !is_in_device) cuda_synchronize(context());
 }
 
-void Device::start_copy(const Tensor& destination, const Tensor& source, Queue queue) const {
+void Device::start_copy(const Tensor& destination, const Tensor& source, Stream stream) const {
     CHECK(destination.is_contiguous() && source.is_contiguous() && destination.dtype == source.dtype &&
               destination.numel() == source.numel(),
           "copy of ", source.describe(), " to ", destination.describe());
@@ -70,7 +70,7 @@ void Device::start_copy(const Tensor& destination, const Tensor& source, Queue q
         std::memmove(destination.data, source.data, bytes);
         return;
     }
-    cuda_start_copy(context(), queue, destination.data, source.data, bytes);
+    cuda_start_copy(context(), stream, destination.data, source.data, bytes);
 }
 
 void Device::fill_bytes(const Tensor& tensor, uint8_t value) const {
@@ -122,9 +122,9 @@ DeviceEvent::DeviceEvent(const Device& device) : device_(device) {
     if (!device.is_cpu() && !device.is_planned()) event_ = cuda_create_event(device.context());
 }
 
-void DeviceEvent::record(Queue queue) {
+void DeviceEvent::record(Stream stream) {
     is_recorded_ = true;
-    if (event_) return cuda_record_event(device_.context(), event_.get(), queue);
+    if (event_) return cuda_record_event(device_.context(), event_.get(), stream);
     seconds_ = seconds_now();
 }
 
@@ -132,8 +132,8 @@ void DeviceEvent::wait() const {
     if (event_ && is_recorded_) cuda_wait_event(event_.get());
 }
 
-void DeviceEvent::block(Queue queue) const {
-    if (event_ && is_recorded_) cuda_block_queue(device_.context(), event_.get(), queue);
+void DeviceEvent::block(Stream stream) const {
+    if (event_ && is_recorded_) cuda_block_stream(device_.context(), event_.get(), stream);
 }
 
 double DeviceEvent::seconds_since(const DeviceEvent& earlier) const {

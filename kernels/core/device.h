@@ -16,7 +16,7 @@ struct CudaContext;  // stream, cuBLASLt handle and workspace: kernels/cuda/cont
 
 // The streams of a CUDA device. Ops run on `compute`; the other two copy while it runs. On the CPU device every call
 // completes its work.
-enum class Queue { compute, upload, download };
+enum class Stream { compute, upload, download };
 
 // A handle that ops take by const reference; cheap to copy.
 class Device {
@@ -53,7 +53,7 @@ class Device {
     void zero(const Tensor& tensor) const { fill_bytes(tensor, 0); }
     // The same, but returns at once: host memory must come from allocate_host() and be left alone until a DeviceEvent
     // recorded after the copy is reached.
-    void start_copy(const Tensor& destination, const Tensor& source, Queue queue = Queue::compute) const;
+    void start_copy(const Tensor& destination, const Tensor& source, Stream stream = Stream::compute) const;
     // Waits for all queued work and reports what failed in it.
     void synchronize() const;
 
@@ -70,16 +70,16 @@ class Device {
     std::shared_ptr<CudaContext> context_;
 };
 
-// A point in the work of a queue (cudaEvent_t).
+// A point in the work of a stream (cudaEvent_t).
 class DeviceEvent {
   public:
     explicit DeviceEvent(const Device& device);
 
-    void record(Queue queue = Queue::compute);
+    void record(Stream stream = Stream::compute);
     // Waits until the point is reached; returns at once where none was recorded. From any thread.
     void wait() const;
-    // Work put into `queue` from now on begins after the point is reached. The host does not wait.
-    void block(Queue queue) const;
+    // Work put into `stream` from now on begins after the point is reached. The host does not wait.
+    void block(Stream stream) const;
     // The time between two points that were reached.
     double seconds_since(const DeviceEvent& earlier) const;
 

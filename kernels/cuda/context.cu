@@ -276,8 +276,8 @@ size_t cuda_free_memory(CudaContext& context) {
     return free;
 }
 
-void cuda_start_copy(CudaContext& context, Queue queue, void* destination, const void* source, size_t bytes) {
-    CUDA_CHECK(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, context.stream_of(queue)));
+void cuda_start_copy(CudaContext& context, Stream stream, void* destination, const void* source, size_t bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, context.stream_of(stream)));
 }
 
 void cuda_fill(CudaContext& context, void* data, uint8_t value, size_t bytes) {
@@ -294,16 +294,16 @@ std::shared_ptr<void> cuda_create_event(CudaContext&) {
     return {event, [](void* created) { (void)cudaEventDestroy(static_cast<cudaEvent_t>(created)); }};
 }
 
-void cuda_record_event(CudaContext& context, void* event, Queue queue) {
-    CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), context.stream_of(queue)));
+void cuda_record_event(CudaContext& context, void* event, Stream stream) {
+    CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), context.stream_of(stream)));
 }
 
 void cuda_wait_event(void* event) {
     CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
 }
 
-void cuda_block_queue(CudaContext& context, void* event, Queue queue) {
-    CUDA_CHECK(cudaStreamWaitEvent(context.stream_of(queue), static_cast<cudaEvent_t>(event)));
+void cuda_block_stream(CudaContext& context, void* event, Stream stream) {
+    CUDA_CHECK(cudaStreamWaitEvent(context.stream_of(stream), static_cast<cudaEvent_t>(event)));
 }
 
 double cuda_seconds_between(void* earlier, void* later) {

@@ -19,7 +19,7 @@ struct MatmulPlans;  // descriptors and algorithms of the GEMMs seen so far: ker
 struct CudaContext {
     int index = 0;
     cudaDeviceProp properties{};
-    cudaStream_t stream = nullptr;  // Queue::compute
+    cudaStream_t stream = nullptr;  // Stream::compute
     cudaStream_t upload = nullptr, download = nullptr;
     cublasLtHandle_t cublaslt = nullptr;
     void* cublaslt_workspace = nullptr;
@@ -29,8 +29,8 @@ struct CudaContext {
     CudaContext(const CudaContext&) = delete;
     CudaContext& operator=(const CudaContext&) = delete;
     ~CudaContext();
-    cudaStream_t stream_of(Queue which) const {
-        return which == Queue::compute ? stream : which == Queue::upload ? upload : download;
+    cudaStream_t stream_of(Stream which) const {
+        return which == Stream::compute ? stream : which == Stream::upload ? upload : download;
     }
 };
 

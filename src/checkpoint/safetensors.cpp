@@ -169,8 +169,8 @@ void write_safetensors(OutputFile file, const std::vector<NamedTensor>& tensors,
             const int64_t count = std::min(kPiece, bytes - begin);
             uint8_t* const source = static_cast<uint8_t*>(named.tensor.data) + begin;
             device.start_copy(Tensor::contiguous(staging.get(), DType::u8, {count}),
-                              Tensor::contiguous(source, DType::u8, {count}, named.tensor.device), Queue::download);
-            fetched.record(Queue::download);
+                              Tensor::contiguous(source, DType::u8, {count}, named.tensor.device), Stream::download);
+            fetched.record(Stream::download);
             fetched.wait();
             write(staging.get(), static_cast<size_t>(count));
         }

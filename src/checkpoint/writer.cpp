@@ -109,12 +109,12 @@ void CheckpointWriter::start(CheckpointStore* store, const Config& config, const
     CHECK(!writing_.valid(), "a save was started while another is in flight");
     const Device& device = model_.device();
     if (!device.is_cpu()) {
-        updated_.record(Queue::compute);
-        updated_.block(Queue::download);
+        updated_.record(Stream::compute);
+        updated_.block(Stream::download);
         const std::vector<OptimizerState> state = optimizer_.state();
         for (size_t i = 0; i < state.size(); ++i)
-            if (snapshot_[i]) device.start_copy(snapshot_[i], state[i].tensor, Queue::download);
-        downloaded_.record(Queue::download);
+            if (snapshot_[i]) device.start_copy(snapshot_[i], state[i].tensor, Stream::download);
+        downloaded_.record(Stream::download);
     }
     std::promise<void> copied;
     copied_ = copied.get_future();
@@ -139,7 +139,7 @@ void CheckpointWriter::start(CheckpointStore* store, const Config& config, const
 void CheckpointWriter::wait_until_copied() {
     if (!copied_.valid()) return;
     if (snapshots_weights_ && !model_.device().is_cpu()) {
-        downloaded_.block(Queue::compute);
+        downloaded_.block(Stream::compute);
         copied_ = {};
         return;
     }

@@ -12,7 +12,7 @@ BatchBuffers::BatchBuffers(const Device& device, int64_t max_tokens, MemoryPlan*
 }
 
 void BatchBuffers::advance() {
-    slots_[static_cast<size_t>(current_)].read.record(Queue::compute);
+    slots_[static_cast<size_t>(current_)].read.record(Stream::compute);
     current_ = (current_ + 1) % kSlots;
     slots_[static_cast<size_t>(current_)].copied.wait();
 }
@@ -29,10 +29,10 @@ MicroBatch BatchBuffers::upload(const HostBatch& batch) {
     CHECK(n <= slot.arrays.shape[1], "a batch of ", n, " tokens, planned for ", slot.arrays.shape[1]);
     const Tensor device =
         Tensor::contiguous(slot.arrays.data, DType::i32, {MicroBatch::kArrays, n}, slot.arrays.device);
-    slot.read.block(Queue::upload);
-    device_.start_copy(device, host, Queue::upload);
-    slot.copied.record(Queue::upload);
-    slot.copied.block(Queue::compute);
+    slot.read.block(Stream::upload);
+    device_.start_copy(device, host, Stream::upload);
+    slot.copied.record(Stream::upload);
+    slot.copied.block(Stream::compute);
     return MicroBatch::of(device);
 }
 
