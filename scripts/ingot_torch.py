@@ -11,7 +11,7 @@
 
 Nothing is compiled: it needs PyTorch 2.4 or later, ingot_library.py beside it, and libingot.so, which the build leaves
 in the repository root (or wherever INGOT_LIBRARY says). Tensors on a GPU run on it, on the current stream, without a
-wait for the device: bf16 and fp16 on tensor cores, fp32 on plain kernels that are meant for debugging. Tensors on the
+wait for the device: bf16 and fp16 on tensor cores, fp32 on SIMT kernels that are meant for debugging. Tensors on the
 CPU run on Ingot's CPU device, in fp32 and fp64. What cannot be done is refused with a ValueError that says what can;
 nothing is copied or converted behind the caller's back, but under torch.autocast, as said below, and for a gradient
 that autograd hands on in a form that no kernel reads. A fault of CUDA is a RuntimeError.
@@ -76,7 +76,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Optional[Tensor] =
     tokens [cu_seqlens[d], cu_seqlens[d + 1]). They begin with 0, end with N and do not decrease; empty documents are
     allowed. A GPU that finds them otherwise stops with a device-side assertion: no host waits for them.
 
-    dtypes: bf16 or fp16 on tensor cores; fp32 by a plain kernel, for debugging; on the CPU fp32 and fp64. Head sizes:
+    dtypes: bf16 or fp16 on tensor cores; fp32 by a SIMT kernel, for debugging; on the CPU fp32 and fp64. Head sizes:
     32, 64, 96 and 128; on the CPU every even one up to 256. Strides: any, with a contiguous last axis; in bf16 and
     fp16 all others are multiples of 8 elements, and data begins at multiples of 16 bytes. Elements may share memory
     (keys expanded over the tokens, windows that overlap). Where the sequences of a batch neither follow each other nor

@@ -194,8 +194,8 @@ __device__ __forceinline__ void to_probabilities(float (&p)[kQueries / 2], const
     }
 }
 
-// rows (64) of a tile of keys times a tile of queries, transposed: S^T, or dP^T. `begin` starts a product before, to
-// which they are added, if kAdds.
+// Starts S^T or dP^T: 64 rows of a tile of keys times a transposed tile of queries. With kAdds, `begin` starts a GEMM
+// first, to whose result it is added.
 template <DType kType, int HS, bool kAdds = false, typename Begin>
 __device__ __forceinline__ void start_scores(float (&scores)[BackwardShape<HS>::kQueries / 2], uint32_t rows,
                                              uint32_t queries, const Begin& begin) {

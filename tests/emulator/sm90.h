@@ -172,7 +172,7 @@ void give_back_registers() {}
 template <int kRegisters>
 void take_registers() {}
 
-// ---- The copy engine ----
+// ---- TMA ----
 
 constexpr uint64_t kUsedOnce = 1, kUsedAgain = 2;
 
