@@ -511,8 +511,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def _run(logits: Tensor, losses: Tensor, targets: Tensor, z_loss: float, loss_scale: Optional[Tensor]) -> None:
         On(logits).run("cross_entropy", CCrossEntropy, {"logits": logits, "losses": losses, "targets": targets},
-                       vocab_size=logits.shape[1], z_loss=z_loss, loss_scale=None if loss_scale is None else loss_scale.data_ptr(),
-                       write_gradient=0 if loss_scale is None else 1)
+                       vocab_size=logits.shape[1], z_loss=z_loss, write_gradient=0 if loss_scale is None else 1,
+                       loss_scale=None if loss_scale is None else loss_scale.data_ptr())
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, reduction: str, z_loss: float) -> Tensor:
