@@ -375,11 +375,10 @@ void bench_attention(const BenchAttentionOptions& options) {
     REQUIRE(options.dtype == "bf16" || options.dtype == "fp16" || options.dtype == "fp32",
             "--dtype is fp32, bf16 or fp16, not ", options.dtype);
     const std::string& against = options.against;
-    REQUIRE(against.empty() || against == "simt" || against == "materialized" || against == "no-alibi", "--against is ",
+    REQUIRE(against.empty() || against == "materialized" || against == "simt" || against == "no-alibi", "--against is ",
             against,
-            ": use materialized, attention with a matrix of all pairs, plain, the kernel without tensor cores, or "
-            "no-alibi, the "
-            "same kernel without ALiBi");
+            ": use materialized, attention with a matrix of all pairs, simt, the kernel without tensor cores, ",
+            "or no-alibi, the same kernel without ALiBi");
     REQUIRE(against != "no-alibi" || options.alibi, "--against no-alibi needs --alibi");
     const Device device = gpu_to_measure("./bench attention");
     Bench(options, device).run(shapes);
