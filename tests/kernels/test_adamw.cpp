@@ -1,67 +1,275 @@
-// Seen to catch: decay applied to the updated weight; eps inside the root; bias corrections swapped; apply ignored;
-// the flag of the block before.
-#include <gtest/gtest.h>
-#include <omp.h>
+// AdamW and the gradient norm.
+//
+// Seen to catch: decay applied to the updated weight; eps inside the root; bias corrections swapped; apply ignored; the
+// flag of the block before; the last element of a range left out; the head of a range left out of the norm; squares in
+// fp32.
+#include "kernels/adamw.h"
 
 #include <cmath>
 #include <limits>
 
 #include "kernels/step.h"
-#include "tests/kernels/adamw_case.h"
+#include "tests/support/on_device.h"
+#include "tests/support/step_on.h"
 
 namespace ingot::test {
 namespace {
 
+INGOT_ON_EACH_DEVICE(AdamW);
+INGOT_ON_EACH_DEVICE(GradientNorm);
+
 const Device cpu = Device::cpu();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN(), kInfinity = std::numeric_limits<double>::infinity();
+
+// Settings that let every term show.
+StepBlock step_block(double gradient_factor, int64_t updates) {
+    StepBlock step;
+    step.settings.lr = 0.01;
+    step.settings.beta1 = 0.8;
+    step.settings.beta2 = 0.9;
+    step.settings.eps = 1e-3;
+    step.settings.weight_decay = 0.3;
+    step.decision.apply = 1;
+    step.decision.gradient_factor = gradient_factor;
+    step.decision.bias_correction1 = 1 - power(step.settings.beta1, updates);
+    step.decision.bias_correction2 = 1 - power(step.settings.beta2, updates);
+    return step;
+}
+
+struct State {
+    explicit State(int64_t n)
+        : weights(rounded(normals(n, 1), DType::f32)),
+          m(rounded(normals(n, 2, 0.1), DType::f32)),
+          v(rounded(normals(n, 3, 0.1), DType::f32)),
+          gradient(rounded(normals(n, 4, 5), DType::f32)) {
+        for (double& value : v) value = std::abs(value);
+    }
+    std::vector<double> weights, m, v, gradient;
+};
+
+// The state on a device, and updates of parts of it. `copy` is the type of the compute copy; f32 and f64: none. Each
+// tensor is a range of a longer one, whose other elements are NaN before and after; the moments may begin one element
+// later, so that not all tensors lie alike.
+class StateOn {
+  public:
+    StateOn(const Device& device, DType dtype, const State& state, DType copy, int64_t begin = 0,
+            bool lies_alike = true)
+        : device_(device),
+          n_(static_cast<int64_t>(state.weights.size())),
+          copy_(copy),
+          margins_{begin, 3},
+          askew_{begin + (lies_alike ? 0 : 1), 2},
+          weights(margins_, device, dtype, {n_}, state.weights),
+          m(askew_, device, dtype, {n_}, state.m),
+          v(askew_, device, dtype, {n_}, state.v),
+          gradient(margins_, device, dtype, {n_}, state.gradient),
+          compute(margins_, device, copy, {n_}) {}
+    // Elements [begin, end).
+    void update(const StepBlock& step, bool decays, int64_t begin, int64_t end, const Tensor& decay_blocks = {}) const {
+        const StepOn on(device_, step);
+        const auto part = [&](const Buffer& buffer) { return buffer.tensor().slice(0, begin, end); };
+        adamw(device_, {.weights = part(weights),
+                        .m = part(m),
+                        .v = part(v),
+                        .gradient = part(gradient),
+                        .compute = has_copy() ? part(compute) : Tensor{},
+                        .step = on.get(),
+                        .decay_blocks = decay_blocks,
+                        .decays = decays});
+        device_.synchronize();
+    }
+    void update(const StepBlock& step, bool decays) const { update(step, decays, 0, n_); }
+    bool has_copy() const { return size_of(copy_) == 2; }
+    Outputs outputs() const {
+        const DType dtype = weights.tensor().dtype;
+        Outputs result = {{"weights", dtype, weights.values()}, {"m", dtype, m.values()}, {"v", dtype, v.values()}};
+        if (has_copy()) {
+            EXPECT_TRUE(same(compute.values(), rounded(weights.values(), copy_)));
+        }
+        return result;
+    }
+
+  private:
+    Device device_;
+    int64_t n_;
+    DType copy_;
+    Margins margins_, askew_;
+
+  public:
+    Buffer weights, m, v, gradient, compute;
+};
+
+constexpr int64_t kUpdates = 3;
 
 // The algorithm as published, in long double.
-void reference(State& state, const std::vector<double>& gradient, const StepBlock& step, bool decays) {
-    const StepSettings& s = step.settings;
-    for (size_t i = 0; i < gradient.size(); ++i) {
-        const long double g = static_cast<long double>(gradient[i]) * step.decision.gradient_factor;
-        const long double m =
-            s.beta1 * static_cast<long double>(state.m[i]) + (1 - static_cast<long double>(s.beta1)) * g;
-        const long double v =
-            s.beta2 * static_cast<long double>(state.v[i]) + (1 - static_cast<long double>(s.beta2)) * g * g;
-        const long double m_hat = m / step.decision.bias_correction1, v_hat = v / step.decision.bias_correction2;
-        const long double w = state.weights[i];
-        state.weights[i] =
-            static_cast<double>(w - s.lr * (m_hat / (std::sqrt(v_hat) + s.eps) + (decays ? s.weight_decay : 0) * w));
-        state.m[i] = static_cast<double>(m);
-        state.v[i] = static_cast<double>(v);
+Outputs definition(State state, bool decays) {
+    for (int64_t update = 1; update <= kUpdates; ++update) {
+        const StepBlock step = step_block(0.25, update);
+        const StepSettings& s = step.settings;
+        for (size_t i = 0; i < state.gradient.size(); ++i) {
+            const long double g = static_cast<long double>(state.gradient[i]) * step.decision.gradient_factor;
+            const long double m =
+                s.beta1 * static_cast<long double>(state.m[i]) + (1 - static_cast<long double>(s.beta1)) * g;
+            const long double v =
+                s.beta2 * static_cast<long double>(state.v[i]) + (1 - static_cast<long double>(s.beta2)) * g * g;
+            const long double m_hat = m / step.decision.bias_correction1, v_hat = v / step.decision.bias_correction2;
+            const long double w = state.weights[i];
+            state.weights[i] = static_cast<double>(
+                w - s.lr * (m_hat / (std::sqrt(v_hat) + s.eps) + (decays ? s.weight_decay : 0) * w));
+            state.m[i] = static_cast<double>(m);
+            state.v[i] = static_cast<double>(v);
+        }
+    }
+    return {{"weights", {}, state.weights}, {"m", {}, state.m}, {"v", {}, state.v}};
+}
+
+// fp32: m and v round three and four times an update, the weight twice more, its update a tenth of it at most.
+void check_range(const Device& device, DType dtype, int64_t begin, int64_t n, DType copy, bool decays,
+                 bool lies_alike) {
+    SCOPED_TRACE(join(name_of(dtype), " begin ", begin, " n ", n, " copy ", name_of(copy), decays ? " decays" : "",
+                      lies_alike ? "" : " askew"));
+    const State start(n);
+    check_outputs(device, dtype, 12, definition(start, decays), [&](const Device& on, DType type) {
+        const StateOn state(on, type, start, copy, begin, lies_alike);
+        for (int64_t update = 1; update <= kUpdates; ++update) state.update(step_block(0.25, update), decays);
+        EXPECT_TRUE(same(state.gradient.values(), start.gradient));
+        if (!state.has_copy()) {
+            for (const double value : state.compute.values()) EXPECT_TRUE(std::isnan(value)) << "written unasked";
+        }
+        return state.outputs();
+    });
+}
+
+constexpr DType kCopies[] = {DType::f32, DType::bf16, DType::f16};  // f32: no copy
+
+TEST_P(AdamW, RangesSmall) {
+    for (const DType dtype : {DType::f32, DType::f64})
+        for (const DType copy : kCopies) {
+            if (is_cuda() && dtype == DType::f64) continue;
+            check_range(device(), dtype, 0, 1, copy, true, true);
+            check_range(device(), dtype, 0, 1000, copy, true, true);
+            check_range(device(), dtype, 0, 1000, copy, false, true);
+            check_range(device(), dtype, 3, 30, copy, false, true);
+            check_range(device(), dtype, 1, 50, copy, true, false);
+        }
+}
+
+TEST_P(AdamW, RangesThatBeginAnywhere) {
+    for (const DType copy : kCopies)
+        for (const int64_t begin : {0, 1, 2, 3, 4, 7})
+            for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 2047, 2048, 2049, 70001})
+                for (const bool lies_alike : {true, false}) {
+                    if (skips(n)) continue;
+                    check_range(device(), DType::f32, begin, n, copy, n % 2 == 0, lies_alike);
+                    if (HasFailure()) return;
+                }
+}
+
+// On the CPU, of its threads.
+TEST_P(AdamW, BitsDoNotDependOnWhereARangeBegins) {
+    const int64_t n = 5003;
+    const State start(n);
+    const auto run = [&](std::initializer_list<int64_t> cuts) {
+        const StateOn state(device(), DType::f32, start, DType::f32);
+        int64_t begin = 0;
+        for (const int64_t end : cuts) {
+            state.update(step_block(0.25, 2), true, begin, end);
+            begin = end;
+        }
+        return state.outputs();
+    };
+    const Outputs whole = run({n}), cut = run({1, 2, 77, 2050, 4999, n});
+    for (size_t i = 0; i < whole.size(); ++i) EXPECT_TRUE(same(cut[i].values, whole[i].values)) << whole[i].name;
+    check_same_bits(device(), DType::f32, [&](const Device&, DType) { return run({n}); });
+}
+
+// A space of several tensors in one call gives the bits that a call for each gives; also where it begins anywhere.
+TEST_P(AdamW, BlocksSayWhatDecaysSmall) {
+    for (const DType dtype : {DType::f32, DType::f64})
+        for (const DType copy : kCopies)
+            for (const int64_t begin : {0, 3, 4})
+                for (const int64_t n : {64, 200, 203, 1000, 5000}) {
+                    if (is_cuda() && dtype == DType::f64) continue;
+                    SCOPED_TRACE(join(name_of(dtype), " begin ", begin, " n ", n, " copy ", name_of(copy)));
+                    std::vector<double> blocks(static_cast<size_t>((n + kDecayBlock - 1) / kDecayBlock), 1);
+                    for (size_t block = 1; block < blocks.size(); block += 3) blocks[block] = 0;
+                    const Buffer decay_blocks(device(), DType::u8, {static_cast<int64_t>(blocks.size())}, blocks);
+                    const State start(n);
+                    const StepBlock step = step_block(0.25, 2);
+                    const StateOn whole(device(), dtype, start, copy, begin),
+                        parts(device(), dtype, start, copy, begin);
+                    whole.update(step, false, 0, n, decay_blocks);
+                    for (int64_t from = 0; from < n; from += kDecayBlock)
+                        parts.update(step, blocks[static_cast<size_t>(from / kDecayBlock)] != 0, from,
+                                     std::min(n, from + kDecayBlock));
+                    const Outputs a = whole.outputs(), b = parts.outputs();
+                    for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same(a[i].values, b[i].values)) << a[i].name;
+                }
+}
+
+TEST_P(AdamW, ASkippedStepChangesNothing) {
+    for (const int64_t n : {9, 3001}) {
+        State start(n);
+        start.gradient.assign(start.gradient.size(), kInfinity);
+        StepBlock skipped = step_block(kNaN, 1);
+        skipped.decision.apply = 0;
+        StateOn state(device(), DType::f32, start, DType::bf16);
+        const std::vector<double> old = rounded(normals(n, 5), DType::bf16);
+        state.compute.set(old);
+        state.update(skipped, true);
+        EXPECT_TRUE(same(state.weights.values(), start.weights));
+        EXPECT_TRUE(same(state.m.values(), start.m));
+        EXPECT_TRUE(same(state.v.values(), start.v));
+        EXPECT_TRUE(same(state.compute.values(), old));
     }
 }
 
-// fp32: m and v round three and four times, the weight twice more, its update a tenth of it at most.
-TEST(AdamW, AgreesWithAPlainLoop) {
-    for (const int64_t n : {1, 7, 1000})
-        for (const bool decays : {true, false})
-            for (const auto& [dtype, bound] : {std::pair{DType::f64, 1e-15}, {DType::f32, 4 * 0x1p-24}}) {
-                State expected = initial(n);
-                const std::vector<double> gradient = rounded(normals(n, 4, 5), DType::f32);
-                const Buffer weights(cpu, dtype, {n}, expected.weights), m(cpu, dtype, {n}, expected.m);
-                const Buffer v(cpu, dtype, {n}, expected.v), g(cpu, dtype, {n}, gradient),
-                    compute(cpu, DType::bf16, {n}), blocks = decay_everywhere(cpu, n, decays);
-                for (int64_t update = 1; update <= 3; ++update) {
-                    const StepBlock step = step_block(0.25, update);
-                    reference(expected, gradient, step, decays);
-                    adamw(cpu, {.weights = weights,
-                                .m = m,
-                                .v = v,
-                                .gradient = g,
-                                .compute = compute,
-                                .step = &step,
-                                .decay_blocks = blocks});
+Buffer norm_workspace(const Device& device) {
+    return Buffer(device, DType::u8, {static_cast<int64_t>(gradient_norm_workspace(device))});
+}
+
+TEST_P(GradientNorm, AddsSquaresInDouble) {
+    const Buffer workspace = norm_workspace(device());
+    // On CUDA the last is more than one round of the fixed grid, which takes 1,024 x 256 x 4 x 4 elements at once.
+    for (const int64_t n : {0, 1, 2, 3, 4, 5, 255, 256, 1000, 1048577, 5000003})
+        for (const int64_t begin : {0, 1, 2, 3})
+            for (const DType dtype : {DType::f32, DType::f64}) {
+                if (skips(n) || (n > 5000 && begin > 0) || (is_cuda() && dtype == DType::f64)) continue;
+                SCOPED_TRACE(join(name_of(dtype), " n ", n, " begin ", begin));
+                // Squares that fp32 cannot hold.
+                const std::vector<double> values = rounded(normals(n, 6, 1e20), dtype);
+                long double expected = 1e40L;
+                for (const double value : values) expected += static_cast<long double>(value) * value;
+                const Buffer gradient(Margins{begin, 0}, device(), dtype, {n}, values);
+                double sums[2];
+                for (const int i : {0, 1}) {
+                    StepBlock block;
+                    block.sums.squared_norm = 1e40;
+                    const StepOn step(device(), block);
+                    with_threads(i + 1, [&] {
+                        gradient_norm(device(), {.step = step.get(), .gradient = gradient, .workspace = workspace});
+                    });
+                    sums[i] = step.read().sums.squared_norm;
                 }
-                EXPECT_TRUE(close(weights.values(), expected.weights, bound));
-                EXPECT_TRUE(close(m.values(), expected.m, 3 * bound));
-                EXPECT_TRUE(close(v.values(), expected.v, 3 * bound));
-                EXPECT_TRUE(same(compute.values(), rounded(weights.values(), DType::bf16)));
-                EXPECT_TRUE(same(g.values(), gradient));
+                // Each thread adds at most a few dozen terms in double, then come ten levels of a tree.
+                EXPECT_NEAR(sums[0] / static_cast<double>(expected), 1, (is_cuda() ? 100 : 80) * 0x1p-53);
+                EXPECT_EQ(sums[0], sums[1]);
             }
 }
 
-TEST(AdamW, ComputeCopyRoundsToNearestEven) {
+TEST_P(GradientNorm, NanIsSeenSmall) {
+    const Buffer workspace = norm_workspace(device());
+    for (const int64_t where : {0, 1, 5}) {
+        std::vector<double> values(7, 3);
+        values[static_cast<size_t>(where)] = kNaN;
+        const StepOn step(device(), StepBlock{});
+        const Buffer gradient(device(), DType::f32, {7}, values);
+        gradient_norm(device(), {.step = step.get(), .gradient = gradient, .workspace = workspace});
+        EXPECT_TRUE(std::isnan(step.read().sums.squared_norm)) << "NaN at " << where;
+    }
+}
+
+TEST(AdamWCopy, RoundsToNearestEven) {
     // lr = 0 keeps the weights: ties to even, up, down, overflow to infinity, a subnormal of fp16.
     const std::vector<double> values = {1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-8 + 0x1p-20, -1 - 0x1p-9, 1e5, 0x1p-24};
     StepBlock step = step_block(1, 1);
@@ -70,102 +278,18 @@ TEST(AdamW, ComputeCopyRoundsToNearestEven) {
         const Buffer weights(cpu, DType::f32, {6}, values), m(cpu, DType::f32, {6}, std::vector<double>(6));
         const Buffer v(cpu, DType::f32, {6}, std::vector<double>(6)), g(cpu, DType::f32, {6}, std::vector<double>(6));
         const Buffer compute(cpu, dtype, {6});
-        adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step});
+        adamw(cpu,
+              {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step, .decays = true});
         const std::vector<double> expected =
             dtype == DType::bf16
                 ? std::vector<double>{1, 1 + 0x1p-6, 1 + 0x1p-7, -1, 99840, 0x1p-24}
-                : std::vector<double>{
-                      1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-8, -1 - 0x1p-9, std::numeric_limits<double>::infinity(),
-                      0x1p-24};
+                : std::vector<double>{1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-8, -1 - 0x1p-9, kInfinity, 0x1p-24};
         EXPECT_TRUE(same(compute.values(), expected)) << name_of(dtype);
     }
 }
 
-// A space of several tensors in one call gives what a call for each gives.
-TEST(AdamW, BlocksSayWhatDecays) {
-    for (const int64_t n : {64, 200, 1000})
-        for (const DType dtype : {DType::f32, DType::f64}) {
-            const int64_t num_blocks = (n + kDecayBlock - 1) / kDecayBlock;
-            std::vector<double> blocks;
-            for (int64_t block = 0; block < num_blocks; ++block) blocks.push_back(block % 3 == 1 ? 0 : 1);
-            const State start = initial(n);
-            const std::vector<double> gradient = rounded(normals(n, 4, 5), DType::f32);
-            const Buffer g(cpu, dtype, {n}, gradient), decay_blocks(cpu, DType::u8, {num_blocks}, blocks);
-            const Buffer none = decay_everywhere(cpu, kDecayBlock, false);
-            const StepBlock step = step_block(0.25, 2);
-            const auto run = [&](bool in_one_call) {
-                const Buffer weights(cpu, dtype, {n}, start.weights), m(cpu, dtype, {n}, start.m);
-                const Buffer v(cpu, dtype, {n}, start.v);
-                if (in_one_call)
-                    adamw(cpu, {.weights = weights,
-                                .m = m,
-                                .v = v,
-                                .gradient = g,
-                                .step = &step,
-                                .decay_blocks = decay_blocks});
-                for (int64_t begin = 0; begin < n && !in_one_call; begin += kDecayBlock) {
-                    const int64_t end = std::min(n, begin + kDecayBlock);
-                    adamw(cpu,
-                          {.weights = weights.tensor().slice(0, begin, end),
-                           .m = m.tensor().slice(0, begin, end),
-                           .v = v.tensor().slice(0, begin, end),
-                           .gradient = g.tensor().slice(0, begin, end),
-                           .step = &step,
-                           .decay_blocks = blocks[static_cast<size_t>(begin / kDecayBlock)] != 0 ? Tensor{} : none});
-                }
-                return State{weights.values(), m.values(), v.values()};
-            };
-            const State whole = run(true), parts = run(false);
-            EXPECT_TRUE(same(whole.weights, parts.weights)) << n;
-            EXPECT_TRUE(same(whole.m, parts.m)) << n;
-            EXPECT_TRUE(same(whole.v, parts.v)) << n;
-        }
-}
-
-TEST(AdamW, ASkippedStepChangesNothing) {
-    const int64_t n = 9;
-    const State state = initial(n);
-    const std::vector<double> old = normals(n, 5);
-    StepBlock step = step_block(std::numeric_limits<double>::quiet_NaN(), 1);
-    step.decision.apply = 0;
-    const Buffer weights(cpu, DType::f32, {n}, state.weights), m(cpu, DType::f32, {n}, state.m);
-    const Buffer v(cpu, DType::f32, {n}, state.v), compute(cpu, DType::bf16, {n}, old);
-    const Buffer g(cpu, DType::f32, {n}, std::vector<double>(n, std::numeric_limits<double>::infinity()));
-    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = compute, .step = &step});
-    EXPECT_TRUE(same(weights.values(), state.weights));
-    EXPECT_TRUE(same(m.values(), state.m));
-    EXPECT_TRUE(same(v.values(), state.v));
-    EXPECT_TRUE(same(compute.values(), rounded(old, DType::bf16)));
-}
-
-TEST(GradientNorm, AddsSquaresInDouble) {
-    const int threads = omp_get_max_threads();
-    for (const int64_t n : {1, 255, 256, 1000})
-        for (const DType dtype : {DType::f32, DType::f64}) {
-            const std::vector<double> values = rounded(normals(n, 6, 1e20), dtype);
-            long double expected = 1e40L;
-            for (const double value : values) expected += static_cast<long double>(value) * value;
-            double sums[2];
-            for (const int count : {1, 2}) {
-                omp_set_num_threads(count);
-                StepBlock step;
-                step.sums.squared_norm = 1e40;
-                const Buffer gradient(cpu, dtype, {n}, values);
-                gradient_norm(cpu, {.step = &step, .gradient = gradient});
-                sums[count - 1] = step.sums.squared_norm;
-            }
-            EXPECT_NEAR(sums[0] / static_cast<double>(expected), 1, 1e-14);
-            EXPECT_EQ(sums[0], sums[1]);
-        }
-    omp_set_num_threads(threads);
-    StepBlock step;
-    const Buffer broken(cpu, DType::f32, {3}, {1, std::numeric_limits<double>::quiet_NaN(), 2});
-    gradient_norm(cpu, {.step = &step, .gradient = broken});
-    EXPECT_TRUE(std::isnan(step.sums.squared_norm));
-}
-
 // begin, norm, decide and update together: clipping makes the step's gradient exactly grad_clip long.
-TEST(AdamW, AStepFromEndToEnd) {
+TEST(AdamWStep, FromEndToEnd) {
     const int64_t n = 50;
     const std::vector<double> gradient = normals(n, 7, 3);
     StepSettings settings;
@@ -188,19 +312,29 @@ TEST(AdamW, AStepFromEndToEnd) {
     EXPECT_EQ(step.decision.apply, 1);
     EXPECT_DOUBLE_EQ(step.decision.loss, 3);
     EXPECT_NEAR(step.decision.grad_norm, std::sqrt(step.sums.squared_norm) / 4, 1e-14);
-    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = {}, .step = &step});
+    adamw(cpu, {.weights = weights, .m = m, .v = v, .gradient = g, .compute = {}, .step = &step, .decays = true});
     double square = 0;
     for (const double value : m.values()) square += value * value;  // beta1 = 0: m is the clipped gradient
     EXPECT_NEAR(std::sqrt(square), 0.5, 1e-14);
 }
 
-TEST(AdamW, Refuses) {
+#if INGOT_HAS_CUDA
+TEST(GradientNormCuda, RefusesASmallWorkspace) {
+    INGOT_CUDA_OR_SKIP(device);
+    const Buffer small(device, DType::u8, {8}), gradient(device, DType::f32, {4});
+    const StepOn step(device, StepBlock{});
+    EXPECT_THROW(gradient_norm(device, {.step = step.get(), .gradient = gradient, .workspace = small}), Error);
+    EXPECT_THROW(gradient_norm(device, {.step = step.get(), .gradient = gradient}), Error);
+}
+#endif
+
+TEST(AdamWArguments, Refuses) {
     const Buffer a(cpu, DType::f32, {4}), b(cpu, DType::f32, {5}), wide(cpu, DType::f64, {4}),
         half(cpu, DType::bf16, {4});
     const Buffer integers(cpu, DType::i32, {4}), matrix(cpu, DType::f32, {2, 2});
     const StepBlock step = step_block(1, 1);
     const auto run = [&](const Tensor& w, const Tensor& m, const Tensor& g, const Tensor& compute) {
-        adamw(cpu, {.weights = w, .m = m, .v = a, .gradient = g, .compute = compute, .step = &step});
+        adamw(cpu, {.weights = w, .m = m, .v = a, .gradient = g, .compute = compute, .step = &step, .decays = true});
     };
     EXPECT_THROW(run(b, a, a, {}), Error);
     EXPECT_THROW(run(a, wide, a, {}), Error);

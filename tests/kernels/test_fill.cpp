@@ -7,17 +7,12 @@
 
 #include "kernels/core/rng.h"
 #include "kernels/fill.h"
-#include "tests/support/tensors.h"
+#include "tests/support/on_device.h"
 
 namespace ingot::test {
 namespace {
 
-// Rows of 7 columns that lie 10 apart, in a buffer of NaN.
-constexpr int64_t kRows = 5, kColumns = 7, kStride = 10;
-
-Tensor rows_apart(const Tensor& whole) {
-    return whole.slice(1, 0, kColumns);
-}
+INGOT_ON_EACH_DEVICE(Fill);
 
 void check_normal(const Device& device, DType dtype) {
     SCOPED_TRACE(join(device.name(), " ", name_of(dtype)));
@@ -30,18 +25,12 @@ void check_normal(const Device& device, DType dtype) {
         fill_normal(device, {.out = out, .seed = 0x123456789abcdef0, .stream = 77, .std = 0.02});
         EXPECT_TRUE(same(out.values(), rounded(expected, dtype))) << n;
     }
-    const Buffer whole(device, dtype, {kRows, kStride});
-    fill_normal(device, {.out = rows_apart(whole), .seed = 3, .stream = 4, .std = 1});
-    const std::vector<double> values = whole.values();
-    for (int64_t row = 0; row < kRows; ++row)
-        for (int64_t column = 0; column < kStride; ++column) {
-            const double value = values[static_cast<size_t>(row * kStride + column)];
-            const double drawn = random_normal(3, 4, static_cast<uint64_t>(row * kColumns + column));
-            if (column < kColumns)
-                EXPECT_EQ(value, rounded({drawn}, dtype)[0]) << row << " " << column;
-            else
-                EXPECT_TRUE(std::isnan(value)) << "written between the rows";
-        }
+    // Rows of 7 columns that lie 10 apart.
+    const Buffer rows(Margins{0, 3}, device, dtype, {5, 7});
+    fill_normal(device, {.out = rows, .seed = 3, .stream = 4, .std = 1});
+    std::vector<double> expected;
+    for (uint64_t i = 0; i < 5 * 7; ++i) expected.push_back(random_normal(3, 4, i));
+    EXPECT_TRUE(same(rows.values(), rounded(expected, dtype)));
 }
 
 void check_value(const Device& device, DType dtype) {
@@ -75,34 +64,21 @@ void check_round(const Device& device, DType dtype) {
     EXPECT_EQ(copy.values()[2], 2);
 }
 
-}  // namespace
-
-TEST(Fill, TheCpuDrawsAndFills) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
-        check_normal(Device::cpu(), dtype);
-        check_value(Device::cpu(), dtype);
+TEST_P(Fill, DrawsAndFillsSmall) {
+    for (const DType dtype : dtypes()) {
+        check_normal(device(), dtype);
+        check_value(device(), dtype);
+        if (size_of(dtype) == 2) check_round(device(), dtype);
     }
 }
 
-TEST(Fill, CudaGivesTheSameBitsSmall) {
-    INGOT_CUDA_OR_SKIP(device);
-    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
-        check_normal(device, dtype);
-        check_value(device, dtype);
-        if (dtype != DType::f32) check_round(device, dtype);
-    }
+TEST_P(Fill, NothingIsDrawnIntoAnEmptyTensorSmall) {
+    const Buffer none(device(), DType::f32, {0});
+    fill_normal(device(), {.out = none, .seed = 1, .stream = 1, .std = 1});
+    fill_value(device(), {.out = none, .value = 1});
 }
 
-TEST(Fill, NothingIsDrawnIntoAnEmptyTensorSmall) {
-    INGOT_CUDA_OR_SKIP(device);
-    for (const Device& each : {Device::cpu(), device}) {
-        const Buffer none(each, DType::f32, {0});
-        fill_normal(each, {.out = none, .seed = 1, .stream = 1, .std = 1});
-        fill_value(each, {.out = none, .value = 1});
-    }
-}
-
-TEST(Fill, Refuses) {
+TEST(FillArguments, Refuses) {
     const Device cpu = Device::cpu();
     const Buffer matrix(cpu, DType::f32, {4, 6}), integers(cpu, DType::i32, {4}), half(cpu, DType::bf16, {24});
     EXPECT_THROW(
@@ -113,4 +89,5 @@ TEST(Fill, Refuses) {
     EXPECT_THROW(round_to(cpu, {.out = half, .in = matrix.tensor().view({24})}), Error);
 }
 
+}  // namespace
 }  // namespace ingot::test

@@ -1,16 +1,18 @@
 // The step's state on the device against the CPU twin, bit for bit.
 // Seen to catch: a state that is not written back.
 #include <cmath>
-#include <cstddef>
 #include <cstring>
 #include <limits>
 
 #include "kernels/step.h"
-#include "tests/support/tensors.h"
+#include "tests/support/step_on.h"
 
 namespace ingot::test {
 
 namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Equal bits, or both NaN: which NaN an operation gives is not specified by IEEE 754, and x86 and CUDA differ.
 bool same_number(double a, double b) {
@@ -32,58 +34,36 @@ void expect_same(const StepBlock& actual, const StepBlock& expected) {
     EXPECT_EQ(std::memcmp(&actual.settings, &expected.settings, sizeof actual.settings), 0);
 }
 
-// A StepBlock in planned memory of a device.
-class BlockOn {
-  public:
-    explicit BlockOn(const Device& device) : device_(device) {
-        plan_.add("step", DType::u8, {sizeof(StepBlock)}, &bytes_);
-        memory_ = plan_.allocate(device, true);
-        const StepState fresh;
-        write(offsetof(StepBlock, state), &fresh, sizeof fresh);
-    }
-    void step(const StepSettings& settings, const StepSums& sums) {
-        step_begin(device_, block(), settings);
-        const StepBlock opened = read();
-        EXPECT_EQ(opened.sums.loss, 0);
-        EXPECT_EQ(opened.sums.targets, 0);
-        EXPECT_EQ(opened.sums.squared_norm, 0);
-        write(offsetof(StepBlock, sums), &sums, sizeof sums);
-        step_decide(device_, block());
-    }
-    StepBlock read() const {
-        StepBlock result;
-        device_.copy(Tensor::contiguous(&result, DType::u8, {sizeof result}), bytes_);
-        return result;
-    }
-
-  private:
-    StepBlock* block() { return static_cast<StepBlock*>(bytes_.data); }
-    void write(size_t offset, const void* data, size_t size) {
-        const auto begin = static_cast<int64_t>(offset), count = static_cast<int64_t>(size);
-        device_.copy(bytes_.slice(0, begin, begin + count),
-                     Tensor::contiguous(const_cast<void*>(data), DType::u8, {count}));
-    }
-    Device device_;
-    MemoryPlan plan_;
-    Tensor bytes_;
-    std::shared_ptr<void> memory_;
-};
+// Opens a step and decides it. What a step does not carry over is NaN before.
+StepBlock next_step(const Device& device, const StepOn& on, const StepSettings& settings, const StepSums& sums) {
+    StepBlock block = on.read();
+    block.sums = {kNan, -1, kNan};
+    block.decision = {};
+    block.decision.gradient_factor = block.decision.loss = block.decision.grad_norm = kNan;
+    on.write(block);
+    step_begin(device, on.get(), settings);
+    block = on.read();
+    EXPECT_EQ(block.sums.loss, 0);
+    EXPECT_EQ(block.sums.targets, 0);
+    EXPECT_EQ(block.sums.squared_norm, 0);
+    block.sums = sums;
+    on.write(block);
+    step_decide(device, on.get());
+    return on.read();
+}
 
 void run_both(const Device& cuda, const StepSettings& settings, const std::vector<StepSums>& steps) {
-    BlockOn on_cpu(Device::cpu()), on_cuda(cuda);
+    const Device cpu = Device::cpu();
+    const StepOn on_cpu(cpu, {}), on_cuda(cuda, {});
     StepSettings each = settings;
     for (size_t i = 0; i < steps.size(); ++i) {
         SCOPED_TRACE(testing::Message() << "step " << i);
         each.lr = 1e-3 / static_cast<double>(i + 1);
-        on_cpu.step(each, steps[i]);
-        on_cuda.step(each, steps[i]);
-        expect_same(on_cuda.read(), on_cpu.read());
+        const StepBlock expected = next_step(cpu, on_cpu, each, steps[i]);
+        expect_same(next_step(cuda, on_cuda, each, steps[i]), expected);
         if (testing::Test::HasFailure()) return;
     }
 }
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 }  // namespace
 

@@ -1,110 +1,94 @@
-// Seen to catch: silu'(g) without the factor (1 - sigmoid); dup made from up instead of gate; backward's out without
-// up.
-#include <gtest/gtest.h>
-
+// Seen to catch: silu'(g) without the factor (1 - sigmoid), or with s in place of 1 - s; dup made from up instead of
+// the gate; backward's out without up; the last chunk not written.
 #include <cmath>
 
 #include "kernels/swiglu.h"
-#include "tests/support/finite_difference.h"
-#include "tests/support/tensors.h"
+#include "tests/support/on_device.h"
 
 namespace ingot::test {
 namespace {
 
-const Device cpu = Device::cpu();
+INGOT_ON_EACH_DEVICE(Swiglu);
 
-double dot(const std::vector<double>& a, const std::vector<double>& b) {
-    double sum = 0;
-    for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-    return sum;
-}
+struct Case {
+    Case(int64_t N, int64_t F, DType dtype)
+        : N(N), F(F), gate_up(rounded(normals(N * 2 * F, 1, 2), dtype)), dout(rounded(normals(N * F, 2), dtype)) {}
+    int64_t N, F;
+    std::vector<double> gate_up, dout;
+};
 
-TEST(Swiglu, GradientAgreesWithFiniteDifferences) {
-    for (const int64_t F : {1, 7, 33}) {
-        const int64_t N = 3;
-        const std::vector<double> w = normals(N * F, 1);
-        const Buffer gate_up(cpu, DType::f64, {N, 2 * F}, normals(N * 2 * F, 2, 1.5)), dout(cpu, DType::f64, {N, F}, w);
-        const Buffer out(cpu, DType::f64, {N, F}), dgate_up(cpu, DType::f64, {N, 2 * F});
-        swiglu_backward(cpu, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up});
-        const auto loss = [&] {
-            swiglu_forward(cpu, {.out = out, .gate_up = gate_up});
-            return dot(w, out.values());
-        };
-        check_gradients(loss, {{"gate_up", gate_up, dgate_up.values()}});
+Outputs definition(const Case& c) {
+    std::vector<double> out(c.dout.size()), dgate_up(c.gate_up.size());
+    for (size_t i = 0; i < out.size(); ++i) {
+        const auto F = static_cast<size_t>(c.F);
+        const size_t at = i / F * 2 * F + i % F;
+        const double gate = c.gate_up[at], up = c.gate_up[at + F], sigmoid = 1 / (1 + std::exp(-gate));
+        out[i] = gate * sigmoid * up;
+        dgate_up[at] = c.dout[i] * up * sigmoid * (1 + gate * (1 - sigmoid));
+        dgate_up[at + F] = c.dout[i] * gate * sigmoid;
     }
+    return {{"out", {}, out}, {"dgate_up", {}, dgate_up}};
 }
 
-TEST(Swiglu, ForwardIsTheFormula) {
-    const int64_t N = 2, F = 5;
-    const std::vector<double> x = normals(N * 2 * F, 3, 2);
-    const Buffer gate_up(cpu, DType::f64, {N, 2 * F}, x), out(cpu, DType::f64, {N, F});
-    swiglu_forward(cpu, {.out = out, .gate_up = gate_up});
-    std::vector<double> expected;
-    for (int64_t n = 0; n < N; ++n)
-        for (int64_t f = 0; f < F; ++f) {
-            const double gate = x[static_cast<size_t>(n * 2 * F + f)], up = x[static_cast<size_t>(n * 2 * F + F + f)];
-            expected.push_back(gate / (1 + std::exp(-gate)) * up);
-        }
-    EXPECT_TRUE(close(out.values(), expected, 1e-15));
+Outputs run(const Case& c, const Device& device, DType dtype) {
+    const Buffer gate_up(device, dtype, {c.N, 2 * c.F}, c.gate_up), dout(device, dtype, {c.N, c.F}, c.dout);
+    const Buffer out(device, dtype, {c.N, c.F}), dgate_up(device, dtype, {c.N, 2 * c.F});
+    swiglu_forward(device, {.out = out, .gate_up = gate_up});
+    swiglu_backward(device, {.dgate_up = dgate_up, .dout = dout, .gate_up = gate_up});
+    // In place, and with the forward's out again in the place of dout.
+    const Buffer in_place(device, dtype, {c.N, 2 * c.F}, c.gate_up);
+    swiglu_backward(device, {.dgate_up = in_place, .dout = dout, .gate_up = in_place, .out = dout});
+    EXPECT_TRUE(same(dout.values(), out.values()));
+    EXPECT_TRUE(same(in_place.values(), dgate_up.values()));
+    return {{"out", dtype, out.values()}, {"dgate_up", dtype, dgate_up.values()}};
 }
 
-TEST(Swiglu, GradientMayOverwriteItsInput) {
-    const int64_t N = 4, F = 19;
-    for (const DType dtype : {DType::f32, DType::f64}) {
-        const std::vector<double> x = normals(N * 2 * F, 4), d = normals(N * F, 5);
-        const Buffer gate_up(cpu, dtype, {N, 2 * F}, x), dout(cpu, dtype, {N, F}, d), apart(cpu, dtype, {N, 2 * F});
-        swiglu_backward(cpu, {.dgate_up = apart, .dout = dout, .gate_up = gate_up});
-        swiglu_backward(cpu, {.dgate_up = gate_up, .dout = dout, .gate_up = gate_up});
-        EXPECT_TRUE(same(gate_up.values(), apart.values()));
-    }
-}
-
-TEST(Swiglu, BackwardWritesTheSameOutAgain) {
-    const int64_t N = 4, F = 19;
-    for (const DType dtype : {DType::f32, DType::f64}) {
-        const Buffer gate_up(cpu, dtype, {N, 2 * F}, normals(N * 2 * F, 4)),
-            dout(cpu, dtype, {N, F}, normals(N * F, 5));
-        const Buffer out(cpu, dtype, {N, F}), apart(cpu, dtype, {N, 2 * F});
-        swiglu_forward(cpu, {.out = out, .gate_up = gate_up});
-        swiglu_backward(cpu, {.dgate_up = apart, .dout = dout, .gate_up = gate_up});
-        swiglu_backward(cpu, {.dgate_up = gate_up, .dout = dout, .gate_up = gate_up, .out = dout});
-        EXPECT_TRUE(same(dout.values(), out.values()));
-        EXPECT_TRUE(same(gate_up.values(), apart.values()));
-    }
-}
-
-// The exponential is within 2 ulp and there are five more roundings: 8 ulp of fp32 covers each element's relative
+// The exponential is within 2 ulp and there are five more roundings: 8 units of 2^-24 cover each element's relative
 // error; in the gradient 1 + g (1 - sigmoid) may cancel, which costs at most |g| + 1 times as much in norm.
-TEST(Swiglu, SingleAgreesWithDouble) {
-    const int64_t N = 9, F = 65;
-    const std::vector<double> x = rounded(normals(N * 2 * F, 6, 3), DType::f32);
-    const std::vector<double> d = rounded(normals(N * F, 7), DType::f32);
-    std::vector<double> outs[2], gradients[2];
-    for (const int i : {0, 1}) {
-        const DType dtype = i == 0 ? DType::f32 : DType::f64;
-        const Buffer gate_up(cpu, dtype, {N, 2 * F}, x), dout(cpu, dtype, {N, F}, d), out(cpu, dtype, {N, F});
-        swiglu_forward(cpu, {.out = out, .gate_up = gate_up});
-        outs[i] = out.values();
-        swiglu_backward(cpu, {.dgate_up = gate_up, .dout = dout, .gate_up = gate_up});
-        gradients[i] = gate_up.values();
-    }
-    EXPECT_TRUE(close(outs[0], outs[1], 8 * 0x1p-24));
-    EXPECT_TRUE(close(gradients[0], gradients[1], 16 * 0x1p-24));
+void check(const Device& device, DType dtype, const Case& c) {
+    SCOPED_TRACE(join(name_of(dtype), " N ", c.N, " F ", c.F));
+    check_outputs(device, dtype, 16, definition(c), [&](const Device& on, DType type) { return run(c, on, type); });
 }
 
-TEST(Swiglu, ExtremeGatesStayFinite) {
-    const std::vector<double> x = {-1e4, 1e4, -89, 89, 0, 1, 1, 1, 1, 1};
-    for (const DType dtype : {DType::f32, DType::f64}) {
-        const Buffer gate_up(cpu, dtype, {1, 10}, x), out(cpu, dtype, {1, 5});
-        const Buffer dout(cpu, dtype, {1, 5}, {1, 1, 1, 1, 1});
-        swiglu_forward(cpu, {.out = out, .gate_up = gate_up});
-        EXPECT_TRUE(close(out.values(), {0, 1e4, 0, 89, 0}, 1e-7));
-        swiglu_backward(cpu, {.dgate_up = gate_up, .dout = dout, .gate_up = gate_up});
-        EXPECT_TRUE(close(gate_up.values(), {0, 1, 0, 1, 0.5, 0, 1e4, 0, 89, 0}, 1e-7));
+TEST_P(Swiglu, Small) {
+    for (const DType dtype : dtypes())
+        for (const int64_t F : {3, 24}) check(device(), dtype, Case(5, F, dtype));
+}
+
+TEST_P(Swiglu, Shapes) {
+    for (const DType dtype : dtypes())
+        for (const int64_t F : {1, 8, 65, 100, 1000, 2048, 2056, 5632})
+            for (const int64_t N : {1, 3, 33, 257})
+                if (!skips(N * F)) check(device(), dtype, Case(N, F, dtype));
+}
+
+// Gates at which e^-gate overflows or vanishes: silu tends to 0 and to the gate itself.
+TEST_P(Swiglu, LargeGatesStayFinite) {
+    for (const DType dtype : dtypes()) {
+        Case c(1, 9, dtype);
+        c.gate_up = {-1e4, -200, -90, -20, 0, 20, 90, 200, 1e4, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+        c.dout.assign(9, 1);
+        c.gate_up = rounded(c.gate_up, dtype);
+        check(device(), dtype, c);
     }
 }
 
-TEST(Swiglu, Refuses) {
+TEST_P(Swiglu, SameBitsEveryTime) {
+    const Case c(33, 100, dtypes()[1]);
+    check_same_bits(device(), dtypes()[1], [&](const Device& on, DType type) { return run(c, on, type); });
+}
+
+TEST(SwigluGradient, AgreesWithFiniteDifferences) {
+    for (const int64_t F : {1, 7, 33}) {
+        Case c(3, F, DType::f64);
+        const auto outputs = [&] { return run(c, Device::cpu(), DType::f64); };
+        check_host_gradients([&] { return dot(c.dout, values_of(outputs(), "out")); },
+                             {{"gate_up", &c.gate_up, values_of(outputs(), "dgate_up")}});
+    }
+}
+
+TEST(SwigluArguments, Refuses) {
+    const Device cpu = Device::cpu();
     const Buffer gate_up(cpu, DType::f32, {2, 8}), out(cpu, DType::f32, {2, 3}), wide(cpu, DType::f64, {2, 4});
     const Buffer half(cpu, DType::bf16, {2, 4}), half_gate_up(cpu, DType::bf16, {2, 8});
     EXPECT_THROW(swiglu_forward(cpu, {.out = out, .gate_up = gate_up}), Error);

@@ -9,9 +9,9 @@ namespace ingot::test {
 class StepOn {
   public:
     StepOn(const Device& device, const StepBlock& step) : device_(device), bytes_(device, DType::u8, {sizeof step}) {
-        StepBlock copy = step;
-        device.copy(bytes_, Tensor::contiguous(&copy, DType::u8, {sizeof copy}));
+        write(step);
     }
+    void write(StepBlock step) const { device_.copy(bytes_, Tensor::contiguous(&step, DType::u8, {sizeof step})); }
     StepBlock* get() const { return static_cast<StepBlock*>(bytes_.tensor().data); }
     StepBlock read() const {
         StepBlock result;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/core/rng.h"
 
@@ -14,123 +15,147 @@ extern "C" const char* __lsan_default_suppressions() {
 }
 #endif
 
+#ifdef __GLIBC__
+#include <malloc.h>
+// Large vectors come and go: the process keeps their pages, which the system would otherwise clear again each time.
+[[maybe_unused]] const int keeps_freed_memory = mallopt(M_MMAP_MAX, 0) + mallopt(M_TRIM_THRESHOLD, -1);
+#endif
+
 namespace ingot::test {
 
 namespace {
 
-constexpr int64_t kFence = 256;  // bytes on each side; keeps the alignment that a plan gives
-constexpr uint8_t kSentinel = 0xa5;
+constexpr int64_t kFence = 256;                      // bytes on each side; keeps the alignment that a plan gives
+constexpr uint8_t kSentinel = 0xa5, kPoison = 0xff;  // 0xff in every byte is a NaN of every floating-point type
 
-void store(DType dtype, void* data, int64_t index, double value) {
+// function(i) for i in [0, count), by all threads where there is much to do.
+template <typename Function>
+void for_each_index(size_t count, const Function& function) {
+#pragma omp parallel for schedule(static) if (count > 20000)
+    for (size_t i = 0; i < count; ++i) function(i);
+}
+
+template <typename Function>
+void with_type(DType dtype, const Function& function) {
     switch (dtype) {
         case DType::f64:
-            static_cast<double*>(data)[index] = value;
-            break;
+            return function(double{});
         case DType::f32:
-            static_cast<float*>(data)[index] = static_cast<float>(value);
-            break;
+            return function(float{});
         case DType::bf16:
-            static_cast<bf16*>(data)[index] = to_bf16(static_cast<float>(value));
-            break;
+            return function(bf16{});
         case DType::f16:
-            static_cast<f16*>(data)[index] = to_f16(static_cast<float>(value));
-            break;
+            return function(f16{});
         case DType::i32:
-            static_cast<int32_t*>(data)[index] = static_cast<int32_t>(value);
-            break;
+            return function(int32_t{});
         case DType::u8:
-            static_cast<uint8_t*>(data)[index] = static_cast<uint8_t>(value);
-            break;
+            return function(uint8_t{});
     }
 }
 
-double load(DType dtype, const void* data, int64_t index) {
-    switch (dtype) {
-        case DType::f64:
-            return static_cast<const double*>(data)[index];
-        case DType::f32:
-            return static_cast<const float*>(data)[index];
-        case DType::bf16:
-            return to_float(static_cast<const bf16*>(data)[index]);
-        case DType::f16:
-            return to_float(static_cast<const f16*>(data)[index]);
-        case DType::i32:
-            return static_cast<const int32_t*>(data)[index];
-        case DType::u8:
-            return static_cast<const uint8_t*>(data)[index];
-    }
-    return std::numeric_limits<double>::quiet_NaN();
+template <typename T>
+T narrow(double value) {
+    if constexpr (std::is_same_v<T, bf16>)
+        return to_bf16(static_cast<float>(value));
+    else if constexpr (std::is_same_v<T, f16>)
+        return to_f16(static_cast<float>(value));
+    else
+        return static_cast<T>(value);
+}
+
+template <typename T>
+double widen(T value) {
+    if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)
+        return to_float(value);
+    else
+        return static_cast<double>(value);
 }
 
 }  // namespace
 
-Buffer::Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape) : device_(device) {
+Buffer::Buffer(Margins margins, const Device& device, DType dtype, std::initializer_list<int64_t> shape)
+    : device_(device), margins_(margins) {
     tensor_ = Tensor::contiguous(nullptr, dtype, shape, device.kind());
-    const int64_t bytes = tensor_.bytes();
-    memory_ = device.allocate(static_cast<size_t>(bytes + 2 * kFence));
-    all_ = Tensor::contiguous(memory_.get(), DType::u8, {bytes + 2 * kFence}, device.kind());
-    tensor_.data = static_cast<uint8_t*>(memory_.get()) + kFence;
+    const int last = tensor_.rank - 1;
+    width_ = last < 0 ? 1 : tensor_.shape[last];
+    const int64_t row = margins.before + width_ + margins.after;
+    num_rows_ = width_ == 0 ? 0 : tensor_.numel() / width_;
+    for (int axis = 0; axis < last; ++axis) tensor_.stride[axis] = tensor_.stride[axis] / width_ * row;
+    bytes_ = num_rows_ * row * size_of(dtype);
+    memory_ = device.allocate(static_cast<size_t>(bytes_ + 2 * kFence));
+    all_ = Tensor::contiguous(memory_.get(), DType::u8, {bytes_ + 2 * kFence}, device.kind());
+    tensor_.data = static_cast<uint8_t*>(memory_.get()) + kFence + margins.before * size_of(dtype);
     device.fill_bytes(all_, kSentinel);
-    device.fill_bytes(tensor_, 0xff);
-}
-
-Buffer::Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape,
-               const std::vector<double>& values)
-    : Buffer(device, dtype, shape) {
-    set(values);
+    device.fill_bytes(all_.slice(0, kFence, kFence + bytes_), kPoison);
 }
 
 void Buffer::set(const std::vector<double>& values) {
     CHECK(static_cast<int64_t>(values.size()) == tensor_.numel(), values.size(), " values for ", tensor_.describe());
-    std::vector<uint8_t> bytes(static_cast<size_t>(tensor_.bytes()));
-    for (size_t i = 0; i < values.size(); ++i) store(tensor_.dtype, bytes.data(), static_cast<int64_t>(i), values[i]);
-    Tensor host = tensor_;
-    host.data = bytes.data();
-    host.device = DeviceKind::cpu;
-    device_.copy(tensor_, host);
+    const auto bytes = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes_));
+    if (margins_.before + margins_.after > 0) std::memset(bytes.get(), kPoison, static_cast<size_t>(bytes_));
+    with_type(tensor_.dtype, [&](auto type) {
+        auto* const to = reinterpret_cast<decltype(type)*>(bytes.get());
+        for_each_index(values.size(), [&](size_t i) { to[place_of(i)] = narrow<decltype(type)>(values[i]); });
+    });
+    device_.copy(all_.slice(0, kFence, kFence + bytes_), Tensor::contiguous(bytes.get(), DType::u8, {bytes_}));
 }
 
 std::vector<double> Buffer::values() const {
-    std::vector<uint8_t> bytes(static_cast<size_t>(tensor_.bytes()));
-    Tensor host = tensor_;
-    host.data = bytes.data();
-    host.device = DeviceKind::cpu;
-    device_.copy(host, tensor_);
+    const auto bytes = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes_));
+    device_.copy(Tensor::contiguous(bytes.get(), DType::u8, {bytes_}), all_.slice(0, kFence, kFence + bytes_));
     std::vector<double> values(static_cast<size_t>(tensor_.numel()));
-    for (size_t i = 0; i < values.size(); ++i) values[i] = load(tensor_.dtype, bytes.data(), static_cast<int64_t>(i));
+    with_type(tensor_.dtype, [&](auto type) {
+        const auto* const from = reinterpret_cast<const decltype(type)*>(bytes.get());
+        for_each_index(values.size(), [&](size_t i) { values[i] = widen(from[place_of(i)]); });
+    });
     return values;
 }
 
 Buffer::~Buffer() {
-    std::vector<uint8_t> bytes(static_cast<size_t>(all_.bytes()));
-    device_.copy(Tensor::contiguous(bytes.data(), DType::u8, {all_.numel()}), all_);
+    // All of it is read back only where there are margins in it.
+    const bool has_margins = margins_.before + margins_.after > 0;
+    const int64_t end = all_.numel();
+    std::vector<uint8_t> bytes(static_cast<size_t>(has_margins ? end : 2 * kFence));
+    if (has_margins) {
+        device_.copy(Tensor::contiguous(bytes.data(), DType::u8, {end}), all_);
+    } else {
+        device_.copy(Tensor::contiguous(bytes.data(), DType::u8, {kFence}), all_.slice(0, 0, kFence));
+        device_.copy(Tensor::contiguous(bytes.data() + kFence, DType::u8, {kFence}), all_.slice(0, end - kFence, end));
+    }
     for (int64_t i = 0; i < kFence; ++i) {
         if (bytes[static_cast<size_t>(i)] == kSentinel && bytes[bytes.size() - 1 - static_cast<size_t>(i)] == kSentinel)
             continue;
         ADD_FAILURE() << "a fence round " << tensor_.describe() << " was written over, " << i << " bytes from its end";
         return;
     }
+    if (!has_margins) return;
+    const int64_t size = size_of(tensor_.dtype), row = (margins_.before + width_ + margins_.after) * size;
+    for (int64_t i = 0; i < bytes_; ++i) {
+        const int64_t at = i % row;
+        if (at >= margins_.before * size && at < (margins_.before + width_) * size) continue;
+        if (bytes[static_cast<size_t>(kFence + i)] == kPoison) continue;
+        ADD_FAILURE() << "the margin of row " << i / row << " of " << tensor_.describe() << " was written over";
+        return;
+    }
 }
 
 std::vector<double> normals(int64_t count, uint64_t seed, double scale, double offset) {
     std::vector<double> values(static_cast<size_t>(count));
-    for (size_t i = 0; i < values.size(); ++i) values[i] = offset + scale * random_normal(seed, 0, i);
+    for_each_index(values.size(), [&](size_t i) { values[i] = offset + scale * random_normal(seed, 0, i); });
     return values;
 }
 
-std::vector<double> rounded(const std::vector<double>& values, DType dtype) {
-    std::vector<double> result(values.size());
-    double cell = 0;
-    for (size_t i = 0; i < values.size(); ++i) {
-        store(dtype, &cell, 0, values[i]);
-        result[i] = load(dtype, &cell, 0);
-    }
-    return result;
+std::vector<double> rounded(std::vector<double> values, DType dtype) {
+    with_type(dtype, [&](auto type) {
+        for_each_index(values.size(), [&](size_t i) { values[i] = widen(narrow<decltype(type)>(values[i])); });
+    });
+    return values;
 }
 
 double relative_error(const std::vector<double>& actual, const std::vector<double>& expected) {
     if (actual.size() != expected.size()) return std::numeric_limits<double>::infinity();
     double difference = 0, norm = 0;
+#pragma omp parallel for reduction(+ : difference, norm) if (actual.size() > 20000)
     for (size_t i = 0; i < actual.size(); ++i) {
         difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
         norm += expected[i] * expected[i];

@@ -12,23 +12,47 @@
 
 namespace ingot::test {
 
-// A tensor on `device` in memory of its own, poisoned with NaN, with a fence of sentinel bytes on both sides.
+// Elements before and after each row (the last dimension) of a buffer that are in none.
+struct Margins {
+    int64_t before = 0, after = 0;
+};
+
+// A tensor on `device` in memory of its own, poisoned with NaN, with a fence of sentinel bytes on both sides and, if
+// asked, margins between its rows, which hold NaN and must keep it.
 class Buffer {
   public:
-    Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape);
+    Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape)
+        : Buffer(Margins{}, device, dtype, shape) {}
+    Buffer(Margins margins, const Device& device, DType dtype, std::initializer_list<int64_t> shape);
     // Host values, rounded to dtype (i32: converted), then copied to the device.
-    Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape, const std::vector<double>& values);
-    ~Buffer();  // fails the test if a fence was written over
+    Buffer(const Device& device, DType dtype, std::initializer_list<int64_t> shape, const std::vector<double>& values)
+        : Buffer(device, dtype, shape) {
+        set(values);
+    }
+    Buffer(Margins margins, const Device& device, DType dtype, std::initializer_list<int64_t> shape,
+           const std::vector<double>& values)
+        : Buffer(margins, device, dtype, shape) {
+        set(values);
+    }
+    ~Buffer();  // fails the test if a fence or a margin was written over
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 
     operator const Tensor&() const { return tensor_; }
     const Tensor& tensor() const { return tensor_; }
-    std::vector<double> values() const;  // read back and widened
+    std::vector<double> values() const;  // read back and widened, without the margins
     void set(const std::vector<double>& values);
 
   private:
+    // Of an element, counted from the first margin.
+    size_t place_of(size_t i) const {
+        const size_t width = static_cast<size_t>(width_),
+                     margins = static_cast<size_t>(margins_.before + margins_.after);
+        return margins == 0 ? i : i / width * (width + margins) + static_cast<size_t>(margins_.before) + i % width;
+    }
     Device device_;
+    Margins margins_;
+    int64_t width_ = 0, num_rows_ = 0, bytes_ = 0;
     std::shared_ptr<void> memory_;
     Tensor tensor_, all_;
 };
@@ -36,7 +60,7 @@ class Buffer {
 // Standard normals times `scale` plus `offset`; a pure function of (seed, index).
 std::vector<double> normals(int64_t count, uint64_t seed, double scale = 1, double offset = 0);
 // Rounds each value as a store in `dtype` would.
-std::vector<double> rounded(const std::vector<double>& values, DType dtype);
+std::vector<double> rounded(std::vector<double> values, DType dtype);
 
 // ||actual - expected|| / ||expected||. NaN anywhere, or a size that differs, gives infinity.
 double relative_error(const std::vector<double>& actual, const std::vector<double>& expected);
