@@ -2,6 +2,7 @@
 // and how its kernels are started.
 #pragma once
 
+#include <exception>
 #include <type_traits>
 
 #include "tests/kernels/attention/attention_compared.h"
@@ -28,31 +29,33 @@ void with_instance(const AttentionCase& c, DType dtype, const Function& function
     if (!(with_size(std::integral_constant<int, kSizes>{}) || ...)) ADD_FAILURE() << "head size " << c.HS;
 }
 
-struct MaskValues {
-    std::vector<double> arrays[4];  // first_key, end_key, first_query, end_query
-};
-// Six tokens: three queries see no key, and two keys are seen by no query.
-inline MaskValues some_see_nothing() {
-    return {{{0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}}};
+// function(i) for i in [0, count), side by side: a block runs on one thread, and blocks of different cases are
+// strangers.
+template <typename Function>
+void side_by_side(size_t count, const Function& function) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (size_t i = 0; i < count; ++i) {
+        try {
+            function(i);
+        } catch (const std::exception& error) {
+            ADD_FAILURE() << error.what();
+        }
+    }
 }
-inline MaskValues all_see_nothing(int64_t N) {
-    const std::vector<double> zeros(static_cast<size_t>(N));
-    return {{zeros, zeros, zeros, zeros}};
+template <typename Function>
+void side_by_side(const std::vector<AttentionCase>& cases, const Function& function) {
+    side_by_side(cases.size(), [&](size_t i) { function(cases[i]); });
 }
 
-// Is what start(emulated) leaves as good as it should be, and free of bank conflicts?
+// Fails the test unless what start(emulated) leaves is as good as it should be, and free of bank conflicts.
 template <typename Emulated, typename Start>
 void check_emulated(const AttentionCase& c, DType dtype, bool has_backward, const MaskValues* mask,
                     const Start& start) {
     SCOPED_TRACE(join(c.describe(), ", ", name_of(dtype)));
-    Emulated emulated(c, dtype, 1, {.before = 8, .after = 16});
-    Compared compared(c, dtype);
-    if (mask != nullptr) {
-        emulated.run.set_mask(mask->arrays[0], mask->arrays[1], mask->arrays[2], mask->arrays[3]);
-        compared.set_mask(mask->arrays);
-    }
+    Emulated emulated(c, dtype, 1, Margins{8, 16});
+    if (mask != nullptr) emulated.run.set_mask(*mask);
     start(emulated);
-    compared.expect(emulated.run, has_backward);
+    expect_as_good(emulated.run, dtype, has_backward, mask);
     EXPECT_EQ(emulated.counts.bank_conflicts, 0);
 }
 

@@ -37,7 +37,7 @@ struct Dim3 {
 };
 
 class EmulatedBlock;
-inline EmulatedBlock* current_block = nullptr;
+inline thread_local EmulatedBlock* current_block = nullptr;
 
 // What a warp's lanes exchange in one instruction.
 struct Exchange {
@@ -248,7 +248,7 @@ class EmulatedBlock {
 
 // ---- The language ----
 
-inline ingot::test::Dim3 gridDim, blockIdx, blockDim;
+inline thread_local ingot::test::Dim3 gridDim, blockIdx, blockDim;
 struct EmulatedThreadIndex {
     struct X {
         operator unsigned() const { return static_cast<unsigned>(ingot::test::current_block->thread()); }

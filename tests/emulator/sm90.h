@@ -89,7 +89,7 @@ struct EmulatedHopper {
     std::map<int, std::deque<EmulatedProduct>> products;  // by thread
     int num_delivered = 0;
 };
-inline EmulatedHopper* hopper = nullptr;
+inline thread_local EmulatedHopper* hopper = nullptr;
 
 inline test::EmulatedBlock& block() {
     return *test::current_block;

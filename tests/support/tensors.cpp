@@ -89,7 +89,7 @@ Buffer::Buffer(Margins margins, const Device& device, DType dtype, std::initiali
     device.fill_bytes(all_.slice(0, kFence, kFence + bytes_), kPoison);
 }
 
-void Buffer::set(const std::vector<double>& values) {
+void Buffer::set(const std::vector<double>& values) const {
     CHECK(static_cast<int64_t>(values.size()) == tensor_.numel(), values.size(), " values for ", tensor_.describe());
     const auto bytes = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes_));
     if (margins_.before + margins_.after > 0) std::memset(bytes.get(), kPoison, static_cast<size_t>(bytes_));

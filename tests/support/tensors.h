@@ -41,7 +41,7 @@ class Buffer {
     operator const Tensor&() const { return tensor_; }
     const Tensor& tensor() const { return tensor_; }
     std::vector<double> values() const;  // read back and widened, without the margins
-    void set(const std::vector<double>& values);
+    void set(const std::vector<double>& values) const;
 
   private:
     // Of an element, counted from the first margin.

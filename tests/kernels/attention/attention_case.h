@@ -31,6 +31,18 @@ struct AttentionCase {
     }
 };
 
+struct MaskValues {
+    std::vector<double> arrays[4];  // first_key, end_key, first_query, end_query
+};
+// Six tokens: three queries see no key, and two keys are seen by no query.
+inline MaskValues some_see_nothing() {
+    return {{{0, 0, 0, 1, 2, 4}, {0, 0, 2, 3, 4, 4}, {2, 2, 3, 4, 6, 6}, {3, 4, 5, 5, 6, 6}}};
+}
+inline MaskValues all_see_nothing(int64_t N) {
+    const std::vector<double> zeros(static_cast<size_t>(N));
+    return {{zeros, zeros, zeros, zeros}};
+}
+
 // Of each query head.
 inline std::vector<double> slopes_of(const AttentionCase& c) {
     std::vector<double> slopes = alibi_slopes(c.NH);
@@ -55,24 +67,18 @@ inline testing::AssertionResult same_bits(const AttentionResult& a, const Attent
     return testing::AssertionSuccess();
 }
 
-// Elements of each row of the buffers before and after those that are used; they stay NaN. Odd counts make views that
-// no 16-byte access fits.
-struct AttentionPadding {
-    int64_t before = 0, after = 0;
-};
-
 // q, k and v are slices of one (N, (NH + 2 NKV) HS) buffer, and so are their gradients; out and dout are (N, NH HS).
-// The inputs are rounded to `rounding` first, so that runs in several types can see the same numbers.
+// With margins of odd widths no 16-byte access fits the views. The inputs are rounded to `rounding` first, so that runs
+// in several types can see the same numbers.
 struct AttentionRun {
     AttentionRun(const AttentionCase& c, DType dtype, DType rounding = DType::f32, const Device& device = Device::cpu(),
-                 AttentionPadding padding = {})
+                 Margins margins = {})
         : c(c),
           device(device),
-          padding(padding),
-          qkv(device, dtype, {c.N, padded(qkv_width())}),
-          dqkv(device, dtype, {c.N, padded(qkv_width())}),
-          out(device, dtype, {c.N, padded(out_width())}),
-          dout(device, dtype, {c.N, padded(out_width())}),
+          qkv(margins, device, dtype, {c.N, qkv_width()}),
+          dqkv(margins, device, dtype, {c.N, qkv_width()}),
+          out(margins, device, dtype, {c.N, out_width()}),
+          dout(margins, device, dtype, {c.N, out_width()}),
           lse(device, accumulation_dtype(dtype), {c.NH, c.N}),
           slopes(device, accumulation_dtype(dtype), {c.NH}, slopes_of(c)),
           first_key(device, DType::i32, {c.N}),
@@ -83,17 +89,18 @@ struct AttentionRun {
                     {c.is_decoded ? 0
                                   : static_cast<int64_t>(
                                         attention_backward_workspace(device, heads(qkv, 0, c.NH), options()))}) {
-        qkv.set(pad(rounded(inputs(), rounding)));
-        dout.set(pad(rounded(normals(c.N * out_width(), 22), rounding)));
+        qkv.set(rounded(inputs(), rounding));
+        dout.set(rounded(normals(c.N * out_width(), 22), rounding));
         if (c.window.first < 0) {
             const Device cpu = Device::cpu();
             const Buffer arrays[] = {
                 {cpu, DType::i32, {c.N}}, {cpu, DType::i32, {c.N}}, {cpu, DType::i32, {c.N}}, {cpu, DType::i32, {c.N}}};
             fill_document_mask({arrays[0], arrays[1], arrays[2], arrays[3]}, c.starts, c.is_causal);
-            set_mask(arrays[0].values(), arrays[1].values(), arrays[2].values(), arrays[3].values());
+            set_mask({{arrays[0].values(), arrays[1].values(), arrays[2].values(), arrays[3].values()}});
             return;
         }
-        std::vector<double> columns[4];
+        MaskValues mask;
+        auto& columns = mask.arrays;
         const auto clamp = [&](int64_t i) { return static_cast<double>(std::clamp<int64_t>(i, 0, c.N)); };
         for (int64_t i = 0; i < c.N; ++i) {
             columns[0].push_back(clamp(i - c.window.first));
@@ -101,7 +108,7 @@ struct AttentionRun {
             columns[2].push_back(clamp(i - c.window.second));
             columns[3].push_back(clamp(i + c.window.first + 1));
         }
-        set_mask(columns[0], columns[1], columns[2], columns[3]);
+        set_mask(mask);
     }
 
     std::vector<double> inputs() const {
@@ -114,54 +121,17 @@ struct AttentionRun {
     }
     int64_t qkv_width() const { return (c.NH + 2 * c.NKV) * c.HS; }
     int64_t out_width() const { return c.NH * c.HS; }
-    int64_t padded(int64_t width) const { return padding.before + width + padding.after; }
 
     AttentionMask mask() const { return {first_key, end_key, first_query, end_query}; }
-    void set_mask(const std::vector<double>& first_keys, const std::vector<double>& end_keys,
-                  const std::vector<double>& first_queries, const std::vector<double>& end_queries) {
-        first_key.set(first_keys);
-        end_key.set(end_keys);
-        first_query.set(first_queries);
-        end_query.set(end_queries);
-    }
-
-    // Rows with NaN round them, and without.
-    std::vector<double> pad(const std::vector<double>& rows) const {
-        const int64_t width = static_cast<int64_t>(rows.size()) / c.N;
-        std::vector<double> result(static_cast<size_t>(c.N * padded(width)), std::numeric_limits<double>::quiet_NaN());
-        for (int64_t n = 0; n < c.N; ++n)
-            std::copy_n(rows.begin() + n * width, width, result.begin() + n * padded(width) + padding.before);
-        return result;
-    }
-    std::vector<double> unpad(const std::vector<double>& rows) const {
-        const int64_t width = static_cast<int64_t>(rows.size()) / c.N;
-        std::vector<double> result;
-        for (int64_t n = 0; n < c.N; ++n)
-            result.insert(result.end(), rows.begin() + n * width + padding.before,
-                          rows.begin() + (n + 1) * width - padding.after);
-        return result;
-    }
-    // Nothing was written between the rows.
-    bool padding_is_intact() const {
-        for (const Buffer* buffer : {&dqkv, &out}) {
-            const std::vector<double> values = buffer->values();
-            const int64_t width = buffer->tensor().shape[1];
-            for (int64_t i = 0; i < static_cast<int64_t>(values.size()); ++i)
-                if ((i % width < padding.before || i % width >= width - padding.after) &&
-                    !std::isnan(values[static_cast<size_t>(i)]))
-                    return false;
-        }
-        return true;
-    }
-
-    Tensor used(const Buffer& buffer, int64_t width) const {
-        return buffer.tensor().slice(1, padding.before, padding.before + width);
+    void set_mask(const MaskValues& values) const {
+        const Buffer* const buffers[] = {&first_key, &end_key, &first_query, &end_query};
+        for (int i = 0; i < 4; ++i) buffers[i]->set(values.arrays[i]);
     }
     Tensor heads(const Buffer& fused, int64_t begin, int64_t count) const {
-        return used(fused, qkv_width()).split_last(c.NH + 2 * c.NKV, c.HS).slice(1, begin, begin + count);
+        return fused.tensor().split_last(c.NH + 2 * c.NKV, c.HS).slice(1, begin, begin + count);
     }
     AttentionForward forward_arguments() const {
-        return {.out = used(out, out_width()).split_last(c.NH, c.HS),
+        return {.out = out.tensor().split_last(c.NH, c.HS),
                 .lse = lse,
                 .q = heads(qkv, 0, c.NH),
                 .k = heads(qkv, c.NH, c.NKV),
@@ -176,7 +146,7 @@ struct AttentionRun {
         return {.dq = heads(dqkv, 0, c.NH),
                 .dk = heads(dqkv, c.NH, c.NKV),
                 .dv = heads(dqkv, c.NH + c.NKV, c.NKV),
-                .dout = used(dout, out_width()).split_last(c.NH, c.HS),
+                .dout = dout.tensor().split_last(c.NH, c.HS),
                 .out = f.out,
                 .lse = f.lse,
                 .q = f.q,
@@ -190,27 +160,29 @@ struct AttentionRun {
     }
     void forward() const { attention_forward(device, forward_arguments()); }
     void backward() const { attention_backward(device, backward_arguments()); }
+    AttentionResult both() const {
+        forward();
+        backward();
+        return result();
+    }
     AttentionOptions options() const { return device.is_cpu() ? AttentionOptions{} : c.options; }
     double scale() const { return 1 / std::sqrt(static_cast<double>(c.HS)); }
 
     // Heads [begin, begin + count) of a fused list.
     std::vector<double> part(const std::vector<double>& fused, int64_t begin, int64_t count) const {
-        std::vector<double> result;
-        const int64_t width = qkv_width();
+        std::vector<double> result(static_cast<size_t>(c.N * count * c.HS));
         for (int64_t n = 0; n < c.N; ++n)
-            result.insert(result.end(), fused.begin() + n * width + begin * c.HS,
-                          fused.begin() + n * width + (begin + count) * c.HS);
+            std::copy_n(fused.begin() + n * qkv_width() + begin * c.HS, count * c.HS,
+                        result.begin() + n * count * c.HS);
         return result;
     }
     AttentionResult result() const {
-        const std::vector<double> d = unpad(dqkv.values());
-        return {unpad(out.values()), lse.values(), part(d, 0, c.NH), part(d, c.NH, c.NKV),
-                part(d, c.NH + c.NKV, c.NKV)};
+        const std::vector<double> d = dqkv.values();
+        return {out.values(), lse.values(), part(d, 0, c.NH), part(d, c.NH, c.NKV), part(d, c.NH + c.NKV, c.NKV)};
     }
 
     const AttentionCase c;
     const Device device;
-    const AttentionPadding padding;
     Buffer qkv, dqkv, out, dout, lse, slopes, first_key, end_key, first_query, end_query, workspace;
 };
 
@@ -221,18 +193,11 @@ inline std::vector<double> rows(const std::vector<double>& values, int64_t N, in
 }
 
 // Adds to the rows [begin, end).
-inline void perturb(Buffer& buffer, int64_t begin, int64_t end, double shift) {
+inline void perturb(const Buffer& buffer, int64_t begin, int64_t end, double shift) {
     std::vector<double> values = buffer.values();
     const int64_t width = buffer.tensor().shape[1];
     for (int64_t i = begin * width; i < end * width; ++i) values[static_cast<size_t>(i)] += shift;
     buffer.set(values);
-}
-
-inline AttentionResult run_attention(const AttentionCase& c, DType dtype) {
-    const AttentionRun run(c, dtype);
-    run.forward();
-    run.backward();
-    return run.result();
 }
 
 // Scores so low that a key past the end, of zeros and with a score of 0, would weigh e^-lse: infinity in fp32, or, in

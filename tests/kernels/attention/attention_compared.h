@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cmath>
+#include <deque>
 #include <limits>
+#include <memory>
+#include <mutex>
 
 #include "tests/kernels/attention/attention_case.h"
 
@@ -10,6 +13,7 @@ namespace ingot::test {
 
 inline double norm(const std::vector<double>& values) {
     double squares = 0;
+#pragma omp parallel for reduction(+ : squares) if (values.size() > 20000)
     for (const double value : values) squares += value * value;
     return std::sqrt(squares);
 }
@@ -17,6 +21,7 @@ inline double norm(const std::vector<double>& values) {
 inline double distance(const std::vector<double>& a, const std::vector<double>& b) {
     if (a.size() != b.size()) return std::numeric_limits<double>::quiet_NaN();
     double squares = 0;
+#pragma omp parallel for reduction(+ : squares) if (a.size() > 20000)
     for (size_t i = 0; i < a.size(); ++i) squares += (a[i] - b[i]) * (a[i] - b[i]);
     return std::sqrt(squares);
 }
@@ -45,43 +50,99 @@ inline std::vector<double> finite_part(const std::vector<double>& lse, const std
     return result;
 }
 
-// What a run gives, and what it should give.
-struct Compared {
-    Compared(const AttentionCase& c, DType dtype)
-        : dtype(dtype), exact(c, DType::f64, dtype), plain(c, DType::f32, dtype) {}
-    void set_mask(const std::vector<double> (&mask)[4]) {
-        for (AttentionRun* run : {&exact, &plain}) run->set_mask(mask[0], mask[1], mask[2], mask[3]);
-    }
-    void expect(const AttentionRun& run, bool has_backward = true) {
-        exact.forward();
-        plain.forward();
-        if (has_backward) {
-            exact.backward();
-            plain.out.set(rounded(plain.out.values(), dtype));  // backward reads what was stored
-            plain.backward();
+// What the CPU twin gives in double (`exact`) and in fp32, rounded where a kernel rounds (`plain`).
+struct AttentionTwins {
+    AttentionTwins(const AttentionCase& c, DType dtype, const MaskValues* mask, bool has_backward) {
+        const AttentionRun in_double(c, DType::f64, dtype), in_single(c, DType::f32, dtype);
+        dout = norm(in_double.dout.values());
+        for (const AttentionRun* run : {&in_double, &in_single}) {
+            if (mask != nullptr) run->set_mask(*mask);
+            run->forward();
+            if (!has_backward) continue;
+            // Backward reads what was stored.
+            if (run == &in_single) run->out.set(rounded(run->out.values(), dtype));
+            run->backward();
         }
-        const AttentionResult actual = run.result(), e = exact.result(), p = plain.result();
-        const auto expect = [&](const char* name, std::vector<double> AttentionResult::*member, double scale) {
-            EXPECT_TRUE(is_as_good(dtype, actual.*member, rounded(p.*member, dtype), e.*member,
-                                   std::max(norm(e.*member), scale)))
-                << name;
-        };
-        const double dout = norm(exact.dout.values());
-        expect("out", &AttentionResult::out, 0);
-        if (has_backward) {
-            expect("dq", &AttentionResult::dq, dout);
-            expect("dk", &AttentionResult::dk, dout);
-            expect("dv", &AttentionResult::dv, dout);
-        }
-        // A score is a sum of up to 128 products that cancel, and errs by ulps of these, not of itself.
-        const std::vector<double> lse = finite_part(e.lse, e.lse);
-        EXPECT_TRUE(is_as_good(DType::f32, finite_part(actual.lse, e.lse), finite_part(p.lse, e.lse), lse,
-                               std::max(norm(lse), std::sqrt(static_cast<double>(lse.size())))))
-            << "lse";
-        EXPECT_TRUE(run.padding_is_intact());
+        exact = in_double.result();
+        plain = in_single.result();
     }
-    DType dtype;
-    AttentionRun exact, plain;
+    AttentionResult exact, plain;
+    double dout;  // its norm
 };
+
+// The twins of a case serve all kernels: the last ones are kept.
+inline std::shared_ptr<const AttentionTwins> attention_twins(const AttentionCase& c, DType dtype) {
+    static std::mutex mutex;
+    static std::deque<std::pair<std::string, std::shared_ptr<const AttentionTwins>>> known;
+    std::string key = join(c.describe(), " ", c.value_scale, " ", name_of(dtype));
+    for (const int64_t start : c.starts) key += join(" ", start);
+    const auto find = [&]() -> std::shared_ptr<const AttentionTwins> {
+        const std::lock_guard lock(mutex);
+        for (const auto& [of, twins] : known)
+            if (of == key) return twins;
+        return nullptr;
+    };
+    if (auto twins = find()) return twins;
+    auto twins = std::make_shared<const AttentionTwins>(c, dtype, nullptr, true);
+    const std::lock_guard lock(mutex);
+    known.emplace_back(key, twins);
+    if (known.size() > 150) known.pop_front();  // some hundred megabytes
+    return twins;
+}
+
+// Fails the test unless what `run` left is as good as it should be.
+inline void expect_as_good(const AttentionRun& run, DType dtype, bool has_backward = true,
+                           const MaskValues* mask = nullptr) {
+    const auto twins = mask == nullptr && has_backward
+                           ? attention_twins(run.c, dtype)
+                           : std::make_shared<const AttentionTwins>(run.c, dtype, mask, has_backward);
+    const AttentionResult actual = run.result(), &e = twins->exact, &p = twins->plain;
+    const auto expect = [&](const char* name, std::vector<double> AttentionResult::*member, double scale) {
+        EXPECT_TRUE(
+            is_as_good(dtype, actual.*member, rounded(p.*member, dtype), e.*member, std::max(norm(e.*member), scale)))
+            << name;
+    };
+    expect("out", &AttentionResult::out, 0);
+    if (has_backward) {
+        expect("dq", &AttentionResult::dq, twins->dout);
+        expect("dk", &AttentionResult::dk, twins->dout);
+        expect("dv", &AttentionResult::dv, twins->dout);
+    }
+    // A score is a sum of up to 128 products that cancel, and errs by ulps of these, not of itself.
+    const std::vector<double> lse = finite_part(e.lse, e.lse);
+    EXPECT_TRUE(is_as_good(DType::f32, finite_part(actual.lse, e.lse), finite_part(p.lse, e.lse), lse,
+                           std::max(norm(lse), std::sqrt(static_cast<double>(lse.size())))))
+        << "lse";
+}
+
+// Every case runs in every kernel; in sm90 with its head sizes, and if the GPU is one that it runs on.
+struct Variant {
+    DType dtype;
+    AttentionRequest request = AttentionRequest::automatic;
+    std::string describe() const {
+        const char* const kernels[] = {"automatic", "plain", "sm80", "sm90"};
+        return join(name_of(dtype), ", ", kernels[static_cast<int>(request)]);
+    }
+};
+constexpr AttentionRequest kPlain = AttentionRequest::plain, kSm80 = AttentionRequest::sm80,
+                           kSm90 = AttentionRequest::sm90;
+inline std::vector<Variant> variants(const Device& device) {
+    if (device.is_cpu()) return {{DType::f64}, {DType::f32}};
+    std::vector<Variant> result = {
+        {DType::f32, kPlain}, {DType::bf16, kPlain}, {DType::f16, kPlain}, {DType::bf16, kSm80}, {DType::f16, kSm80}};
+    if (choose_attention(device, DType::bf16, 64).kernel == AttentionKernel::sm90)
+        result.insert(result.end(), {{DType::bf16, kSm90}, {DType::f16, kSm90}});
+    return result;
+}
+
+inline AttentionCase with(AttentionCase c, const Variant& variant) {
+    c.options.request = variant.request;
+    if (variant.request == kSm90) c.HS = c.HS <= 64 ? 64 : 128;
+    return c;
+}
+
+inline AttentionRun run_of(const AttentionCase& c, const Variant& variant, const Device& device, Margins margins = {}) {
+    return {with(c, variant), variant.dtype, variant.dtype == DType::f64 ? DType::f32 : variant.dtype, device, margins};
+}
 
 }  // namespace ingot::test

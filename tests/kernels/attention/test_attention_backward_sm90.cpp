@@ -1,4 +1,4 @@
-// Hopper's backward kernels, run on the CPU by emulated_sm90.h.
+// Hopper's backward kernels, run on the CPU by tests/emulator/sm90.h.
 //
 // Seen to catch: dout not waited for; Q never given back, V given back while a later step reads it; operands
 // overwritten while a product reads them; dS read before both groups have written it; dV written where dS is still
@@ -21,14 +21,15 @@ using namespace sm90;
 
 struct Emulated {
     // Forward is the CPU's, rounded as a kernel's is.
-    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
-        : run(c, dtype, dtype, Device::cpu(), padding), dtype(dtype), seed(seed) {}
+    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, Margins margins = {})
+        : run(c, dtype, dtype, Device::cpu(), margins), dtype(dtype), seed(seed) {}
 
     void forward() {
         AttentionRun plain(run.c, DType::f32, dtype);
-        plain.set_mask(run.first_key.values(), run.end_key.values(), run.first_query.values(), run.end_query.values());
+        plain.set_mask(
+            {{run.first_key.values(), run.end_key.values(), run.first_query.values(), run.end_query.values()}});
         plain.forward();
-        run.out.set(run.pad(plain.out.values()));
+        run.out.set(plain.out.values());
         run.lse.set(plain.lse.values());
     }
 
@@ -90,14 +91,17 @@ void check(const AttentionCase& c, DType dtype, bool is_deterministic = true, co
 
 TEST(AttentionBackwardSm90, EveryHeadSize) {
     const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
+    std::vector<AttentionCase> cases;
     for (const int64_t HS : {64, 128})
         for (const bool alibi : {false, true})
-            for (const DType dtype : {DType::bf16, DType::f16})
-                check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts}, dtype);
+            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts});
+    side_by_side(cases, [](const AttentionCase& c) {
+        for (const DType dtype : {DType::bf16, DType::f16}) check(c, dtype);
+    });
 }
 
 TEST(AttentionBackwardSm90, MasksAndGroups) {
-    const AttentionCase cases[] = {
+    const std::vector<AttentionCase> cases = {
         {.N = 1, .NH = 1, .NKV = 1, .HS = 64},
         {.N = 1, .NH = 1, .NKV = 1, .HS = 128},
         {.N = 400, .NH = 1, .NKV = 1, .HS = 64, .alibi = true},
@@ -120,15 +124,16 @@ TEST(AttentionBackwardSm90, MasksAndGroups) {
         {.N = 270, .NH = 1, .NKV = 1, .HS = 128, .alibi = true, .window = {40, 40}},
         {.N = 500, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {300, -150}},
     };
-    for (const AttentionCase& c : cases) check(c, DType::bf16);
+    side_by_side(cases, [](const AttentionCase& c) { check(c, DType::bf16); });
     check(cases[3], DType::bf16, false);
     check(cases[4], DType::bf16, false);
 }
 
 TEST(AttentionBackwardSm90, ScoresFarBelowZero) {
     const std::vector<AttentionCase> cases = low_score_cases();
-    for (size_t i = 0; i < cases.size(); ++i)
+    side_by_side(cases.size(), [&](size_t i) {
         if (cases[i].HS == 64 || cases[i].HS == 128) check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16);
+    });
 }
 
 TEST(AttentionBackwardSm90, AQueryThatSeesNoKey) {
@@ -139,8 +144,10 @@ TEST(AttentionBackwardSm90, AQueryThatSeesNoKey) {
 
 // Whichever warp runs first, and in sections of any size.
 TEST(AttentionBackwardSm90, BitsDoNotDependOnTheOrderOfWarps) {
-    for (const int64_t HS : {64, 128}) {
-        const AttentionCase c = {.N = 300, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
+    const AttentionCase small = {.N = 300, .NH = 4, .NKV = 2, .HS = 64, .alibi = true, .starts = {0, 20, 150}};
+    AttentionCase large = small;
+    large.HS = 128;
+    side_by_side({small, large}, [](const AttentionCase& c) {
         AttentionResult first;
         for (const uint64_t seed : {1, 2, 3}) {
             Emulated emulated(c, DType::bf16, seed);
@@ -151,7 +158,7 @@ TEST(AttentionBackwardSm90, BitsDoNotDependOnTheOrderOfWarps) {
             else
                 EXPECT_TRUE(same_bits(emulated.run.result(), first));
         }
-    }
+    });
 }
 
 }  // namespace

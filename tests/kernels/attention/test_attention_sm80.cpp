@@ -94,8 +94,8 @@ TEST(AttentionSm80, HeadsOfASection) {
 // ---- The kernels ----
 
 struct Emulated {
-    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
-        : run(c, dtype, dtype, Device::cpu(), padding), seed(seed) {}
+    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, Margins margins = {})
+        : run(c, dtype, dtype, Device::cpu(), margins), seed(seed) {}
 
     template <DType kType, int HS, bool kHasAlibi>
     void forward() {
@@ -160,15 +160,16 @@ void check(const AttentionCase& c, DType dtype, const MaskValues* mask = nullptr
 
 TEST(AttentionSm80, EveryHeadSize) {
     const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
+    std::vector<AttentionCase> cases = {{.N = 150, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .starts = starts},
+                                        {.N = 150, .NH = 1, .NKV = 1, .HS = 128, .starts = starts}};
     for (const int64_t HS : {32, 64, 96, 128})
         for (const bool alibi : {false, true})
-            check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts}, DType::bf16);
-    check({.N = 150, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .starts = starts}, DType::f16);
-    check({.N = 150, .NH = 1, .NKV = 1, .HS = 128, .starts = starts}, DType::f16);
+            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts});
+    side_by_side(cases, [](const AttentionCase& c) { check(c, c.NH == 1 ? DType::f16 : DType::bf16); });
 }
 
 TEST(AttentionSm80, MasksAndGroups) {
-    const AttentionCase cases[] = {
+    const std::vector<AttentionCase> cases = {
         {.N = 1, .NH = 1, .NKV = 1, .HS = 64},
         {.N = 300, .NH = 1, .NKV = 1, .HS = 64, .alibi = true},
         {.N = 300, .NH = 1, .NKV = 1, .HS = 128, .is_causal = false, .alibi = true},
@@ -189,12 +190,12 @@ TEST(AttentionSm80, MasksAndGroups) {
         {.N = 270, .NH = 1, .NKV = 1, .HS = 96, .alibi = true, .window = {40, 40}},
         {.N = 400, .NH = 1, .NKV = 1, .HS = 32, .alibi = true, .window = {300, -150}},
     };
-    for (const AttentionCase& c : cases) check(c, DType::bf16);
+    side_by_side(cases, [](const AttentionCase& c) { check(c, DType::bf16); });
 }
 
 TEST(AttentionSm80, ScoresFarBelowZero) {
     const std::vector<AttentionCase> cases = low_score_cases();
-    for (size_t i = 0; i < cases.size(); ++i) check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16);
+    side_by_side(cases.size(), [&](size_t i) { check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16); });
 }
 
 TEST(AttentionSm80, AQueryThatSeesNoKey) {
@@ -235,30 +236,31 @@ TEST(AttentionSm80, TheLastKeyOfAWarp) {
 }
 
 TEST(AttentionSm80, AnyOrderIsAsGood) {
-    for (const int64_t HS : {64, 128}) {
-        const AttentionCase c = {.N = 200, .NH = 2, .NKV = 1, .HS = HS, .alibi = true, .starts = {0, 150}};
+    const AttentionCase small = {.N = 200, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .starts = {0, 150}};
+    AttentionCase large = small;
+    large.HS = 128;
+    side_by_side({small, large}, [](const AttentionCase& c) {
         Emulated emulated(c, DType::bf16);
         emulated.is_deterministic = false;
         emulated.all(DType::bf16);
-        Compared(c, DType::bf16).expect(emulated.run);
-    }
+        expect_as_good(emulated.run, DType::bf16);
+    });
 }
 
 // Whichever warp runs first, and in sections of any size.
 TEST(AttentionSm80, BitsDoNotDependOnTheOrderOfWarps) {
-    for (const int64_t HS : {32, 96}) {
-        const AttentionCase c = {.N = 200, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};
-        AttentionResult first;
-        for (const uint64_t seed : {1, 2}) {
-            Emulated emulated(c, DType::bf16, seed);
-            emulated.heads_per_section = static_cast<int>(seed);
-            emulated.all(DType::bf16);
-            if (seed == 1)
-                first = emulated.run.result();
-            else
-                EXPECT_TRUE(same_bits(emulated.run.result(), first));
-        }
-    }
+    AttentionResult results[4];
+    side_by_side(4, [&](size_t i) {
+        const uint64_t seed = 1 + i % 2;
+        const AttentionCase c = {
+            .N = 200, .NH = 4, .NKV = 2, .HS = i < 2 ? 32 : 96, .alibi = true, .starts = {0, 20, 150}};
+        Emulated emulated(c, DType::bf16, seed);
+        emulated.heads_per_section = static_cast<int>(seed);
+        emulated.all(DType::bf16);
+        results[i] = emulated.run.result();
+    });
+    EXPECT_TRUE(same_bits(results[1], results[0]));
+    EXPECT_TRUE(same_bits(results[3], results[2]));
 }
 
 }  // namespace

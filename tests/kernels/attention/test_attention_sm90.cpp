@@ -1,4 +1,4 @@
-// Hopper's attention kernel, run on the CPU by emulated_sm90.h, and its index arithmetic.
+// Hopper's attention kernel, run on the CPU by tests/emulator/sm90.h, and its index arithmetic.
 //
 // Seen to catch: V not waited for, K given back while a product reads it, Q or V never given back, a turn not passed
 // on, weights written while a product reads them, a last output overwritten before it was read or stored before all had
@@ -144,8 +144,8 @@ TEST(AttentionSm90Operands, AlibiTile) {
 // ---- The kernel ----
 
 struct Emulated {
-    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, AttentionPadding padding = {})
-        : run(c, dtype, dtype, Device::cpu(), padding), seed(seed) {}
+    Emulated(const AttentionCase& c, DType dtype, uint64_t seed = 1, Margins margins = {})
+        : run(c, dtype, dtype, Device::cpu(), margins), seed(seed) {}
 
     template <DType kType, int HS, bool kHasAlibi>
     void forward() {
@@ -194,14 +194,17 @@ void check(const AttentionCase& c, DType dtype, const MaskValues* mask = nullptr
 
 TEST(AttentionSm90, EveryHeadSize) {
     const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
+    std::vector<AttentionCase> cases;
     for (const int64_t HS : {64, 128})
         for (const bool alibi : {false, true})
-            for (const DType dtype : {DType::bf16, DType::f16})
-                check({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts}, dtype);
+            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts});
+    side_by_side(cases, [](const AttentionCase& c) {
+        for (const DType dtype : {DType::bf16, DType::f16}) check(c, dtype);
+    });
 }
 
 TEST(AttentionSm90, MasksAndGroups) {
-    const AttentionCase cases[] = {
+    const std::vector<AttentionCase> cases = {
         {.N = 1, .NH = 1, .NKV = 1, .HS = 64},
         {.N = 700, .NH = 1, .NKV = 1, .HS = 64, .alibi = true},
         {.N = 700, .NH = 1, .NKV = 1, .HS = 128, .is_causal = false, .alibi = true},
@@ -226,20 +229,22 @@ TEST(AttentionSm90, MasksAndGroups) {
         {.N = 800, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {500, -250}},
         {.N = 360, .NH = 8, .NKV = 2, .HS = 64, .alibi = true, .window = {300, -250}},  // biases of -180 and below
     };
-    for (const AttentionCase& c : cases) check(c, DType::bf16);
+    side_by_side(cases, [](const AttentionCase& c) { check(c, DType::bf16); });
 }
 
 // Scores grow by far more than 2^16 from one tile to the next: weights against the reference of before would not fit
 // into fp16.
 TEST(AttentionSm90, ReferencesMove) {
-    for (const int64_t HS : {64, 128})
-        check({.N = 640, .NH = 1, .NKV = 1, .HS = HS, .alibi = HS == 64, .value_scale = 3}, DType::f16);
+    side_by_side({{.N = 640, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .value_scale = 3},
+                  {.N = 640, .NH = 1, .NKV = 1, .HS = 128, .value_scale = 3}},
+                 [](const AttentionCase& c) { check(c, DType::f16); });
 }
 
 TEST(AttentionSm90, ScoresFarBelowZero) {
     const std::vector<AttentionCase> cases = low_score_cases();
-    for (size_t i = 0; i < cases.size(); ++i)
+    side_by_side(cases.size(), [&](size_t i) {
         if (cases[i].HS == 64 || cases[i].HS == 128) check(cases[i], i % 2 == 0 ? DType::bf16 : DType::f16);
+    });
 }
 
 TEST(AttentionSm90, AQueryThatSeesNoKey) {
