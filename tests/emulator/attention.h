@@ -1,5 +1,5 @@
-// What the tests that run attention's kernels on the CPU have in common. Each has a struct Emulated of its own: a run,
-// and how its kernels are started.
+// The tests that run attention's kernels on the CPU share this. Each has a struct Emulated of its own: a run, and how
+// its kernels are started.
 #pragma once
 
 #include <exception>

@@ -2,8 +2,8 @@
 // before the kernels, in one file; tests/emulator/cuda.h has the block and the language.
 //
 // What is asynchronous happens late: a copy arrives when no thread can go on without it, and its target is poisoned
-// until then; a product reads its operands and writes its sums when it is waited for, after other warps have run; a
-// store reads shared memory when it is waited for. So a wait that is missing, and a buffer that is given back too
+// until then; a wgmma reads its operands and writes its accumulators when it is waited for, after other warps have run;
+// a store reads shared memory when it is waited for. So a wait that is missing, and a buffer that is given back too
 // early, shows. Proxy fences do nothing here, and the registers that a kernel has are not counted: the compiler's
 // report says.
 #pragma once
@@ -61,7 +61,7 @@ struct EmulatedStore {
     std::array<int, 4> at;
     uint32_t from;
 };
-// Contiguous floats on their way to memory.
+// Contiguous floats in flight to memory.
 struct EmulatedSums {
     float* to;
     uint32_t from, bytes;
@@ -79,7 +79,7 @@ struct EmulatedProduct {
     bool ends_batch = false;
     void (*run)(const std::array<EmulatedProduct, 32>& lanes, int warp) = nullptr;
 };
-// Of the block that runs; a new one for each.
+// The state of the block that runs; each block has a new one.
 struct EmulatedHopper {
     std::map<uint32_t, EmulatedBarrier> barriers;
     std::map<int, std::pair<int, int>> named;  // arrived, times that all have
@@ -277,7 +277,7 @@ inline void store_matrices(uint32_t address, uint32_t m0, uint32_t m1, uint32_t 
     });
 }
 
-// ---- Products ----
+// ---- wgmma ----
 
 template <DType kType>
 float element_at(uint32_t address) {
@@ -341,7 +341,7 @@ void await_batches() {
             std::array<EmulatedProduct, 32> lanes;
             for (int lane = 0; lane < 32; ++lane) {
                 auto& queue = hopper->products[warp * 32 + lane];
-                if (queue.empty()) throw std::logic_error("the lanes of a warp started different products");
+                if (queue.empty()) throw std::logic_error("the lanes of a warp started different wgmmas");
                 lanes[static_cast<size_t>(lane)] = queue.front();
                 queue.pop_front();
             }

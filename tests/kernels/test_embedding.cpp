@@ -60,6 +60,8 @@ Outputs run(const Case& c, const Device& device, DType dtype) {
     const Tensor dout = flat.tensor().view({c.N, c.C});
     const Buffer dweight(device, accumulation_dtype(dtype), {c.V, c.C}, c.before);
     const Buffer workspace(device, DType::u8, {static_cast<int64_t>(embedding_backward_workspace(device, dout))});
+    static uint8_t rubbish = 0;  // another one each time, on which nothing may depend
+    device.fill_bytes(workspace, rubbish += 37);
     embedding_backward(device, {.dweight = dweight, .dout = dout, .tokens = tokens, .workspace = workspace});
     EXPECT_TRUE(same(flat.values(), c.dout));
     return {{"out", dtype, out.values()}, {"dweight", accumulation_dtype(dtype), dweight.values()}};

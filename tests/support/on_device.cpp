@@ -50,7 +50,7 @@ void check_outputs(const Device& device, DType dtype, double ulps, const Outputs
 
 void check_same_bits(const Device& device, DType dtype, const Run& run) {
     const Outputs first = run(device, dtype);
-    for (int repeat = 1; repeat < (device.is_cpu() ? 4 : 10); ++repeat) {
+    for (int repeat = 1; repeat < (device.is_cpu() ? 4 : 20); ++repeat) {
         Outputs again;
         if (device.is_cpu())
             with_threads(repeat, [&] { again = run(device, dtype); });

@@ -59,7 +59,7 @@ Outputs check_outputs(const Device& device, DType dtype, double ulps, const Outp
 void check_outputs(const Device& device, DType dtype, double ulps, const Outputs& exact, const Outputs& plain,
                    const Outputs& actual);
 
-// The same bits every time: with one, two and three threads on the CPU, ten times on CUDA.
+// The same bits every time: with one, two and three threads on the CPU, twenty times on CUDA.
 void check_same_bits(const Device& device, DType dtype, const Run& run);
 
 // function(), with so many OpenMP threads.

@@ -1,4 +1,4 @@
-// A case of attention for tests: fused buffers as a transformer has them, and the definition as a reference.
+// A case of attention for tests: fused buffers as a transformer has them, and the definition.
 #pragma once
 
 #include <algorithm>

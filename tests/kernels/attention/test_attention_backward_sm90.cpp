@@ -1,11 +1,11 @@
 // Hopper's backward kernels, run on the CPU by tests/emulator/sm90.h.
 //
 // Seen to catch: dout not waited for; Q never given back, V given back while a later step reads it; operands
-// overwritten while a product reads them; dS read before both groups have written it; dV written where dS is still
+// overwritten while a wgmma reads them; dS read before both groups have written it; dV written where dS is still
 // read, or dS where dV has not left; dQ handed over before the last one was taken, or at the other group's place; a
-// turn that is not this tile's, or passed on before its sums have arrived; the first to add not storing; keys past the
-// end seen; a mask's end off by one; the diagonal left out where keys see later and earlier queries, or the query's
-// part of ALiBi one off; dK without the scale.
+// turn that is not this tile's, or passed on before its partial sums have arrived; the first to add not storing; keys
+// past the end seen; a mask's end off by one; the diagonal left out where keys see later and earlier queries, or the
+// query's part of ALiBi one off; dK without the scale.
 #include <gtest/gtest.h>
 
 #include "tests/emulator/attention.h"

@@ -1,13 +1,13 @@
 // The tensor-core attention kernels, run on the CPU by tests/emulator/cuda.h, and their index arithmetic.
 //
 // Seen to catch: a barrier lost before K, V, Q or dout is read, before V's place is dout's, before dS is read, before
-// the next Q is; a copy of K, V, Q or dout not waited for; the next Q copied over this one; sums that do not shrink
-// when the reference grows; lse without the reference; a mask's end off by one; ALiBi's part of the query with its sign
-// lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the wrong tile, or
-// never; the first to add not storing; sums that nobody wrote taken for dq; ranks or turns that a warp counts in steps
-// of 33; the last key left out of what a warp's keys see, or the highest end taken for the lowest; rows past the end
-// loaded or stored; keys past the end seen; sums in any order that do not start at 0; a section of heads that does not
-// divide them; no swizzle.
+// the next Q is; a copy of K, V, Q or dout not waited for; the next Q copied over this one; partial sums that do not
+// shrink when the running maximum grows; lse without the maximum; a mask's end off by one; ALiBi's part of the query
+// with its sign lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the
+// wrong tile, or never; the first to add not storing; partial sums that nobody wrote taken for dq; ranks or turns that
+// a warp counts in steps of 33; the last key left out of what a warp's keys see, or the highest end taken for the
+// lowest; rows past the end loaded or stored; keys past the end seen; sums in any order that do not start at 0; a
+// section of heads that does not divide them; no swizzle.
 //
 // Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
 // repeats of test_attention_tensor_cores_cuda.cpp are for these.

@@ -1,12 +1,12 @@
 // Hopper's attention kernel, run on the CPU by tests/emulator/sm90.h, and its index arithmetic.
 //
-// Seen to catch: V not waited for, K given back while a product reads it, Q or V never given back, a turn not passed
-// on, weights written while a product reads them, a last output overwritten before it was read or stored before all had
-// written it, a parity that stays; sums that do not shrink when the reference grows, or of the wrong row; the first
-// sums added to what was there; a reference that never moves, or with its neighbours'; lse without the
-// reference; a mask's end off by one, in a row or in what a whole tile sees; ALiBi's part of the query with its sign
-// lost, or the diagonal left out in some rows; a group's first query head alone; no key seen taken for a number; the
-// panels of V mistaken.
+// Seen to catch: V not waited for, K given back while a wgmma reads it, Q or V never given back, a turn not passed
+// on, probabilities written while a wgmma reads them, a last output overwritten before it was read or stored before all
+// had written it, a parity that stays; accumulators that do not shrink when the running maximum grows, or of the wrong
+// row; the first accumulator added to what was there; a running maximum that never moves, or with its neighbours'; lse
+// without the maximum; a mask's end off by one, in a row or in what a whole tile sees; ALiBi's part of the query with
+// its sign lost, or the diagonal left out in some rows; a group's first query head alone; no key seen taken for a
+// number; the panels of V mistaken.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -23,7 +23,7 @@ using namespace sm90;
 
 // ---- Index arithmetic ----
 
-// A tile's chunks have places of their own, those where the copy engine puts them; eight rows of a chunk, which is what
+// A tile's chunks have places of their own, those where TMA puts them; eight rows of a chunk, which is what
 // stmatrix writes at a time, fill all banks.
 TEST(AttentionSm90Operands, PlacesAndBanks) {
     for (const int rows : {64, 128}) {
@@ -44,7 +44,7 @@ TEST(AttentionSm90Operands, PlacesAndBanks) {
     }
 }
 
-// The element that a product reads, by the strides of the descriptor as the PTX ISA has them, is where the tile keeps
+// The element that a wgmma reads, by the strides of the descriptor as the PTX ISA has them, is where the tile keeps
 // it.
 TEST(AttentionSm90Operands, Descriptors) {
     constexpr uint32_t kTile = 0x34000;  // above what fits into 16 bits
@@ -121,7 +121,7 @@ TEST(AttentionSm90Operands, AlibiInPieces) {
             }
 }
 
-// What a product reads of the tile that they are multiplied with.
+// A wgmma reads these elements of the tile that the pieces are multiplied with.
 TEST(AttentionSm90Operands, AlibiTile) {
     constexpr int kThreads = 96;
     for (const int columns : {64, 128}) {
@@ -232,9 +232,9 @@ TEST(AttentionSm90, MasksAndGroups) {
     side_by_side(cases, [](const AttentionCase& c) { check(c, DType::bf16); });
 }
 
-// Scores grow by far more than 2^16 from one tile to the next: weights against the reference of before would not fit
-// into fp16.
-TEST(AttentionSm90, ReferencesMove) {
+// Scores grow by far more than 2^16 from one tile to the next: probabilities against the maximum of before would not
+// fit into fp16.
+TEST(AttentionSm90, RunningMaximaMove) {
     side_by_side({{.N = 640, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .value_scale = 3},
                   {.N = 640, .NH = 1, .NKV = 1, .HS = 128, .value_scale = 3}},
                  [](const AttentionCase& c) { check(c, DType::f16); });
@@ -253,7 +253,7 @@ TEST(AttentionSm90, AQueryThatSeesNoKey) {
     check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, &none);
 }
 
-// Rows whose largest scores make their references move leave those beside them alone.
+// Rows whose largest scores make their running maxima move leave those beside them alone.
 TEST(AttentionSm90, BitsDoNotDependOnOtherRows) {
     const AttentionCase c = {.N = 520, .NH = 1, .NKV = 1, .HS = 64, .is_causal = false, .value_scale = 2};
     const auto is_changed = [](int64_t row) { return row % 16 == 3 || row % 16 == 10; };

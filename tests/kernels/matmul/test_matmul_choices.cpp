@@ -1,4 +1,4 @@
-// What a choice of an algorithm is made of: the product as text, the sealed algorithm. No GPU needed.
+// A choice of an algorithm is a GEMM as text and a sealed algorithm. No GPU is needed.
 // Seen to catch: a key's field left out of the text; a seal without the machine.
 #include "kernels/matmul/choices.h"
 
@@ -10,7 +10,7 @@
 namespace ingot::test {
 namespace {
 
-// A product of tensors that nobody reads.
+// A GEMM of tensors that nobody reads.
 Product product() {
     void* const memory = reinterpret_cast<void*>(uintptr_t{1} << 20);
     void* const other = reinterpret_cast<void*>(uintptr_t{1} << 21);

@@ -12,6 +12,7 @@
 #include <fstream>
 
 #include "kernels/core/check.h"
+#include "tests/support/errors.h"
 
 namespace ingot {
 namespace {
@@ -29,12 +30,7 @@ class Files : public testing::Test {
 };
 
 std::string refusal_of(const std::string& path) {
-    try {
-        open_regular_file(path);
-    } catch (const UserError& error) {
-        return error.what();
-    }
-    return "opened";
+    return test::user_error_of([&] { open_regular_file(path); }, "opened");
 }
 
 // Seen to hang without O_NONBLOCK: opening a FIFO waits for a writer.

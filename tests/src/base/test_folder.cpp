@@ -11,6 +11,7 @@
 #include <functional>
 
 #include "kernels/core/check.h"
+#include "tests/support/errors.h"
 
 namespace ingot {
 namespace {
@@ -31,16 +32,6 @@ void create(const Folder& folder, const std::string& name, const std::string& te
     OutputFile file = folder.create(name);
     file.write(text.data(), text.size());
     file.sync_and_close();
-}
-
-// The exit code and the text of an error.
-std::string error_of(const std::function<void()>& act) {
-    try {
-        act();
-    } catch (const Error& error) {
-        return join(static_cast<int>(error.exit_code), " ", error.what());
-    }
-    return "";
 }
 
 TEST_F(Folders, WhatIsWrittenGoesWhereTheFolderIs) {
@@ -69,7 +60,7 @@ TEST_F(Folders, NoLinkIsFollowed) {
     fs::create_directory_symlink(path("victims"), path("held/folder"));
     create(folder, "file", "ours");
     EXPECT_FALSE(fs::is_symlink(path("held/file")));
-    EXPECT_EQ(error_of([&] { folder.folder("folder"); }).substr(0, 2), "2 ");
+    EXPECT_EQ(test::error_of([&] { folder.folder("folder"); }).substr(0, 2), "2 ");
     fs::create_directory(path("held/tree"));
     fs::create_directory_symlink(path("victims"), path("held/tree/link"));
     folder.remove("tree");
@@ -91,27 +82,27 @@ TEST_F(Folders, WhatIsInTheWayIsAnErrorWithAdvice) {
     fs::create_directories(path("held/full/inner"));
     create(folder, "file", "text");
     const std::string way = "a folder, a link or something else is in the way: move it away";
-    EXPECT_EQ(error_of([&] { folder.rename("file", "full"); }),
+    EXPECT_EQ(test::error_of([&] { folder.rename("file", "full"); }),
               "2 cannot rename " + path("held/file") + " to " + path("held/full") + ": Is a directory: " + way);
-    EXPECT_EQ(error_of([&] { folder.create("full"); }),
+    EXPECT_EQ(test::error_of([&] { folder.create("full"); }),
               "2 cannot replace " + path("held/full") + ": Is a directory: " + way);
-    EXPECT_EQ(error_of([&] { OutputFile(path("held/full")); }).substr(0, 2), "2 ");
-    EXPECT_EQ(error_of([&] { folder.folder("file"); }),
+    EXPECT_EQ(test::error_of([&] { OutputFile(path("held/full")); }).substr(0, 2), "2 ");
+    EXPECT_EQ(test::error_of([&] { folder.folder("file"); }),
               "2 cannot open the folder " + path("held/file") + ": Not a directory: " + way);
     EXPECT_TRUE(fs::exists(path("held/full/inner")));
-    EXPECT_EQ(error_of([&] { Folder(path("nothing")); }).substr(0, 2), "2 ");
+    EXPECT_EQ(test::error_of([&] { Folder(path("nothing")); }).substr(0, 2), "2 ");
     EXPECT_EQ(
-        error_of([] { file_failed("write", "x", ENOSPC); }),
+        test::error_of([] { file_failed("write", "x", ENOSPC); }),
         "5 cannot write x: No space left on device: free some space, then run it again (training: with --resume auto)");
-    EXPECT_EQ(error_of([] { file_failed("write", "x", EIO); }).substr(0, 2), "5 ");
-    EXPECT_EQ(error_of([] { file_failed("write", "x", EFBIG); }).substr(0, 2), "5 ");
+    EXPECT_EQ(test::error_of([] { file_failed("write", "x", EIO); }).substr(0, 2), "5 ");
+    EXPECT_EQ(test::error_of([] { file_failed("write", "x", EFBIG); }).substr(0, 2), "5 ");
 }
 
 TEST_F(Folders, AFullDiskFailsTheWrite) {
     Descriptor full(open("/dev/full", O_WRONLY));
     if (full.get() < 0) GTEST_SKIP() << "this machine has no /dev/full";
     OutputFile file(std::move(full), "full");
-    EXPECT_EQ(error_of([&] { file.write("x", 1); }),
+    EXPECT_EQ(test::error_of([&] { file.write("x", 1); }),
               "5 cannot write full: No space left on device: free some space, then run it again (training: with "
               "--resume auto)");
 }
@@ -119,8 +110,8 @@ TEST_F(Folders, AFullDiskFailsTheWrite) {
 TEST_F(Folders, ARemovedFolderTakesNothing) {
     const Folder folder(path("held"));
     fs::remove(path("held"));
-    EXPECT_EQ(error_of([&] { folder.create("a"); }).substr(0, 2), "2 ");
-    EXPECT_EQ(error_of([&] { folder.folder("b"); }).substr(0, 2), "2 ");
+    EXPECT_EQ(test::error_of([&] { folder.create("a"); }).substr(0, 2), "2 ");
+    EXPECT_EQ(test::error_of([&] { folder.folder("b"); }).substr(0, 2), "2 ");
     EXPECT_FALSE(folder.has("a"));
 }
 

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "kernels/core/check.h"
+#include "tests/support/errors.h"
 
 namespace ingot {
 namespace {
@@ -42,12 +43,7 @@ int64_t sum(const MappedFile& file, size_t begin, size_t end) {
 }
 
 std::string fault_of(const MappedFile& file) {
-    try {
-        file.require_intact();
-    } catch (const UserError& error) {
-        return error.what();
-    }
-    return "";
+    return test::user_error_of([&] { file.require_intact(); });
 }
 
 TEST_F(MappedFiles, OneThatBecomesShorterIsAnErrorAndOthersAreNot) {

@@ -18,6 +18,7 @@
 #include "src/checkpoint/modeling_ingot.h"
 #include "src/model/parameters.h"
 #include "tests/src/model/small_model.h"
+#include "tests/support/errors.h"
 
 namespace ingot::test {
 namespace {
@@ -54,16 +55,6 @@ class Exports : public testing::Test {
 
     const fs::path root_ = fs::path(testing::TempDir()) / ("ingot-export-" + std::to_string(getpid()));
 };
-
-// The exit code and the text of an error.
-std::string error_of(const std::function<void()>& act) {
-    try {
-        act();
-    } catch (const Error& error) {
-        return join(static_cast<int>(error.exit_code), " ", error.what());
-    }
-    return "";
-}
 
 bool is_same(const Tensor& a, const Tensor& b) {
     return a.dtype == b.dtype && a.bytes() == b.bytes() && a.describe() == b.describe() &&

@@ -11,6 +11,7 @@
 #include "kernels/core/check.h"
 #include "src/checkpoint/import_config.h"
 #include "src/checkpoint/import_tensors.h"
+#include "tests/support/errors.h"
 
 namespace ingot {
 namespace {
@@ -79,15 +80,10 @@ ImportedConfig taken(const json& config) {
 
 void expect_refused(const json& config, const std::string& what) {
     SCOPED_TRACE(config.dump());
-    try {
-        taken(config);
-        ADD_FAILURE() << "taken, expected: " << what;
-    } catch (const UserError& error) {
-        const std::string text = error.what();
-        EXPECT_EQ(text.rfind("x/config.json", 0), 0u) << text;
-        EXPECT_NE(text.find(what), std::string::npos) << text;
-        EXPECT_EQ(text.find('\n'), std::string::npos) << text;
-    }
+    const std::string text = test::user_error_of([&] { taken(config); }, "taken");
+    EXPECT_EQ(text.rfind("x/config.json", 0), 0u) << text;
+    EXPECT_NE(text.find(what), std::string::npos) << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos) << text;
 }
 
 TEST(ImportConfig, Families) {

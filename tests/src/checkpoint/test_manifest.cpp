@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "src/base/text.h"
+#include "tests/support/errors.h"
 
 namespace ingot::test {
 namespace {
@@ -30,15 +31,6 @@ class Manifest : public testing::Test {
     std::string folder_;
 };
 
-std::string error_of(const std::function<void()>& function) {
-    try {
-        function();
-    } catch (const UserError& error) {
-        return error.what();
-    }
-    return "none";
-}
-
 TEST(Sha256, KnownAnswers) {  // FIPS 180-4, examples
     EXPECT_EQ(sha256("abc", 3), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     EXPECT_EQ(sha256("", 0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
@@ -55,20 +47,21 @@ TEST_F(Manifest, FilesAreCheckedInChunks) {
     EXPECT_EQ(record.bytes, bytes.size());
     ASSERT_EQ(record.sha256.size(), 2u);
     EXPECT_EQ(record.sha256[1], sha256("aaaaa", 5));
-    EXPECT_NE(error_of([&] { verify_file(folder_, record); }).find("file: No such file"), std::string::npos);
+    EXPECT_NE(user_error_of([&] { verify_file(folder_, record); }).find("file: No such file"), std::string::npos);
     write("file", bytes);
     int64_t seen = 0;
-    EXPECT_EQ(error_of([&] { verify_file(folder_, record, [&](int64_t count) { seen += count; }); }), "none");
+    EXPECT_EQ(user_error_of([&] { verify_file(folder_, record, [&](int64_t count) { seen += count; }); }), "none");
     EXPECT_EQ(seen, static_cast<int64_t>(bytes.size()));
     bytes.back() = 'b';
     write("file", bytes);
-    EXPECT_NE(error_of([&] { verify_file(folder_, record); }).find("bytes 67108864 to 67108868"), std::string::npos);
+    EXPECT_NE(user_error_of([&] { verify_file(folder_, record); }).find("bytes 67108864 to 67108868"),
+              std::string::npos);
     bytes.pop_back();
     write("file", bytes);
-    EXPECT_NE(error_of([&] { verify_file(folder_, record); }).find("cut short"), std::string::npos);
+    EXPECT_NE(user_error_of([&] { verify_file(folder_, record); }).find("cut short"), std::string::npos);
     bytes += "aa";
     write("file", bytes);
-    EXPECT_NE(error_of([&] { verify_file(folder_, record); }).find("longer"), std::string::npos);
+    EXPECT_NE(user_error_of([&] { verify_file(folder_, record); }).find("longer"), std::string::npos);
 }
 
 // What a run of three steps with four rows each writes.
@@ -131,7 +124,7 @@ TEST_F(Manifest, EveryChangedByteAndEveryCutIsNoticed) {
     // Whole, and of a future version: no damage.
     manifest["format_version"] = kCheckpointFormatVersion + 1;
     write("manifest.json", manifest_text(manifest));
-    const std::string error = error_of([&] { read_manifest(folder_); });
+    const std::string error = user_error_of([&] { read_manifest(folder_); });
     EXPECT_NE(error.find("use the version of Ingot that wrote it"), std::string::npos) << error;
     try {
         read_manifest(folder_);
@@ -147,7 +140,7 @@ TEST_F(Manifest, ValuesThatCannotBeAreRefused) {
         nlohmann::ordered_json changed = small_manifest();
         changed[nlohmann::ordered_json::json_pointer(pointer)] = value;
         write("manifest.json", manifest_text(changed));
-        const std::string error = error_of([&] { read_manifest(folder_); });
+        const std::string error = user_error_of([&] { read_manifest(folder_); });
         EXPECT_NE(error.find("manifest.json: "), std::string::npos) << pointer << " " << value.dump() << ": " << error;
         EXPECT_EQ(error, printable_line(error)) << pointer;
     };

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <limits>
 
+#include "tests/support/errors.h"
 #include "tests/support/tensors.h"
 
 namespace ingot::test {
@@ -40,13 +41,9 @@ class Safetensors : public testing::Test {
     }
     // Refused as the user's error, naming the file and saying `what`.
     void expect_refused(const std::string& what) const {
-        try {
-            const SafetensorsFile file(path());
-            ADD_FAILURE() << "accepted, expected: " << what;
-        } catch (const UserError& error) {
-            EXPECT_NE(std::string(error.what()).find(path()), std::string::npos) << error.what();
-            EXPECT_NE(std::string(error.what()).find(what), std::string::npos) << error.what();
-        }
+        const std::string error = user_error_of([&] { const SafetensorsFile file(path()); }, "accepted");
+        EXPECT_NE(error.find(path()), std::string::npos) << error;
+        EXPECT_NE(error.find(what), std::string::npos) << error;
     }
     void expect_header_refused(const std::string& header, size_t data_bytes, const std::string& what) const {
         SCOPED_TRACE(header);

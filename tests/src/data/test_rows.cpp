@@ -18,6 +18,7 @@
 
 #include "kernels/core/check.h"
 #include "src/data/host_batch.h"
+#include "tests/support/errors.h"
 
 namespace ingot {
 namespace {
@@ -339,12 +340,7 @@ TEST_F(RowsTest, RefusesASplitThatHoldsNoRow) {
     const auto shards = corpus_of(numbered({6, 4}), EotSide::end, -1);
     EXPECT_NO_THROW(StreamRows(*shards, config(true, true), 9, 1));
     for (const int64_t T : {10, 1000}) {
-        std::string text = "not refused";
-        try {
-            StreamRows(*shards, config(true, true), T, 1);
-        } catch (const UserError& error) {
-            text = error.what();
-        }
+        const std::string text = test::user_error_of([&] { StreamRows(*shards, config(true, true), T, 1); });
         const std::string needed = "need " + std::to_string(T + 1);
         for (const char* part : {"data.train holds 10 tokens", needed.c_str(), "smaller model.context_length"})
             EXPECT_NE(text.find(part), std::string::npos) << text;
@@ -673,12 +669,7 @@ TEST_F(RowsTest, IdsAreCheckedWhenTheyAreUsed) {
     const StreamRows rows(*corpus, config(false, true), 4, 1);
     EXPECT_NO_THROW(row_of(rows, 9));
     for (const uint64_t r : {10, 11})  // as the last target, and as a token
-        try {
-            row_of(rows, r);
-            FAIL() << "row " << r;
-        } catch (const UserError& error) {
-            EXPECT_NE(std::string(error.what()).find("token 44 is 60000"), std::string::npos) << error.what();
-        }
+        EXPECT_NE(test::user_error_of([&] { row_of(rows, r); }).find("token 44 is 60000"), std::string::npos) << r;
     const BestFitRows packed(*corpus, config(false, true), 4, 1);
     EXPECT_THROW(row_of(packed, 10), UserError);
     EXPECT_THROW(row_of(packed, 11), UserError);

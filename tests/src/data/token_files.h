@@ -12,6 +12,7 @@
 
 #include "kernels/core/check.h"
 #include "src/data/corpus.h"
+#include "tests/support/errors.h"
 
 namespace ingot {
 
@@ -101,13 +102,9 @@ class TokenFiles : public testing::Test {
 // The one line with which something is refused.
 template <typename Function>
 std::string refusal_of(Function&& function) {
-    try {
-        function();
-    } catch (const UserError& error) {
-        EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
-        return error.what();
-    }
-    return "not refused";
+    const std::string error = test::user_error_of(function, "not refused");
+    EXPECT_EQ(error.find('\n'), std::string::npos);
+    return error;
 }
 
 #define EXPECT_REFUSED(message, ...)       \
