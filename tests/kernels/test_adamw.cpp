@@ -82,7 +82,9 @@ class StateOn {
     bool has_copy() const { return size_of(copy_) == 2; }
     Outputs outputs() const {
         const DType dtype = weights.tensor().dtype;
-        Outputs result = {{"weights", dtype, weights.values()}, {"m", dtype, m.values()}, {"v", dtype, v.values()}};
+        const double slack = device_.is_cpu() ? 8 * Output::unit(dtype) : 0;
+        Outputs result = {
+            {"weights", dtype, weights.values()}, {"m", dtype, m.values(), slack}, {"v", dtype, v.values(), slack}};
         if (has_copy()) {
             EXPECT_TRUE(same(compute.values(), rounded(weights.values(), copy_)));
         }
@@ -129,15 +131,18 @@ void check_range(const Device& device, DType dtype, int64_t begin, int64_t n, DT
     SCOPED_TRACE(join(name_of(dtype), " begin ", begin, " n ", n, " copy ", name_of(copy), decays ? " decays" : "",
                       lies_alike ? "" : " askew"));
     const State start(n);
-    check_outputs(device, dtype, 12, definition(start, decays), [&](const Device& on, DType type) {
-        const StateOn state(on, type, start, copy, begin, lies_alike);
-        for (int64_t update = 1; update <= kUpdates; ++update) state.update(step_block(0.25, update), decays);
-        EXPECT_TRUE(same(state.gradient.values(), start.gradient));
-        if (!state.has_copy()) {
-            for (const double value : state.compute.values()) EXPECT_TRUE(std::isnan(value)) << "written unasked";
-        }
-        return state.outputs();
-    });
+    check_outputs(device, dtype, dtype == DType::f64 ? 8 : 4, definition(start, decays),
+                  [&](const Device& on, DType type) {
+                      const StateOn state(on, type, start, copy, begin, lies_alike);
+                      for (int64_t update = 1; update <= kUpdates; ++update)
+                          state.update(step_block(0.25, update), decays);
+                      EXPECT_TRUE(same(state.gradient.values(), start.gradient));
+                      if (!state.has_copy()) {
+                          for (const double value : state.compute.values())
+                              EXPECT_TRUE(std::isnan(value)) << "written unasked";
+                      }
+                      return state.outputs();
+                  });
 }
 
 constexpr DType kCopies[] = {DType::f32, DType::bf16, DType::f16};  // f32: no copy

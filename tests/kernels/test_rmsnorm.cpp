@@ -216,7 +216,7 @@ Outputs backward(const Case& c, const Device& device, DType dtype, bool has_resi
         for (size_t i = 0; i < added.size(); ++i) added[i] += c.dweight[i];
         EXPECT_TRUE(same(rounded(added, sums), dweight.values()));
     }
-    return {{"dx", dtype, dx.values()}, {"dweight", sums, dweight.values(), device.is_cpu() ? 0 : slack}};
+    return {{"dx", dtype, dx.values()}, {"dweight", sums, dweight.values(), slack}};
 }
 
 // dx's difference and dweight's sum over rows round a few times more than forward.
@@ -225,8 +225,10 @@ void check_backward(const Device& device, const Case& c, bool has_residual, DxIs
                  std::to_string(static_cast<int>(dx_is)));
     const std::vector<double> rstds = stored_rstd(c);
     const Outputs exact = backward_definition(c, has_residual, rstds);
-    check_outputs(device, c.dtype, 16, exact, [&](const Device& on, DType dtype) {
-        return backward(c, on, dtype, has_residual, dx_is, rstds, exact[1].slack);
+    check_outputs(device, c.dtype, 8, exact, [&](const Device& on, DType dtype) {
+        // On the CPU a thousand rows need it, in its type's precision.
+        const double on_cpu = c.layout.num_rows() < 1000 ? 0 : exact[1].slack * Output::unit(dtype) / 0x1p-24;
+        return backward(c, on, dtype, has_residual, dx_is, rstds, on.is_cpu() ? on_cpu : exact[1].slack);
     });
 }
 

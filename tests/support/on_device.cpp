@@ -41,7 +41,7 @@ void check_outputs(const Device& device, DType dtype, double ulps, const Outputs
     EXPECT_EQ(actual.size(), exact.size());
     for (const Output& output : actual) {
         const std::vector<double>& expected = values_of(exact, output.name);
-        double bound = ulps * (dtype == DType::f64 ? 0x1p-53 : 0x1p-24);
+        double bound = ulps * Output::unit(dtype);
         if (!device.is_cpu())
             bound = precision_bound(output.dtype, rounded(values_of(plain, output.name), output.dtype), expected);
         EXPECT_TRUE(close(output.values, expected, bound + output.slack)) << output.name;

@@ -42,6 +42,8 @@ class OnDevice : public testing::TestWithParam<DeviceKind> {
 
 // A tensor that an op wrote, or what it should have written.
 struct Output {
+    // The unit in which tolerances on the CPU are given.
+    static double unit(DType dtype) { return dtype == DType::f64 ? 0x1p-53 : 0x1p-24; }
     std::string name;
     DType dtype;  // in which the device stored it
     std::vector<double> values;
