@@ -146,8 +146,8 @@ class Call {
     Call(const Device& device, DType dtype)
         : dtype(dtype),
           stats(accumulation_dtype(dtype)),
-          device_(device),
           c_device(test::c_device(device)),
+          device_(device),
           loss_scale_(device, DType::f64, {1}, {2}) {}
     template <typename Arguments>
     Arguments& arguments(int (*function)(const ingot_device*, const Arguments*)) {

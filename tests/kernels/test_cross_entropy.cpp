@@ -75,15 +75,13 @@ Outputs definition(const Case& c) {
 Outputs run(const Case& c, const Device& device, DType dtype, bool write_gradient = true) {
     const Buffer flat(Margins{c.first_element, 0}, device, dtype, {c.n * c.VP}, c.logits);
     const Buffer losses(device, accumulation_dtype(dtype), {c.n}), targets(device, DType::i32, {c.n}, c.targets);
-    StepBlock step;
-    step.state.loss_scale = c.loss_scale;
-    const StepOn block(device, step);
+    const Buffer scale(device, DType::f64, {1}, {c.loss_scale});
     cross_entropy(device, {.logits = flat.tensor().view({c.n, c.VP}),
                            .losses = losses,
                            .targets = targets,
                            .vocab_size = c.V,
                            .z_loss = c.z_loss,
-                           .step = c.loss_scale == 1 ? nullptr : block.get(),
+                           .loss_scale = c.loss_scale == 1 ? nullptr : scale.tensor().get<double>(),
                            .write_gradient = write_gradient});
     return outputs_of(c, dtype, losses.values(), flat.values());
 }

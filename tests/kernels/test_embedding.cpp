@@ -170,8 +170,6 @@ TEST(EmbeddingArguments, Refuses) {
     EXPECT_THROW(embedding_backward(cpu, {.dweight = weight, .dout = wide, .tokens = good}), Error);
 }
 
-#if INGOT_HAS_CUDA
-
 TEST(EmbeddingCuda, RefusesASmallWorkspace) {
     INGOT_CUDA_OR_SKIP(device);
     const Buffer dout(device, DType::bf16, {4, 8}), dweight(device, DType::f32, {3, 8}), small(device, DType::u8, {64});
@@ -203,8 +201,6 @@ TEST(EmbeddingCudaDeathTest, ATokenOutsideTheVocabularyStopsTheProgram) {
     EXPECT_EXIT(embed_and_exit(-1), testing::ExitedWithCode(42), "");
     EXPECT_EXIT(embed_and_exit(3), testing::ExitedWithCode(42), "");
 }
-
-#endif
 
 }  // namespace
 }  // namespace ingot::test

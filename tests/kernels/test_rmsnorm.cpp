@@ -1,6 +1,6 @@
 // Seen to catch: mean(g x) without rstd^2, rstd in place of its square; dweight overwritten; the token stride of a view
-// taken as H HS; on CUDA, the last warp's part of dweight lost, the wait for the asynchronous copies left out; a
-// residual sum that is normalised before it is rounded.
+// taken as H HS; on CUDA, the last warp's part of dweight lost, the wait for the asynchronous copies left
+// out.
 #include <cmath>
 #include <limits>
 
@@ -31,7 +31,6 @@ struct Case {
           // With one column x * rstd is +-1 and dx the difference of equal numbers, unless eps dominates.
           eps(layout.width < 8 ? 16 : 1e-5),
           x(rounded(normals(layout.numel(), 1, 1.5, 0.1), dtype)),
-          branch(rounded(normals(layout.numel(), 2), dtype)),
           dout(rounded(normals(layout.numel(), 3), dtype)),
           dresidual(rounded(normals(layout.numel(), 4), dtype)),
           weight(rounded(normals(layout.width, 5, 0.3, 1), dtype)),
@@ -43,7 +42,7 @@ struct Case {
     DType dtype;
     Layout layout;
     double eps;
-    std::vector<double> x, branch, dout, dresidual, weight, dweight;
+    std::vector<double> x, dout, dresidual, weight, dweight;
 };
 
 // The rows of a case on a device.
@@ -114,38 +113,6 @@ void check_forward(const Device& device, const Case& c, bool in_place) {
                       if (!in_place) {
                           EXPECT_TRUE(same(x.values(), c.x));
                       }
-                      return {{"out", dtype, out.values()}, {"rstd", accumulation_dtype(dtype), rstd.values()}};
-                  });
-}
-
-// ---- Forward of a sum ----
-
-enum class SumIs { own, residual, branch };
-
-void check_residual_forward(const Device& device, const Case& c, SumIs sum_is) {
-    SCOPED_TRACE("residual forward " + c.describe() + " alias " + std::to_string(static_cast<int>(sum_is)));
-    // Two numbers of the dtype, added in fp32 and rounded: the double sum, which is exact or a fp32 sum's own rounding
-    // away, gives the same bits.
-    std::vector<double> sums = c.x;
-    for (size_t i = 0; i < sums.size(); ++i) sums[i] += c.branch[i];
-    sums = rounded(sums, c.dtype);
-    check_outputs(device, c.dtype, kForwardUlps, forward_definition(c, sums),
-                  [&](const Device& on, DType dtype) -> Outputs {
-                      const bool is_plain = on.is_cpu() && !device.is_cpu();
-                      const Rows residual(c, on, dtype, is_plain ? sums : c.x);
-                      const Rows branch(c, on, dtype, is_plain ? std::vector<double>(sums.size()) : c.branch);
-                      const Rows out(c, on, dtype), own(c, on, dtype);
-                      const Rows& sum = sum_is == SumIs::own ? own : sum_is == SumIs::residual ? residual : branch;
-                      const Scalars rstd(c, on, dtype);
-                      const Buffer weight(on, dtype, {c.layout.width}, c.weight);
-                      residual_rmsnorm_forward(on, {.out = out,
-                                                    .rstd = rstd,
-                                                    .sum = sum,
-                                                    .residual = residual,
-                                                    .branch = branch,
-                                                    .weight = weight,
-                                                    .eps = c.eps});
-                      EXPECT_TRUE(same(sum.values(), sums));
                       return {{"out", dtype, out.values()}, {"rstd", accumulation_dtype(dtype), rstd.values()}};
                   });
 }
@@ -242,13 +209,10 @@ TEST_P(RmsNorm, Shapes) {
                 const Case c(dtype, {.tokens = N, .width = C});
                 check_forward(device(), c, false);
                 check_forward(device(), c, true);
-                check_residual_forward(device(), c, SumIs::own);
                 check_backward(device(), c, false, DxIs::own);
                 check_backward(device(), c, true, DxIs::own);
                 if (HasFailure()) return;
                 if (N != 33) continue;
-                check_residual_forward(device(), c, SumIs::residual);
-                check_residual_forward(device(), c, SumIs::branch);
                 check_backward(device(), c, false, DxIs::dout);
                 check_backward(device(), c, true, DxIs::dout);
                 check_backward(device(), c, true, DxIs::dresidual);
@@ -262,7 +226,6 @@ TEST_P(RmsNorm, EveryInstantiationSmall) {
         for (const int64_t vectors : {7, 16, 24, 96, 120, 200, 300, 0}) {
             const Case c(dtype, {.tokens = 5, .width = vectors == 0 ? 50 : vectors * 16 / size_of(dtype)});
             check_forward(device(), c, false);
-            check_residual_forward(device(), c, SumIs::own);
             check_backward(device(), c, true, DxIs::own);
         }
 }
@@ -370,42 +333,26 @@ TEST_P(RmsNorm, NoRowsSmall) {
     }
 }
 
-// Of the loss dout . out + dresidual . sum; alone, in heads of a fused buffer, and after a sum whose gradient is passed
-// on.
+// Of the loss dout . out + dresidual . x; alone, in heads of a fused buffer, and of an x whose gradient is passed on.
 TEST(RmsNormGradient, AgreesWithFiniteDifferences) {
     for (const Layout& layout : {Layout{1, 0, 1}, {5, 0, 8}, {70, 0, 3}, {3, 0, 37}, {7, 2, 6, {6, 12}}})
         for (const bool has_residual : {false, true}) {
-            if (has_residual && layout.heads > 0) continue;  // the op of a sum takes no heads
             Case c(DType::f64, layout);
             c.eps = kEps;
             c.dweight.assign(c.dweight.size(), 0);
             std::vector<double> rstds;
             const auto loss = [&] {
-                const Rows residual(c, cpu, DType::f64, c.x), branch(c, cpu, DType::f64, c.branch);
-                const Rows out(c, cpu, DType::f64), sum(c, cpu, DType::f64);
+                const Rows x(c, cpu, DType::f64, c.x), out(c, cpu, DType::f64);
                 const Scalars rstd(c, cpu, DType::f64);
                 const Buffer weight(cpu, DType::f64, {layout.width}, c.weight);
-                if (has_residual)
-                    residual_rmsnorm_forward(cpu, {.out = out,
-                                                   .rstd = rstd,
-                                                   .sum = sum,
-                                                   .residual = residual,
-                                                   .branch = branch,
-                                                   .weight = weight,
-                                                   .eps = kEps});
-                else
-                    rmsnorm_forward(cpu, {.out = out, .rstd = rstd, .x = residual, .weight = weight, .eps = kEps});
+                rmsnorm_forward(cpu, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = kEps});
                 rstds = rstd.values();
-                return dot(c.dout, out.values()) + (has_residual ? dot(c.dresidual, sum.values()) : 0);
+                return dot(c.dout, out.values()) + (has_residual ? dot(c.dresidual, c.x) : 0);
             };
             loss();
-            Case summed = c;
-            for (size_t i = 0; has_residual && i < c.x.size(); ++i) summed.x[i] += c.branch[i];
-            const Outputs gradients = backward(summed, cpu, DType::f64, has_residual, DxIs::own, rstds);
-            std::vector<HostInput> inputs = {{"x", &c.x, values_of(gradients, "dx")},
-                                             {"weight", &c.weight, values_of(gradients, "dweight")}};
-            if (has_residual) inputs.push_back({"branch", &c.branch, values_of(gradients, "dx")});
-            check_host_gradients(loss, inputs);
+            const Outputs gradients = backward(c, cpu, DType::f64, has_residual, DxIs::own, rstds);
+            check_host_gradients(loss, {{"x", &c.x, values_of(gradients, "dx")},
+                                        {"weight", &c.weight, values_of(gradients, "dweight")}});
         }
 }
 
@@ -437,19 +384,13 @@ TEST(RmsNormArguments, Refuses) {
     EXPECT_THROW(backward(weight, {}, {}), Error);
     EXPECT_THROW(backward(short_weight, {}, workspace), Error);
     EXPECT_THROW(backward(weight, wide, workspace), Error);
-    EXPECT_THROW(
-        residual_rmsnorm_forward(
-            cpu, {.out = out, .rstd = rstd, .sum = x, .residual = x, .branch = wide, .weight = weight, .eps = kEps}),
-        Error);
 }
 
-#if INGOT_HAS_CUDA
 TEST(RmsNormCuda, RefusesFp64) {
     INGOT_CUDA_OR_SKIP(device);
     const Buffer x(device, DType::f64, {2, 8}), rstd(device, DType::f64, {2}), weight(device, DType::f64, {8});
     EXPECT_THROW(rmsnorm_forward(device, {.out = x, .rstd = rstd, .x = x, .weight = weight, .eps = 1e-5}), Error);
 }
-#endif
 
 }  // namespace
 }  // namespace ingot::test

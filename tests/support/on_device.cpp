@@ -8,7 +8,7 @@
 namespace ingot::test {
 
 std::vector<DeviceKind> device_kinds() {
-    if (INGOT_HAS_CUDA) return {DeviceKind::cpu, DeviceKind::cuda};
+    if (Device::has_cuda()) return {DeviceKind::cpu, DeviceKind::cuda};
     return {DeviceKind::cpu};
 }
 

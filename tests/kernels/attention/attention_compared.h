@@ -120,11 +120,11 @@ struct Variant {
     DType dtype;
     AttentionRequest request = AttentionRequest::automatic;
     std::string describe() const {
-        const char* const kernels[] = {"automatic", "plain", "sm80", "sm90"};
+        const char* const kernels[] = {"automatic", "simt", "sm80", "sm90"};
         return join(name_of(dtype), ", ", kernels[static_cast<int>(request)]);
     }
 };
-constexpr AttentionRequest kPlain = AttentionRequest::plain, kSm80 = AttentionRequest::sm80,
+constexpr AttentionRequest kPlain = AttentionRequest::simt, kSm80 = AttentionRequest::sm80,
                            kSm90 = AttentionRequest::sm90;
 inline std::vector<Variant> variants(const Device& device) {
     if (device.is_cpu()) return {{DType::f64}, {DType::f32}};

@@ -25,6 +25,7 @@
 namespace ingot::test {
 namespace {
 
+using namespace tiles;
 using namespace sm80;
 
 // ---- Index arithmetic ----

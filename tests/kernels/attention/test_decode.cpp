@@ -182,7 +182,6 @@ TEST(DecodingArguments, Refuses) {
     EXPECT_THROW(kv_cache_append(cpu, {.cache_k = k, .cache_v = v, .k = three, .v = three}), Error);
 }
 
-#if INGOT_HAS_CUDA
 TEST(DecodingCuda, Refuses) {
     INGOT_CUDA_OR_SKIP(device);
     const AttentionCase c = {.N = 4, .NH = 2, .NKV = 1, .HS = 32};
@@ -191,7 +190,6 @@ TEST(DecodingCuda, Refuses) {
     wide.HS = 258;
     EXPECT_THROW(Decode(wide, DType::f32, DType::f32, device)(), Error);
 }
-#endif
 
 }  // namespace
 }  // namespace ingot::test

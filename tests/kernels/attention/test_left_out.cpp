@@ -16,8 +16,6 @@ TEST(AttentionLeftOut, RefusesTheCpu) {
     EXPECT_THROW(attention_left_out_forward(cpu, {.out = out, .v = v}), Error);
 }
 
-#if INGOT_HAS_CUDA
-
 constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
 
 // Heads [q | k | v] of one fused buffer of rows with `extra` elements more, as the model has them.
@@ -73,7 +71,6 @@ TEST(AttentionLeftOutCuda, CopiesAndSums) {
     for (const DType dtype : kDTypes)
         for (const Case& c : kCases) check(device, dtype, c);
 }
-#endif
 
 }  // namespace
 

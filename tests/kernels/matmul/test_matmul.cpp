@@ -15,9 +15,7 @@
 #include <limits>
 
 #include "kernels/matmul/choices.h"
-#if INGOT_HAS_CUDA
 #include "kernels/matmul/study.h"
-#endif
 #include "tests/support/on_device.h"
 
 namespace ingot::test {
@@ -301,8 +299,6 @@ TEST(MatmulArguments, Refuses) {
 
 // ---- On CUDA alone ----
 
-#if INGOT_HAS_CUDA
-
 constexpr DType kCudaTypes[] = {DType::f32, DType::bf16, DType::f16};
 
 TEST(MatmulCuda, WeightGradientAccumulatesInFp32) {
@@ -451,8 +447,6 @@ TEST(MatmulCuda, AStudyComparesTheChoices) {
         EXPECT_EQ(study.num_searched > 0, search_seconds > 0);
     }
 }
-
-#endif
 
 }  // namespace
 }  // namespace ingot::test
