@@ -122,9 +122,6 @@ __device__ void take_registers() {
 // L2 cache policies: the values of createpolicy.fractional.L2::evict_first and evict_last for a whole access.
 constexpr uint64_t kUsedOnce = 0x12F0000000000000u, kUsedAgain = 0x14F0000000000000u;
 
-__device__ inline void prefetch_map(const TensorMap* map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
 // Starts the copy of a box of the tensor to shared memory; zeros outside the tensor. Its bytes count as arrived at
 // `barrier`, those outside included. One thread calls it.
 __device__ inline void start_load(uint32_t to, const TensorMap* map, int c0, int c1, int c2, int c3, uint32_t barrier,

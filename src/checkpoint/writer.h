@@ -46,7 +46,6 @@ class CheckpointWriter {
     std::optional<Result> wait();
     // The result of a save that has ended since the last call.
     std::optional<Result> poll();
-    bool is_in_flight() const { return writing_.valid(); }
 
     // "asynchronous, from a snapshot of 18.6 MiB", for the log.
     std::string describe() const;

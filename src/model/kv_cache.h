@@ -10,7 +10,11 @@ namespace ingot {
 class KvCache {
   public:
     // Plans memory for a document of up to `capacity` tokens.
-    KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan);
+    KvCache(const ModelConfig& config, DType dtype, int64_t capacity, MemoryPlan* plan) {
+        CHECK(capacity >= 1, "a cache for ", capacity, " tokens");
+        plan->add("kv_cache.k", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &k_);
+        plan->add("kv_cache.v", dtype, {config.n_layers, capacity, config.n_kv_heads, config.head_dim}, &v_);
+    }
     KvCache(const KvCache&) = delete;  // the plan knows where the tensors are
     KvCache& operator=(const KvCache&) = delete;
 
