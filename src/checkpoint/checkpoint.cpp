@@ -18,7 +18,7 @@ namespace {
 void load_tensors(const Device& device, const SafetensorsFile& file, const ParameterTable& table, const Tensor& flat,
                   const std::string& prefix) {
     std::vector<uint8_t> rounded;
-    for (const NamedTensor& slot : outer_tensors(table, flat, prefix)) {
+    for (const NamedTensor& slot : checkpoint_tensors(table, flat, prefix)) {
         Tensor source = file.tensor(slot.name);
         bool is_equal = source.dtype == DType::f32 && source.rank == slot.tensor.rank;
         for (int axis = 0; is_equal && axis < source.rank; ++axis)
@@ -57,7 +57,7 @@ void check_tensors(const std::string& path, const SafetensorsFile& file, const P
                    const std::vector<std::string>& prefixes) {
     size_t count = 0;
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts)
+        for (const CheckpointPart& part : parameter.parts)
             for (const std::string& prefix : prefixes) {
                 const Tensor tensor = file.tensor(prefix + part.name);
                 const bool fits =
@@ -101,10 +101,11 @@ Checkpoint verified_checkpoint(const std::string& folder, bool with_moments) {
 
 }  // namespace
 
-std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix) {
+std::vector<NamedTensor> checkpoint_tensors(const ParameterTable& table, const Tensor& flat,
+                                            const std::string& prefix) {
     std::vector<NamedTensor> tensors;
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts)
+        for (const CheckpointPart& part : parameter.parts)
             tensors.push_back({prefix + part.name, part_view(flat, parameter, part)});
     return tensors;
 }

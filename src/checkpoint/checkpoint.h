@@ -1,5 +1,5 @@
 // Checkpoints: runs/NAME/checkpoints/step-00001000/ with manifest.json, model-00000-of-00001.safetensors and
-// optimizer-00000-of-00001.safetensors (fp32, the names and shapes of the outer model, vocabulary unpadded), and with
+// optimizer-00000-of-00001.safetensors (fp32, the names and shapes of LlamaForCausalLM, vocabulary unpadded), and with
 // the run's tokenizer.json if it has one, so that a step folder writes text wherever it is taken.
 //
 // A checkpoint is committed by one rename: everything is written into step-00001000.tmp-NONCE and synced before. What a
@@ -24,7 +24,7 @@
 
 namespace ingot {
 
-// What a run needs besides weights and moments to go on exactly.
+// The state that a run needs besides weights and moments to go on exactly.
 struct TrainingState {
     int64_t step = 0;           // optimizer steps attempted
     int64_t rows_consumed = 0;  // of the training data
@@ -56,10 +56,10 @@ Checkpoint open_checkpoint(const std::string& folder, bool with_moments = true);
 void load_weights(const Checkpoint& checkpoint, const Model& model);
 // Copies weights into the optimizer's masters and the model: a run that begins with them.
 void load_weights(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer);
-// The same with the optimizer's state, which must be there, and what else training goes on from.
+// Copies the optimizer's whole state, which must be there, and returns the rest that training goes on from.
 TrainingState load_training(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer);
 
-// All outer tensors of a flat space, under `prefix`: the order in which a file has them.
-std::vector<NamedTensor> outer_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix);
+// Returns the tensors of a flat space by their checkpoint names, under `prefix`, in the order in which a file has them.
+std::vector<NamedTensor> checkpoint_tensors(const ParameterTable& table, const Tensor& flat, const std::string& prefix);
 
 }  // namespace ingot

@@ -129,7 +129,7 @@ void add_tensors(const Checkpoint& checkpoint, const std::string& architecture, 
         add_rope_factors(model, file);
     const ParameterTable table(model);
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts) {
+        for (const CheckpointPart& part : parameter.parts) {
             const Tensor source = checkpoint.weights->tensor(part.name);
             const std::vector<int64_t> shape(source.shape, source.shape + source.rank);
             const std::vector<int64_t> expected = parameter.is_matrix

@@ -61,7 +61,7 @@ std::vector<NamedTensor> tensors_of(const Checkpoint& checkpoint) {
     const ParameterTable table(checkpoint.manifest.config.model);
     std::vector<NamedTensor> tensors;
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts)
+        for (const CheckpointPart& part : parameter.parts)
             tensors.push_back({part.name, checkpoint.weights->tensor(part.name)});
     return tensors;
 }

@@ -144,7 +144,7 @@ FileRecord write_weights(const OutputFolder& folder, const ImportedTensors& tens
     std::vector<NamedTensor> written;  // names and shapes, without data
     int64_t count = 0;
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts) {
+        for (const CheckpointPart& part : parameter.parts) {
             written.push_back({part.name, tensors.tensor(part.name)});
             written.back().tensor.dtype = DType::f32;
             written.back().tensor.data = nullptr;

@@ -116,7 +116,7 @@ void ImportedTensors::require_fit(const ParameterTable& table, bool tie_embeddin
     std::vector<std::string> faults;
     std::set<std::string> known;
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts) {
+        for (const CheckpointPart& part : parameter.parts) {
             known.insert(part.name);
             const auto found = file_of_.find(part.name);
             if (found == file_of_.end()) {

@@ -94,7 +94,7 @@ ordered_json environment_of(const JsonFields& fields) {
 
 std::vector<MatmulChoice> matmul_choices_of(const JsonFields& fields) {
     for (const auto& [product, algorithm] : fields.value().items())
-        if (!algorithm.is_string()) fields.refuse(product, "a text: the algorithm of a product");
+        if (!algorithm.is_string()) fields.refuse(product, "a text: the algorithm of a GEMM");
     return matmul_choices_from_json(fields.value());
 }
 

@@ -27,7 +27,7 @@ constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
 constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 
-// What a manifest says.
+// The content of a manifest.
 struct Manifest {
     std::string run_id;         // of the run that wrote it; empty: a run that an older version began
     int64_t step = 0;           // optimizer steps attempted
@@ -57,7 +57,7 @@ class DamagedCheckpoint : public UserError {
 // out a file which a checkpoint has; UserError if it is whole, and of another format version or with a value that
 // cannot be. Keys that are not known are ignored: a later program may have more to say.
 Manifest read_manifest(const std::string& folder);
-// The same of the bytes of a manifest; `path` is for messages.
+// Parses the bytes of a manifest; `path` is for messages.
 Manifest parse_manifest(const std::string& text, const std::string& path);
 
 nlohmann::ordered_json to_json(const std::vector<FileRecord>& files);

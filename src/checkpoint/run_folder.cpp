@@ -34,8 +34,8 @@ bool lock(int file, const std::string& run_dir) {
     return false;
 }
 
-// What has become of the file or folder that is held open as `held`, if a name no longer leads to it; else an empty
-// text.
+// Says what has become of the file or folder that is held open as `held`, if a name no longer leads to it; else an
+// empty text.
 std::string why_other(int held, int folder, const std::string& name, int flags) {
     struct stat own {
     }, there{};
@@ -46,7 +46,7 @@ std::string why_other(int held, int folder, const std::string& name, int flags) 
     return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? " was renamed or removed" : "";
 }
 
-// Whether a text is what write_config() writes: JSON without comments, and a resolved config.
+// Returns whether write_config() could have written a text: JSON without comments, and a resolved config.
 bool is_resolved(const std::string& text, const std::string& path) {
     try {
         parse_config(text, path, {});

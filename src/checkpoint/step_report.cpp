@@ -15,7 +15,7 @@ ordered_json number(double value) {
     return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
 }
 
-// What number() wrote.
+// Reads what number() wrote.
 double parse_number(const JsonFields& fields, const char* key) {
     const json& value = fields.at(key);
     if (value.is_number()) return value.get<double>();

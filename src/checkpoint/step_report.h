@@ -1,4 +1,4 @@
-// What the host knows of a finished step: a line of log.jsonl, and a part of the manifest.
+// The report of a finished step: a line of log.jsonl, and a part of the manifest.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,11 @@ struct StepReport {
     bool skipped = false;
 };
 
-// One JSON object; floats in shortest round-trip form, non-finite ones as strings, null where a value does not apply.
+// Returns one JSON object; floats in shortest round-trip form, non-finite ones as strings, null where a value does not
+// apply.
 nlohmann::ordered_json report_to_json(const StepReport& report);
-// What a checkpoint keeps of a report: all but what is found anew (val_loss, hellaswag) or depends on the device (mfu).
-// Throws UserError for a value that cannot be.
+// Reads what a checkpoint keeps of a report: all but the values that a resumed run finds anew (val_loss, hellaswag,
+// mfu). Throws UserError for a value that cannot be.
 StepReport report_from_json(const JsonFields& fields);
 
 }  // namespace ingot

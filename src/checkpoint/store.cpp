@@ -82,7 +82,7 @@ std::vector<std::string> list_checkpoints(const std::string& run_dir) {
 
 CheckpointStore::CheckpointStore(const RunFolder& folder) : run_(folder), run_id_(new_run_id()) {}
 
-// By the folder itself, since a path may lead through links. Empty: it is not here.
+// Compares the folder itself, since a path may lead through links. Returns an empty name if it is not here.
 std::string CheckpointStore::name_of(const std::string& checkpoint) const {
     struct stat info {};
     if (stat(checkpoint.c_str(), &info) != 0) return "";
@@ -99,7 +99,7 @@ void CheckpointStore::go_on_from(const std::string& checkpoint, const Manifest& 
     run_id_ = manifest.run_id;
     const std::string name = name_of(checkpoint);
     const Folder checkpoints = run_.checkpoints();
-    // One that is a link to another disk is neither counted nor removed.
+    // A checkpoint that is a link to another disk is neither counted nor removed.
     const std::optional<struct stat> info = checkpoints.look_at(name);
     if (info && S_ISDIR(info->st_mode)) whole_[name] = stamps_of(checkpoints.folder(name));
 }

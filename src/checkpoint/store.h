@@ -17,7 +17,7 @@ namespace ingot {
 
 // "step-00001000".
 std::string step_name(int64_t step);
-// Whether a name is that of a committed checkpoint; step-00001000.tmp-... is not.
+// Returns whether a name is that of a committed checkpoint; step-00001000.tmp-... is not.
 bool is_step_name(const std::string& name);
 // "RUN_DIR/checkpoints".
 std::string checkpoints_of(const std::string& run_dir);
@@ -29,9 +29,10 @@ class CheckpointStore {
     // The folder outlives the store. A store is used by one thread at a time. Throws as file_failed() does.
     explicit CheckpointStore(const RunFolder& folder);
 
-    // What tells the checkpoints of this run from those of others; empty for a run that an older version began.
+    // Returns the id that tells the checkpoints of this run from those of others; empty for a run that an older version
+    // began.
     const std::string& run_id() const { return run_id_; }
-    // Whether the folder of a checkpoint is one of this run folder's.
+    // Returns whether the folder of a checkpoint is one of this run folder's.
     bool holds(const std::string& checkpoint) const { return !name_of(checkpoint).empty(); }
     // Says that the run goes on from this checkpoint of its own folder, which was verified.
     void go_on_from(const std::string& checkpoint, const Manifest& manifest);
@@ -65,8 +66,8 @@ class CheckpointStore {
     const RunFolder& run() const { return run_; }
     // Makes it the checkpoint of its step. What had that name is set aside; returns its new path, or an empty text.
     std::string commit(Draft* draft);
-    // Of the run's own up to `step`, removes all but the newest `keep` and those at multiples of `keep_every` (0: none
-    // is kept for good).
+    // Removes, of the run's own checkpoints up to `step`, all but the newest `keep` and those at multiples of
+    // `keep_every` (0: none is kept for good).
     void prune(int64_t step, int64_t keep, int64_t keep_every);
 
   private:

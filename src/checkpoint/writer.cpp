@@ -52,8 +52,8 @@ uint64_t bytes_of(const std::vector<NamedTensor>& tensors) {
     return bytes;
 }
 
-// Before anything is written, so that a full disk costs no time and leaves nothing behind. Headers and the manifest
-// take less than the margin.
+// Checks before anything is written, so that a full disk costs no time and leaves nothing behind. Headers and the
+// manifest take less than the margin.
 void check_free_space(const CheckpointStore::Draft& draft, uint64_t bytes) {
     constexpr uint64_t kMargin = 1 << 20;
     const uint64_t available = draft.available_bytes();
@@ -173,7 +173,7 @@ std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) 
     const Folder& folder = draft.folder();
     std::vector<NamedTensor> model_tensors, moments;
     for (const OptimizerState& part : state)
-        for (const NamedTensor& named : outer_tensors(model_.table(), part.tensor, part.prefix))
+        for (const NamedTensor& named : checkpoint_tensors(model_.table(), part.tensor, part.prefix))
             (part.is_weights() ? model_tensors : moments).push_back(named);
     check_free_space(draft, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
 

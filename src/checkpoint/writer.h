@@ -2,7 +2,7 @@
 //
 // Weights and moments change in AdamW alone. A save therefore starts a thread and lets the next forward and backward
 // run; AdamW waits (wait_until_copied) until everything was either copied to the snapshot in host memory or, where that
-// is bounded, written. At most one save is in flight. On a GPU the snapshot is copied by a queue of its own beside the
+// is bounded, written. At most one save is in flight. On a GPU the snapshot is copied by a stream of its own beside the
 // computation, and it is the GPU that waits before AdamW, not the program.
 #pragma once
 
@@ -16,7 +16,7 @@
 
 namespace ingot {
 
-// All of a manifest but its files. `run_id` may be empty.
+// Returns a manifest without its files. `run_id` may be empty.
 nlohmann::ordered_json manifest_head(const std::string& run_id, const Config& config, const TrainingState& training,
                                      const Device& device);
 
@@ -36,9 +36,9 @@ class CheckpointWriter {
         std::string set_aside;  // what had the checkpoint's name and was renamed, or empty
     };
     // Starts to write the checkpoint of training.step, after the one in flight has ended (take its result with poll()
-    // before). No update may be queued until wait_until_copied() returns. `config` goes into the manifest, the bytes of
-    // the run's tokenizer.json (empty: it has none) into a file beside it. `store` outlives the save, and nobody else
-    // uses it before the save has ended.
+    // before). No update may be launched until wait_until_copied() returns. `config` goes into the manifest, the bytes
+    // of the run's tokenizer.json (empty: it has none) into a file beside it. `store` outlives the save, and nobody
+    // else uses it before the save has ended.
     void start(CheckpointStore* store, const Config& config, const TrainingState& training,
                const std::string& tokenizer_json);
     void wait_until_copied();
@@ -54,7 +54,7 @@ class CheckpointWriter {
     struct Job;
     std::string write(const Job& job, std::promise<void>* copied) const;
 
-    // Whether the snapshot has that tensor.
+    // Returns whether the snapshot has that tensor.
     bool is_in_snapshot(const OptimizerState& state) const {
         return state.is_weights() ? snapshots_weights_ : snapshots_moments_;
     }

@@ -1,4 +1,4 @@
-// Micro-batches on their way to the device.
+// The copies of micro-batches to the device.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@ namespace ingot {
 //
 //   fill_batch(..., batches.next());
 //   const MicroBatch batch = batches.upload();
-//   ... queue the work that reads `batch` ...
+//   ... launch the work that reads `batch` ...
 class BatchBuffers {
   public:
     static constexpr int kSlots = 2;
@@ -27,14 +27,14 @@ class BatchBuffers {
     // Goes on to the next slot, and waits until the copy that read its host memory last has ended. Work that reads the
     // batch of the slot before must have been launched.
     void advance();
-    // The same, for the caller to fill its host memory.
+    // Advances, and returns the slot's host memory for the caller to fill.
     HostBatch* next();
     // Starts the copy of what next() gave; work that is launched from now on waits for it.
     MicroBatch upload() { return upload(slots_[static_cast<size_t>(current_)].host); }
-    // The same for a batch that was filled elsewhere, in memory that this device can copy from; it is read until the
+    // Copies a batch that was filled elsewhere, in memory that this device can copy from; it is read until the
     // call of advance() after the next one returns.
     MicroBatch upload(const HostBatch& batch);
-    // Which of the slots upload() used: their memory is always the same.
+    // Returns the slot that upload() used. The memory of a slot never moves.
     int slot() const { return current_; }
 
   private:

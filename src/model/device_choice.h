@@ -1,4 +1,5 @@
-// Which device a command runs on, and why: one place for training, evaluation, generation and `./train info`.
+// The choice of the device that a command runs on, and its reason: one place for training, evaluation, generation and
+// `./train info`.
 #pragma once
 
 #include <string>
@@ -17,8 +18,8 @@ struct ChosenDevice {
 // `gpu`: which of several.
 ChosenDevice choose_device(const std::string& wanted, int gpu = 0);
 
-// The type that activations and products have: what the run asks for on CUDA (auto: bf16), fp32 on the CPU, where a run
-// that was trained in a 16-bit type can be evaluated too.
+// Returns the type of activations and GEMMs: on CUDA the one that the run asks for (auto: bf16), on the CPU fp32, where
+// a run that was trained in a 16-bit type can be evaluated too.
 DType compute_type(Precision precision, const Device& device);
 
 // Throws UserError with the reason unless a GPU can be used by this build on this machine. `option`: what asks for it,

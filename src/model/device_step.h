@@ -17,7 +17,7 @@ class DeviceStep {
     // Device memory: for ops alone.
     StepBlock* get() const { return static_cast<StepBlock*>(tensor_.data); }
     const Tensor& tensor() const { return tensor_; }
-    // Both wait for all queued work.
+    // write() and read() wait for all work that was launched.
     void write(StepBlock block) const { device_.copy(tensor_, bytes_of(&block)); }
     StepBlock read() const {
         StepBlock block;

@@ -10,7 +10,7 @@ namespace ingot {
 
 namespace {
 
-// One document of tokens[0 .. n) whose first has the position `position`; nothing to predict.
+// Fills a batch with one document, tokens[0 .. n), whose first token has the position `position`, and with no targets.
 void fill_text(const int32_t* tokens, size_t n, int64_t position, HostBatch* batch) {
     batch->resize(static_cast<int64_t>(n));
     std::copy_n(tokens, n, batch->tokens.begin());

@@ -12,7 +12,7 @@
 
 namespace ingot {
 
-// Which tokens may be drawn, and how. All three restrict: first top_k, then top_p of what is left.
+// How tokens are drawn. top_k restricts the choice first, then top_p restricts what is left.
 struct Sampling {
     double temperature = 0.8;  // logits are divided by it; 0: the likeliest token
     int64_t top_k = 50;        // the K likeliest tokens; 0: all
@@ -34,7 +34,7 @@ class Generator {
     // tokens of what start() gets. `model` and `buffers` must outlive this.
     Generator(Model& model, BatchBuffers& buffers, int64_t capacity, MemoryPlan* plan);
 
-    // How many tokens the model reads at once, at most: a prompt, then `num_tokens` more, in a cache of `capacity`.
+    // Returns the most tokens that the model reads at once: a prompt, then `num_tokens` more, in a cache of `capacity`.
     static int64_t prefill(int64_t num_prompt, int64_t num_tokens, int64_t capacity);
 
     // Begins a text; at least one token. Of a text longer than the cache the last half of a cache is read.
@@ -66,8 +66,8 @@ struct SampleOptions {
     int32_t eot_token = -1;  // ends the text; -1: none
 };
 
-// What the model reads first. An empty prompt begins a document with EOT. Throws UserError if it is empty and the run
-// has no EOT.
+// Returns the tokens that the model reads first. An empty prompt begins a document with EOT. Throws UserError if it is
+// empty and the run has no EOT.
 std::vector<int32_t> prompt_tokens(Tokenizer& tokenizer, const std::string& prompt, const DataConfig& data);
 
 // Continues `prompt` and returns the continuation alone: the samples of a training run. Ends early if the logits are

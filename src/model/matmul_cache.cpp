@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A thousand models' products fill a tenth of its bytes.
+// The GEMMs of a thousand models fill a tenth of these bytes.
 constexpr JsonLimits kCacheLimits = {
     .max_bytes = size_t{64} << 20, .max_depth = 3, .advice = "it is damaged, or no cache of algorithms"};
 
@@ -69,8 +69,7 @@ std::vector<MatmulChoice> read_matmul_cache(const std::string& machine, std::str
         for (MatmulChoice& choice : choices) choice.source = MatmulSource::cache;
         return choices;
     } catch (const std::exception& fault) {
-        *note =
-            excerpt(join("the cache of product algorithms ", path, " is not used: ", fault.what()), kLongestMessage);
+        *note = excerpt(join("the cache of GEMM algorithms ", path, " is not used: ", fault.what()), kLongestMessage);
         return {};
     }
 }
@@ -83,7 +82,7 @@ void write_matmul_cache(const std::string& machine, const std::vector<MatmulChoi
     if (timed.empty() || machine.empty()) return;
     const std::string path = matmul_cache_path(machine);
     if (path.empty()) {
-        *note = "the choice of product algorithms is not kept for later runs: neither XDG_CACHE_HOME nor HOME is set";
+        *note = "the choice of GEMM algorithms is not kept for later runs: neither XDG_CACHE_HOME nor HOME is set";
         return;
     }
     static std::atomic<int> num_files{0};
@@ -102,9 +101,9 @@ void write_matmul_cache(const std::string& machine, const std::vector<MatmulChoi
     } catch (const std::exception& fault) {
         std::error_code ignored;
         fs::remove(temporary, ignored);
-        *note = excerpt(join("the choice of product algorithms is not kept for later runs: cannot write ", path, ": ",
-                             fault.what()),
-                        kLongestMessage);
+        *note = excerpt(
+            join("the choice of GEMM algorithms is not kept for later runs: cannot write ", path, ": ", fault.what()),
+            kLongestMessage);
     }
 }
 

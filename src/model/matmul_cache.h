@@ -1,9 +1,9 @@
-// The machine's cache of product algorithms: what one run has timed, the next need not.
+// The machine's cache of GEMM algorithms: a run need not time a GEMM that an earlier one has timed.
 //
 //   $XDG_CACHE_HOME/ingot/matmul-GPU-cuBLASLt-VERSION.json, else ~/.cache/ingot/...
 //   {"machine": "GPU, cuBLASLt VERSION", "choices": {PRODUCT: ALGORITHM, ...}}
 //
-// It is a convenience: whatever is wrong with it, the products are timed again. So nothing here throws; *note is one
+// It is a convenience: whatever is wrong with it, the GEMMs are timed again. So nothing here throws; *note is one
 // line for people when the cache cannot be used, and else empty.
 #pragma once
 
@@ -15,10 +15,10 @@
 
 namespace ingot {
 
-// Where the cache of `machine` (matmul_machine()) is. Empty if the environment names no folder for it.
+// Returns the path of the cache of `machine` (matmul_machine()); empty if the environment names no folder for it.
 std::string matmul_cache_path(const std::string& machine);
 
-// What is known of this machine; nothing if there is no cache yet.
+// Returns the choices that this machine's cache holds; none if there is no cache yet.
 std::vector<MatmulChoice> read_matmul_cache(const std::string& machine, std::string* note);
 
 // Adds those of `choices` that were timed; makes the folder if need be. The file is replaced as a whole: a reader finds

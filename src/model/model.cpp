@@ -17,7 +17,7 @@ namespace ingot {
 
 namespace {
 
-// Memory that the logits of one chunk may take. Large enough for the head's products to run at full speed, small enough
+// Memory that the logits of one chunk may take. Large enough for the head's GEMMs to run at full speed, small enough
 // to be a minor part of the plan. Each chunk reads and writes the head's whole gradient once: with 50,304 tokens of
 // vocabulary and width 768 that is 309 MB, which on a GPU only chunks of thousands of tokens make little.
 constexpr int64_t kLogitsBytes = 64 << 20, kLogitsBytesCuda = 1 << 30;
@@ -37,7 +37,7 @@ Tensor first_columns(const Tensor& tensor, int64_t n) {
 int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens) {
     const int64_t bytes = device.is_cpu() ? kLogitsBytes : kLogitsBytesCuda;
     const int64_t most = std::clamp<int64_t>(bytes / (config.padded_vocab_size() * size_of(dtype)), 1, max_tokens);
-    // Chunks of one size, if there are such in whole tiles: then no product has a second shape.
+    // Chunks of one size in whole tiles are preferred: then no GEMM has a second shape.
     for (int64_t chunk = most / 128 * 128; chunk > most / 2; chunk -= 128)
         if (max_tokens % chunk == 0) return chunk;
     return most;

@@ -33,7 +33,7 @@ struct LayerActivations {
     Tensor gate_up, swiglu;                 // (N, 2F), (N, F)
 };
 
-// How many tokens' logits exist at a time, in a micro-batch of up to max_tokens.
+// Returns how many tokens' logits exist at a time, in a micro-batch of up to max_tokens.
 int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtype, int64_t max_tokens);
 
 // A row of the list that plans the activations of a layer and cuts them to a micro-batch.
@@ -69,8 +69,8 @@ class Model {
     // initialize_parameters() or a checkpoint; in 16 bits by way of the optimizer's fp32 masters.
     void initialize_constants();
 
-    // For benchmarks alone, on CUDA: from now on every token sees itself only (kernels/attention/left_out.h), without
-    // QK-norm and positions, so that what is left of a step can be timed. config() says so.
+    // Serves benchmarks alone, on CUDA: from now on every token sees itself only (kernels/attention/left_out.h),
+    // without QK-norm and positions, so that what is left of a step can be timed. config() says so.
     void leave_out_attention();
 
     // Forward and backward of one micro-batch: adds its losses and target count to step->sums, and S * (sum of token

@@ -19,7 +19,7 @@ void ParameterTable::add(Parameter parameter) {
 }
 
 void ParameterTable::add_matrix(std::string name, int layer, int64_t rows, int64_t columns, double init_std,
-                                std::vector<OuterPart> parts) {
+                                std::vector<CheckpointPart> parts) {
     add({.name = std::move(name),
          .rows = rows,
          .columns = columns,
@@ -31,7 +31,7 @@ void ParameterTable::add_matrix(std::string name, int layer, int64_t rows, int64
          .parts = std::move(parts)});
 }
 
-void ParameterTable::add_norm(std::string name, int layer, int64_t size, std::string outer) {
+void ParameterTable::add_norm(std::string name, int layer, int64_t size, std::string checkpoint_name) {
     add({.name = std::move(name),
          .rows = 1,
          .columns = size,
@@ -40,10 +40,10 @@ void ParameterTable::add_norm(std::string name, int layer, int64_t size, std::st
          .init_value = 1,
          .layer = layer,
          .offset = 0,
-         .parts = {{std::move(outer), 0, 1}}});
+         .parts = {{std::move(checkpoint_name), 0, 1}}});
 }
 
-void ParameterTable::add_bias(std::string name, int layer, int64_t size, std::vector<OuterPart> parts) {
+void ParameterTable::add_bias(std::string name, int layer, int64_t size, std::vector<CheckpointPart> parts) {
     add({.name = std::move(name),
          .rows = size,
          .columns = 1,
@@ -63,25 +63,25 @@ ParameterTable::ParameterTable(const ModelConfig& config) : tied_(config.tie_emb
     const double out_std = std / std::sqrt(2.0 * static_cast<double>(config.n_layers));
     add_matrix("embedding", -1, VP, C, std, {{"model.embed_tokens.weight", 0, V}});
     for (int64_t l = 0; l < config.n_layers; ++l) {
-        const std::string inner = join("layers.", l, "."), outer = join("model.layers.", l, ".");
+        const std::string fused = join("layers.", l, "."), llama = join("model.layers.", l, ".");
         const int layer = static_cast<int>(l);
-        const auto qkv_parts = [&](const char* kind) -> std::vector<OuterPart> {
-            return {{outer + "self_attn.q_proj." + kind, 0, Q},
-                    {outer + "self_attn.k_proj." + kind, Q, KV},
-                    {outer + "self_attn.v_proj." + kind, Q + KV, KV}};
+        const auto qkv_parts = [&](const char* kind) -> std::vector<CheckpointPart> {
+            return {{llama + "self_attn.q_proj." + kind, 0, Q},
+                    {llama + "self_attn.k_proj." + kind, Q, KV},
+                    {llama + "self_attn.v_proj." + kind, Q + KV, KV}};
         };
-        add_norm(inner + "attention_norm", layer, C, outer + "input_layernorm.weight");
-        add_matrix(inner + "qkv", layer, Q + 2 * KV, C, std, qkv_parts("weight"));
-        if (config.qkv_bias) add_bias(inner + "qkv_bias", layer, Q + 2 * KV, qkv_parts("bias"));
+        add_norm(fused + "attention_norm", layer, C, llama + "input_layernorm.weight");
+        add_matrix(fused + "qkv", layer, config.qkv_width(), C, std, qkv_parts("weight"));
+        if (config.qkv_bias) add_bias(fused + "qkv_bias", layer, config.qkv_width(), qkv_parts("bias"));
         if (config.qk_norm) {
-            add_norm(inner + "q_norm", layer, HS, outer + "self_attn.q_norm.weight");
-            add_norm(inner + "k_norm", layer, HS, outer + "self_attn.k_norm.weight");
+            add_norm(fused + "q_norm", layer, HS, llama + "self_attn.q_norm.weight");
+            add_norm(fused + "k_norm", layer, HS, llama + "self_attn.k_norm.weight");
         }
-        add_matrix(inner + "attention_out", layer, C, Q, out_std, {{outer + "self_attn.o_proj.weight", 0, C}});
-        add_norm(inner + "mlp_norm", layer, C, outer + "post_attention_layernorm.weight");
-        add_matrix(inner + "gate_up", layer, 2 * F, C, std,
-                   {{outer + "mlp.gate_proj.weight", 0, F}, {outer + "mlp.up_proj.weight", F, F}});
-        add_matrix(inner + "down", layer, C, F, out_std, {{outer + "mlp.down_proj.weight", 0, C}});
+        add_matrix(fused + "attention_out", layer, C, Q, out_std, {{llama + "self_attn.o_proj.weight", 0, C}});
+        add_norm(fused + "mlp_norm", layer, C, llama + "post_attention_layernorm.weight");
+        add_matrix(fused + "gate_up", layer, 2 * F, C, std,
+                   {{llama + "mlp.gate_proj.weight", 0, F}, {llama + "mlp.up_proj.weight", F, F}});
+        add_matrix(fused + "down", layer, C, F, out_std, {{llama + "mlp.down_proj.weight", 0, C}});
     }
     add_norm("final_norm", -1, C, "model.norm.weight");
     if (!config.tie_embeddings) add_matrix("head", -1, VP, C, std, {{"lm_head.weight", 0, V}});
@@ -96,7 +96,7 @@ const Parameter& ParameterTable::find(const std::string& name) const {
 int64_t ParameterTable::num_parameters() const {
     int64_t count = 0;
     for (const Parameter& parameter : parameters_)
-        for (const OuterPart& part : parameter.parts) count += part.rows * parameter.columns;
+        for (const CheckpointPart& part : parameter.parts) count += part.rows * parameter.columns;
     return count;
 }
 
@@ -104,7 +104,7 @@ int64_t ParameterTable::num_matmul_parameters() const {
     int64_t count = 0;
     for (const Parameter& parameter : parameters_) {
         if (!parameter.is_matrix || (parameter.name == "embedding" && !tied_)) continue;
-        for (const OuterPart& part : parameter.parts) count += part.rows * parameter.columns;
+        for (const CheckpointPart& part : parameter.parts) count += part.rows * parameter.columns;
     }
     return count;
 }
@@ -114,7 +114,7 @@ Tensor parameter_view(const Tensor& flat, const Parameter& parameter) {
     return parameter.is_matrix ? range.view({parameter.rows, parameter.columns}) : range;
 }
 
-Tensor part_view(const Tensor& flat, const Parameter& parameter, const OuterPart& part) {
+Tensor part_view(const Tensor& flat, const Parameter& parameter, const CheckpointPart& part) {
     const int64_t begin = parameter.offset + part.begin * parameter.columns;
     const Tensor range = flat.slice(0, begin, begin + part.rows * parameter.columns);
     return parameter.is_matrix ? range.view({part.rows, parameter.columns}) : range;
@@ -143,7 +143,7 @@ LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int6
 void initialize_parameters(const Device& device, const ParameterTable& table, uint64_t seed, const Tensor& flat) {
     device.zero(flat);
     for (const Parameter& parameter : table.parameters()) {
-        for (const OuterPart& part : parameter.parts) {
+        for (const CheckpointPart& part : parameter.parts) {
             const Tensor tensor = part_view(flat, parameter, part);
             if (parameter.is_matrix)
                 fill_normal(

@@ -11,22 +11,22 @@
 
 namespace ingot {
 
-// Rows [begin, begin + rows) of the inner tensor are the tensor `name` outside: the names, shapes and order of
-// LlamaForCausalLM. Inner rows that no part covers are padding (the vocabulary's) and stay zero.
-struct OuterPart {
+// Rows [begin, begin + rows) of a fused tensor are the tensor `name` of a checkpoint: the names, shapes and order of
+// LlamaForCausalLM. Fused rows that no part covers are padding (the vocabulary's) and stay zero.
+struct CheckpointPart {
     std::string name;
     int64_t begin, rows;
 };
 
 struct Parameter {
-    std::string name;       // inner: "layers.3.qkv"
+    std::string name;       // fused: "layers.3.qkv"
     int64_t rows, columns;  // 1-D tensors: columns = 1 where parts are ranges of it (biases), else rows = 1 (norms)
     bool is_matrix;         // 2-D tensors decay, 1-D ones do not
     double init_std;        // matrices: N(0, init_std)
     double init_value;      // 1-D tensors: weights of norms 1, biases 0
     int layer;              // -1: embedding, final norm, head
     int64_t offset;         // in elements, in the flat space
-    std::vector<OuterPart> parts;
+    std::vector<CheckpointPart> parts;
     int64_t numel() const { return rows * columns; }
 };
 
@@ -39,18 +39,18 @@ class ParameterTable {
     // Elements of the flat space: every tensor starts at a multiple of 64 elements (a whole number of 16-byte vectors
     // and cache lines in any dtype); the gaps stay zero.
     int64_t flat_size() const { return flat_size_; }
-    // Without padding: what a user means by "parameters".
+    // Returns the count without padding, which a user means by "parameters".
     int64_t num_parameters() const;
-    // Parameters of matrix products (what 6 FLOPs per parameter and token counts): all matrices, but an untied
-    // embedding table.
+    // Returns the number of parameters of GEMMs, which 6 FLOPs per parameter and token counts: all matrices, but an
+    // untied embedding table.
     int64_t num_matmul_parameters() const;
 
   private:
     // A matrix of N(0, init_std); one axis of ones or zeros.
     void add_matrix(std::string name, int layer, int64_t rows, int64_t columns, double init_std,
-                    std::vector<OuterPart> parts);
-    void add_norm(std::string name, int layer, int64_t size, std::string outer);
-    void add_bias(std::string name, int layer, int64_t size, std::vector<OuterPart> parts);
+                    std::vector<CheckpointPart> parts);
+    void add_norm(std::string name, int layer, int64_t size, std::string checkpoint_name);
+    void add_bias(std::string name, int layer, int64_t size, std::vector<CheckpointPart> parts);
     void add(Parameter parameter);
     std::vector<Parameter> parameters_;
     int64_t flat_size_ = 0;
@@ -59,17 +59,17 @@ class ParameterTable {
 
 // The tensor of one parameter inside a flat space: (rows, columns), or (columns) for 1-D ones.
 Tensor parameter_view(const Tensor& flat, const Parameter& parameter);
-// The outer tensor of one part: a contiguous range of rows.
-Tensor part_view(const Tensor& flat, const Parameter& parameter, const OuterPart& part);
+// Returns the tensor of one part: a contiguous range of rows.
+Tensor part_view(const Tensor& flat, const Parameter& parameter, const CheckpointPart& part);
 
-// One layer's tensors in a flat space of weights or of gradients.
+// The tensors of one layer in a flat space of weights or of gradients.
 struct LayerTensors {
     Tensor attention_norm, qkv, qkv_bias, q_norm, k_norm, attention_out, mlp_norm, gate_up, down;
 };
 LayerTensors layer_tensors(const ParameterTable& table, const Tensor& flat, int64_t layer);
 
 // Draws the initial weights into a flat fp32 (fp64) space on the device, the gaps zero. Every element is a function of
-// (seed, outer name, index in the outer tensor) alone.
+// (seed, checkpoint name, index in that tensor) alone.
 void initialize_parameters(const Device& device, const ParameterTable& table, uint64_t seed, const Tensor& flat);
 
 }  // namespace ingot

@@ -10,7 +10,7 @@ double learning_rate(const ScheduleConfig& schedule, double lr, int64_t steps, i
     const int64_t warmup = *schedule.warmup_steps;
     if (step <= warmup) return lr * static_cast<double>(step) / static_cast<double>(warmup);
     const double low = schedule.final_lr_fraction;
-    // How far from `begin` (0) to the last step (1).
+    // The progress from `begin` (0) to the last step (1).
     const auto progress = [&](int64_t begin) {
         return static_cast<double>(step - begin) / static_cast<double>(std::max<int64_t>(1, steps - begin));
     };

@@ -16,7 +16,7 @@ class Ranks {
 
     virtual int64_t size() const = 0;
     virtual int64_t rank() const = 0;
-    // Which of its machine's GPUs this rank computes on.
+    // The index of the GPU, among those of its machine, that this rank computes on.
     virtual int local_rank() const = 0;
     // The first rank prints, and writes what there is one of.
     bool is_first() const { return rank() == 0; }

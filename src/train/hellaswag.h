@@ -60,12 +60,12 @@ class HellaSwag {
     std::string describe() const;
     const std::vector<MultipleChoice>& examples() const { return examples_; }
 
-    // For each example the sums of its endings' losses. Every ending after its context is a document of its own, and as
-    // many as fit are packed into a batch of model.max_tokens() tokens. Asks must_stop() before each batch; nothing if
-    // it said so. Changes step->sums.
+    // Returns, for each example, the sums of its endings' losses. Every ending after its context is a document of its
+    // own, and as many as fit are packed into a batch of model.max_tokens() tokens. Asks must_stop() before each batch;
+    // nothing if it said so. Changes step->sums.
     std::optional<std::vector<std::vector<double>>> losses(Model* model, BatchBuffers* buffers, const DeviceStep& step,
                                                            const std::function<bool()>& must_stop) const;
-    // Which endings they choose.
+    // Returns which endings these sums choose.
     std::optional<HellaSwagResult> measure(Model* model, BatchBuffers* buffers, const DeviceStep& step,
                                            const std::function<bool()>& must_stop) const;
 

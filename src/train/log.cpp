@@ -45,7 +45,7 @@ RunLog::RunLog(const Folder& folder, int64_t last_step) : folder_(folder), path_
             ": move it away, or set log.jsonl to false");
 }
 
-// What is kept is written anew and renamed, so that a kill at any moment leaves a whole file.
+// Writes the lines that stay into a new file and renames it, so that a kill at any moment leaves a whole file.
 void RunLog::cut_back(int64_t last_step) {
     const Descriptor old = folder_.open(kName, O_RDONLY);
     REQUIRE(old.get() >= 0, "cannot open ", path_, ": ",

@@ -1,4 +1,4 @@
-// What a step prints, and its line in log.jsonl.
+// The line that a step prints, and its line in log.jsonl.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ class RunLog {
     RunLog(const Folder& folder, int64_t last_step);
     RunLog(const RunLog&) = delete;
     RunLog& operator=(const RunLog&) = delete;
-    // Whether the line of `last_step` was there.
+    // Returns whether the line of `last_step` was there.
     bool has_last_step() const { return has_last_step_; }
     // A line that cannot be written (a full disk) costs that line and a warning, not the run. A file that was removed
     // under it is begun anew.

@@ -1,4 +1,4 @@
-// What a GPU's products reach at most, by its data sheet: what MFU is measured against.
+// The peak rate of a GPU's GEMMs by its data sheet. MFU is the share of it that a run reaches.
 #pragma once
 
 #include <optional>
@@ -13,7 +13,8 @@ struct PeakRate {
     double flops;      // FLOP/s, dense, 16-bit inputs, fp32 sums
 };
 
-// By the device's name as CUDA gives it. None for a GPU that the table does not know, and for fp32.
+// Looks the device up by the name that CUDA gives it. Returns nothing for a GPU that the table does not know, and for
+// fp32.
 std::optional<PeakRate> peak_rate(const std::string& device_name, DType dtype);
 
 }  // namespace ingot

@@ -37,7 +37,7 @@ const char* describe(Position position) {
     }
 }
 
-// What is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints, device.
+// Says what is really active, one line each: model, FLOPs, attention, optimizer, step, checkpoints, device.
 std::string describe_features(const Config& config, const TrainingPlan& plan) {
     const Model& model = plan.model;
     const Device& device = plan.device();
@@ -47,9 +47,9 @@ std::string describe_features(const Config& config, const TrainingPlan& plan) {
     const ScheduleConfig& s = config.schedule;
     const double parameters = static_cast<double>(model.table().num_parameters());
     const long heads = static_cast<long>(m.n_heads), kv_heads = static_cast<long>(m.n_kv_heads);
-    // Forward and backward: 6 FLOPs per parameter of a product, and 6 per query, visible key and element of a head
+    // Forward and backward: 6 FLOPs per parameter of a GEMM, and 6 per query, visible key and element of a head
     // twice (scores, values), half of the keys being visible to a causal row of one document.
-    const double product_flops = 6.0 * static_cast<double>(model.table().num_matmul_parameters());
+    const double gemm_flops = 6.0 * static_cast<double>(model.table().num_matmul_parameters());
     const double attention_flops =
         6.0 * static_cast<double>(m.n_layers * m.n_heads * m.head_dim) * static_cast<double>(m.context_length + 1);
 
@@ -58,7 +58,7 @@ std::string describe_features(const Config& config, const TrainingPlan& plan) {
              parameters / 1e6, static_cast<long>(m.n_layers), static_cast<long>(m.d_model), static_cast<long>(m.d_ff),
              static_cast<long>(m.context_length), static_cast<long>(m.vocab_size),
              m.tie_embeddings ? ", tied embeddings" : "", m.qkv_bias ? ", QKV bias" : "", m.qk_norm ? ", QK-norm" : "");
-    text += line("compute: %.3g MFLOPs per token in products, up to %.3g in attention", product_flops / 1e6,
+    text += line("compute: %.3g MFLOPs per token in GEMMs, up to %.3g in attention", gemm_flops / 1e6,
                  attention_flops / 1e6);
     const std::string stretched =
         m.rope_scaling.type == RopeScalingType::llama3

@@ -1,4 +1,4 @@
-// What comes before a run: its device, its tokenizer, the checkpoint that it goes on from; and `--dry-run`.
+// The start of a run: its device, its tokenizer, the checkpoint that it goes on from; and `--dry-run`.
 #pragma once
 
 #include <memory>
@@ -22,21 +22,21 @@ namespace ingot {
 // training.precision.
 Device training_device(const Config& config, const Ranks& ranks, const Console& console);
 
-// What --resume means for this run folder: nothing to go on from, or a checkpoint that is whole. Throws UserError.
+// Returns the checkpoint that --resume means for this run folder, which is whole, or nothing. Throws UserError.
 std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
                                                const std::string& resume);
 
 // The checkpoint of model.init_from; nothing where the config has none. Throws UserError if there is none, or if its
 // model is not the config's in all but context_length.
 std::optional<Checkpoint> checkpoint_to_start_from(const Config& config);
-// What a run says of it, a line for each thing; a tokenizer that is not the checkpoint's is a warning on stderr.
+// Says on the console what a run takes from it; a tokenizer that is not the checkpoint's is a warning on stderr.
 void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer, const Console& console);
 
-// Null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
+// Returns null if the config has none. Throws UserError if it cannot be read, or does not fit the model or the samples.
 std::unique_ptr<Tokenizer> training_tokenizer(const Config& config);
 
-// Of eval.hellaswag: null if the config has none. `tokenizer` may be null. Throws UserError if it cannot be read, or
-// does not fit the model.
+// Opens eval.hellaswag; returns null if the config has none. `tokenizer` may be null. Throws UserError if it cannot be
+// read, or does not fit the model.
 std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* tokenizer);
 
 // A line for each setting that changes nothing.
@@ -45,8 +45,8 @@ void print_plan(const Config& config, const TrainingPlan& plan, const Console& c
 // `hellaswag` may be null.
 void print_data(const TrainingData& data, const HellaSwag* hellaswag, const Console& console);
 
-// What a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not have
-// them on this machine. Returns the exit code.
+// Says what a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not
+// have them on this machine. Returns the exit code.
 int dry_run(Config config, const Ranks& ranks, const Console& console);
 
 }  // namespace ingot

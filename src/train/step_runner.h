@@ -33,7 +33,7 @@ class StepRunner {
     // All of them outlive the runner.
     StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, const Console& console);
 
-    // Where the weights of the first step come from: a run that goes on, else a model to start from, else the seed.
+    // The source of the first step's weights: a run that goes on, else a model to start from, else the seed.
     struct Start {
         const Checkpoint* resumed = nullptr;
         const Checkpoint* initial = nullptr;
@@ -46,7 +46,8 @@ class StepRunner {
 
     int64_t last_launched() const { return last_launched_; }
     int64_t last_finished() const { return last_finished_; }
-    // How many steps may be launched beyond the one that is waited for: none on the CPU, where launching is doing.
+    // Returns how many steps may be launched beyond the one that is waited for: none on the CPU, where a launch runs
+    // the step.
     int64_t ahead() const { return plan_.device().is_cpu() ? 0 : kStepsInFlight - 1; }
 
     // Begins the next step, with the learning rate of its number. A step that was begun and never updated is dropped:
@@ -56,7 +57,8 @@ class StepRunner {
     // stays as it is until next_batch() is called for the micro-step after the next one. Returns false, without work,
     // where next_batch() returns null.
     bool micro_step(const std::function<const HostBatch*()>& next_batch);
-    // After the last micro-step. Waits, on the device if it can, until a save has copied what changes now.
+    // Ends the step with the optimizer's update. Waits before, on the device if it can, until a save has copied the
+    // weights and moments.
     void update();
 
     // Waits for the oldest step in flight. The reference is good until kStepsInFlight more have begun.
@@ -96,7 +98,7 @@ class StepRunner {
     const Console& console_;
     std::array<Slot, kStepsInFlight> slots_;
     int64_t last_launched_ = 0, last_finished_ = 0;
-    // By the batch's slot, and whether gradients are added to: not by a step's first micro-step.
+    // Graphs by the batch's slot, and by whether gradients are accumulated, which a step's first micro-step does not.
     std::array<std::array<DeviceGraph, 2>, BatchBuffers::kSlots> micro_step_;
     DeviceGraph update_;
     bool uses_graphs_ = true;

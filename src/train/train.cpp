@@ -1,4 +1,4 @@
-// Reading order: Trainer::run() is the loop; each line of it is a function above.
+// Reading order: Trainer::loop() is the loop; each line of it calls a function that stands above it.
 #include "src/train/train.h"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ namespace ingot {
 
 namespace {
 
-// How many of the choices `now` are not in the record.
+// Returns how many of the choices `now` are not in the record.
 int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
     return std::count_if(now.begin(), now.end(), [&](const MatmulChoice& choice) {
         return std::none_of(record.begin(), record.end(), [&](const MatmulChoice& recorded) {
@@ -46,7 +46,8 @@ std::string list_of(const std::vector<std::string>& parts, const char* separator
     return text;
 }
 
-// What a resumed run may say of its bits. `sampled` names data of which not every byte was compared.
+// Says whether a resumed run has the bits of an uninterrupted one. `sampled` names data whose bytes were compared in
+// part.
 std::string bits_promise(const std::vector<std::string>& differences, const std::vector<std::string>& sampled) {
     if (!differences.empty())
         return excerpt("bits: not promised to be those of an uninterrupted run, since " + list_of(differences, "; "),
@@ -61,7 +62,7 @@ std::string bits_promise(const std::vector<std::string>& differences, const std:
 
 class Trainer {
   public:
-    // All but the range outlive the trainer. `tokenizer` and `hellaswag` may be null.
+    // The arguments outlive the trainer, except the range. `tokenizer` and `hellaswag` may be null.
     Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
             Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, Ranks* ranks,
             const Console& console, TrainingPlan* plan);
@@ -92,14 +93,15 @@ class Trainer {
     int stop_without_folder(const std::string& why);
     [[noreturn]] void end_with(ExitCode code, const std::string& what);
     std::string what_is_saved() const;
-    bool must_stop() const;  // whether any rank was told to, or the time is over
+    bool is_told_to_stop() const;  // by a signal or the time, this rank alone
+    bool must_stop() const;        // whether any rank is; all ranks ask together
     int64_t rows_per_step() const { return config_.training.batch_tokens / config_.model.context_length; }
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
     bool is_last(int64_t step) const { return step >= *config_.training.steps; }
     bool is_last() const { return is_last(training_.step); }
-    // Whether weights are read after this step, so that no later one may be launched before; or a profile begins or
-    // ends.
+    // Returns whether the host reads weights after this step, so that no later one may be launched before, or whether a
+    // profile begins or ends.
     bool pauses_after(int64_t step) const {
         return is_due(config_.checkpoint.every, step) || is_due(config_.eval.every, step) ||
                is_due(config_.sample.every, step) || profile_.contains(step) != profile_.contains(step + 1);
@@ -178,7 +180,7 @@ void Trainer::describe_resume(const Checkpoint& checkpoint, std::vector<std::str
     if (!config_.training.deterministic && !plan_.device().is_cpu())
         differences.push_back("training.deterministic is false");
     console_.line(bits_promise(differences, data_.sampled()));
-    // What lies ahead of the resumed step is damaged, or of a future that will not be.
+    // Checkpoints ahead of the resumed step are damaged, or belong to steps that this run will train anew.
     for (const std::string& path : store_.set_aside_after(training_.step))
         console_.line("set aside, remove it when you like: ", path);
 }
@@ -208,20 +210,24 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
 
 // ---- The parts of the loop ----
 
-bool Trainer::must_stop() const {
+bool Trainer::is_told_to_stop() const {
     const std::optional<double>& minutes = config_.training.max_minutes;
-    return ranks_.agree(stop_signal() != 0 || (minutes && seconds_now() - start_seconds_ >= 60 * *minutes)) != 0;
+    return stop_signal() != 0 || (minutes && seconds_now() - start_seconds_ >= 60 * *minutes);
 }
 
-// One optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is launched, and the
-// program waits only for batches and for the memory that they are copied from.
+bool Trainer::must_stop() const {
+    return ranks_.agree(is_told_to_stop()) != 0;
+}
+
+// Runs one optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is launched, and
+// the program waits only for batches and for the memory that they are copied from.
 bool Trainer::launch_step() {
     const int64_t step = runner_.last_launched() + 1;
     if (step == profile_.first) begin_profile();
     runner_.use_graphs(!profile_.contains(step));
     runner_.begin();
     for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step)
-        if (!runner_.micro_step([this] { return loader_->next([this] { return must_stop(); }); })) return false;
+        if (!runner_.micro_step([this] { return loader_->next([this] { return is_told_to_stop(); }); })) return false;
     is_updating_ = true;
     runner_.update();
     is_updating_ = false;
@@ -331,8 +337,8 @@ void Trainer::sample() {
     console_.line("---");
 }
 
-// From the report alone, which a checkpoint keeps: a run that was killed between a save and the end that its step is
-// ends there too.
+// Decides from the report alone, which a checkpoint keeps: a run that was killed between a save and the end that its
+// step is ends there too.
 int Trainer::stop_for_nonfinite() const {
     const bool is_finite = std::isfinite(training_.report.loss) && std::isfinite(training_.report.grad_norm);
     if (!training_.report.skipped || is_finite) return kExitDone;
@@ -368,7 +374,7 @@ int Trainer::stop() {
     return kExitInterrupted;
 }
 
-// What was trained goes into the folder that is held, if there still is one. The path may be another run's by now.
+// Saves into the folder that the run holds, if it still exists. Its path may be another run's by now.
 int Trainer::stop_without_folder(const std::string& why) {
     try {
         finish_and_save();
@@ -415,7 +421,7 @@ int Trainer::run() {
 
 int Trainer::loop() {
     for (;;) {
-        // After an update: first save, so that nothing that follows can lose it; then evaluate, log, sample.
+        // An update is saved first, so that nothing that follows can lose it; then come evaluation, log and samples.
         note_save(plan_.writer.poll(), SaveMode::running);
         if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
         if (is_last() || (is_due(config_.checkpoint.every) && saved_step_ != training_.step))

@@ -26,7 +26,7 @@ struct TrainingData {
     int64_t epoch_tokens() const;
     // "data: ..." and "validation: ...", one line for each dataset.
     std::string describe() const;
-    // What a checkpoint keeps after `rows_consumed` rows.
+    // Returns the state that a checkpoint keeps after `rows_consumed` rows.
     BlendState state(int64_t rows_consumed) const;
     // Goes on where a checkpoint was. Returns a line for each thing that is not as it was: BlendedRows::resume(), and
     // what the validation losses are measured on.
@@ -49,7 +49,7 @@ struct TrainingData {
     const bool mask_documents_;
 };
 
-// What a corpus of this config is opened with.
+// Returns the options that a corpus of this config is opened with.
 CorpusOptions corpus_options(const Config& config, const Folder* run);
 
 }  // namespace ingot

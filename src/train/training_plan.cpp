@@ -8,10 +8,10 @@ namespace ingot {
 
 namespace {
 
-// What CUDA itself takes while a run goes on: code of kernels, cuBLASLt's workspace, graphs.
+// The memory that CUDA itself takes during a run: code of kernels, cuBLASLt's workspace, graphs.
 constexpr size_t kCudaReserve = size_t{640} << 20;
 
-// What a plan may take of the device.
+// Returns how many bytes of the device a plan may take.
 size_t memory_budget(const Device& device) {
     const size_t free = device.is_planned() ? Device::Planned::memory_bytes : device.free_memory();
     return free - std::min(free, kCudaReserve);
@@ -19,7 +19,7 @@ size_t memory_budget(const Device& device) {
 
 // The largest micro-batch of at most `most` rows that divides the step and fits `budget`; 0 if none does.
 int64_t largest_micro_batch(Config config, const Device& device, int64_t num_ranks, int64_t most, size_t budget) {
-    // Of one rank: the first of them has the most where they do not divide.
+    // The rows of one rank. The first rank has the most where they do not divide.
     const int64_t rows = (config.training.batch_tokens / config.model.context_length + num_ranks - 1) / num_ranks;
     for (int64_t size = std::min(rows, most); size >= 1; --size) {
         if (rows % size != 0 || size * config.model.context_length > INT32_MAX) continue;

@@ -62,7 +62,7 @@ class TrainingPlan {
     CheckpointWriter writer;  // last: it reads the model until its save has ended
 };
 
-// Where training.micro_batch_size is "auto": the largest that divides the step and that the device has memory for.
+// Sets a training.micro_batch_size of "auto" to the largest that divides the step and that the device has memory for.
 // Throws UserError if not even one row fits. Does nothing on the CPU (the config's own default stands) and where a size
 // was given.
 void resolve_micro_batch(Config* config, const Device& device, int64_t num_ranks);

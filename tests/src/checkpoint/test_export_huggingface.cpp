@@ -44,7 +44,7 @@ class Exports : public testing::Test {
     Checkpoint checkpoint(const ModelConfig& model_config) {
         const SmallModel model(model_config, {.dtype = DType::f32, .is_training = false});
         const std::string file = path("weights.safetensors");
-        write_safetensors(OutputFile(file), outer_tensors(model.model.table(), model.model.weights(), ""), {});
+        write_safetensors(OutputFile(file), checkpoint_tensors(model.model.table(), model.model.weights(), ""), {});
         Checkpoint result;
         result.folder = path("checkpoint");
         result.manifest.config.model = model_config;

@@ -109,7 +109,7 @@ class SmallModel {
         for_cpu_scalar(model.dtype(), "test", [&](auto scalar) {
             using T = decltype(scalar);
             for (const Parameter& parameter : model.table().parameters())
-                for (const OuterPart& part : parameter.parts) {
+                for (const CheckpointPart& part : parameter.parts) {
                     const Tensor tensor = part_view(model.weights(), parameter, part);
                     T* const data = tensor.get<T>();
                     for (int64_t i = 0; i < tensor.numel(); ++i)

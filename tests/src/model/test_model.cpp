@@ -33,7 +33,7 @@ void check_model_gradients(const ModelConfig& config, const std::vector<int64_t>
     small.train(row);
     std::vector<Differentiated> inputs;
     for (const Parameter& parameter : small.model.table().parameters())
-        for (const OuterPart& part : parameter.parts) {
+        for (const CheckpointPart& part : parameter.parts) {
             const Tensor gradient = part_view(small.model.gradients(), parameter, part);
             inputs.push_back(
                 {part.name, part_view(small.model.weights(), parameter, part), SmallModel::values_of(gradient)});

@@ -26,7 +26,7 @@ const std::vector<int64_t> kStarts = {0, 1, 17, 40, 40, 73};
 double worst_gradient_error(const ModelOn& one, const SmallModel& other) {
     double worst = 0;
     for (const Parameter& parameter : other.model.table().parameters())
-        for (const OuterPart& part : parameter.parts)
+        for (const CheckpointPart& part : parameter.parts)
             worst = std::max(
                 worst, relative_error(one.values_of(part_view(one.model.gradients(), parameter, part)),
                                       SmallModel::values_of(part_view(other.model.gradients(), parameter, part))));
@@ -105,9 +105,7 @@ TEST(ModelCuda, SameBitsHoweverItRuns) {
             DeviceGraph graph(cuda);
             for (int run = 0; run < 3; ++run) {
                 model.begin();
-                graph.run([&] {
-                    model.model.train(batch, model.step.get());
-                });
+                graph.run([&] { model.model.train(batch, model.step.get()); });
                 gradients.push_back(model.values_of(model.model.gradients()));
             }
         }

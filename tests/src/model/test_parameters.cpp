@@ -52,7 +52,7 @@ struct Weights {
     }
     std::vector<double> part(const ParameterTable& table, const std::string& name) const {
         for (const Parameter& parameter : table.parameters())
-            for (const OuterPart& outer : parameter.parts)
+            for (const CheckpointPart& outer : parameter.parts)
                 if (outer.name == name) return SmallModel::values_of(part_view(flat, parameter, outer));
         ADD_FAILURE() << "no part " << name;
         return {};
@@ -68,7 +68,7 @@ TEST(Parameters, OuterNamesShapesAndOrder) {
         std::vector<std::string> actual, expected;
         int64_t count = 0;
         for (const Parameter& parameter : table.parameters())
-            for (const OuterPart& part : parameter.parts)
+            for (const CheckpointPart& part : parameter.parts)
                 actual.push_back(part.name + " " + part_view(flat, parameter, part).describe());
         for (const Outer& outer : llama_names(config)) {
             expected.push_back(outer.rows == 0 ? join(outer.name, " fp32 (", outer.columns, ")")
@@ -93,7 +93,7 @@ TEST(Parameters, OffsetsAreAlignedAndDisjoint) {
             EXPECT_TRUE(names.insert(parameter.name).second) << parameter.name;
             EXPECT_EQ(&table.find(parameter.name), &parameter);
             int64_t row = 0;
-            for (const OuterPart& part : parameter.parts) {
+            for (const CheckpointPart& part : parameter.parts) {
                 EXPECT_EQ(part.begin, row) << part.name;
                 row += part.rows;
             }
@@ -188,7 +188,7 @@ TEST(Initialization, PaddingAndGapsStayZero) {
     const Weights weights(table, 3);
     std::vector<double> values = weights.flat.values();
     for (const Parameter& parameter : table.parameters())
-        for (const OuterPart& part : parameter.parts)
+        for (const CheckpointPart& part : parameter.parts)
             for (int64_t i = 0; i < part.rows * parameter.columns; ++i)
                 values[static_cast<size_t>(parameter.offset + part.begin * parameter.columns + i)] = 0;
     EXPECT_TRUE(same(values, std::vector<double>(values.size())));

@@ -80,7 +80,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         auto small = std::make_unique<SmallModel>(
             config, SmallOptions{.dtype = dtype, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
         cpu.zero(small->model.weights());
-        for_each_part(small->model, [&](const Parameter& parameter, const OuterPart& part) {
+        for_each_part(small->model, [&](const Parameter& parameter, const CheckpointPart& part) {
             const Tensor tensor = part_view(small->model.weights(), parameter, part);
             for_cpu_scalar(dtype, "test", [&](auto scalar) {
                 using T = decltype(scalar);
@@ -95,7 +95,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
     template <typename Visit>
     static void for_each_part(const Model& model, Visit&& visit) {
         for (const Parameter& parameter : model.table().parameters())
-            for (const OuterPart& part : parameter.parts) visit(parameter, part);
+            for (const CheckpointPart& part : parameter.parts) visit(parameter, part);
     }
 
     // fp64: 1e-10 throughout. fp32: the loss to 1e-5, gradients and final weights to 1e-4 per tensor.
@@ -105,7 +105,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         const double count = static_cast<double>(small->step.sums.targets);
         EXPECT_NEAR(small->step.sums.loss / count / read("losses")[0], 1, loss_bound);
         int64_t parts = 0;
-        for_each_part(small->model, [&](const Parameter& parameter, const OuterPart& part) {
+        for_each_part(small->model, [&](const Parameter& parameter, const CheckpointPart& part) {
             std::vector<double> gradient = SmallModel::values_of(part_view(small->model.gradients(), parameter, part));
             for (double& value : gradient) value /= count;  // ours are of the sum over tokens
             EXPECT_TRUE(close(gradient, read("grad." + part.name), bound)) << part.name;
@@ -161,7 +161,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         }
         EXPECT_TRUE(close(losses, read("losses"), loss_bound));
         EXPECT_TRUE(close(norms, read("grad_norms"), bound));
-        for_each_part(model, [&](const Parameter& parameter, const OuterPart& part) {
+        for_each_part(model, [&](const Parameter& parameter, const CheckpointPart& part) {
             EXPECT_TRUE(close(SmallModel::values_of(part_view(model.weights(), parameter, part)),
                               read("final." + part.name), bound))
                 << part.name;
@@ -199,7 +199,7 @@ TEST_P(TorchFixture, TenStepsOnCuda) {
         on.train(row(s));
         if (s == 0) {
             const double count = static_cast<double>(on.step.read().sums.targets);
-            for_each_part(on.model, [&](const Parameter& parameter, const OuterPart& part) {
+            for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
                 std::vector<double> gradient = on.values_of(part_view(on.model.gradients(), parameter, part));
                 for (double& value : gradient) value /= count;
                 EXPECT_TRUE(close(gradient, read("grad." + part.name), 1e-4)) << part.name;
@@ -212,7 +212,7 @@ TEST_P(TorchFixture, TenStepsOnCuda) {
     }
     EXPECT_TRUE(close(losses, read("losses"), 1e-5));
     EXPECT_TRUE(close(norms, read("grad_norms"), 1e-4));
-    for_each_part(on.model, [&](const Parameter& parameter, const OuterPart& part) {
+    for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
         EXPECT_TRUE(
             close(on.values_of(part_view(on.optimizer.weights(), parameter, part)), read("final." + part.name), 1e-4))
             << part.name;
@@ -229,7 +229,7 @@ TEST_P(TorchFixture, GradientsIn16BitsOnCuda) {
         on.begin(settings);
         on.train(row(0));
         const double count = static_cast<double>(on.step.read().sums.targets);
-        for_each_part(on.model, [&](const Parameter& parameter, const OuterPart& part) {
+        for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
             std::vector<double> gradient = on.values_of(part_view(on.model.gradients(), parameter, part));
             for (double& value : gradient) value /= count;
             const double error = read(join("error.", name_of(dtype), ".", part.name))[0];
