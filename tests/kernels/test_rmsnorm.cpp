@@ -205,7 +205,7 @@ TEST_P(RmsNorm, Shapes) {
     for (const int64_t C : {1, 7, 32, 67, 100, 128, 768, 1000, 1024, 1536, 2048, 2056, 4096, 8192})
         for (const int64_t N : {1, 3, 33, 90, 1000})
             for (const DType dtype : dtypes()) {
-                if (N * C > 1100000 || skips(N * C) || (N == 90 && C != 67)) continue;
+                if (N * C > 1100000 || skips(N * C) || skips_row(C) || (N == 90 && C != 67)) continue;
                 const Case c(dtype, {.tokens = N, .width = C});
                 check_forward(device(), c, false);
                 check_forward(device(), c, true);
@@ -224,7 +224,9 @@ TEST_P(RmsNorm, Shapes) {
 TEST_P(RmsNorm, EveryInstantiationSmall) {
     for (const DType dtype : dtypes())
         for (const int64_t vectors : {7, 16, 24, 96, 120, 200, 300, 0}) {
-            const Case c(dtype, {.tokens = 5, .width = vectors == 0 ? 50 : vectors * 16 / size_of(dtype)});
+            const int64_t width = vectors == 0 ? 50 : vectors * 16 / size_of(dtype);
+            if (skips_row(width)) continue;
+            const Case c(dtype, {.tokens = 5, .width = width});
             check_forward(device(), c, false);
             check_backward(device(), c, true, DxIs::own);
         }
