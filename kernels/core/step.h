@@ -15,6 +15,7 @@ struct StepSettings {
     double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
     double grad_clip = 1.0;          // 0 = no clipping
     int32_t dynamic_loss_scale = 0;  // 1 for fp16
+    int32_t reserved = 0;            // in place of padding, so that the bytes of two equal blocks are equal
 };
 
 // Sums over the micro-steps of one step; zeroed when it begins.
