@@ -288,7 +288,7 @@ TEST_P(RmsNorm, SameBitsEveryTime) {
         check_same_bits(device(), c.dtype, [&](const Device& on, DType dtype) {
             const Rows x(c, on, dtype, c.x), out(c, on, dtype);
             const Scalars rstd(c, on, dtype);
-            const Buffer weight(on, dtype, {width}, c.weight);
+            const Buffer weight(on, dtype, {c.layout.width}, c.weight);
             rmsnorm_forward(on, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = c.eps});
             Outputs outputs = backward(c, on, dtype, true, DxIs::dresidual, rstds);
             outputs.push_back({"out", dtype, out.values()});
