@@ -14,6 +14,7 @@ enum ExitCode : int {
     kExitFault = 1,        // a fault of ours: CHECK, CUDA error
     kExitUsage = 2,        // bad usage, config or data; no such device; a plan larger than the device
     kExitDiverged = 3,     // training stopped itself
+    kExitPeer = 4,         // a peer of a run on several GPUs died or hung
     kExitAllocation = 5,   // an allocation failed although the plan fitted, or the last save did
     kExitInterrupted = 75  // checkpoint saved; run again with --resume auto
 };

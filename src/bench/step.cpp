@@ -70,7 +70,7 @@ class Bench {
         std::printf("%s\n", describe_cuda(device_).c_str());
         copy_rate_ = copy_rate(device_);
         std::printf("copy rate: %.1f GB/s, read + written\n", copy_rate_ * 1e-9);
-        resolve_micro_batch(&config_, device_, 1);
+        resolve_micro_batch(&config_, device_, one_rank().get());
         measure();
         std::string why;
         if (!options_.no_parts || !options_.trace.empty()) {

@@ -19,7 +19,7 @@ Config without_files(Config config) {
 
 SyntheticRun::SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options)
     : config_(without_files(config)),
-      plan_(config_, device, ranks_->size()),
+      plan_(config_, device, ranks_.get()),
       runner_(config_, &plan_, ranks_.get(), console_) {
     if (options.leaves_out_attention) plan_.model.leave_out_attention();
     runner_.prepare({});

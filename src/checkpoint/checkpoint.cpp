@@ -156,7 +156,7 @@ void load_weights(const Checkpoint& checkpoint, const Model& model) {
 }
 
 void load_weights(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer) {
-    load_tensors(model.device(), *checkpoint.weights, model.table(), optimizer->weights(), "");
+    load_tensors(model.device(), *checkpoint.weights, model.table(), optimizer->state()[0].pieces[0].tensor, "");
     optimizer->refresh_model();
 }
 
@@ -164,7 +164,7 @@ TrainingState load_training(const Checkpoint& checkpoint, const Model& model, Op
     CHECK(checkpoint.moments != nullptr, checkpoint.folder, " has no optimizer state to go on from");
     for (const OptimizerState& state : optimizer->state())
         load_tensors(model.device(), state.is_weights() ? *checkpoint.weights : *checkpoint.moments, model.table(),
-                     state.tensor, state.prefix);
+                     state.pieces[0].tensor, state.prefix);
     optimizer->refresh_model();
     const Manifest& manifest = checkpoint.manifest;
     return {.step = manifest.step,

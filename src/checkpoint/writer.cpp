@@ -70,12 +70,12 @@ CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, con
     : model_(model),
       optimizer_(optimizer),
       is_async_(config.checkpoint.async),
-      snapshot_(optimizer.state().size()),
+      snapshot_(optimizer.owned_state().size()),
       updated_(model.device()),
       downloaded_(model.device()) {
     if (!is_async_) return;
     const DType dtype = accumulation_dtype(model.dtype());
-    const int64_t count = model.table().flat_size(), bytes = count * size_of(dtype);
+    const int64_t count = optimizer.num_owned(), bytes = count * size_of(dtype);
     int64_t budget = 0;  // stays so where the system does not say how much memory is free
     if (config.checkpoint.host_memory)
         budget = *config.checkpoint.host_memory;
@@ -84,7 +84,7 @@ CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, con
     const auto num_tensors = static_cast<int64_t>(snapshot_.size());
     snapshots_weights_ = budget >= num_tensors * bytes;
     snapshots_moments_ = budget >= (num_tensors - 1) * bytes;
-    const std::vector<OptimizerState> state = optimizer.state();
+    const std::vector<OptimizerState> state = optimizer.owned_state();
     for (size_t i = 0; i < state.size(); ++i)
         if (is_in_snapshot(state[i])) host_plan->add(join("checkpoint_snapshot.", i), dtype, {count}, &snapshot_[i]);
 }
@@ -111,9 +111,9 @@ void CheckpointWriter::start(CheckpointStore* store, const Config& config, const
     if (!device.is_cpu()) {
         updated_.record(Stream::compute);
         updated_.block(Stream::download);
-        const std::vector<OptimizerState> state = optimizer_.state();
+        const std::vector<OptimizerState> state = optimizer_.owned_state();
         for (size_t i = 0; i < state.size(); ++i)
-            if (snapshot_[i]) device.start_copy(snapshot_[i], state[i].tensor, Stream::download);
+            if (snapshot_[i]) device.start_copy(snapshot_[i], state[i].pieces[0].tensor, Stream::download);
         downloaded_.record(Stream::download);
     }
     std::promise<void> copied;
@@ -161,11 +161,11 @@ std::optional<CheckpointWriter::Result> CheckpointWriter::poll() {
 std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
     const Device& device = model_.device();
     downloaded_.wait();
-    std::vector<OptimizerState> state = optimizer_.state();
+    std::vector<OptimizerState> state = optimizer_.owned_state();
     for (size_t i = 0; i < state.size(); ++i) {
         if (!snapshot_[i]) continue;
-        if (device.is_cpu()) device.copy(snapshot_[i], state[i].tensor);
-        state[i].tensor = snapshot_[i];
+        if (device.is_cpu()) device.copy(snapshot_[i], state[i].pieces[0].tensor);
+        state[i].pieces[0].tensor = snapshot_[i];
     }
     if (snapshots_weights_) copied->set_value();
 
@@ -173,7 +173,7 @@ std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) 
     const Folder& folder = draft.folder();
     std::vector<NamedTensor> model_tensors, moments;
     for (const OptimizerState& part : state)
-        for (const NamedTensor& named : checkpoint_tensors(model_.table(), part.tensor, part.prefix))
+        for (const NamedTensor& named : checkpoint_tensors(model_.table(), part.pieces[0].tensor, part.prefix))
             (part.is_weights() ? model_tensors : moments).push_back(named);
     check_free_space(draft, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
 

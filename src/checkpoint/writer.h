@@ -62,7 +62,7 @@ class CheckpointWriter {
     const Model& model_;
     const Optimizer& optimizer_;
     bool is_async_, snapshots_weights_ = false, snapshots_moments_ = false;
-    std::vector<Tensor> snapshot_;      // of optimizer_.state(), null where it has none
+    std::vector<Tensor> snapshot_;      // of optimizer_.owned_state(), null where it has none
     DeviceEvent updated_, downloaded_;  // CUDA: the last update; the copies of the snapshot
     std::future<Result> writing_;
     std::future<void> copied_;

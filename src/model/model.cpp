@@ -75,7 +75,7 @@ std::vector<Activation> layer_activations(const ModelConfig& config, DType dtype
 Model::Model(const Device& device, const ModelConfig& config, const ModelOptions& options, MemoryPlan* plan)
     : device_(device),
       config_(config),
-      table_(config),
+      table_(config, options.num_ranks),
       dtype_(options.dtype),
       stats_(accumulation_dtype(options.dtype)),
       max_tokens_(options.max_tokens),
@@ -297,13 +297,18 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
 
 void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
+    before_weights(ParameterTable::kEmbeddingBucket);
     {
         const ProfileRange range("embedding forward");
         embedding_forward(device_, {.out = first(residual_[0], n),
                                     .weight = parameter_view(weights_, table_.find("embedding")),
                                     .tokens = batch.tokens});
     }
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_forward(batch, n, layer, false, cache);
+    for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+        before_weights(ParameterTable::bucket_of_layer(layer));
+        layer_forward(batch, n, layer, false, cache);
+    }
+    before_weights(table_.head_bucket());
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
                               .rstd = first(final_rstd_, n),
                               .x = first(residual_.back(), n),
@@ -504,7 +509,11 @@ void Model::backward(const MicroBatch& batch, bool accumulate) {
                                .weight = parameter_view(weights_, table_.find("final_norm")),
                                .workspace = workspace_,
                                .accumulate = accumulate});
-    for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) layer_backward(batch, n, layer, accumulate);
+    after_gradients(table_.head_bucket());
+    for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) {
+        layer_backward(batch, n, layer, accumulate);
+        after_gradients(ParameterTable::bucket_of_layer(layer));
+    }
     const ProfileRange range("embedding backward");
     // Adds: to the head's gradient, which is in the same place, or to nothing.
     const Tensor dembedding = parameter_view(gradients_, table_.find("embedding"));
@@ -512,6 +521,7 @@ void Model::backward(const MicroBatch& batch, bool accumulate) {
     embedding_backward(
         device_,
         {.dweight = dembedding, .dout = first(dresidual_, n), .tokens = batch.tokens, .workspace = workspace_});
+    after_gradients(ParameterTable::kEmbeddingBucket);
 }
 
 }  // namespace ingot

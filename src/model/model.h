@@ -47,6 +47,16 @@ struct Activation {
     Recompute shared_with;  // from this recompute on all layers share one buffer, since backward computes it again
 };
 
+// Told by the model as it goes through the buckets of the parameter table, so that weights can be gathered and
+// gradients summed over ranks beside the computation. The model reads a bucket's weights only after before_weights(),
+// in forward and in backward, and does not touch its gradients after after_gradients() in the same train().
+class BucketUse {
+  public:
+    virtual ~BucketUse() = default;
+    virtual void before_weights(int64_t bucket) = 0;
+    virtual void after_gradients(int64_t bucket) = 0;
+};
+
 struct ModelOptions {
     DType dtype = DType::f32;   // the compute type: fp32 on the CPU, fp64 for the oracle
     int64_t max_tokens = 0;     // N, the most tokens of a micro-batch
@@ -55,6 +65,7 @@ struct ModelOptions {
     Recompute recompute = Recompute::none;
     double z_loss = 0;
     AttentionOptions attention = {};
+    int64_t num_ranks = 1;  // that share the parameters: the parameter table's
 };
 
 class Model {
@@ -68,6 +79,9 @@ class Model {
     // Fills the RoPE table and the ALiBi slopes, once the plan is allocated. The weights come from
     // initialize_parameters() or a checkpoint; in 16 bits by way of the optimizer's fp32 masters.
     void initialize_constants();
+
+    // Whom to tell of buckets from now on; null: nobody. It outlives the model's use.
+    void set_bucket_use(BucketUse* use) { bucket_use_ = use; }
 
     // Serves benchmarks alone, on CUDA: from now on every token sees itself only (kernels/attention/left_out.h),
     // without QK-norm and positions, so that what is left of a step can be timed. config() says so.
@@ -130,7 +144,14 @@ class Model {
                 const KvCache* cache);
     Heads attention_heads(const LayerActivations& acts, int64_t n) const;
     LayerActivations activations(int64_t layer, int64_t n) const;
+    void before_weights(int64_t bucket) const {
+        if (bucket_use_ != nullptr) bucket_use_->before_weights(bucket);
+    }
+    void after_gradients(int64_t bucket) const {
+        if (bucket_use_ != nullptr) bucket_use_->after_gradients(bucket);
+    }
 
+    BucketUse* bucket_use_ = nullptr;
     Device device_;
     ModelConfig config_;
     ParameterTable table_;

@@ -8,14 +8,16 @@
 
 namespace ingot {
 
-namespace {
-constexpr int64_t kAlignment = 64;
-}
-
 void ParameterTable::add(Parameter parameter) {
     parameter.offset = flat_size_;
-    flat_size_ += (parameter.numel() + kAlignment - 1) / kAlignment * kAlignment;
+    flat_size_ += parameter.numel();
+    pad_to(kAlignment);
     parameters_.push_back(std::move(parameter));
+}
+
+void ParameterTable::begin_bucket(int64_t num_ranks) {
+    pad_to(kAlignment * num_ranks);
+    bucket_begins_.push_back(flat_size_);
 }
 
 void ParameterTable::add_matrix(std::string name, int layer, int64_t rows, int64_t columns, double init_std,
@@ -55,16 +57,18 @@ void ParameterTable::add_bias(std::string name, int layer, int64_t size, std::ve
          .parts = std::move(parts)});
 }
 
-ParameterTable::ParameterTable(const ModelConfig& config) : tied_(config.tie_embeddings) {
+ParameterTable::ParameterTable(const ModelConfig& config, int64_t num_ranks) : tied_(config.tie_embeddings) {
     const int64_t C = config.d_model, V = config.vocab_size, VP = config.padded_vocab_size(), F = config.d_ff;
     const int64_t HS = config.head_dim, Q = config.n_heads * HS, KV = config.n_kv_heads * HS;
     const double std = config.init_std;
     // Projections back into the residual stream: 2L of them add up, so each is smaller (GPT-2, Radford et al. 2019).
     const double out_std = std / std::sqrt(2.0 * static_cast<double>(config.n_layers));
+    begin_bucket(num_ranks);
     add_matrix("embedding", -1, VP, C, std, {{"model.embed_tokens.weight", 0, V}});
     for (int64_t l = 0; l < config.n_layers; ++l) {
         const std::string fused = join("layers.", l, "."), llama = join("model.layers.", l, ".");
         const int layer = static_cast<int>(l);
+        begin_bucket(num_ranks);
         const auto qkv_parts = [&](const char* kind) -> std::vector<CheckpointPart> {
             return {{llama + "self_attn.q_proj." + kind, 0, Q},
                     {llama + "self_attn.k_proj." + kind, Q, KV},
@@ -83,8 +87,10 @@ ParameterTable::ParameterTable(const ModelConfig& config) : tied_(config.tie_emb
                    {{llama + "mlp.gate_proj.weight", 0, F}, {llama + "mlp.up_proj.weight", F, F}});
         add_matrix(fused + "down", layer, C, F, out_std, {{llama + "mlp.down_proj.weight", 0, C}});
     }
+    begin_bucket(num_ranks);
     add_norm("final_norm", -1, C, "model.norm.weight");
     if (!config.tie_embeddings) add_matrix("head", -1, VP, C, std, {{"lm_head.weight", 0, V}});
+    pad_to(kAlignment * num_ranks);
 }
 
 const Parameter& ParameterTable::find(const std::string& name) const {

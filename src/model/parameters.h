@@ -32,12 +32,23 @@ struct Parameter {
 
 class ParameterTable {
   public:
-    explicit ParameterTable(const ModelConfig& config);
+    // So many ranks share the flat space: each bucket is padded until they can have equal parts of whole blocks.
+    explicit ParameterTable(const ModelConfig& config, int64_t num_ranks = 1);
 
     const std::vector<Parameter>& parameters() const { return parameters_; }
+    // Ranges of the flat space whose weights are needed, and whose gradients are complete, together: the embedding,
+    // each layer, and what comes after the layers. A bucket ends where the next begins, the last at flat_size().
+    static constexpr int64_t kEmbeddingBucket = 0;
+    static int64_t bucket_of_layer(int64_t layer) { return layer + 1; }
+    int64_t head_bucket() const { return num_buckets() - 1; }
+    int64_t num_buckets() const { return static_cast<int64_t>(bucket_begins_.size()); }
+    int64_t bucket_begin(int64_t bucket) const {
+        return bucket == num_buckets() ? flat_size_ : bucket_begins_[static_cast<size_t>(bucket)];
+    }
     const Parameter& find(const std::string& name) const;
-    // Elements of the flat space: every tensor starts at a multiple of 64 elements (a whole number of 16-byte vectors
-    // and cache lines in any dtype); the gaps stay zero.
+    // Elements of the flat space: every tensor starts at a multiple of kAlignment elements (a whole number of 16-byte
+    // vectors and cache lines in any dtype); the gaps stay zero.
+    static constexpr int64_t kAlignment = 64;
     int64_t flat_size() const { return flat_size_; }
     // Returns the count without padding, which a user means by "parameters".
     int64_t num_parameters() const;
@@ -52,7 +63,10 @@ class ParameterTable {
     void add_norm(std::string name, int layer, int64_t size, std::string checkpoint_name);
     void add_bias(std::string name, int layer, int64_t size, std::vector<CheckpointPart> parts);
     void add(Parameter parameter);
+    void begin_bucket(int64_t num_ranks);
+    void pad_to(int64_t alignment) { flat_size_ = (flat_size_ + alignment - 1) / alignment * alignment; }
     std::vector<Parameter> parameters_;
+    std::vector<int64_t> bucket_begins_;
     int64_t flat_size_ = 0;
     bool tied_;
 };

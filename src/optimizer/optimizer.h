@@ -1,5 +1,5 @@
 // AdamW over the model's parameters. It owns what training keeps of a parameter besides the weight that the model
-// computes with: the fp32 master and the moments.
+// computes with: the fp32 master and the moments, of the part of the parameters that this rank updates.
 #pragma once
 
 #include <string>
@@ -8,44 +8,71 @@
 #include "kernels/core/device.h"
 #include "kernels/core/step.h"
 #include "src/model/model.h"
+#include "src/parallel/partition.h"
 #include "src/parallel/ranks.h"
 
 namespace ingot {
 
-// A tensor of what training keeps of the parameters: flat, fp32 (fp64), in the layout of the parameter table. A
-// checkpoint names the parameter `p` of it PREFIX + p.
+// Elements from `begin` on of the flat space of the parameter table, in fp32 (fp64).
+struct StatePiece {
+    int64_t begin;
+    Tensor tensor;  // (n)
+};
+
+// What training keeps of the parameters under one name. A checkpoint names the parameter `p` of it PREFIX + p.
 struct OptimizerState {
     std::string prefix;  // "": the weights; "m.", "v.": the moments
-    Tensor tensor;
+    std::vector<StatePiece> pieces;
     bool is_weights() const { return prefix.empty(); }
 };
 
-class Optimizer {
+class Optimizer final : public BucketUse {
   public:
     // Plans the masters, unless the model computes in fp32 (fp64): then they are the model's weights. Plans m and v.
-    // `model` outlives the optimizer.
-    Optimizer(const Model& model, MemoryPlan* plan);
+    // `model` and `ranks` outlive the optimizer. `zero`: 1, each rank keeps the state of the pieces that it owns
+    // (Partition); 0, of all parameters.
+    Optimizer(const Model& model, Ranks* ranks, int64_t zero, MemoryPlan* plan);
     Optimizer(const Optimizer&) = delete;  // the plan knows where the tensors are
     Optimizer& operator=(const Optimizer&) = delete;
     // Fills the map of the parameters that decay, once the plan is allocated.
     void initialize_constants();
-    // Draws the initial masters, and rounds them to the model's weights.
+    // Draws the initial masters, and rounds them to the model's weights. Writes over the model's gradients.
     void initialize_weights(uint64_t seed);
-    // Rounds the masters to the model's weights, after they were written from outside.
+    // Rounds the masters to the model's weights, on all ranks, after they were written from outside.
     void refresh_model();
-    // Sums the gradients over the ranks, then gradient norm, decision (clip, skip), update. `step` lives on the model's
-    // device.
-    void update(StepBlock* step, Ranks* ranks) const;
 
-    const Tensor& weights() const { return is_master_of_copy_ ? masters_ : model_.weights(); }
-    // The weights, then the moments: the order in which a checkpoint has them.
-    std::vector<OptimizerState> state() const { return {{"", weights()}, {"m.", m_}, {"v.", v_}}; }
+    // The model calls these as it goes. From reduce_gradients(true) on, a bucket's gradients are summed over the ranks
+    // as soon as they are complete, beside the backward that goes on: for the last micro-step of a step.
+    void reduce_gradients(bool reduces) { reduces_ = reduces; }
+    void before_weights(int64_t bucket) override;
+    void after_gradients(int64_t bucket) override;
+    // Gradient norm, decision (clip, skip), update of this rank's pieces. `step` lives on the model's device.
+    void update(StepBlock* step) const;
+    // Starts to give every rank the weights that the others have updated; before_weights() waits for them.
+    void gather_weights() const;
+
+    // What this rank keeps: the weights, then the moments, the order in which a checkpoint has them.
+    std::vector<OptimizerState> state() const { return state_of(held_); }
+    // The part of it that this rank saves: what all ranks save together is each element once.
+    std::vector<OptimizerState> owned_state() const { return state_of(owned_); }
+    // How many elements each tensor of owned_state() has.
+    int64_t num_owned() const;
     // The prefixes of state() without those of the weights: what the optimizer's file of a checkpoint holds.
     static std::vector<std::string> moment_prefixes() { return {"m.", "v."}; }
 
   private:
+    std::vector<OptimizerState> state_of(const std::vector<FlatRange>& ranges) const;
+    // The elements of a range in one of masters_, m_, v_, which have the held ranges one after the other.
+    Tensor held(const Tensor& all, const FlatRange& range) const;
+    Tensor weights(const FlatRange& range) const;
+
     const Model& model_;
+    Ranks& ranks_;
     const bool is_master_of_copy_;  // whether the model computes with a rounded copy
+    const bool is_sharded_;
+    const Partition partition_;
+    const std::vector<FlatRange> owned_, held_;  // ascending; what is held covers what is owned
+    bool reduces_ = false;
     Tensor masters_, m_, v_, decay_blocks_, workspace_;
 };
 

@@ -9,10 +9,13 @@ class Alone final : public Ranks {
     int64_t size() const override { return 1; }
     int64_t rank() const override { return 0; }
     int local_rank() const override { return 0; }
-    void reduce_scatter(const Device&, const Tensor&) override {}
-    void all_gather(const Device&, const Tensor&) override {}
+    void start_reduce_scatter(const Device&, std::span<const OwnedRange>, const Tensor&) override {}
+    void start_all_reduce(const Device&, std::span<const OwnedRange>, const Tensor&) override {}
+    void finish_reduce(const Device&) override {}
+    void start_all_gather(const Device&, std::span<const OwnedRange>, const Tensor&) override {}
+    void finish_all_gather(const Device&, std::span<const OwnedRange>) override {}
     void all_reduce(const Device&, StepSums*) override {}
-    int64_t agree(int64_t value) override { return value; }
+    std::vector<std::string> exchange(const std::string& text, Channel) override { return {text}; }
 };
 
 }  // namespace

@@ -4,11 +4,21 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "kernels/core/device.h"
 #include "kernels/core/step.h"
+#include "src/parallel/partition.h"
 
 namespace ingot {
+
+// A rank died, stopped answering, or cannot be reached; the text names it.
+class PeerError : public Error {
+  public:
+    explicit PeerError(const std::string& what) : Error(kExitPeer, what) {}
+};
 
 class Ranks {
   public:
@@ -21,18 +31,38 @@ class Ranks {
     // The first rank prints, and writes what there is one of.
     bool is_first() const { return rank() == 0; }
 
-    // Collectives over the memory of `device`, in the order of its compute stream; the host does not wait. All ranks
-    // call the same ones in the same order. Sums are taken in the order of the ranks.
+    // Connects the devices, before the first collective; waits for all ranks.
+    virtual void connect(const Device&, bool /*deterministic*/) {}
+    // Throws PeerError if a rank has failed: what the device has computed since is worthless.
+    virtual void check() const {}
+
+    // ---- Collectives over the memory of `device`. The host does not wait (on the CPU they are done on return). All
+    // ranks call the same ones in the same order. `bucket` has the pieces of one bucket (Partition::bucket()), `flat`
+    // is a flat space of the parameter table, contiguous.
     //
-    // flat (n) fp32: the part that this rank owns becomes the sum over all ranks; the rest holds nothing afterwards.
-    virtual void reduce_scatter(const Device& device, const Tensor& flat) = 0;
-    // flat (n): every part becomes that of the rank which owns it.
-    virtual void all_gather(const Device& device, const Tensor& flat) = 0;
-    // Every rank's sums become those of all.
+    // Starts to sum the bucket over the ranks, of fp32 gradients, after what the compute stream has been given so far:
+    // the pieces of this rank become the sums, taken in the order of the ranks; the others hold nothing afterwards.
+    virtual void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
+    // The same, and every piece becomes the sum on every rank.
+    virtual void start_all_reduce(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
+    // What the compute stream is given from now on begins after all sums that were started.
+    virtual void finish_reduce(const Device& device) = 0;
+    // Starts to give every piece of the bucket to all ranks, after what the compute stream has been given so far.
+    virtual void start_all_gather(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
+    // What the compute stream is given from now on begins after the last all_gather of this bucket.
+    virtual void finish_all_gather(const Device& device, std::span<const OwnedRange> bucket) = 0;
+    // Every rank's sums become those of all, in the order of the compute stream.
     virtual void all_reduce(const Device& device, StepSums* sums) = 0;
 
-    // The largest of what the ranks pass. The host waits for all of them.
-    virtual int64_t agree(int64_t value) = 0;
+    // ---- Agreement of the hosts, which wait for each other. Each channel may be used by a thread of its own; within
+    // one, all ranks call the same functions in the same order. Throws PeerError.
+    enum class Channel { loop, save };  // the training loop; the thread that writes a checkpoint
+    // Returns what each rank passed, by rank.
+    virtual std::vector<std::string> exchange(const std::string& text, Channel channel = Channel::loop) = 0;
+    // Returns the largest of what the ranks pass.
+    int64_t agree(int64_t value);
+    // Returns what the first rank passes.
+    std::string from_first(const std::string& text) { return exchange(is_first() ? text : "")[0]; }
 };
 
 std::unique_ptr<Ranks> one_rank();

@@ -191,10 +191,10 @@ std::unique_ptr<HellaSwag> training_hellaswag(const Config& config, Tokenizer* t
     return std::make_unique<HellaSwag>(config.eval.hellaswag, "eval.hellaswag", tokenizer, config.model);
 }
 
-int dry_run(Config config, const Ranks& ranks, const Console& console) {
+int dry_run(Config config, Ranks* ranks, const Console& console) {
     std::string why;
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
-    const Device device = is_planned ? Device::planned_cuda() : training_device(config, ranks, console);
+    const Device device = is_planned ? Device::planned_cuda() : training_device(config, *ranks, console);
     print_notes(config, device, console);
     if (const std::optional<Checkpoint> initial = checkpoint_to_start_from(config))
         print_start(*initial, config, nullptr, console);
@@ -210,8 +210,8 @@ int dry_run(Config config, const Ranks& ranks, const Console& console) {
             throw UserError(join(error.what(), " (training.epochs needs the data; training.steps would not)"));
         console.line("data: a run would stop here: ", error.what());
     }
-    resolve_micro_batch(&config, device, ranks.size());
-    const TrainingPlan plan(config, device, ranks.size());
+    resolve_micro_batch(&config, device, ranks);
+    const TrainingPlan plan(config, device, ranks);
     print_plan(config, plan, console);
     if (!device.is_cpu()) console.line("CUDA itself and cuBLASLt take about 0.6 GiB more");
     plan.check_memory();

@@ -47,6 +47,6 @@ void print_data(const TrainingData& data, const HellaSwag* hellaswag, const Cons
 
 // Says what a run would do, without a run folder. Data that are not there yet are no obstacle: who plans a run may not
 // have them on this machine. Returns the exit code.
-int dry_run(Config config, const Ranks& ranks, const Console& console);
+int dry_run(Config config, Ranks* ranks, const Console& console);
 
 }  // namespace ingot

@@ -61,7 +61,7 @@ void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
         if (accumulate && plan_.num_micro_steps() == 1) break;
         plan_.model.train(micro_batch, plan_.step.get(), accumulate);
     }
-    plan_.optimizer.update(plan_.step.get(), &ranks_);
+    plan_.optimizer.update(plan_.step.get());
     plan_.clear();
 
     set_matmul_tuning(device, MatmulTuning::first_choice);
@@ -117,7 +117,7 @@ bool StepRunner::micro_step(const std::function<const HostBatch*()>& next_batch)
 void StepRunner::update() {
     Slot& launched = slot(++last_launched_);
     plan_.writer.wait_until_copied();
-    run(&update_, [&] { plan_.optimizer.update(plan_.step.get(), &ranks_); });
+    run(&update_, [&] { plan_.optimizer.update(plan_.step.get()); });
     plan_.device().start_copy(DeviceStep::bytes_of(launched.block), plan_.step.tensor());
     launched.end.record();
 }

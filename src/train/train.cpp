@@ -479,8 +479,8 @@ int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, co
             config.training.micro_batch_is_auto = false;
         }
     }
-    resolve_micro_batch(&config, device, ranks->size());
-    TrainingPlan plan(config, device, ranks->size());
+    resolve_micro_batch(&config, device, ranks);
+    TrainingPlan plan(config, device, ranks);
     print_notes(config, device, console);
     print_data(data, hellaswag.get(), console);
     if (tokenizer) console.line("tokenizer: ", tokenizer->describe());
@@ -499,7 +499,7 @@ int train(const TrainOptions& options) {
     Config config = read_config(options.config_file, options.overrides);
     const std::unique_ptr<Ranks> ranks = one_rank();
     const Console console(ranks->is_first());
-    if (options.is_dry_run) return dry_run(config, *ranks, console);
+    if (options.is_dry_run) return dry_run(config, ranks.get(), console);
     catch_stop_signals();
     outlive_the_reader();
     reserve_cpu_time_for_saving();

@@ -18,23 +18,24 @@ size_t memory_budget(const Device& device) {
 }
 
 // The largest micro-batch of at most `most` rows that divides the step and fits `budget`; 0 if none does.
-int64_t largest_micro_batch(Config config, const Device& device, int64_t num_ranks, int64_t most, size_t budget) {
+int64_t largest_micro_batch(Config config, const Device& device, Ranks* ranks, int64_t most, size_t budget) {
     // The rows of one rank. The first rank has the most where they do not divide.
-    const int64_t rows = (config.training.batch_tokens / config.model.context_length + num_ranks - 1) / num_ranks;
+    const int64_t rows =
+        (config.training.batch_tokens / config.model.context_length + ranks->size() - 1) / ranks->size();
     for (int64_t size = std::min(rows, most); size >= 1; --size) {
         if (rows % size != 0 || size * config.model.context_length > INT32_MAX) continue;
         config.training.micro_batch_size = size;
-        if (TrainingPlan(config, device, num_ranks).total_bytes() <= budget) return size;
+        if (TrainingPlan(config, device, ranks).total_bytes() <= budget) return size;
     }
     return 0;
 }
 
 }  // namespace
 
-TrainingPlan::TrainingPlan(const Config& config, const Device& device, int64_t num_ranks)
+TrainingPlan::TrainingPlan(const Config& config, const Device& device, Ranks* ranks)
     : config_(config),
       device_(device),
-      num_ranks_(num_ranks),
+      ranks_(*ranks),
       model(device, config.model,
             {.dtype = compute_type(config.training.precision, device),
              .max_tokens = config.training.micro_batch_size * config.model.context_length,
@@ -42,9 +43,10 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device, int64_t n
              .is_training = true,
              .recompute = config.training.recompute,
              .z_loss = config.training.z_loss,
-             .attention = config.training.attention_options()},
+             .attention = config.training.attention_options(),
+             .num_ranks = ranks->size()},
             &memory_),
-      optimizer(model, &memory_),
+      optimizer(model, ranks, 1, &memory_),
       // Evaluation and samples fill them; training's batches are the loader's.
       batch(
           device, model.max_tokens(), &memory_,
@@ -53,6 +55,7 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device, int64_t n
       step(device, "step", &memory_),
       eval_step(device, "eval_step", &memory_),
       writer(config, model, optimizer, host_plan()) {
+    model.set_bucket_use(&optimizer);
     for (size_t i = 0; i < loader_ring.size(); ++i)
         loader_ring[i].plan(join("loader.", i), model.max_tokens(), host_plan());
     if (config.sample.every > 0)
@@ -73,8 +76,7 @@ void TrainingPlan::check_memory() const {
     if (device_.is_cpu()) return;
     const size_t budget = memory_budget(device_);
     if (total_bytes() <= budget) return;
-    const int64_t fits =
-        largest_micro_batch(config_, device_, num_ranks_, config_.training.micro_batch_size - 1, budget);
+    const int64_t fits = largest_micro_batch(config_, device_, &ranks_, config_.training.micro_batch_size - 1, budget);
     throw UserError(join("the plan needs ", format_bytes(total_bytes()), " of ", device_.name(), "'s memory, ",
                          format_bytes(budget), " can be used: ",
                          fits > 0 ? join("use training.micro_batch_size ", fits, ", the largest that fits")
@@ -94,7 +96,7 @@ void TrainingPlan::clear() {
 }
 
 int64_t TrainingPlan::num_micro_steps() const {
-    const int64_t tokens = model.max_tokens() * num_ranks_;
+    const int64_t tokens = model.max_tokens() * ranks_.size();
     return (config_.training.batch_tokens + tokens - 1) / tokens;
 }
 
@@ -104,15 +106,15 @@ std::string TrainingPlan::memory_table() const {
     return text;
 }
 
-void resolve_micro_batch(Config* config, const Device& device, int64_t num_ranks) {
+void resolve_micro_batch(Config* config, const Device& device, Ranks* ranks) {
     if (device.is_cpu() || !config->training.micro_batch_is_auto) return;
     const size_t budget = memory_budget(device);
-    const int64_t size = largest_micro_batch(*config, device, num_ranks, INT64_MAX, budget);
+    const int64_t size = -ranks->agree(-largest_micro_batch(*config, device, ranks, INT64_MAX, budget));
     if (size == 0) {
         config->training.micro_batch_size = 1;
         throw UserError(join("a micro-batch of one row needs ",
-                             format_bytes(TrainingPlan(*config, device, num_ranks).total_bytes()), " of ",
-                             device.name(), "'s memory, ", format_bytes(budget),
+                             format_bytes(TrainingPlan(*config, device, ranks).total_bytes()), " of ", device.name(),
+                             "'s memory, ", format_bytes(budget),
                              " can be used: use training.recompute = \"block\", or a smaller model"));
     }
     config->training.micro_batch_size = size;

@@ -21,8 +21,8 @@ namespace ingot {
 
 class TrainingPlan {
   public:
-    // Nothing is allocated yet. `config` is resolved; so many ranks share a step's rows.
-    TrainingPlan(const Config& config, const Device& device, int64_t num_ranks);
+    // Nothing is allocated yet. `config` is resolved; the ranks, which outlive the plan, share a step's rows.
+    TrainingPlan(const Config& config, const Device& device, Ranks* ranks);
     TrainingPlan(const TrainingPlan&) = delete;
     TrainingPlan& operator=(const TrainingPlan&) = delete;
 
@@ -48,7 +48,7 @@ class TrainingPlan {
 
     Config config_;
     Device device_;
-    int64_t num_ranks_;
+    Ranks& ranks_;
     MemoryPlan memory_, host_memory_;  // of the device; of the host, where the device is another
     std::shared_ptr<void> allocation_, host_allocation_;
 
@@ -65,6 +65,7 @@ class TrainingPlan {
 // Sets a training.micro_batch_size of "auto" to the largest that divides the step and that the device has memory for.
 // Throws UserError if not even one row fits. Does nothing on the CPU (the config's own default stands) and where a size
 // was given.
-void resolve_micro_batch(Config* config, const Device& device, int64_t num_ranks);
+// The ranks agree on the smallest.
+void resolve_micro_batch(Config* config, const Device& device, Ranks* ranks);
 
 }  // namespace ingot

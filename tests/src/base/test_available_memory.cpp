@@ -136,7 +136,7 @@ Config config_with(const std::string& device, const std::string& host_memory) {
 TEST(TrainingPlanMemory, IsHeldAgainstTheLimitOfTheHost) {
     const auto refusal = [](const Device& device, const std::string& host_memory, uint64_t bytes) -> std::string {
         const Config config = config_with(device.is_cpu() ? "cpu" : "cuda", host_memory);
-        return user_error_of([&] { TrainingPlan(config, device, 1).check_host_memory({bytes, "/limit"}); });
+        return user_error_of([&] { TrainingPlan(config, device, one_rank().get()).check_host_memory({bytes, "/limit"}); });
     };
     const std::string cpu = refusal(Device::cpu(), "0", kMiB / 4);
     EXPECT_NE(cpu.find(" of memory, 256.00 KiB are free within the limit in /limit: use a smaller "), std::string::npos)

@@ -13,20 +13,21 @@ class ModelOn {
     ModelOn(const Device& device_, const ModelConfig& config, const SmallOptions& options)
         : device(device_),
           model(device, config, options, &plan),
-          optimizer(model, &plan),
+          optimizer(model, ranks.get(), 1, &plan),
           step(device, "step", &plan),
           // Poisoned: what is read before it is written shows as NaN.
           memory(plan.allocate(device, true)) {
         model.initialize_constants();
         optimizer.initialize_constants();
-        for (const OptimizerState& state : optimizer.state()) device.zero(state.tensor);
+        for (const OptimizerState& state : optimizer.state())
+            for (const StatePiece& piece : state.pieces) device.zero(piece.tensor);
         step.write(StepBlock{});
     }
     // The flat space, as SmallModel::weights() has it.
     void set_weights(std::vector<double> values) {
         const std::vector<float> floats(values.begin(), values.end());
-        device.copy(optimizer.weights(), Tensor::contiguous(const_cast<float*>(floats.data()), DType::f32,
-                                                            {static_cast<int64_t>(floats.size())}));
+        device.copy(weights(), Tensor::contiguous(const_cast<float*>(floats.data()), DType::f32,
+                                                  {static_cast<int64_t>(floats.size())}));
         optimizer.refresh_model();
     }
     void begin(const StepSettings& settings = {}) {
@@ -39,9 +40,11 @@ class ModelOn {
         device.synchronize();
     }
     StepBlock update() {
-        optimizer.update(step.get(), one_rank().get());
+        optimizer.update(step.get());
         return step.read();
     }
+    // The fp32 masters, flat.
+    Tensor weights() const { return optimizer.state()[0].pieces[0].tensor; }
     std::vector<double> values_of(const Tensor& tensor) const {
         std::vector<float> floats(static_cast<size_t>(tensor.numel()));
         device.copy(Tensor::contiguous(floats.data(), DType::f32, {tensor.numel()}), tensor.view({tensor.numel()}));
@@ -50,6 +53,7 @@ class ModelOn {
 
     Device device;
     MemoryPlan plan;
+    std::unique_ptr<Ranks> ranks = one_rank();
     Model model;
     Optimizer optimizer;
     DeviceStep step;

@@ -123,7 +123,7 @@ TEST(ModelCuda, InitialWeightsAreThoseOfTheCpu) {
     initialize_parameters(Device::cpu(), model.table(), 99, model.weights());
     ModelOn on_gpu(cuda, config, {.dtype = DType::bf16, .max_tokens = kTokens});
     on_gpu.optimizer.initialize_weights(99);
-    EXPECT_TRUE(same(on_gpu.values_of(on_gpu.optimizer.weights()), SmallModel::values_of(model.weights())));
+    EXPECT_TRUE(same(on_gpu.values_of(on_gpu.weights()), SmallModel::values_of(model.weights())));
 }
 
 }  // namespace

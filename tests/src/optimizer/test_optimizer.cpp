@@ -30,7 +30,7 @@ TEST(Optimizer, MatricesDecayAndNormsDoNot) {
     step.sums.targets = 1;
     on.step.write(step);
     EXPECT_EQ(on.update().decision.apply, 1);
-    EXPECT_TRUE(same(on.values_of(on.optimizer.weights()), expected));
+    EXPECT_TRUE(same(on.values_of(on.weights()), expected));
 }
 
 }  // namespace ingot::test
