@@ -55,6 +55,7 @@ std::shared_ptr<void> cuda_create_event(CudaContext&) { refuse(); }
 void cuda_record_event(CudaContext&, void*, Stream) { refuse(); }
 void cuda_wait_event(void*) { refuse(); }
 void cuda_block_stream(CudaContext&, void*, Stream) { refuse(); }
+void cuda_block_stream_from_outside(CudaContext&, void*, Stream) { refuse(); }
 double cuda_seconds_between(void*, void*) { refuse(); }
 std::shared_ptr<void> cuda_record_graph(CudaContext&, const std::function<void()>&) { refuse(); }
 void cuda_launch_graph(CudaContext&, void*) { refuse(); }

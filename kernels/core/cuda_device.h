@@ -31,6 +31,7 @@ std::shared_ptr<void> cuda_create_event(CudaContext&);
 void cuda_record_event(CudaContext&, void* event, Stream stream);
 void cuda_wait_event(void* event);
 void cuda_block_stream(CudaContext&, void* event, Stream stream);
+void cuda_block_stream_from_outside(CudaContext&, void* event, Stream stream);
 double cuda_seconds_between(void* earlier, void* later);
 std::shared_ptr<void> cuda_record_graph(CudaContext&, const std::function<void()>& work);
 void cuda_launch_graph(CudaContext&, void* graph);

@@ -136,6 +136,10 @@ void DeviceEvent::block(Stream stream) const {
     if (event_ && is_recorded_) cuda_block_stream(device_.context(), event_.get(), stream);
 }
 
+void DeviceEvent::block_from_outside(Stream stream) const {
+    if (event_) cuda_block_stream_from_outside(device_.context(), event_.get(), stream);
+}
+
 double DeviceEvent::seconds_since(const DeviceEvent& earlier) const {
     CHECK(is_recorded_ && earlier.is_recorded_, "the time between events that were not recorded");
     if (event_) return cuda_seconds_between(earlier.event_.get(), event_.get());

@@ -14,9 +14,9 @@ namespace ingot {
 
 struct CudaContext;  // stream, cuBLASLt handle and workspace: kernels/cuda/context.h
 
-// The streams of a CUDA device. Ops run on `compute`; the other two copy while it runs. On the CPU device every call
-// completes its work.
-enum class Stream { compute, upload, download };
+// The streams of a CUDA device. Ops run on `compute`; the others copy, and exchange data with other GPUs, while it
+// runs. On the CPU device every call completes its work.
+enum class Stream { compute, upload, download, collective };
 
 // A handle that ops take by const reference; cheap to copy.
 class Device {
@@ -80,6 +80,9 @@ class DeviceEvent {
     void wait() const;
     // Work put into `stream` from now on begins after the point is reached. The host does not wait.
     void block(Stream stream) const;
+    // The same for a point that is recorded outside of the graphs in which this call may stand (DeviceGraph): each
+    // launch of the graph waits for the last point recorded before it, if there is one.
+    void block_from_outside(Stream stream) const;
     // The time between two points that were reached.
     double seconds_since(const DeviceEvent& earlier) const;
 

@@ -46,7 +46,7 @@ CudaContext::~CudaContext() {
     matmul_plans.reset();
     if (cublaslt_workspace != nullptr) (void)cudaFree(cublaslt_workspace);
     if (cublaslt != nullptr) (void)cublasLtDestroy(cublaslt);
-    for (cudaStream_t each : {stream, upload, download})
+    for (cudaStream_t each : {stream, upload, download, collective})
         if (each != nullptr) (void)cudaStreamDestroy(each);
 }
 
@@ -96,6 +96,10 @@ std::shared_ptr<CudaContext> open_cuda_context(int index, std::string* name) {
     CUDA_CHECK(cudaGetDeviceProperties(&context->properties, index));
     for (cudaStream_t* each : {&context->stream, &context->upload, &context->download})
         CUDA_CHECK(cudaStreamCreateWithFlags(each, cudaStreamNonBlocking));
+    // A collective that starts late is one that other GPUs wait for: its blocks come before those of compute.
+    int lowest = 0, highest = 0;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    CUDA_CHECK(cudaStreamCreateWithPriority(&context->collective, cudaStreamNonBlocking, highest));
     CUBLAS_CHECK(cublasLtCreate(&context->cublaslt));
     if (cudaMalloc(&context->cublaslt_workspace, CudaContext::kCublasLtWorkspaceBytes) != cudaSuccess) {
         (void)cudaGetLastError();
@@ -304,6 +308,14 @@ void cuda_wait_event(void* event) {
 
 void cuda_block_stream(CudaContext& context, void* event, Stream stream) {
     CUDA_CHECK(cudaStreamWaitEvent(context.stream_of(stream), static_cast<cudaEvent_t>(event)));
+}
+
+void cuda_block_stream_from_outside(CudaContext& context, void* event, Stream stream) {
+    const cudaStream_t waiting = context.stream_of(stream);
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(waiting, &status));
+    const unsigned flags = status == cudaStreamCaptureStatusNone ? cudaEventWaitDefault : cudaEventWaitExternal;
+    CUDA_CHECK(cudaStreamWaitEvent(waiting, static_cast<cudaEvent_t>(event), flags));
 }
 
 double cuda_seconds_between(void* earlier, void* later) {

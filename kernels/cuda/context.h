@@ -20,7 +20,7 @@ struct CudaContext {
     int index = 0;
     cudaDeviceProp properties{};
     cudaStream_t stream = nullptr;  // Stream::compute
-    cudaStream_t upload = nullptr, download = nullptr;
+    cudaStream_t upload = nullptr, download = nullptr, collective = nullptr;
     cublasLtHandle_t cublaslt = nullptr;
     void* cublaslt_workspace = nullptr;
     static constexpr size_t kCublasLtWorkspaceBytes = 64u << 20;  // NVIDIA recommends 32 MiB for Hopper
@@ -30,7 +30,16 @@ struct CudaContext {
     CudaContext& operator=(const CudaContext&) = delete;
     ~CudaContext();
     cudaStream_t stream_of(Stream which) const {
-        return which == Stream::compute ? stream : which == Stream::upload ? upload : download;
+        switch (which) {
+            case Stream::upload:
+                return upload;
+            case Stream::download:
+                return download;
+            case Stream::collective:
+                return collective;
+            default:
+                return stream;
+        }
     }
 };
 

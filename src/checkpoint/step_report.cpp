@@ -41,6 +41,7 @@ ordered_json report_to_json(const StepReport& report) {
     object["mfu"] = report.mfu ? number(*report.mfu) : ordered_json(nullptr);
     object["memory_bytes"] = report.memory_bytes;
     object["step_seconds"] = number(report.step_seconds);
+    if (report.fastest_rank_seconds) object["fastest_rank_seconds"] = number(*report.fastest_rank_seconds);
     object["data_wait_seconds"] = number(report.data_wait_seconds);
     object["loss_scale"] = number(report.loss_scale);
     object["skipped"] = report.skipped;

@@ -13,8 +13,9 @@ struct StepReport {
     int64_t step = 0;  // 1 .. steps
     double loss = 0, grad_norm = 0, lr = 0;
     std::optional<double> val_loss = std::nullopt, hellaswag = std::nullopt;
-    int64_t tokens = 0;  // consumed since the run began
-    double tokens_per_second = 0, step_seconds = 0, data_wait_seconds = 0;
+    int64_t tokens = 0;                                                     // consumed since the run began
+    double tokens_per_second = 0, step_seconds = 0, data_wait_seconds = 0;  // the slowest rank's
+    std::optional<double> fastest_rank_seconds = std::nullopt;              // where there are several ranks
     std::optional<double> mfu = std::nullopt;  // share of the device's peak; none where no peak is known
     uint64_t memory_bytes = 0;
     double loss_scale = 1;

@@ -133,7 +133,7 @@ int evaluate_hellaswag(const EvaluateOptions& options, const ChosenDevice& chose
     catch_stop_signals();
     print_head(checkpoint, "hellaswag: " + hellaswag.describe(), chosen, loaded);
     const std::optional<HellaSwagResult> result =
-        hellaswag.measure(&loaded.model, &loaded.buffers, loaded.step, [] { return stop_signal() != 0; });
+        hellaswag.measure(&loaded.model, &loaded.buffers, loaded.step, one_rank().get(), [] { return stop_signal() != 0; });
     if (!result) {
         std::fprintf(stderr, "stopped by signal %d: no result\n", stop_signal());
         return exit_code_of_signal(stop_signal());

@@ -79,10 +79,14 @@ void Optimizer::after_gradients(int64_t bucket) {
         ranks_.start_all_reduce(model_.device(), partition_.bucket(bucket), model_.gradients());
 }
 
+void Optimizer::finish_reducing() {
+    reduces_ = false;
+    ranks_.finish_reduce(model_.device());
+}
+
 void Optimizer::update(StepBlock* step) const {
     const ProfileRange profile("optimizer");
     const Device& device = model_.device();
-    ranks_.finish_reduce(device);
     for (const FlatRange& range : owned_)
         gradient_norm(
             device,

@@ -41,11 +41,13 @@ class Optimizer final : public BucketUse {
     // Rounds the masters to the model's weights, on all ranks, after they were written from outside.
     void refresh_model();
 
-    // The model calls these as it goes. From reduce_gradients(true) on, a bucket's gradients are summed over the ranks
-    // as soon as they are complete, beside the backward that goes on: for the last micro-step of a step.
-    void reduce_gradients(bool reduces) { reduces_ = reduces; }
+    // The model calls these as it goes. Between start_reducing() and finish_reducing(), which stand around a step's last
+    // micro-step, a bucket's gradients are summed over the ranks as soon as they are complete, beside the backward that
+    // goes on.
     void before_weights(int64_t bucket) override;
     void after_gradients(int64_t bucket) override;
+    void start_reducing() { reduces_ = true; }
+    void finish_reducing();
     // Gradient norm, decision (clip, skip), update of this rank's pieces. `step` lives on the model's device.
     void update(StepBlock* step) const;
     // Starts to give every rank the weights that the others have updated; before_weights() waits for them.

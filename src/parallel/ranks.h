@@ -37,17 +37,17 @@ class Ranks {
     virtual void check() const {}
 
     // ---- Collectives over the memory of `device`. The host does not wait (on the CPU they are done on return). All
-    // ranks call the same ones in the same order. `bucket` has the pieces of one bucket (Partition::bucket()), `flat`
+    // ranks call the same ones in the same order. `bucket` has the ranges of one bucket (Partition::bucket()), `flat`
     // is a flat space of the parameter table, contiguous.
     //
     // Starts to sum the bucket over the ranks, of fp32 gradients, after what the compute stream has been given so far:
-    // the pieces of this rank become the sums, taken in the order of the ranks; the others hold nothing afterwards.
+    // the ranges of this rank become the sums, taken in the order of the ranks; the others hold nothing afterwards.
     virtual void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
-    // The same, and every piece becomes the sum on every rank.
+    // The same, and every range becomes the sum on every rank.
     virtual void start_all_reduce(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
     // What the compute stream is given from now on begins after all sums that were started.
     virtual void finish_reduce(const Device& device) = 0;
-    // Starts to give every piece of the bucket to all ranks, after what the compute stream has been given so far.
+    // Starts to give every range of the bucket to all ranks, after what the compute stream has been given so far.
     virtual void start_all_gather(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
     // What the compute stream is given from now on begins after the last all_gather of this bucket.
     virtual void finish_all_gather(const Device& device, std::span<const OwnedRange> bucket) = 0;

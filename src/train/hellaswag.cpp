@@ -282,10 +282,30 @@ int64_t lowest(const std::vector<double>& scores) {
     return std::min_element(scores.begin(), scores.end()) - scores.begin();
 }
 
+// Adds up what the ranks have: a sum is zero on all ranks but one.
+std::vector<std::vector<double>> sum_over(Ranks* ranks, std::vector<std::vector<double>> sums) {
+    std::string own;
+    for (const std::vector<double>& row : sums)
+        own.append(reinterpret_cast<const char*>(row.data()), row.size() * sizeof(double));
+    const std::vector<std::string> all = ranks->exchange(own);
+    size_t at = 0;
+    for (std::vector<double>& row : sums)
+        for (double& sum : row) {
+            sum = 0;
+            for (const std::string& of_rank : all) {
+                double value = 0;
+                std::memcpy(&value, of_rank.data() + at, sizeof value);
+                sum += value;
+            }
+            at += sizeof sum;
+        }
+    return sums;
+}
+
 }  // namespace
 
 std::optional<std::vector<std::vector<double>>> HellaSwag::losses(Model* model, BatchBuffers* buffers,
-                                                                  const DeviceStep& step,
+                                                                  const DeviceStep& step, Ranks* ranks,
                                                                   const std::function<bool()>& must_stop) const {
     const int64_t N = model->max_tokens();
     CHECK(N >= context_length_, "a batch of ", N, " tokens holds no document of ", context_length_);
@@ -293,8 +313,8 @@ std::optional<std::vector<std::vector<double>>> HellaSwag::losses(Model* model, 
     for (const MultipleChoice& example : examples_) sums.emplace_back(example.endings.size());
     Progress progress("hellaswag", static_cast<int64_t>(examples_.size()), "examples");
     size_t e = 0, choice = 0;  // the next ending
-    while (e < examples_.size()) {
-        if (must_stop()) return std::nullopt;
+    for (int64_t batch = 0; e < examples_.size(); ++batch) {
+        if (batch % ranks->size() == 0 && must_stop()) return std::nullopt;
         const size_t first = e;
         std::vector<Placed> placed;
         Packer packer(buffers->next(), N, context_length_);
@@ -315,20 +335,21 @@ std::optional<std::vector<std::vector<double>>> HellaSwag::losses(Model* model, 
             }
         }
         packer.finish();
+        progress.advance(static_cast<int64_t>(e - first));
+        if (batch % ranks->size() != ranks->rank()) continue;
         model->evaluate(buffers->upload(), step.get());
         const std::vector<float> values = read_losses(*model);
         for (const Placed& place : placed) {
             double& sum = sums[static_cast<size_t>(place.example)][static_cast<size_t>(place.ending)];
             for (int64_t i = 0; i < place.count; ++i) sum += values[static_cast<size_t>(place.begin + i)];
         }
-        progress.advance(static_cast<int64_t>(e - first));
     }
-    return sums;
+    return sum_over(ranks, std::move(sums));
 }
 
 std::optional<HellaSwagResult> HellaSwag::measure(Model* model, BatchBuffers* buffers, const DeviceStep& step,
-                                                  const std::function<bool()>& must_stop) const {
-    const std::optional<std::vector<std::vector<double>>> sums = losses(model, buffers, step, must_stop);
+                                                  Ranks* ranks, const std::function<bool()>& must_stop) const {
+    const std::optional<std::vector<std::vector<double>>> sums = losses(model, buffers, step, ranks, must_stop);
     if (!sums) return std::nullopt;
     HellaSwagResult result;
     result.examples = static_cast<int64_t>(examples_.size());

@@ -21,6 +21,7 @@
 #include "src/model/batch.h"
 #include "src/model/device_step.h"
 #include "src/model/model.h"
+#include "src/parallel/ranks.h"
 #include "src/tokenizer/tokenizer.h"
 
 namespace ingot {
@@ -61,12 +62,12 @@ class HellaSwag {
     const std::vector<MultipleChoice>& examples() const { return examples_; }
 
     // Returns, for each example, the sums of its endings' losses. Every ending after its context is a document of its
-    // own, and as many as fit are packed into a batch of model.max_tokens() tokens. Asks must_stop() before each batch;
-    // nothing if it said so. Changes step->sums.
+    // own, and as many as fit are packed into a batch of model.max_tokens() tokens; the ranks take turns with the
+    // batches. Asks must_stop() before each turn; nothing if it said so. Changes step->sums.
     std::optional<std::vector<std::vector<double>>> losses(Model* model, BatchBuffers* buffers, const DeviceStep& step,
-                                                           const std::function<bool()>& must_stop) const;
+                                                           Ranks* ranks, const std::function<bool()>& must_stop) const;
     // Returns which endings these sums choose.
-    std::optional<HellaSwagResult> measure(Model* model, BatchBuffers* buffers, const DeviceStep& step,
+    std::optional<HellaSwagResult> measure(Model* model, BatchBuffers* buffers, const DeviceStep& step, Ranks* ranks,
                                            const std::function<bool()>& must_stop) const;
 
   private:

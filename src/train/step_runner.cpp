@@ -17,12 +17,11 @@ StepRunner::StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, c
       ranks_(*ranks),
       console_(console),
       slots_{Slot(plan->device()), Slot(plan->device())},
-      micro_step_{{{DeviceGraph(plan->device()), DeviceGraph(plan->device())},
-                   {DeviceGraph(plan->device()), DeviceGraph(plan->device())}}},
       update_(plan->device()) {}
 
 TrainingState StepRunner::prepare(const Start& start) {
     plan_.allocate();
+    ranks_.connect(plan_.device(), config_.training.deterministic);
     warm_up(start.resumed != nullptr ? start.resumed->manifest.matmul_choices : std::vector<MatmulChoice>{});
     plan_.model.initialize_constants();
     plan_.optimizer.initialize_constants();
@@ -40,38 +39,55 @@ TrainingState StepRunner::prepare(const Start& start) {
     return training;
 }
 
-void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
+void StepRunner::train(const MicroBatch& batch, bool accumulate, bool is_last) {
+    if (is_last) plan_.optimizer.start_reducing();
+    plan_.model.train(batch, plan_.step.get(), accumulate);
+    if (is_last) plan_.optimizer.finish_reducing();
+}
+
+// Runs every GEMM of a step once, so that it has its algorithm: of the run's record, of the machine's cache, or timed.
+void StepRunner::choose_algorithms(const MicroBatch& blank, const std::vector<MatmulChoice>& record) {
     const Device& device = plan_.device();
-    if (device.is_cpu()) return;
     const std::string machine = matmul_machine(device);
     std::string note;
     prefer_matmul_choices(device, record, MatmulSource::record);
     if (config_.training.tune) prefer_matmul_choices(device, read_matmul_cache(machine, &note), MatmulSource::cache);
     if (!note.empty()) console_.line("note: ", note);
     set_matmul_tuning(device, config_.training.tune ? MatmulTuning::timed : MatmulTuning::first_choice);
+    // A micro-step that overwrites the gradients and, if there are more, one that adds: their GEMMs are not the same.
+    for (const bool accumulate : {false, true})
+        if (!accumulate || plan_.num_micro_steps() > 1) train(blank, accumulate, false);
+    set_matmul_tuning(device, MatmulTuning::first_choice);
+    const MatmulCounts counts = matmul_counts(device);
+    console_.line("GEMMs: algorithms of ", counts.from_record, " from the run's record, ", counts.from_cache,
+                  " from the machine's cache, ", counts.timed, " timed in ",
+                  std::round(10 * counts.tuning_seconds) / 10, " s, ", counts.first_choice, " of the library's choice");
+    if (counts.timed == 0) return;
+    write_matmul_cache(machine, matmul_choices(device), &note);
+    if (!note.empty()) console_.line("note: ", note);
+}
 
+void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
+    const Device& device = plan_.device();
+    if (device.is_cpu()) return;
     plan_.batch.advance();
     HostBatch& blank = plan_.loader_ring[0];
     blank.resize(plan_.model.max_tokens());
     Device::cpu().zero(blank.all());
     const MicroBatch micro_batch = plan_.batch.upload(blank);
     step_begin(device, plan_.step.get(), {});
-    // A micro-step that overwrites the gradients and, if there are more, one that adds: their GEMMs are not the same.
-    for (const bool accumulate : {false, true}) {
-        if (accumulate && plan_.num_micro_steps() == 1) break;
-        plan_.model.train(micro_batch, plan_.step.get(), accumulate);
-    }
+    // The first rank chooses for all: two algorithms may round in two ways.
+    if (ranks_.is_first()) choose_algorithms(micro_batch, record);
+    const std::string chosen = ranks_.from_first(matmul_choices_to_json(matmul_choices(device)).dump());
+    prefer_matmul_choices(device, matmul_choices_from_json(nlohmann::json::parse(chosen)), MatmulSource::record);
+    const bool has_one = plan_.num_micro_steps() == 1;
+    train(micro_batch, false, has_one);
+    if (!has_one) train(micro_batch, true, true);
     plan_.optimizer.update(plan_.step.get());
+    plan_.optimizer.gather_weights();
+    for (int64_t bucket = 0; bucket < plan_.model.table().num_buckets(); ++bucket)
+        plan_.optimizer.before_weights(bucket);
     plan_.clear();
-
-    set_matmul_tuning(device, MatmulTuning::first_choice);
-    const MatmulCounts counts = matmul_counts(device);
-    console_.line("GEMMs: algorithms of ", counts.from_record, " from the run's record, ", counts.from_cache,
-                  " from the machine's cache, ", counts.timed, " timed in ",
-                  std::round(10 * counts.tuning_seconds) / 10, " s, ", counts.first_choice, " of the library's choice");
-    if (counts.timed == 0 || !ranks_.is_first()) return;
-    write_matmul_cache(machine, matmul_choices(device), &note);
-    if (!note.empty()) console_.line("note: ", note);
 }
 
 void StepRunner::begin() {
@@ -81,7 +97,7 @@ void StepRunner::begin() {
     const int64_t scheduled = std::min(step, *config_.training.steps);  // benchmarks go on beyond the schedule's end
     slot(step).begin.record();
     slot(step).data_wait_seconds = slot(step).visible_pairs = 0;
-    accumulates_ = false;
+    num_launched_ = 0;
     step_begin(plan_.device(), plan_.step.get(),
                {.lr = learning_rate(config_.schedule, o.lr, *config_.training.steps, scheduled),
                 .beta1 = o.beta1,
@@ -108,9 +124,10 @@ bool StepRunner::micro_step(const std::function<const HostBatch*()>& next_batch)
     current.data_wait_seconds += seconds_now() - asked;
     current.visible_pairs += host->visible_pairs();
     const MicroBatch batch = plan_.batch.upload(*host);
-    run(&micro_step_[static_cast<size_t>(plan_.batch.slot())][accumulates_ ? 1 : 0],
-        [&] { plan_.model.train(batch, plan_.step.get(), accumulates_); });
-    accumulates_ = true;
+    const bool accumulate = num_launched_++ > 0, is_last = num_launched_ == plan_.num_micro_steps();
+    DeviceGraph& graph =
+        micro_step_.try_emplace({plan_.batch.slot(), accumulate, is_last}, plan_.device()).first->second;
+    run(&graph, [&] { train(batch, accumulate, is_last); });
     return true;
 }
 
@@ -118,6 +135,7 @@ void StepRunner::update() {
     Slot& launched = slot(++last_launched_);
     plan_.writer.wait_until_copied();
     run(&update_, [&] { plan_.optimizer.update(plan_.step.get()); });
+    plan_.optimizer.gather_weights();
     plan_.device().start_copy(DeviceStep::bytes_of(launched.block), plan_.step.tensor());
     launched.end.record();
 }
@@ -126,6 +144,7 @@ StepRunner::Finished StepRunner::finish() {
     CHECK(last_finished_ < last_launched_, "no step is in flight");
     const Slot& finished = slot(++last_finished_);
     finished.end.wait();
+    ranks_.check();
     return {*finished.block, finished.end.seconds_since(finished.begin), finished.data_wait_seconds,
             finished.visible_pairs};
 }

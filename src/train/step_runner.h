@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -61,7 +62,8 @@ class StepRunner {
     // weights and moments.
     void update();
 
-    // Waits for the oldest step in flight. The reference is good until kStepsInFlight more have begun.
+    // Waits for the oldest step in flight. Throws PeerError if a rank failed. The reference is good until
+    // kStepsInFlight more have begun.
     struct Finished {
         const StepBlock& block;    // the step's scalars at its end
         double seconds;            // from its beginning to its end on the device
@@ -77,6 +79,9 @@ class StepRunner {
 
   private:
     void warm_up(const std::vector<MatmulChoice>& record);
+    void choose_algorithms(const MicroBatch& blank, const std::vector<MatmulChoice>& record);
+    // Forward and backward; after those of a step's last micro-step the gradients are summed over the ranks.
+    void train(const MicroBatch& batch, bool accumulate, bool is_last);
     void run(DeviceGraph* graph, const std::function<void()>& work);
 
     struct Slot {  // of a step in flight
@@ -98,11 +103,11 @@ class StepRunner {
     const Console& console_;
     std::array<Slot, kStepsInFlight> slots_;
     int64_t last_launched_ = 0, last_finished_ = 0;
-    // Graphs by the batch's slot, and by whether gradients are accumulated, which a step's first micro-step does not.
-    std::array<std::array<DeviceGraph, 2>, BatchBuffers::kSlots> micro_step_;
+    // A graph for each slot of the batch, and for the first, the last and the other micro-steps of a step.
+    std::map<std::array<int64_t, 3>, DeviceGraph> micro_step_;
     DeviceGraph update_;
     bool uses_graphs_ = true;
-    bool accumulates_ = false;  // whether the step has gradients already
+    int64_t num_launched_ = 0;  // micro-steps of the step that was begun
 };
 
 }  // namespace ingot

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -77,6 +78,7 @@ class Trainer {
         last_chance  // waits for the end, and throws if it fails
     };
     bool launch_step();  // false: the run must stop, and its data were waited for in vain
+    void take_times(const StepRunner::Finished& finished, StepReport* report);
     void finish_step();  // waits for the oldest step in flight and takes its report
     bool evaluate();     // false: the run must stop
     bool measure_loss();
@@ -93,8 +95,15 @@ class Trainer {
     int stop_without_folder(const std::string& why);
     [[noreturn]] void end_with(ExitCode code, const std::string& what);
     std::string what_is_saved() const;
-    bool is_told_to_stop() const;  // by a signal or the time, this rank alone
-    bool must_stop() const;        // whether any rank is; all ranks ask together
+    // The signal that told this rank to stop, kTimeIsUp, or 0.
+    int64_t told_to_stop() const;
+    // Whether a step that was begun may be dropped while it waits for data: by one rank, not by one of several, since
+    // the others go through with it.
+    bool gives_up_waiting() {
+        why_stopped_ = ranks_.size() == 1 ? told_to_stop() : 0;
+        return why_stopped_ != 0;
+    }
+    bool must_stop();  // whether any rank was told to; all ranks ask together
     int64_t rows_per_step() const { return config_.training.batch_tokens / config_.model.context_length; }
     bool is_due(int64_t every, int64_t step) const { return every > 0 && step > 0 && step % every == 0; }
     bool is_due(int64_t every) const { return is_due(every, training_.step); }
@@ -124,8 +133,11 @@ class Trainer {
     TrainingState training_;          // as of the last finished step
     bool report_is_pending_ = false;  // the line of training_.step is not in the log yet
     bool is_updating_ = false;        // weights and moments are between two steps
+    double visible_pairs_ = 0;        // of all ranks' rows in the last finished step
     int64_t saved_step_ = -1;         // the last step whose checkpoint was committed or is being written
     bool has_lost_last_save_ = false;
+    static constexpr int64_t kTimeIsUp = INT64_MAX;
+    int64_t why_stopped_ = 0;  // what must_stop() found
 };
 
 Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
@@ -210,13 +222,15 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
 
 // ---- The parts of the loop ----
 
-bool Trainer::is_told_to_stop() const {
+int64_t Trainer::told_to_stop() const {
+    if (stop_signal() != 0) return stop_signal();
     const std::optional<double>& minutes = config_.training.max_minutes;
-    return stop_signal() != 0 || (minutes && seconds_now() - start_seconds_ >= 60 * *minutes);
+    return minutes && seconds_now() - start_seconds_ >= 60 * *minutes ? kTimeIsUp : 0;
 }
 
-bool Trainer::must_stop() const {
-    return ranks_.agree(is_told_to_stop()) != 0;
+bool Trainer::must_stop() {
+    why_stopped_ = ranks_.agree(told_to_stop());
+    return why_stopped_ != 0;
 }
 
 // Runs one optimizer step: micro-steps of forward and backward, then one update. On a GPU all of it is launched, and
@@ -227,11 +241,28 @@ bool Trainer::launch_step() {
     runner_.use_graphs(!profile_.contains(step));
     runner_.begin();
     for (int64_t micro_step = 0; micro_step < plan_.num_micro_steps(); ++micro_step)
-        if (!runner_.micro_step([this] { return loader_->next([this] { return is_told_to_stop(); }); })) return false;
+        if (!runner_.micro_step([this] { return loader_->next([this] { return gives_up_waiting(); }); })) return false;
     is_updating_ = true;
     runner_.update();
     is_updating_ = false;
     return true;
+}
+
+// What the ranks' clocks say of a step: the step takes as long as its slowest rank.
+void Trainer::take_times(const StepRunner::Finished& finished, StepReport* report) {
+    const double own[] = {finished.seconds, finished.data_wait_seconds, finished.visible_pairs};
+    double fastest = finished.seconds;
+    visible_pairs_ = 0;
+    for (const std::string& text : ranks_.exchange(std::string(reinterpret_cast<const char*>(own), sizeof own))) {
+        double of_rank[3];
+        CHECK(text.size() == sizeof of_rank, "a report of a step with ", text.size(), " bytes");
+        std::memcpy(of_rank, text.data(), sizeof of_rank);
+        report->step_seconds = std::max(report->step_seconds, of_rank[0]);
+        fastest = std::min(fastest, of_rank[0]);
+        report->data_wait_seconds = std::max(report->data_wait_seconds, of_rank[1]);
+        visible_pairs_ += of_rank[2];
+    }
+    if (ranks_.size() > 1) report->fastest_rank_seconds = fastest;
 }
 
 void Trainer::finish_step() {
@@ -242,7 +273,6 @@ void Trainer::finish_step() {
     training_.rows_consumed += rows_per_step();
     training_.state = block.state;
     StepReport report;
-    report.data_wait_seconds = finished.data_wait_seconds;
     report.step = training_.step;
     report.lr = block.settings.lr;
     report.loss = block.decision.loss;
@@ -251,11 +281,11 @@ void Trainer::finish_step() {
     report.loss_scale = block.state.loss_scale;
     report.tokens = training_.rows_consumed * config_.model.context_length;
     report.memory_bytes = plan_.total_bytes();
-    report.step_seconds = finished.seconds;
+    take_times(finished, &report);
     report.tokens_per_second = static_cast<double>(config_.training.batch_tokens) / report.step_seconds;
     if (const auto peak = peak_rate(plan_.device().name(), plan_.model.dtype()))
-        report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), finished.visible_pairs) /
-                     report.step_seconds / peak->flops;
+        report.mfu = plan_.model.flops(static_cast<double>(config_.training.batch_tokens), visible_pairs_) /
+                     report.step_seconds / (peak->flops * static_cast<double>(ranks_.size()));
     training_.report = report;
     report_is_pending_ = true;
 }
@@ -287,7 +317,7 @@ bool Trainer::measure_loss() {
 bool Trainer::measure_hellaswag() {
     if (hellaswag_ == nullptr) return true;
     const std::optional<HellaSwagResult> result =
-        hellaswag_->measure(&plan_.model, &plan_.batch, plan_.eval_step, [this] { return must_stop(); });
+        hellaswag_->measure(&plan_.model, &plan_.batch, plan_.eval_step, &ranks_, [this] { return must_stop(); });
     if (result) training_.report.hellaswag = result->accuracy();
     return result.has_value();
 }
@@ -368,8 +398,9 @@ std::string Trainer::what_is_saved() const {
 int Trainer::stop() {
     if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
     finish_and_save();
-    const std::string why = stop_signal() != 0 ? "by " + describe_signal(stop_signal())
-                                               : join("after training.max_minutes ", *config_.training.max_minutes);
+    const std::string why = why_stopped_ != kTimeIsUp
+                                ? "by " + describe_signal(static_cast<int>(why_stopped_))
+                                : join("after training.max_minutes ", *config_.training.max_minutes);
     console_.error_line("stopped ", why, ", ", what_is_saved(), ": go on with --resume auto");
     return kExitInterrupted;
 }
@@ -392,7 +423,8 @@ int Trainer::stop_without_folder(const std::string& why) {
 // An error that is not the device's ends the run: what was trained is saved first, if it is whole and was not what
 // could not be saved.
 void Trainer::end_with(ExitCode code, const std::string& what) {
-    if (training_.step == 0 || is_updating_ || has_lost_last_save_) throw Error(code, what);
+    // One rank of several cannot save what all have.
+    if (training_.step == 0 || is_updating_ || has_lost_last_save_ || ranks_.size() > 1) throw Error(code, what);
     try {
         finish_and_save();
     } catch (const std::exception& fault) {
@@ -409,6 +441,7 @@ int Trainer::run() {
     try {
         return loop();
     } catch (const CudaError&) {  // nothing can be read from the device any more
+        ranks_.check();           // where a peer has failed, that is why
         throw;
     } catch (const Error& error) {
         end_with(error.exit_code, error.what());

@@ -130,7 +130,7 @@ TEST(HellaSwag, PackedLossesAreThoseOfSingleDocuments) {
             Device::cpu().copy(model.weights(), single.model.weights());
             step.write(StepBlock{});
             const HellaSwag hellaswag(file.path, "key", nullptr, config);
-            const auto losses = hellaswag.losses(&model, &buffers, step, [] { return false; });
+            const auto losses = hellaswag.losses(&model, &buffers, step, one_rank().get(), [] { return false; });
             ASSERT_TRUE(losses.has_value());
             for (size_t e = 0; e < bodies.size(); ++e)
                 for (size_t c = 0; c < 3; ++c) {
@@ -148,7 +148,7 @@ TEST(HellaSwag, PackedLossesAreThoseOfSingleDocuments) {
                     // Sums of the same products in another order: 1e-5 is about 80 ulps.
                     EXPECT_NEAR((*losses)[e][c], sum, 1e-5 * sum) << "example " << e << ", ending " << c;
                 }
-            EXPECT_FALSE(hellaswag.losses(&model, &buffers, step, [] { return true; }).has_value());
+            EXPECT_FALSE(hellaswag.losses(&model, &buffers, step, one_rank().get(), [] { return true; }).has_value());
         }
 }
 
