@@ -17,10 +17,12 @@ Config without_files(Config config) {
 
 }  // namespace
 
-SyntheticRun::SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options)
+SyntheticRun::SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options, Ranks* ranks)
     : config_(without_files(config)),
-      plan_(config_, device, ranks_.get()),
-      runner_(config_, &plan_, ranks_.get(), console_) {
+      ranks_(ranks != nullptr ? *ranks : *alone_),
+      console_(ranks_.is_first()),
+      plan_(config_, device, &ranks_),
+      runner_(config_, &plan_, &ranks_, console_) {
     if (options.leaves_out_attention) plan_.model.leave_out_attention();
     runner_.prepare({});
     const int64_t T = config_.model.context_length;
@@ -35,8 +37,9 @@ void SyntheticRun::draw_batches(int64_t document_tokens) {
         HostBatch& batch = batches_.emplace_back(plan_.device());
         batch.resize(N);
         const auto token = [&](int64_t i) {
-            return static_cast<int32_t>(random_bits(static_cast<uint64_t>(config_.seed), b, static_cast<uint64_t>(i)) %
-                                        static_cast<uint64_t>(config_.model.vocab_size));
+            return static_cast<int32_t>(
+                random_bits(static_cast<uint64_t>(config_.seed + ranks_.rank()), b, static_cast<uint64_t>(i)) %
+                static_cast<uint64_t>(config_.model.vocab_size));
         };
         for (int64_t i = 0; i < N; ++i) {
             const int64_t position = i % T % document_tokens;

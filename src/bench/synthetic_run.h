@@ -18,8 +18,10 @@ struct SyntheticOptions {
 
 class SyntheticRun {
   public:
-    // Allocates, warms up and draws weights. `config` is resolved. Throws UserError if the plan does not fit.
-    SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options = {});
+    // Allocates, warms up and draws weights. `config` is resolved. The ranks (null: one) outlive the run. Throws
+    // UserError if the plan does not fit.
+    SyntheticRun(const Config& config, const Device& device, const SyntheticOptions& options = {},
+                 Ranks* ranks = nullptr);
 
     // Finishes the steps up to `step`. On a GPU one more is then in flight, unless `drains` is set.
     void run_to(int64_t step, bool drains = false);
@@ -38,8 +40,9 @@ class SyntheticRun {
     void launch_step();
 
     Config config_;
-    std::unique_ptr<Ranks> ranks_ = one_rank();
-    Console console_{true};
+    const std::unique_ptr<Ranks> alone_ = one_rank();
+    Ranks& ranks_;
+    Console console_;
     TrainingPlan plan_;
     StepRunner runner_;
     static constexpr size_t kBatches = 8;
