@@ -126,7 +126,7 @@ struct Reader {
     }
     static constexpr int64_t kMostBytes = int64_t{1} << 57;  // of an address space
 };
-// The same under the field's own name.
+// Reads a field under its own name.
 #define INGOT_READ(field) read(#field, a->field)
 
 AttentionMask mask_of(const Reader& read, const ingot_attention_mask& mask) {
@@ -136,21 +136,21 @@ AttentionMask mask_of(const Reader& read, const ingot_attention_mask& mask) {
             .end_query = read("mask.end_query", mask.end_query)};
 }
 
-// Anything but 0 and 1 is unset memory, or a caller of another version.
-bool flag(const char* op, const char* name, int32_t value) {
-    REQUIRE(value == 0 || value == 1, op, ": ", name, " is ", value, ": use 0 or 1");
+// Refuses any value but 0 and 1, which is unset memory, or comes from a caller of another version.
+bool flag(const Reader& read, const char* name, int32_t value) {
+    REQUIRE(value == 0 || value == 1, read.op, ": ", name, " is ", value, ": use 0 or 1");
     return value == 1;
 }
 // Reserved fields must be 0, so that a later version can give them a meaning.
-void require_zero(const char* op, const char* name, int32_t value) {
-    REQUIRE(value == 0, op, ": ", name, " is ", value, ": set it to 0");
+void require_zero(const Reader& read, const char* name, int32_t value) {
+    REQUIRE(value == 0, read.op, ": ", name, " is ", value, ": set it to 0");
 }
 
-AttentionOptions options_of(const char* op, const ingot_attention_options& options) {
-    REQUIRE(options.kernel >= INGOT_ATTENTION_AUTOMATIC && options.kernel <= INGOT_ATTENTION_SM90, op,
+AttentionOptions options_of(const Reader& read, const ingot_attention_options& options) {
+    REQUIRE(options.kernel >= INGOT_ATTENTION_AUTOMATIC && options.kernel <= INGOT_ATTENTION_SM90, read.op,
             ": options.kernel ", options.kernel, " is unknown: use an ingot_attention_kernel");
     return {.request = static_cast<AttentionRequest>(options.kernel),
-            .is_deterministic = !flag(op, "options.any_order", options.any_order)};
+            .is_deterministic = !flag(read, "options.any_order", options.any_order)};
 }
 
 // Every op runs through this: its structs are checked, its device is opened and its errors are caught.
@@ -159,17 +159,17 @@ int run(const char* op, const ingot_device* device, const Arguments* arguments, 
     return guarded([&] {
         require_struct(op, "arguments", arguments);
         const Device opened = open(op, device);
-        function(opened, Reader{op, opened});
+        function(Reader{op, opened});
     });
 }
 
-// The same for functions that return the size of scratch memory.
+// Runs a function that returns the size of scratch memory, in the same way.
 template <typename Function>
 int answer(const char* op, const ingot_device* device, uint64_t* bytes, Function&& function) {
     return guarded([&] {
         REQUIRE(bytes != nullptr, op, ": bytes is a null pointer");
         const Device opened = open(op, device);
-        *bytes = function(opened, Reader{op, opened});
+        *bytes = function(Reader{op, opened});
     });
 }
 
@@ -195,122 +195,117 @@ const char* ingot_last_error(void) {
 // ---- Attention ----
 
 int ingot_attention_forward(const ingot_device* device, const ingot_attention_forward_arguments* a) {
-    constexpr const char* op = "attention_forward";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        attention_forward(opened, {.out = INGOT_READ(out),
-                                   .lse = INGOT_READ(lse),
-                                   .q = INGOT_READ(q),
-                                   .k = INGOT_READ(k),
-                                   .v = INGOT_READ(v),
-                                   .slopes = INGOT_READ(slopes),
-                                   .mask = mask_of(read, a->mask),
-                                   .scale = a->scale,
-                                   .options = options_of(op, a->options)});
+    return run("attention_forward", device, a, [&](const Reader& read) {
+        attention_forward(read.device, {.out = INGOT_READ(out),
+                                        .lse = INGOT_READ(lse),
+                                        .q = INGOT_READ(q),
+                                        .k = INGOT_READ(k),
+                                        .v = INGOT_READ(v),
+                                        .slopes = INGOT_READ(slopes),
+                                        .mask = mask_of(read, a->mask),
+                                        .scale = a->scale,
+                                        .options = options_of(read, a->options)});
     });
 }
 
 int ingot_attention_backward(const ingot_device* device, const ingot_attention_backward_arguments* a) {
-    constexpr const char* op = "attention_backward";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        attention_backward(opened, {.dq = INGOT_READ(dq),
-                                    .dk = INGOT_READ(dk),
-                                    .dv = INGOT_READ(dv),
-                                    .dout = INGOT_READ(dout),
-                                    .out = INGOT_READ(out),
-                                    .lse = INGOT_READ(lse),
-                                    .q = INGOT_READ(q),
-                                    .k = INGOT_READ(k),
-                                    .v = INGOT_READ(v),
-                                    .slopes = INGOT_READ(slopes),
-                                    .mask = mask_of(read, a->mask),
-                                    .scale = a->scale,
-                                    .workspace = INGOT_READ(workspace),
-                                    .options = options_of(op, a->options)});
+    return run("attention_backward", device, a, [&](const Reader& read) {
+        attention_backward(read.device, {.dq = INGOT_READ(dq),
+                                         .dk = INGOT_READ(dk),
+                                         .dv = INGOT_READ(dv),
+                                         .dout = INGOT_READ(dout),
+                                         .out = INGOT_READ(out),
+                                         .lse = INGOT_READ(lse),
+                                         .q = INGOT_READ(q),
+                                         .k = INGOT_READ(k),
+                                         .v = INGOT_READ(v),
+                                         .slopes = INGOT_READ(slopes),
+                                         .mask = mask_of(read, a->mask),
+                                         .scale = a->scale,
+                                         .workspace = INGOT_READ(workspace),
+                                         .options = options_of(read, a->options)});
     });
 }
 
 int ingot_attention_backward_workspace(const ingot_device* device, const ingot_tensor* q,
                                        const ingot_attention_options* options, uint64_t* bytes) {
-    constexpr const char* op = "attention_backward_workspace";
-    return answer(op, device, bytes, [&](const Device& opened, const Reader& read) {
-        REQUIRE(q != nullptr && options != nullptr, op, ": q or options is a null pointer");
-        return attention_backward_workspace(opened, read("q", *q), options_of(op, *options));
+    return answer("attention_backward_workspace", device, bytes, [&](const Reader& read) {
+        REQUIRE(q != nullptr && options != nullptr, read.op, ": q or options is a null pointer");
+        return attention_backward_workspace(read.device, read("q", *q), options_of(read, *options));
     });
 }
 
 // ---- RMSNorm, SwiGLU, RoPE, cross-entropy ----
 
 int ingot_rmsnorm_forward(const ingot_device* device, const ingot_rmsnorm_forward_arguments* a) {
-    return run("rmsnorm_forward", device, a, [&](const Device& opened, const Reader& read) {
-        rmsnorm_forward(opened, {.out = INGOT_READ(out),
-                                 .rstd = INGOT_READ(rstd),
-                                 .x = INGOT_READ(x),
-                                 .weight = INGOT_READ(weight),
-                                 .eps = a->eps});
+    return run("rmsnorm_forward", device, a, [&](const Reader& read) {
+        rmsnorm_forward(read.device, {.out = INGOT_READ(out),
+                                      .rstd = INGOT_READ(rstd),
+                                      .x = INGOT_READ(x),
+                                      .weight = INGOT_READ(weight),
+                                      .eps = a->eps});
     });
 }
 
 int ingot_rmsnorm_backward(const ingot_device* device, const ingot_rmsnorm_backward_arguments* a) {
-    constexpr const char* op = "rmsnorm_backward";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        require_zero(op, "reserved", a->reserved);
-        rmsnorm_backward(opened, {.dx = INGOT_READ(dx),
-                                  .dweight = INGOT_READ(dweight),
-                                  .dout = INGOT_READ(dout),
-                                  .x = INGOT_READ(x),
-                                  .rstd = INGOT_READ(rstd),
-                                  .weight = INGOT_READ(weight),
-                                  .dresidual = INGOT_READ(dresidual),
-                                  .workspace = INGOT_READ(workspace),
-                                  .accumulate = !flag(op, "overwrite", a->overwrite)});
+    return run("rmsnorm_backward", device, a, [&](const Reader& read) {
+        require_zero(read, "reserved", a->reserved);
+        rmsnorm_backward(read.device, {.dx = INGOT_READ(dx),
+                                       .dweight = INGOT_READ(dweight),
+                                       .dout = INGOT_READ(dout),
+                                       .x = INGOT_READ(x),
+                                       .rstd = INGOT_READ(rstd),
+                                       .weight = INGOT_READ(weight),
+                                       .dresidual = INGOT_READ(dresidual),
+                                       .workspace = INGOT_READ(workspace),
+                                       .accumulate = !flag(read, "overwrite", a->overwrite)});
     });
 }
 
 int ingot_rmsnorm_backward_workspace(const ingot_device* device, const ingot_tensor* x, uint64_t* bytes) {
-    constexpr const char* op = "rmsnorm_backward_workspace";
-    return answer(op, device, bytes, [&](const Device& opened, const Reader& read) {
-        REQUIRE(x != nullptr && x->ndim >= 1, op, ": x must be (N, C) or (N, H, HS)");
-        return rmsnorm_backward_workspace(opened, read("x", *x));
+    return answer("rmsnorm_backward_workspace", device, bytes, [&](const Reader& read) {
+        REQUIRE(x != nullptr && x->ndim >= 1, read.op, ": x must be (N, C) or (N, H, HS)");
+        return rmsnorm_backward_workspace(read.device, read("x", *x));
     });
 }
 
 int ingot_swiglu_forward(const ingot_device* device, const ingot_swiglu_forward_arguments* a) {
-    return run("swiglu_forward", device, a, [&](const Device& opened, const Reader& read) {
-        swiglu_forward(opened, {.out = INGOT_READ(out), .gate_up = INGOT_READ(gate_up)});
+    return run("swiglu_forward", device, a, [&](const Reader& read) {
+        swiglu_forward(read.device, {.out = INGOT_READ(out), .gate_up = INGOT_READ(gate_up)});
     });
 }
 
 int ingot_swiglu_backward(const ingot_device* device, const ingot_swiglu_backward_arguments* a) {
-    return run("swiglu_backward", device, a, [&](const Device& opened, const Reader& read) {
-        swiglu_backward(opened, {.dgate_up = INGOT_READ(dgate_up),
-                                 .dout = INGOT_READ(dout),
-                                 .gate_up = INGOT_READ(gate_up),
-                                 .out = INGOT_READ(out)});
+    return run("swiglu_backward", device, a, [&](const Reader& read) {
+        swiglu_backward(read.device, {.dgate_up = INGOT_READ(dgate_up),
+                                      .dout = INGOT_READ(dout),
+                                      .gate_up = INGOT_READ(gate_up),
+                                      .out = INGOT_READ(out)});
     });
 }
 
 int ingot_rope_forward(const ingot_device* device, const ingot_rope_arguments* a) {
-    return run("rope_forward", device, a, [&](const Device& opened, const Reader& read) {
-        rope_forward(opened, {.x = INGOT_READ(x), .positions = INGOT_READ(positions), .table = INGOT_READ(table)});
+    return run("rope_forward", device, a, [&](const Reader& read) {
+        rope_forward(read.device, {.x = INGOT_READ(x), .positions = INGOT_READ(positions), .table = INGOT_READ(table)});
     });
 }
 
 int ingot_rope_backward(const ingot_device* device, const ingot_rope_arguments* a) {
-    return run("rope_backward", device, a, [&](const Device& opened, const Reader& read) {
-        rope_backward(opened, {.x = INGOT_READ(x), .positions = INGOT_READ(positions), .table = INGOT_READ(table)});
+    return run("rope_backward", device, a, [&](const Reader& read) {
+        rope_backward(read.device,
+                      {.x = INGOT_READ(x), .positions = INGOT_READ(positions), .table = INGOT_READ(table)});
     });
 }
 
 int ingot_cross_entropy(const ingot_device* device, const ingot_cross_entropy_arguments* a) {
-    constexpr const char* op = "cross_entropy";
-    return run(op, device, a, [&](const Device& opened, const Reader& read) {
-        require_zero(op, "reserved", a->reserved);
-        cross_entropy(opened, {.logits = INGOT_READ(logits),
-                               .losses = INGOT_READ(losses),
-                               .targets = INGOT_READ(targets),
-                               .vocab_size = a->vocab_size,
-                               .z_loss = a->z_loss,
-                               .loss_scale = a->loss_scale,
-                               .write_gradient = flag(op, "write_gradient", a->write_gradient)});
+    return run("cross_entropy", device, a, [&](const Reader& read) {
+        require_zero(read, "reserved", a->reserved);
+        cross_entropy(read.device, {.logits = INGOT_READ(logits),
+                                    .losses = INGOT_READ(losses),
+                                    .targets = INGOT_READ(targets),
+                                    .vocab_size = a->vocab_size,
+                                    .z_loss = a->z_loss,
+                                    .loss_scale = a->loss_scale,
+                                    .write_gradient = flag(read, "write_gradient", a->write_gradient)});
     });
 }
