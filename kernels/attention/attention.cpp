@@ -43,22 +43,23 @@ void check(const Device& device, const Tensor& q, const Tensor& k, const Tensor&
         check_tensor("attention", name, *tensor, {N}, DType::i32, device.kind());
 }
 
-// The requirements of tensor-core kernels beyond attention.h.
-void check_views(const char* kernel, std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
-    for (const auto& [name, tensor] : tensors)
-        CHECK(reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0 && tensor->stride[0] % 8 == 0 &&
-                  tensor->stride[1] % 8 == 0,
-              "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
-              tensor->stride[1], " elements, the kernel ", kernel,
-              " takes multiples of 8, and data aligned to 16 bytes: ask for the kernel simt, or copy the tensor");
-}
 // Returns whether heads or tokens share their memory.
 bool repeats(const Tensor& tensor) {
     return (tensor.shape[0] > 1 && tensor.stride[0] == 0) || (tensor.shape[1] > 1 && tensor.stride[1] == 0);
 }
-void check_scale(const char* kernel, double scale) {
-    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale, ", the kernel ", kernel,
+
+// Checks the requirements of tensor-core kernels beyond attention.h; the other kernels have none.
+void check_for_tensor_cores(AttentionKernel kernel, double scale,
+                            std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+    if (kernel != AttentionKernel::sm80 && kernel != AttentionKernel::sm90) return;
+    CHECK(scale > 0 && std::isfinite(scale), "attention: a scale of ", scale, ", the kernel ", name_of(kernel),
           " takes those above 0: ask for the kernel simt");
+    for (const auto& [name, tensor] : tensors)
+        CHECK(reinterpret_cast<uintptr_t>(tensor->data) % 16 == 0 && tensor->stride[0] % 8 == 0 &&
+                  tensor->stride[1] % 8 == 0,
+              "attention: ", name, " is ", tensor->describe(), " with strides of ", tensor->stride[0], " and ",
+              tensor->stride[1], " elements, the kernel ", name_of(kernel),
+              " takes multiples of 8, and data aligned to 16 bytes: ask for the kernel simt, or copy the tensor");
 }
 
 template <size_t kCount>
@@ -171,17 +172,10 @@ void attention_forward(const Device& device, const AttentionForward& a) {
     check(device, a.q, a.k, a.v, a.lse, a.slopes, a.mask);
     check_output(device, "out", a.out, a.q.shape[1], a.q);
     const AttentionKernel kernel = kernel_for(device, a.options, {&a.q, &a.k, &a.v});
-    if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
-        const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
-        check_scale(name, a.scale);
-        check_views(name, {{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
-        if (kernel == AttentionKernel::sm90)
-            attention_forward_sm90_cuda(device, a);
-        else
-            attention_forward_sm80_cuda(device, a);
-        return;
-    }
-    if (!device.is_cpu()) return attention_forward_simt_cuda(device, a);
+    check_for_tensor_cores(kernel, a.scale, {{"out", &a.out}, {"q", &a.q}, {"k", &a.k}, {"v", &a.v}});
+    if (kernel == AttentionKernel::sm90) return attention_forward_sm90_cuda(device, a);
+    if (kernel == AttentionKernel::sm80) return attention_forward_sm80_cuda(device, a);
+    if (kernel == AttentionKernel::simt) return attention_forward_simt_cuda(device, a);
     attention_forward_cpu(a);
 }
 
@@ -196,24 +190,18 @@ void attention_backward(const Device& device, const AttentionBackward& a) {
     const AttentionKernel kernel = kernel_for(device, a.options, {&a.q, &a.k, &a.v, &a.out, &a.dout});
     check_workspace("attention_backward", a.workspace, attention_backward_workspace(device, a.q, a.options),
                     device.kind());
-    if (kernel == AttentionKernel::sm80 || kernel == AttentionKernel::sm90) {
-        const char* const name = kernel == AttentionKernel::sm90 ? "sm90" : "sm80";
-        check_scale(name, a.scale);
-        check_views(name, {{"out", &a.out},
-                           {"dout", &a.dout},
-                           {"q", &a.q},
-                           {"k", &a.k},
-                           {"v", &a.v},
-                           {"dq", &a.dq},
-                           {"dk", &a.dk},
-                           {"dv", &a.dv}});
-        if (kernel == AttentionKernel::sm90)
-            attention_backward_sm90_cuda(device, a);
-        else
-            attention_backward_sm80_cuda(device, a);
-        return;
-    }
-    if (!device.is_cpu()) return attention_backward_simt_cuda(device, a);
+    check_for_tensor_cores(kernel, a.scale,
+                           {{"out", &a.out},
+                            {"dout", &a.dout},
+                            {"q", &a.q},
+                            {"k", &a.k},
+                            {"v", &a.v},
+                            {"dq", &a.dq},
+                            {"dk", &a.dk},
+                            {"dv", &a.dv}});
+    if (kernel == AttentionKernel::sm90) return attention_backward_sm90_cuda(device, a);
+    if (kernel == AttentionKernel::sm80) return attention_backward_sm80_cuda(device, a);
+    if (kernel == AttentionKernel::simt) return attention_backward_simt_cuda(device, a);
     attention_backward_cpu(a);
 }
 
