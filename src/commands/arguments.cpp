@@ -71,7 +71,7 @@ std::vector<OptionSpec> all_options(const CommandSpec& command) {
 }  // namespace
 
 std::string CommandSpec::help() const {
-    std::string text = title + "\n" + before + "\nUsage:\n" + usage + "\nOptions:\n";
+    std::string text = title + "\n" + before + "\n\nUsage:\n" + usage + "\n\nOptions:\n";
     constexpr size_t kColumn = 24;
     for (const OptionSpec& option : all_options(*this)) {
         std::string line = "  " + option.name + (option.value.empty() ? "" : " " + option.value);
@@ -82,7 +82,7 @@ std::string CommandSpec::help() const {
             line.assign(kColumn, ' ');
         }
     }
-    return text + after;
+    return after.empty() ? text : text + after + "\n";
 }
 
 Arguments Arguments::parse(const std::vector<CommandSpec>& commands, int argc, char** argv) {

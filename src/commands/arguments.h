@@ -16,8 +16,9 @@ struct OptionSpec {
 };
 
 struct CommandSpec {
-    std::string name;                         // "eval"; empty for the program itself
-    std::string title, usage, before, after;  // of the help text; `before` and `after` surround the options
+    std::string name;  // "eval"; empty for the program itself
+    // The parts of the help text, without the newline at their end; `before` and `after` surround the options.
+    std::string title, usage, before, after;
     std::vector<OptionSpec> options;
 
     std::string command() const { return name.empty() ? "./train" : "./train " + name; }

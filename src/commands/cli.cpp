@@ -22,43 +22,42 @@ namespace ingot {
 
 namespace {
 
-const char* const kExitCodes =
-    "\nExit codes:\n"
-    "  0  done                                    1  a fault of ours: please report it\n"
-    "  2  bad usage, config or data, no such device, or the run's folder was taken from it\n"
-    "  3  training stopped itself: the loss was not finite for too many steps\n"
-    "  5  an allocation failed, or the last save did\n"
-    " 75  stopped by a signal or max_minutes, and what was trained is saved: go on with --resume auto\n"
-    "130  a second Ctrl-C: ended at once, without saving\n"
-    "An error is one line on stderr: what, where, and what to do.\n";
+const char* const kExitCodes = R"(
+Exit codes:
+  0  done                                    1  a fault of ours: please report it
+  2  bad usage, config or data, no such device, or the run's folder was taken from it
+  3  training stopped itself: the loss was not finite for too many steps
+  5  an allocation failed, or the last save did
+ 75  stopped by a signal or max_minutes, and what was trained is saved: go on with --resume auto
+130  a second Ctrl-C: ended at once, without saving
+An error is one line on stderr: what, where, and what to do.)";
 
 const CommandSpec kTrain = {
     .name = "",
     .title = "Ingot " INGOT_VERSION " pretrains GPTs: one program, one JSON file for each run.",
-    .usage =
-        "  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]\n"
-        "          [--dry-run] [--profile FROM:TO]\n"
-        "  ./train eval | generate | export | import | tokenize | data | info [options]\n",
-    .before =
-        "\nThe first three commands to try:\n"
-        "  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards\n"
-        "  ./train --config configs/tiny.json                                      train on them, a few minutes\n"
-        "  ./train generate --checkpoint runs/tiny --prompt \"def main():\"          and let the model write\n",
-    .after =
-        "\nCommands:\n"
-        "  eval      the loss of a checkpoint on other text       ./train eval --help\n"
-        "  generate  text from a checkpoint                       ./train generate --help\n"
-        "  export    the model for transformers or llama.cpp      ./train export --help\n"
-        "  import    a model of Hugging Face to train on from     ./train import --help\n"
-        "  tokenize  text to token ids                            ./train tokenize --help\n"
-        "  data      packed rows, decoded, as training reads them ./train data --help\n"
-        "  info      what was built, and what would be used       ./train info --help\n"
-        "\nExamples:\n"
-        "  ./train --config configs/tiny.json --resume auto                    go on where it stopped, with the same "
-        "bits\n"
-        "  ./train --config configs/tiny.json --set optimizer.lr=1e-3 --set name=slower      change two fields\n"
-        "  ./train --config configs/tiny.json --set 'data.train=[\"data/books/train-*.bin\"]' --set name=books\n"
-        "  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'\n",
+    .usage = R"(  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]
+          [--dry-run] [--profile FROM:TO]
+  ./train eval | generate | export | import | tokenize | data | info [options])",
+    .before = R"(
+The first three commands to try:
+  python3 scripts/prepare.py --machine-text --tokenizer bytes --output data/tiny     text -> token shards
+  ./train --config configs/tiny.json                                      train on them, a few minutes
+  ./train generate --checkpoint runs/tiny --prompt "def main():"          and let the model write)",
+    .after = R"(
+Commands:
+  eval      the loss of a checkpoint on other text       ./train eval --help
+  generate  text from a checkpoint                       ./train generate --help
+  export    the model for transformers or llama.cpp      ./train export --help
+  import    a model of Hugging Face to train on from     ./train import --help
+  tokenize  text to token ids                            ./train tokenize --help
+  data      packed rows, decoded, as training reads them ./train data --help
+  info      what was built, and what would be used       ./train info --help
+
+Examples:
+  ./train --config configs/tiny.json --resume auto                    go on where it stopped, with the same bits
+  ./train --config configs/tiny.json --set optimizer.lr=1e-3 --set name=slower      change two fields
+  ./train --config configs/tiny.json --set 'data.train=["data/books/train-*.bin"]' --set name=books
+  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin')",
     .options = {
         {"--config", "FILE", "the run's configuration: JSON, comments allowed (configs/tiny.json is a short one)\n"},
         {"--set", "KEY=VALUE",
@@ -76,33 +75,28 @@ const CommandSpec kTrain = {
 
 const CommandSpec kEval = {
     .name = "eval",
-    .title =
-        "./train eval: the loss of a checkpoint on token shards, all of them, each token once; or its accuracy on\n"
-        "HellaSwag.",
-    .usage =
-        "  ./train eval --checkpoint DIR --data GLOB... [--format auto|llmc|megatron|raw] [--dtype uint16|uint32]\n"
-        "          [--json] [--device auto|cpu|cuda]\n"
-        "  ./train eval --checkpoint DIR --hellaswag FILE [--json] [--device auto|cpu|cuda]\n",
-    .before =
-        "\nPrints one line on stdout, everything else on stderr:\n"
-        "  loss 3.41273 | perplexity 30.35 | bits/byte 1.23 | targets 864\n"
-        "loss: mean over the targets, in nats per token, without z-loss. perplexity: e to the loss. bits/byte: the "
-        "same\n"
-        "per byte of text, where the tokenizer tells how many bytes there are. targets: how many tokens were "
-        "predicted.\n"
-        "Documents are told apart as in training. It may run while the run goes on.\n"
-        "With --hellaswag:\n"
-        "  hellaswag 0.2650 | acc 0.2510 | 10042 examples\n"
-        "hellaswag: how often the right ending has the lowest mean loss per token. acc: the lowest sum. FILE is the\n"
-        "JSONL of the data set (hellaswag_val.jsonl), which the run's tokenizer reads, or what llm.c writes of it, or "
-        "of\n"
-        "another multiple-choice set, as token ids. data/README.md says what the model reads.\n",
-    .after =
-        "\nExamples:\n"
-        "  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'\n"
-        "  ./train eval --checkpoint runs/tiny/checkpoints/step-00000300 --data 'data/books/*.bin' --json\n"
-        "  ./train eval --checkpoint runs/tiny --data old/val.bin --format raw --dtype uint16\n"
-        "  ./train eval --checkpoint runs/tiny --hellaswag hellaswag_val.jsonl\n",
+    .title = R"(./train eval: the loss of a checkpoint on token shards, all of them, each token once; or its accuracy on
+HellaSwag.)",
+    .usage = R"(  ./train eval --checkpoint DIR --data GLOB... [--format auto|llmc|megatron|raw] [--dtype uint16|uint32]
+          [--json] [--device auto|cpu|cuda]
+  ./train eval --checkpoint DIR --hellaswag FILE [--json] [--device auto|cpu|cuda])",
+    .before = R"(
+Prints one line on stdout, everything else on stderr:
+  loss 3.41273 | perplexity 30.35 | bits/byte 1.23 | targets 864
+loss: mean over the targets, in nats per token, without z-loss. perplexity: e to the loss. bits/byte: the same
+per byte of text, where the tokenizer tells how many bytes there are. targets: how many tokens were predicted.
+Documents are told apart as in training. It may run while the run goes on.
+With --hellaswag:
+  hellaswag 0.2650 | acc 0.2510 | 10042 examples
+hellaswag: how often the right ending has the lowest mean loss per token. acc: the lowest sum. FILE is the
+JSONL of the data set (hellaswag_val.jsonl), which the run's tokenizer reads, or what llm.c writes of it, or of
+another multiple-choice set, as token ids. data/README.md says what the model reads.)",
+    .after = R"(
+Examples:
+  ./train eval --checkpoint runs/tiny --data 'data/tiny/val-*.bin'
+  ./train eval --checkpoint runs/tiny/checkpoints/step-00000300 --data 'data/books/*.bin' --json
+  ./train eval --checkpoint runs/tiny --data old/val.bin --format raw --dtype uint16
+  ./train eval --checkpoint runs/tiny --hellaswag hellaswag_val.jsonl)",
     .options = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--data", "GLOB", "token shards made with the run's tokenizer; quote the *; may be repeated\n", true},
@@ -118,23 +112,20 @@ const CommandSpec kEval = {
 const CommandSpec kGenerate = {
     .name = "generate",
     .title = "./train generate: text from a checkpoint, printed as it is made.",
-    .usage =
-        "  ./train generate --checkpoint DIR --prompt TEXT|- [--tokens 200] [--temperature 0.8] [--top-k 50]\n"
-        "          [--top-p 0.95] [--seed 1] [--stop TOKEN] [--device auto|cpu|cuda]\n",
-    .before =
-        "\nPrints the prompt and what follows it on stdout, and the speed on stderr. It ends after --tokens tokens, or "
-        "where\n"
-        "the model ends the document. The same seed gives the same text, for any number of threads.\n",
-    .after =
-        "\nA text longer than the model's context goes on: when the context is full, the model reads the last half of "
-        "it\n"
-        "again and forgets what was before. On a terminal control characters and broken UTF-8 are shown as \\xNN; in "
-        "a\n"
-        "file or a pipe the bytes are what the model wrote.\n"
-        "\nExamples:\n"
-        "  ./train generate --checkpoint runs/tiny --prompt \"def main():\" --tokens 400\n"
-        "  ./train generate --checkpoint runs/tiny --prompt \"\" --temperature 0         the likeliest document\n"
-        "  head -c 500 README.md | ./train generate --checkpoint runs/tiny --prompt - > continued.txt\n",
+    .usage = R"(  ./train generate --checkpoint DIR --prompt TEXT|- [--tokens 200] [--temperature 0.8] [--top-k 50]
+          [--top-p 0.95] [--seed 1] [--stop TOKEN] [--device auto|cpu|cuda])",
+    .before = R"(
+Prints the prompt and what follows it on stdout, and the speed on stderr. It ends after --tokens tokens, or where
+the model ends the document. The same seed gives the same text, for any number of threads.)",
+    .after = R"(
+A text longer than the model's context goes on: when the context is full, the model reads the last half of it
+again and forgets what was before. On a terminal control characters and broken UTF-8 are shown as \xNN; in a
+file or a pipe the bytes are what the model wrote.
+
+Examples:
+  ./train generate --checkpoint runs/tiny --prompt "def main():" --tokens 400
+  ./train generate --checkpoint runs/tiny --prompt "" --temperature 0         the likeliest document
+  head -c 500 README.md | ./train generate --checkpoint runs/tiny --prompt - > continued.txt)",
     .options = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--prompt", "TEXT", "the text to go on from; - reads it from standard input; \"\" begins a document\n"},
@@ -150,14 +141,14 @@ const CommandSpec kGenerate = {
 const CommandSpec kExport = {
     .name = "export",
     .title = "./train export: a checkpoint's model for other programs.",
-    .usage = "  ./train export --checkpoint DIR --format hf|gguf --output PATH [--dtype bf16|fp16|fp32]\n",
-    .before =
-        "\nhf: a folder that Hugging Face's transformers loads, and what builds on it. gguf: a file for llama.cpp.\n"
-        "The checkpoint itself stays as it is. What is at PATH already is refused.\n",
-    .after =
-        "\nExamples:\n"
-        "  ./train export --checkpoint runs/tiny --format hf --output exports/tiny\n"
-        "  ./train export --checkpoint runs/tiny --format gguf --output tiny.gguf --dtype fp32\n",
+    .usage = "  ./train export --checkpoint DIR --format hf|gguf --output PATH [--dtype bf16|fp16|fp32]",
+    .before = R"(
+hf: a folder that Hugging Face's transformers loads, and what builds on it. gguf: a file for llama.cpp.
+The checkpoint itself stays as it is. What is at PATH already is refused.)",
+    .after = R"(
+Examples:
+  ./train export --checkpoint runs/tiny --format hf --output exports/tiny
+  ./train export --checkpoint runs/tiny --format gguf --output tiny.gguf --dtype fp32)",
     .options = {
         {"--checkpoint", "DIR", "a run's folder (its newest whole checkpoint), or one checkpoint's folder\n"},
         {"--format", "NAME", "hf or gguf\n"},
@@ -168,22 +159,18 @@ const CommandSpec kExport = {
 const CommandSpec kImport = {
     .name = "import",
     .title = "./train import: a Hugging Face model as a checkpoint to train on from.",
-    .usage = "  ./train import --from DIR --output DIR [--context-length N]\n",
-    .before =
-        "\nReads config.json, model.safetensors or its shards (bf16, fp16 or fp32), and tokenizer.json of a model "
-        "that\n"
-        "computes what Ingot does: Llama 2 and 3 and what has their form (SmolLM2, TinyLlama), Mistral without a "
-        "window,\n"
-        "Qwen2 and Qwen2.5, Qwen3, and what ./train export wrote. Whatever would be computed otherwise is refused by "
-        "its\n"
-        "name. It writes a checkpoint with fp32 weights and no optimizer state, and beside it the config.json of a "
-        "run\n"
-        "that trains on from it (model.init_from): change there what is to be learnt, and how fast.\n",
-    .after =
-        "\nExamples:\n"
-        "  ./train import --from downloads/SmolLM2-135M --output models/smollm2\n"
-        "  ./train generate --checkpoint models/smollm2 --prompt \"The sea\"\n"
-        "  ./train --config models/smollm2/config.json --set 'data.train=[\"data/books/train-*.bin\"]'\n",
+    .usage = "  ./train import --from DIR --output DIR [--context-length N]",
+    .before = R"(
+Reads config.json, model.safetensors or its shards (bf16, fp16 or fp32), and tokenizer.json of a model that
+computes what Ingot does: Llama 2 and 3 and what has their form (SmolLM2, TinyLlama), Mistral without a window,
+Qwen2 and Qwen2.5, Qwen3, and what ./train export wrote. Whatever would be computed otherwise is refused by its
+name. It writes a checkpoint with fp32 weights and no optimizer state, and beside it the config.json of a run
+that trains on from it (model.init_from): change there what is to be learnt, and how fast.)",
+    .after = R"(
+Examples:
+  ./train import --from downloads/SmolLM2-135M --output models/smollm2
+  ./train generate --checkpoint models/smollm2 --prompt "The sea"
+  ./train --config models/smollm2/config.json --set 'data.train=["data/books/train-*.bin"]')",
     .options = {
         {"--from", "DIR", "the folder of the model\n"},
         {"--output", "DIR", "the folder to write, which must not be there yet\n"},
@@ -191,41 +178,35 @@ const CommandSpec kImport = {
          "tokens of a row, at most the model's max_position_embeddings (that, but at most 4096)\n"},
     }};
 
-const CommandSpec kTokenize = {
-    .name = "tokenize",
-    .title = "./train tokenize: the token ids of the text on standard input, one a line.",
-    .usage = "  ./train tokenize --tokenizer FILE [--count] < TEXT\n",
-    .before =
-        "\nFILE is the tokenizer.json of a byte-level BPE: GPT-2, Llama-3, Qwen and their kind. Whatever in it would "
-        "give\n"
-        "other tokens than HF tokenizers gives is refused by its name. Added tokens in the text, <|endoftext|> and the "
-        "like,\n"
-        "are found, special or not; a post-processor (a token before or after the whole) is not applied, as in data "
-        "to\n"
-        "train on. What is no UTF-8 is read as U+FFFD.\n",
-    .after =
-        "\nExamples:\n"
-        "  ./train tokenize --tokenizer data/books/tokenizer.json < README.md | head\n"
-        "  ./train tokenize --tokenizer data/books/tokenizer.json --count < README.md\n",
-    .options = {
-        {"--tokenizer", "FILE", "a tokenizer.json; or bytes: each byte is a token\n"},
-        {"--count", "", "print how many tokens there are instead\n"},
-    }};
+const CommandSpec kTokenize = {.name = "tokenize",
+                               .title = "./train tokenize: the token ids of the text on standard input, one a line.",
+                               .usage = "  ./train tokenize --tokenizer FILE [--count] < TEXT",
+                               .before = R"(
+FILE is the tokenizer.json of a byte-level BPE: GPT-2, Llama-3, Qwen and their kind. Whatever in it would give
+other tokens than HF tokenizers gives is refused by its name. Added tokens in the text, <|endoftext|> and the like,
+are found, special or not; a post-processor (a token before or after the whole) is not applied, as in data to
+train on. What is no UTF-8 is read as U+FFFD.)",
+                               .after = R"(
+Examples:
+  ./train tokenize --tokenizer data/books/tokenizer.json < README.md | head
+  ./train tokenize --tokenizer data/books/tokenizer.json --count < README.md)",
+                               .options = {
+                                   {"--tokenizer", "FILE", "a tokenizer.json; or bytes: each byte is a token\n"},
+                                   {"--count", "", "print how many tokens there are instead\n"},
+                               }};
 
 const CommandSpec kData = {
     .name = "data",
     .title = "./train data: packed rows as training reads them, decoded, with document borders and targets.",
-    .usage = "  ./train data --config FILE [--row K] [--rows N] [--set section.key=value]...\n",
-    .before =
-        "\nRows are counted from 0 through the whole run: with batches of R rows, step S reads rows (S - 1) R to S R - "
-        "1.\n"
-        "Of each document it shows where it lies in the row, its positions, and which of its tokens have no target. A "
-        "token\n"
-        "without text is shown as <ID>. Without a tokenizer all are ids.\n",
-    .after =
-        "\nExamples:\n"
-        "  ./train data --config configs/tiny.json --row 1000\n"
-        "  ./train data --config configs/tiny.json --rows 3 --set data.packing=best_fit\n",
+    .usage = "  ./train data --config FILE [--row K] [--rows N] [--set section.key=value]...",
+    .before = R"(
+Rows are counted from 0 through the whole run: with batches of R rows, step S reads rows (S - 1) R to S R - 1.
+Of each document it shows where it lies in the row, its positions, and which of its tokens have no target. A token
+without text is shown as <ID>. Without a tokenizer all are ids.)",
+    .after = R"(
+Examples:
+  ./train data --config configs/tiny.json --row 1000
+  ./train data --config configs/tiny.json --rows 3 --set data.packing=best_fit)",
     .options = {
         {"--config", "FILE", "the run's config\n"},
         {"--row", "K", "the first row to show (0)\n"},
@@ -236,8 +217,8 @@ const CommandSpec kData = {
 const CommandSpec kInfo = {
     .name = "info",
     .title = "./train info: what was built, which device and kernels would be used and why, library versions.",
-    .usage = "  ./train info [--json | --schema]\n",
-    .before = "\nPut its output into a report of a problem.\n",
+    .usage = "  ./train info [--json | --schema]",
+    .before = "\nPut its output into a report of a problem.",
     .after = "",
     .options = {
         {"--json", "", "one JSON object\n"},
@@ -246,7 +227,7 @@ const CommandSpec kInfo = {
 
 std::string help_of(const CommandSpec& command) {
     return command.help() + kExitCodes +
-           "\nRead on: README.md (a first run, step by step), configs/tiny.json (a config), data/README.md (data).\n";
+           "\n\nRead on: README.md (a first run, step by step), configs/tiny.json (a config), data/README.md (data).\n";
 }
 
 std::string required(const Arguments& arguments, const char* name, const char* how) {
