@@ -17,6 +17,7 @@
 #include "src/config/dataset_meta.h"
 #include "src/config/fields.h"
 #include "src/config/rules.h"
+#include "src/tokenizer/unicode.h"
 
 namespace ingot {
 
@@ -108,15 +109,6 @@ std::string suggestion(const std::string& path) {
 // The limits are far above any config: it has three levels, and a list of a thousand shards has a tenth of the bytes.
 constexpr JsonLimits kConfigLimits = {.takes_comments = true, .advice = "check the JSON there (see configs/tiny.json)"};
 constexpr JsonLimits kOverrideLimits = {.advice = "check the value"};
-
-bool is_utf8(const std::string& text) {
-    for (size_t i = 0; i < text.size();) {
-        const int length = utf8_length(text.data() + i, text.size() - i);
-        if (length <= 0) return false;
-        i += static_cast<size_t>(length);
-    }
-    return true;
-}
 
 class Reader {
   public:
@@ -264,7 +256,7 @@ void apply_override(json& root, const std::string& text) {
     REQUIRE(is_path, source, ": write section.key=value, e.g. optimizer.lr=3e-4");
     const std::string value = text.substr(equals + 1);
     const std::string value_source = "--set " + excerpt(path, 60);
-    REQUIRE(is_utf8(path) && is_utf8(value), value_source, ": not UTF-8: give text in that encoding");
+    REQUIRE(is_valid_utf8(path) && is_valid_utf8(value), value_source, ": not UTF-8: give text in that encoding");
     // A value that is not JSON is a bare string, such as data/a.json or cosine. parse_json() checks the depth of JSON.
     json parsed;
     if (json::accept(value))

@@ -23,6 +23,18 @@ constexpr const char* kRawHint =
     "or give the format of what is raw ids ({\"path\": ..., \"format\": \"raw\", \"dtype\": \"uint16\"}; ./train eval: "
     "--format raw --dtype uint16)";
 
+struct TypeRow {
+    const char* name;
+    int64_t bytes;
+    int megatron_code;  // the number in an index; -1: Megatron does not have the type
+};
+constexpr TypeRow kTypes[] = {  // in the order of TokenType
+    {"uint8", 1, 1},
+    {"uint16", 2, 8},
+    {"uint32", 4, -1},
+    {"int32", 4, 4},
+    {"int64", 8, 5}};
+
 constexpr char kMegatronMagic[9] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', '\0', '\0'};
 constexpr int64_t kMegatronHeaderBytes = 9 + 8 + 1 + 8 + 8;
 constexpr const char* kMegatronTypes = "1 (uint8), 4 (int32), 5 (int64) and 8 (uint16)";
@@ -47,23 +59,11 @@ const LlmcFormat* llmc_format(std::span<const std::byte> beginning) {
 }  // namespace
 
 int64_t bytes_of(TokenType type) {
-    switch (type) {
-        case TokenType::u8:
-            return 1;
-        case TokenType::u16:
-            return 2;
-        case TokenType::u32:
-        case TokenType::i32:
-            return 4;
-        case TokenType::i64:
-            return 8;
-    }
-    return 0;
+    return kTypes[static_cast<int>(type)].bytes;
 }
 
 const char* name_of(TokenType type) {
-    constexpr const char* names[] = {"uint8", "uint16", "uint32", "int32", "int64"};
-    return names[static_cast<int>(type)];
+    return kTypes[static_cast<int>(type)].name;
 }
 
 bool is_llmc(std::span<const std::byte> beginning) {
@@ -124,23 +124,11 @@ MegatronIndex::MegatronIndex(std::span<const std::byte> index, int64_t bin_bytes
     const uint64_t version = read<uint64_t>(index, 9);
     REQUIRE(version == 1, path, " has version ", version, ", but only version 1 is known: make it again");
     const int code = static_cast<int>(read<uint8_t>(index, 17));
-    switch (code) {
-        case 1:
-            layout_.type = TokenType::u8;
-            break;
-        case 4:
-            layout_.type = TokenType::i32;
-            break;
-        case 5:
-            layout_.type = TokenType::i64;
-            break;
-        case 8:
-            layout_.type = TokenType::u16;
-            break;
-        default:
-            throw UserError(join(path, " says that its tokens have dtype code ", code,
-                                 ", which holds no token ids; known are ", kMegatronTypes, ": make it again"));
-    }
+    const TypeRow* const row = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                            [&](const TypeRow& candidate) { return candidate.megatron_code == code; });
+    REQUIRE(row != std::end(kTypes), path, " says that its tokens have dtype code ", code,
+            ", which holds no token ids; known are ", kMegatronTypes, ": make it again");
+    layout_.type = static_cast<TokenType>(row - kTypes);
     // Counts are unsigned 64-bit numbers. One that is too large for the file is refused before it is multiplied.
     const uint64_t sequences = read<uint64_t>(index, 18), entries = read<uint64_t>(index, 26);
     const uint64_t array_bytes = static_cast<uint64_t>(file_bytes - kMegatronHeaderBytes);

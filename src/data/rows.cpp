@@ -73,9 +73,6 @@ std::shared_ptr<const EpochOrder> DatasetRows::order(int64_t epoch) const {
 
 // ---- The stream ----
 
-StreamRows::StreamRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed)
-    : DatasetRows(corpus, config, context_length, seed) {}
-
 double StreamRows::epochs(uint64_t num_rows) const {
     return static_cast<double>(num_rows) * static_cast<double>(context_length_) /
            static_cast<double>(corpus_.num_tokens());
@@ -163,9 +160,6 @@ void StreamRows::fill_stream(int64_t epoch, int64_t position, int64_t count, con
 }
 
 // ---- Best fit ----
-
-BestFitRows::BestFitRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed)
-    : DatasetRows(corpus, config, context_length, seed) {}
 
 std::shared_ptr<const BestFitRows::PackedGroup> BestFitRows::group(int64_t number, const std::stop_token& stop) const {
     const int64_t epoch = number / num_groups(), group = number % num_groups();

@@ -91,7 +91,7 @@ class DatasetRows : public Rows {
 // rows; without shuffling they are not.
 class StreamRows : public DatasetRows {
   public:
-    StreamRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed);
+    using DatasetRows::DatasetRows;
     void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const override;
     void prepare_after(uint64_t row, const std::stop_token& stop) const override;
     double epochs(uint64_t num_rows) const override;
@@ -119,7 +119,7 @@ class StreamRows : public DatasetRows {
 // through the groups before it, once, or from a bookmark.
 class BestFitRows : public DatasetRows {
   public:
-    BestFitRows(const Corpus& corpus, const DataConfig& config, int64_t context_length, uint64_t seed);
+    using DatasetRows::DatasetRows;
     void fill(uint64_t row, const RowView& out, const std::stop_token& stop = {}) const override;
     void prepare_after(uint64_t row, const std::stop_token& stop) const override;
     double epochs(uint64_t num_rows) const override;

@@ -12,6 +12,7 @@
 
 #include "kernels/core/check.h"
 #include "src/base/text.h"
+#include "src/tokenizer/unicode.h"
 
 namespace ingot {
 
@@ -34,7 +35,7 @@ class Translator {
     Translator(const std::string& regex, const std::string& where) : in_(regex), where_(where) {}
 
     std::string translate() {
-        if (!is_whole_utf8()) refuse("is no UTF-8");
+        if (!is_valid_utf8(in_) || in_.find('\0') != std::string::npos) refuse("is no UTF-8");
         while (at_ < in_.size()) item();
         if (!groups_.empty()) refuse("has a group that is not closed");
         return std::move(out_);
@@ -51,14 +52,6 @@ class Translator {
                              "and quantifiers; use a tokenizer with a published pattern (GPT-2, Llama-3, Qwen)"));
     }
 
-    bool is_whole_utf8() const {
-        for (size_t i = 0; i < in_.size();) {
-            const int length = utf8_length(in_.data() + i, in_.size() - i);
-            if (length <= 0 || in_[i] == '\0') return false;
-            i += static_cast<size_t>(length);
-        }
-        return true;
-    }
     bool takes(std::string_view text) {
         if (in_.compare(at_, text.size(), text) != 0) return false;
         at_ += text.size();
