@@ -77,33 +77,22 @@ inline float to_float(bf16 value) {
 f16 to_f16(float value);
 float to_float(f16 value);
 
-// Maps a C++ type to its DType; Tensor::get<T>() uses it to refuse the wrong type.
+// The DType of a C++ type. It is declared for element types alone, so that Tensor::get<T>() of another one does not
+// compile.
 template <typename T>
-struct DTypeOf;
+constexpr DType kDTypeOf = T::is_no_element_type;
 template <>
-struct DTypeOf<double> {
-    static constexpr DType value = DType::f64;
-};
+constexpr DType kDTypeOf<double> = DType::f64;
 template <>
-struct DTypeOf<float> {
-    static constexpr DType value = DType::f32;
-};
+constexpr DType kDTypeOf<float> = DType::f32;
 template <>
-struct DTypeOf<bf16> {
-    static constexpr DType value = DType::bf16;
-};
+constexpr DType kDTypeOf<bf16> = DType::bf16;
 template <>
-struct DTypeOf<f16> {
-    static constexpr DType value = DType::f16;
-};
+constexpr DType kDTypeOf<f16> = DType::f16;
 template <>
-struct DTypeOf<int32_t> {
-    static constexpr DType value = DType::i32;
-};
+constexpr DType kDTypeOf<int32_t> = DType::i32;
 template <>
-struct DTypeOf<uint8_t> {
-    static constexpr DType value = DType::u8;
-};
+constexpr DType kDTypeOf<uint8_t> = DType::u8;
 
 // Calls function(T{}) with the scalar type of the CPU twins: float is the device, double the oracle.
 template <typename Function>

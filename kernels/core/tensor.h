@@ -38,7 +38,7 @@ struct Tensor {
     // Returns the elements as T; refuses another dtype. It does not check the device.
     template <typename T>
     T* get() const {
-        CHECK(dtype == DTypeOf<T>::value, "tensor holds ", name_of(dtype), ", not ", name_of(DTypeOf<T>::value));
+        CHECK(dtype == kDTypeOf<T>, "tensor holds ", name_of(dtype), ", not ", name_of(kDTypeOf<T>));
         return static_cast<T*>(data);
     }
 

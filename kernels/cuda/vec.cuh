@@ -19,13 +19,9 @@ namespace ingot {
 
 // Tensor::get<__nv_bfloat16>() is the storage of bf16 as kernels see it.
 template <>
-struct DTypeOf<__nv_bfloat16> {
-    static constexpr DType value = DType::bf16;
-};
+constexpr DType kDTypeOf<__nv_bfloat16> = DType::bf16;
 template <>
-struct DTypeOf<__half> {
-    static constexpr DType value = DType::f16;
-};
+constexpr DType kDTypeOf<__half> = DType::f16;
 
 // Calls function(T{}) with the element type of a CUDA kernel.
 template <typename Function>
@@ -113,7 +109,7 @@ struct Vec {
 
   private:
     __device__ static float2 unpack_pair(uint32_t word) {
-        if constexpr (DTypeOf<T>::value == DType::bf16) {
+        if constexpr (kDTypeOf<T> == DType::bf16) {
             // A bf16 is the upper half of a float.
             return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
         } else {
@@ -122,7 +118,7 @@ struct Vec {
         }
     }
     __device__ static uint32_t pack_pair(float low, float high) {
-        if constexpr (DTypeOf<T>::value == DType::bf16) {
+        if constexpr (kDTypeOf<T> == DType::bf16) {
             const __nv_bfloat162_raw pair = __floats2bfloat162_rn(low, high);
             return static_cast<uint32_t>(pair.y) << 16 | pair.x;
         } else {
@@ -134,14 +130,14 @@ struct Vec {
 
 // Pointers are aligned to 16 bytes; `index` counts vectors.
 //
-// For data that is read once: it is evicted first, so that it does not push weights out of the caches. (It does not
+// Loads data that is read once: it is evicted first, so that it does not push weights out of the caches. (It does not
 // take the read-only path, since an output may be the same memory.)
 template <typename T>
 __device__ Vec<T> load_streaming(const T* data, int64_t index) {
     return {__ldcs(reinterpret_cast<const uint4*>(data) + index)};
 }
 
-// For data that no output of the kernel overlaps, and that is read again and again, such as weights.
+// Loads data that no output of the kernel overlaps, and that is read again and again, such as weights.
 template <typename T>
 __device__ Vec<T> load_constant(const T* data, int64_t index) {
     return {__ldg(reinterpret_cast<const uint4*>(data) + index)};
