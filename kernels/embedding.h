@@ -23,7 +23,7 @@ struct EmbeddingBackward {
     Tensor workspace = {};  // uint8, at least embedding_backward_workspace(device, dout); may be empty on the CPU
 };
 void embedding_backward(const Device&, const EmbeddingBackward&);
-// In bytes; depends on the shape of dout alone. About 16 bytes a token and C / 8 a token more.
+// Returns the bytes of the scratch memory, which depend on the shape of dout alone: about 16 + C / 8 for each token.
 size_t embedding_backward_workspace(const Device&, const Tensor& dout);
 
 // The CUDA twins, called by the functions above once shapes are checked.

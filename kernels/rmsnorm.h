@@ -32,13 +32,13 @@ struct RmsNormBackward {
     bool accumulate = true;  // false: dweight is overwritten
 };
 void rmsnorm_backward(const Device&, const RmsNormBackward&);
-// In bytes; depends on the last axis and dtype of x alone (and on the device).
+// Returns the bytes of the scratch memory, which depend on the device, and on the last axis and dtype of x alone.
 size_t rmsnorm_backward_workspace(const Device&, const Tensor& x);
 
 // The CUDA twins, called by the functions above once shapes are checked.
 void rmsnorm_forward_cuda(const Device&, const RmsNormForward&);
 void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&);
-// At most so many blocks of the backward kernel run on a multiprocessor, each with a row of partial sums.
+// The backward kernel has at most so many blocks on a multiprocessor, each with a row of partial sums.
 constexpr int kRmsNormBackwardBlocks = 4;
 size_t rmsnorm_backward_workspace_cuda(const Device&, const Tensor& x);
 

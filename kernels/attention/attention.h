@@ -63,8 +63,9 @@ struct AttentionBackward {
     AttentionOptions options = {};
 };
 void attention_backward(const Device&, const AttentionBackward&);
-// In bytes; depends on the kernel, and on the shape and type of q, and is known without a GPU. The SIMT kernel takes
-// four bytes for each query and head, sm80 and sm90 as many times four as a head has elements, and a little more.
+// Returns the bytes of the scratch memory, which depend on the kernel and on the shape and type of q, and are known
+// without a GPU. The SIMT kernel takes four bytes for each query and head, sm80 and sm90 as many times four as a head
+// has elements, and a little more.
 size_t attention_backward_workspace(const Device&, const Tensor& q, const AttentionOptions& options = {});
 
 // Returns which kernel the two functions above take, and why, for the log. (Views with a stride of 0, such as a head

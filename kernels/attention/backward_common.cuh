@@ -35,7 +35,8 @@ inline int heads_per_section(int64_t blocks_at_once, int64_t key_tiles, int kv_h
     return kv_heads;
 }
 
-// For tiles of `key_tile` keys, and a GPU that runs `blocks_at_once` blocks. The workspace is aligned to 16 bytes.
+// Returns the arguments for tiles of `key_tile` keys, and a GPU that runs `blocks_at_once` blocks. The workspace is
+// aligned to 16 bytes.
 inline BackwardArgs backward_args(const AttentionBackward& a, int key_tile, int64_t blocks_at_once) {
     const int64_t N = a.q.shape[0], NH = a.q.shape[1], NKV = a.k.shape[1];
     const AttentionWorkspaceSm80 parts(N, NH, a.q.shape[2]);

@@ -35,13 +35,13 @@ INGOT_HD constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading
     return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | static_cast<uint64_t>(leading_bytes >> 4) << 16 |
            static_cast<uint64_t>(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
 }
-// For a GEMM that sums over the tile's columns. The stride leads to the next 8 rows; 16 columns lie within a panel, so
-// that the leading offset is not used.
+// Describes the operand of a GEMM that sums over the tile's columns. The stride leads to the next 8 rows; 16 columns
+// lie within a panel, so that the leading offset is not used.
 INGOT_HD constexpr uint64_t descriptor_over_columns(uint32_t tile) {
     return matrix_descriptor(tile, 16, kSwizzledRows * kPanelRowBytes);
 }
-// For one that sums over the tile's rows. The stride leads to the next 8 rows, the leading offset to the next 64
-// columns.
+// Describes the operand of a GEMM that sums over the tile's rows. The stride leads to the next 8 rows, the leading
+// offset to the next 64 columns.
 INGOT_HD constexpr uint64_t descriptor_over_rows(uint32_t tile, int rows) {
     return matrix_descriptor(tile, static_cast<uint32_t>(rows) * kPanelRowBytes, kSwizzledRows * kPanelRowBytes);
 }
@@ -73,7 +73,7 @@ INGOT_HD constexpr int store_chunk(int lane, int n) {
 
 }  // namespace ingot::sm90
 
-// In a struct with `base` and a type Shared: member() is the address of Shared::member in shared memory.
+// Defines member(), the address of Shared::member in shared memory, for a struct with `base` and a type Shared.
 #define INGOT_PLACE(member)                                            \
     __device__ uint32_t member() const {                               \
         return base + static_cast<uint32_t>(offsetof(Shared, member)); \

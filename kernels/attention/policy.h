@@ -15,8 +15,8 @@ struct TileRange {
     INGOT_HD int32_t num_tiles(int32_t tile) const { return end > begin ? (end - begin + tile - 1) / tile : 0; }
 };
 
-// Row r sees columns [first[r], end[r]) of N; the tiles of `tile` columns that rows [row_begin, row_end) reach. An
-// invalid array makes the result wrong, but it stays within [0, N).
+// Returns the tiles of `tile` columns that rows [row_begin, row_end) reach, where row r sees columns [first[r], end[r])
+// of N. An invalid array makes the result wrong, but it stays within [0, N).
 INGOT_HD inline TileRange reached_tiles(const int32_t* first, const int32_t* end, int32_t row_begin, int32_t row_end,
                                         int32_t N, int32_t tile) {
     const int32_t lowest = first[row_begin] > 0 ? first[row_begin] : 0;
@@ -28,15 +28,15 @@ INGOT_HD inline TileRange reached_tiles(const int32_t* first, const int32_t* end
 struct SeenByRows {
     int32_t lowest_first, highest_first, lowest_end, highest_end;
 
-    // None of the rows sees any of the columns [begin, end): the tile can be skipped.
+    // Returns whether none of the rows sees any of the columns [begin, end), so that the tile can be skipped.
     INGOT_HD bool is_nothing_of(int32_t begin, int32_t end) const {
         return end <= lowest_first || begin >= highest_end;
     }
-    // All rows see all of the columns [begin, end): no index needs to be compared.
+    // Returns whether all rows see all of the columns [begin, end), so that no index needs to be compared.
     INGOT_HD bool is_all_of(int32_t begin, int32_t end) const { return highest_first <= begin && end <= lowest_end; }
 };
 
-// For rows [row_begin, row_end), at least one.
+// Returns what rows [row_begin, row_end) see; there is at least one.
 INGOT_HD inline SeenByRows seen_by_rows(const int32_t* first, const int32_t* end, int32_t row_begin, int32_t row_end) {
     return {first[row_begin], first[row_end - 1], end[row_begin], end[row_end - 1]};
 }

@@ -56,7 +56,8 @@ std::string join(const Parts&... parts) {
         if (!(condition)) ::ingot::check_failed(__FILE__, __LINE__, #condition, ::ingot::join(__VA_ARGS__)); \
     } while (false)
 
-// The same for input that the user can mend. Throws UserError (exit code 2); the text alone is shown.
+// REQUIRE takes the same arguments, for input that the user can mend. Throws UserError (exit code 2); the text alone is
+// shown.
 #define REQUIRE(condition, ...)                                                 \
     do {                                                                        \
         if (!(condition)) throw ::ingot::UserError(::ingot::join(__VA_ARGS__)); \

@@ -7,8 +7,9 @@
 
 namespace ingot {
 
-// e^x in fp32: x = n ln 2 + r, |r| <= ln 2 / 2, and a minimax polynomial of degree 6 for e^r (error below 2 ulp). Below
-// -87.3 the result is 0, above 88.7 infinity; NaN stays NaN. No branch, no table: `omp simd` loops stay vector code.
+// Returns e^x in fp32: x = n ln 2 + r, |r| <= ln 2 / 2, and a minimax polynomial of degree 6 for e^r (error below 2
+// ulp). Below -87.3 the result is 0, above 88.7 infinity; NaN stays NaN. No branch, no table: `omp simd` loops stay
+// vector code.
 inline float fast_exp(float x) {
     constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
     const float clamped = x > 88.8f ? 88.8f : (x < -87.4f ? -87.4f : x);
@@ -36,7 +37,7 @@ inline float fast_exp(float x) {
     return x < -87.3f ? 0.0f : (x != x ? x : result);
 }
 
-// The double version is the oracle's.
+// The oracle in double precision takes the exact function.
 inline double fast_exp(double x) {
     return std::exp(x);
 }

@@ -17,7 +17,7 @@ bool is_profiling();
 void push_profile_range(const std::string& name);
 void pop_profile_range();
 
-// From here to the end of the scope: ProfileRange range("layer ", layer, " forward");
+// Names the work of a scope in a profile: ProfileRange range("layer ", layer, " forward");
 class ProfileRange {
   public:
     template <typename... Parts>

@@ -2,8 +2,8 @@
 // standard normals by a polynomial inverse CDF (Giles 2010, "Approximating the erfinv function", single precision).
 //
 // A number is a pure function of (seed, stream, index): the initial model depends neither on the number of GPUs nor on
-// threads, and host and device draw the same bits. For that every float operation below is an explicit fma, a product
-// or a square root: operations that IEEE 754 rounds exactly, and that no compiler may contract.
+// threads, and host and device draw the same bits. For that every float operation below is an explicit fma,
+// multiplication or square root: operations that IEEE 754 rounds exactly, and that no compiler may contract.
 #pragma once
 
 #include <bit>
@@ -31,7 +31,7 @@ INGOT_HD inline Philox4 philox4x32_10(Philox4 counter, uint64_t key) {
     return counter;
 }
 
-// 32 random bits: word `index % 4` of block `index / 4` of `stream`.
+// Returns 32 random bits: word `index % 4` of block `index / 4` of `stream`.
 INGOT_HD inline uint32_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     const uint64_t block = index / 4;
     const Philox4 counter = {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
@@ -79,8 +79,8 @@ INGOT_HD inline float float_of(uint32_t a) {
 #endif
 }
 
-// Natural logarithm of a normal float: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), and the polynomial of Cephes logf
-// (Moshier 1989) in m - 1.
+// Returns the natural logarithm of a normal float: x = 2^e * m with m in [sqrt(1/2), sqrt(2)), and the polynomial of
+// Cephes logf (Moshier 1989) in m - 1.
 INGOT_HD inline float natural_log(float x) {
     uint32_t bits = bits_of(x);
     int32_t exponent = static_cast<int32_t>(bits >> 23) - 126;
@@ -109,8 +109,9 @@ INGOT_HD inline float natural_log(float x) {
 
 }  // namespace rng_detail
 
-// The standard normal whose upper or lower tail probability is (bits31 + 1/2) / 2^32, signed by the top bit. Values lie
-// within +-6.34. Relative error of the quantile below 1e-6, in the last 2^-25 of each tail below 4e-4.
+// Returns the standard normal whose upper or lower tail probability is (bits31 + 1/2) / 2^32, signed by the top bit.
+// Values lie within +-6.34. The relative error of the quantile is below 1e-6, in the last 2^-25 of each tail below
+// 4e-4.
 INGOT_HD inline float normal_from_bits(uint32_t bits) {
     using namespace rng_detail;
     const float tail = multiply(fused(static_cast<float>(bits & 0x7fffffffu), 1.0f, 0.5f), 0x1p-32f);  // (0, 1/2]
@@ -149,7 +150,7 @@ INGOT_HD inline float random_normal(uint64_t seed, uint64_t stream, uint64_t ind
     return normal_from_bits(random_bits(seed, stream, index));
 }
 
-// Stream number of a name (FNV-1a, 64 bits), so that a tensor's numbers depend on its name alone.
+// Returns the stream number of a name (FNV-1a, 64 bits), so that a tensor's numbers depend on its name alone.
 inline uint64_t stream_of(const char* name) {
     uint64_t hash = 0xcbf29ce484222325ull;
     for (; *name != '\0'; ++name) hash = (hash ^ static_cast<uint8_t>(*name)) * 0x100000001b3ull;

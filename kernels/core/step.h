@@ -55,7 +55,7 @@ struct StepBlock {
 constexpr double kLossScaleMin = 0x1p-14, kLossScaleMax = 0x1p14;
 constexpr int32_t kLossScaleGrowthInterval = 1000;
 
-// x^n by squaring: multiplications alone, so that host and device agree to the last bit.
+// Returns x^n by squaring: multiplications alone, so that host and device agree to the last bit.
 INGOT_HD inline double power(double x, int64_t n) {
     double result = 1;
     for (; n > 0; n >>= 1) {
@@ -65,14 +65,14 @@ INGOT_HD inline double power(double x, int64_t n) {
     return result;
 }
 
-// False for NaN and infinities.
+// Returns false for NaN and infinities.
 INGOT_HD inline bool is_finite(double x) {
     return x - x == 0;
 }
 
-// The decision of one step (shared by the CPU twin and the CUDA kernel). A step without targets, or with a loss or a
-// gradient norm that is not finite, is skipped; in fp16 it halves S instead of counting as a skip while S is above its
-// floor. Reference for dynamic loss scaling: Micikevicius et al. 2018, section 3.2.
+// Takes the decision of one step; the CPU twin and the CUDA kernel share it. A step without targets, or with a loss or
+// a gradient norm that is not finite, is skipped; in fp16 it halves S instead of counting as a skip while S is above
+// its floor. Reference for dynamic loss scaling: Micikevicius et al. 2018, section 3.2.
 INGOT_HD inline void decide_step(StepBlock& block) {
     const StepSettings& settings = block.settings;
     const StepSums& sums = block.sums;

@@ -150,8 +150,7 @@ __device__ inline void await_stores() {
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
-// The same for contiguous bytes, multiples of 16 at multiples of 16: cp.async.bulk, and cp.reduce.async.bulk, which
-// adds.
+// These copy contiguous bytes, multiples of 16 at multiples of 16: cp.async.bulk, and cp.reduce.async.bulk, which adds.
 __device__ inline void start_load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
@@ -253,7 +252,7 @@ __device__ void multiply_over_columns(float (&sums)[64], uint64_t a, uint64_t b)
 #undef INGOT_PRODUCT
 }
 
-// The same with b (64 x 16): sums (64 x 64).
+// Computes the same with b (64 x 16): sums (64 x 64).
 template <DType kType, bool kAdds>
 __device__ void multiply_over_columns(float (&sums)[32], uint64_t a, uint64_t b) {
     static_assert(kType == DType::bf16 || kType == DType::f16);

@@ -14,9 +14,9 @@ __device__ T group_sum(T value) {
     return value;
 }
 
-// The sum over the block (whole warps, at most 32), in all of its threads. `scratch` holds a number per warp. It
-// has one barrier: a caller in a loop alternates between two scratches, so that no thread overwrites what another still
-// reads.
+// Returns the sum over the block (whole warps, at most 32), in all of its threads. `scratch` holds a number per warp.
+// The function has one barrier: a caller in a loop alternates between two scratches, so that no thread overwrites what
+// another still reads.
 template <typename T>
 __device__ T block_sum(T value, T* scratch) {
     value = group_sum<kWarpSize>(value);

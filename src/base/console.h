@@ -1,4 +1,4 @@
-// What a run says of itself. Of all ranks only the first speaks.
+// Prints the messages of a run; of all ranks only the first prints.
 #pragma once
 
 #include <cstdio>
@@ -12,16 +12,16 @@ class Console {
   public:
     explicit Console(bool speaks) : speaks_(speaks) {}
 
-    // Whole lines, each with its end, on stdout.
+    // Prints whole lines, each with its newline, on stdout.
     void text(const std::string& lines) const {
         if (speaks_) std::fputs(lines.c_str(), stdout);
     }
-    // One line of these values, as join() writes them.
+    // Prints one line of these values, as join() writes them.
     template <typename... Values>
     void line(const Values&... values) const {
         text(join(values...) + "\n");
     }
-    // The same on stderr.
+    // Prints the line on stderr.
     template <typename... Values>
     void error_line(const Values&... values) const {
         if (speaks_) std::fprintf(stderr, "%s\n", join(values...).c_str());

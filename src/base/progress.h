@@ -10,7 +10,7 @@
 
 namespace ingot {
 
-// Where a bar is drawn; tests give their own.
+// The terminal or file that a bar is drawn on; tests give their own.
 struct ProgressOutput {
     bool is_terminal;
     std::function<void(const std::string&)> write;

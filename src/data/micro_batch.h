@@ -6,10 +6,10 @@
 
 namespace ingot {
 
-// One packed row of n tokens.
+// A packed row of n tokens.
 struct MicroBatch {
     static constexpr int64_t kArrays = 7;
-    // The views of `arrays` (7, n) int32, which one copy takes to a device.
+    // Returns the views of `arrays` (7, n) int32, which one copy takes to a device.
     static MicroBatch of(const Tensor& arrays) {
         const auto array = [&](int64_t i) { return arrays.slice(0, i, i + 1).view({arrays.shape[1]}); };
         return {.tokens = array(0),
