@@ -1,5 +1,5 @@
-// Stands in for every CUDA file in a build without CUDA, so that callers need no #if. Device::cuda() refuses; nothing
-// else here is reached, since without it there is no CUDA device to call an op with.
+// Stands in for every CUDA file in a build without CUDA, so that callers need no #if. Device::cuda() refuses, so
+// nothing that takes a CUDA device is reached. The functions at the end of the file are for the CPU device too.
 #include "kernels/adamw.h"
 #include "kernels/attention/decode.h"
 #include "kernels/attention/left_out.h"
@@ -92,29 +92,26 @@ void kv_cache_append_cuda(const Device&, const KvCacheAppend&) { refuse(); }
 void attention_left_out_forward_cuda(const Device&, const AttentionLeftOutForward&) { refuse(); }
 void attention_left_out_backward_cuda(const Device&, const AttentionLeftOutBackward&) { refuse(); }
 
-void matmul_cuda(const Device&, const Product&) { refuse(); }
+void matmul_cuda(const Device&, const Gemm&) { refuse(); }
 void matmul_backward_bias_cuda(const Device&, const MatmulBackwardBias&) { refuse(); }
 size_t matmul_backward_bias_workspace_cuda(const Device&, int64_t) { refuse(); }
-void set_matmul_tuning_cuda(const Device&, MatmulTuning) { refuse(); }
-void prefer_matmul_choices_cuda(const Device&, const std::vector<MatmulChoice>&, MatmulSource) { refuse(); }
-std::vector<MatmulChoice> matmul_choices_cuda(const Device&) { refuse(); }
-MatmulCounts matmul_counts_cuda(const Device&) { refuse(); }
-std::string matmul_machine_cuda(const Device&) { refuse(); }
 
 // ---- What benchmarks and profilers use ----
 
 MaterializedAttention::MaterializedAttention(const Device& d, const Tensor&, int64_t) : device_(d) { refuse(); }
 void MaterializedAttention::forward(const AttentionForward&) { refuse(); }
 void MaterializedAttention::backward(const AttentionBackward&) { refuse(); }
-MatmulStudy study_matmul(const Device&, const Product&, double, double) { refuse(); }
-struct CudaTimer::Events {};
-CudaTimer::CudaTimer(const Device&) { refuse(); }
-CudaTimer::~CudaTimer() = default;
-void CudaTimer::start() { refuse(); }
-double CudaTimer::stop() { refuse(); }
+MatmulStudy study_matmul(const Device&, const Gemm&, double, double) { refuse(); }
 void copy_kernel_cuda(const Device&, const Tensor&, const Tensor&) { refuse(); }
 std::string describe_cuda(const Device&) { refuse(); }
 CudaSystem describe_cuda_system() { return {}; }
+
+// The CPU device has no choices of algorithms: kernels/matmul/choices.h.
+void set_matmul_tuning(const Device&, MatmulTuning) {}
+void prefer_matmul_choices(const Device&, const std::vector<MatmulChoice>&, MatmulSource) {}
+std::vector<MatmulChoice> matmul_choices(const Device&) { return {}; }
+MatmulCounts matmul_counts(const Device&) { return {}; }
+std::string matmul_machine(const Device&) { return {}; }
 
 void begin_profile() {}
 void end_profile() {}

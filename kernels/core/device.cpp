@@ -1,13 +1,13 @@
 #include "kernels/core/device.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <iomanip>
 #include <map>
 
 #include "kernels/core/cuda_device.h"
+#include "kernels/core/measure.h"
 
 namespace ingot {
 
@@ -110,14 +110,6 @@ size_t Device::free_memory() const {
     return cuda_free_memory(context());
 }
 
-namespace {
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
 DeviceEvent::DeviceEvent(const Device& device) : device_(device) {
     if (!device.is_cpu() && !device.is_planned()) event_ = cuda_create_event(device.context());
 }
@@ -144,6 +136,12 @@ double DeviceEvent::seconds_since(const DeviceEvent& earlier) const {
     CHECK(is_recorded_ && earlier.is_recorded_, "the time between events that were not recorded");
     if (event_) return cuda_seconds_between(earlier.event_.get(), event_.get());
     return seconds_ - earlier.seconds_;
+}
+
+double DeviceTimer::stop() {
+    end_.record();
+    end_.wait();
+    return end_.seconds_since(begin_);
 }
 
 void DeviceGraph::run(const std::function<void()>& work) {

@@ -51,17 +51,18 @@ class Device {
     // Sets all bytes, in stream order.
     void fill_bytes(const Tensor& tensor, uint8_t value) const;
     void zero(const Tensor& tensor) const { fill_bytes(tensor, 0); }
-    // The same, but returns at once: host memory must come from allocate_host() and be left alone until a DeviceEvent
-    // recorded after the copy is reached.
+    // Copies as copy() does, but returns at once: host memory must come from allocate_host() and be left alone until a
+    // DeviceEvent recorded after the copy is reached.
     void start_copy(const Tensor& destination, const Tensor& source, Stream stream = Stream::compute) const;
-    // Waits for all queued work and reports what failed in it.
+    // Waits for all work in flight and reports what failed in it.
     void synchronize() const;
 
-    // Memory of the device, aligned to 256 bytes, as one allocation. Throws Error with exit code 5 when there is none.
+    // Returns memory of the device, aligned to 256 bytes, as one allocation. Throws Error with exit code 5 when there
+    // is none.
     std::shared_ptr<void> allocate(size_t bytes) const;
-    // Host memory for start_copy(), zeroed: page-locked for a CUDA device.
+    // Returns host memory for start_copy(), zeroed: page-locked for a CUDA device.
     std::shared_ptr<void> allocate_host(size_t bytes) const;
-    // CUDA only: how many bytes could be allocated now.
+    // Returns how many bytes could be allocated now. CUDA only.
     size_t free_memory() const;
 
   private:
@@ -83,7 +84,7 @@ class DeviceEvent {
     // The same for a point that is recorded outside of the graphs in which this call may stand (DeviceGraph): each
     // launch of the graph waits for the last point recorded before it, if there is one.
     void block_from_outside(Stream stream) const;
-    // The time between two points that were reached.
+    // Returns the seconds between two points that were reached.
     double seconds_since(const DeviceEvent& earlier) const;
 
   private:
@@ -91,6 +92,18 @@ class DeviceEvent {
     bool is_recorded_ = false;
     double seconds_ = 0;           // CPU: when it was recorded
     std::shared_ptr<void> event_;  // CUDA
+};
+
+// Measures the time between two points of the compute stream.
+class DeviceTimer {
+  public:
+    explicit DeviceTimer(const Device& device) : begin_(device), end_(device) {}
+    void start() { begin_.record(); }
+    // Waits for the work since start(), and returns the seconds that it took.
+    double stop();
+
+  private:
+    DeviceEvent begin_, end_;
 };
 
 // Work that is launched again and again with the same memory and shapes. On CUDA the first call records it as a graph,
@@ -120,7 +133,7 @@ class MemoryPlan {
     // Allocates everything and fills the slots. `poison` fills the memory with 0xff bytes (NaN in every float format);
     // otherwise it is zeroed.
     std::shared_ptr<void> allocate(const Device& device, bool poison = false);
-    // The same in host memory that `device` copies to and from without waiting.
+    // Allocates everything in host memory that `device` copies to and from without waiting.
     std::shared_ptr<void> allocate_host(const Device& device);
 
   private:
@@ -134,7 +147,7 @@ class MemoryPlan {
     size_t total_ = 0;
 };
 
-// "1.21 GiB", for messages.
+// Returns "1.21 GiB", for messages.
 std::string format_bytes(size_t bytes);
 
 }  // namespace ingot

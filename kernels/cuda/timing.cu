@@ -23,34 +23,6 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(uint4* destination, cons
 
 }  // namespace
 
-struct CudaTimer::Events {
-    explicit Events(cudaStream_t stream_) : stream(stream_) {
-        CUDA_CHECK(cudaEventCreate(&begin));
-        CUDA_CHECK(cudaEventCreate(&end));
-    }
-    ~Events() {
-        (void)cudaEventDestroy(begin);
-        (void)cudaEventDestroy(end);
-    }
-    cudaStream_t stream;
-    cudaEvent_t begin = nullptr, end = nullptr;
-};
-
-CudaTimer::CudaTimer(const Device& device) : events_(std::make_unique<Events>(device.context().stream)) {}
-CudaTimer::~CudaTimer() = default;
-
-void CudaTimer::start() {
-    CUDA_CHECK(cudaEventRecord(events_->begin, events_->stream));
-}
-
-double CudaTimer::stop() {
-    CUDA_CHECK(cudaEventRecord(events_->end, events_->stream));
-    CUDA_CHECK(cudaEventSynchronize(events_->end));
-    float milliseconds = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, events_->begin, events_->end));
-    return milliseconds * 1e-3;
-}
-
 void copy_kernel_cuda(const Device& device, const Tensor& destination, const Tensor& source) {
     CHECK(destination.is_contiguous() && source.is_contiguous() && destination.bytes() == source.bytes() &&
               source.bytes() % 16 == 0 && source.bytes() > 0,

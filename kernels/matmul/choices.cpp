@@ -31,7 +31,7 @@ int digit_value(char digit) {
 
 }  // namespace
 
-ProductKey key_of(const Product& p) {
+GemmKey key_of(const Gemm& p) {
     const Tensor& addend = p.addend ? p.addend : p.out;
     return {.M = p.out.shape[0],
             .N = p.out.shape[1],
@@ -53,7 +53,7 @@ ProductKey key_of(const Product& p) {
             .has_bias = static_cast<bool>(p.bias)};
 }
 
-std::string text_of(const ProductKey& key) {
+std::string text_of(const GemmKey& key) {
     const auto four = [&](auto a, auto b, auto out, auto addend) {
         return key.adds ? join(a, " ", b, " ", out, " ", addend) : join(a, " ", b, " ", out);
     };
@@ -67,15 +67,15 @@ std::string text_of(const ProductKey& key) {
                 four(key.a_alignment, key.b_alignment, key.out_alignment, key.addend_alignment));
 }
 
-std::string seal_algorithm(const std::string& machine, const std::string& product, const MatmulAlgorithm& algorithm) {
+std::string seal_algorithm(const std::string& machine, const std::string& gemm, const MatmulAlgorithm& algorithm) {
     const std::string digits = hexadecimal(algorithm.data(), algorithm.size());
-    const uint64_t checksum = stream_of(join(machine, "\n", product, "\n", digits).c_str());
+    const uint64_t checksum = stream_of(join(machine, "\n", gemm, "\n", digits).c_str());
     uint8_t bytes[8];
     for (int i = 0; i < 8; ++i) bytes[i] = static_cast<uint8_t>(checksum >> (56 - 8 * i));
     return digits + "-" + hexadecimal(bytes, 8);
 }
 
-bool unseal_algorithm(const std::string& machine, const std::string& product, const std::string& text,
+bool unseal_algorithm(const std::string& machine, const std::string& gemm, const std::string& text,
                       MatmulAlgorithm* algorithm) {
     MatmulAlgorithm bytes;
     if (text.size() < 2 * bytes.size()) return false;
@@ -84,34 +84,9 @@ bool unseal_algorithm(const std::string& machine, const std::string& product, co
         if (high < 0 || low < 0) return false;
         bytes[i] = static_cast<uint8_t>(high << 4 | low);
     }
-    if (text != seal_algorithm(machine, product, bytes)) return false;
+    if (text != seal_algorithm(machine, gemm, bytes)) return false;
     *algorithm = bytes;
     return true;
-}
-
-// ---- The device's part ----
-
-void set_matmul_tuning(const Device& device, MatmulTuning tuning) {
-    if (!device.is_cpu()) set_matmul_tuning_cuda(device, tuning);
-}
-
-void prefer_matmul_choices(const Device& device, const std::vector<MatmulChoice>& choices, MatmulSource source) {
-    if (!device.is_cpu()) prefer_matmul_choices_cuda(device, choices, source);
-}
-
-std::vector<MatmulChoice> matmul_choices(const Device& device) {
-    if (device.is_cpu()) return {};
-    return matmul_choices_cuda(device);
-}
-
-MatmulCounts matmul_counts(const Device& device) {
-    if (device.is_cpu()) return {};
-    return matmul_counts_cuda(device);
-}
-
-std::string matmul_machine(const Device& device) {
-    if (device.is_cpu()) return {};
-    return matmul_machine_cuda(device);
 }
 
 }  // namespace ingot

@@ -5,7 +5,7 @@
 //      first. It is taken if it was written for this GPU, library version and GEMM and if the library accepts it.
 //   2. MatmulTuning::timed: the fastest of the library's candidates under load.
 //   3. MatmulTuning::first_choice: what the library names first.
-// All of them keep the promise of kernels/matmul/matmul.h: fp32 accumulators in a fixed order. Two algorithms may
+// All of them accumulate in fp32 in a fixed order, as kernels/matmul/matmul.h says. Two algorithms may
 // differ in the bits, so the same bits need the same choices.
 //
 // The CPU device has no choices: there these functions do nothing and return nothing.
@@ -26,7 +26,7 @@ enum class MatmulTuning { first_choice, timed };
 enum class MatmulSource { record, cache, timed, first_choice };
 
 struct MatmulChoice {
-    std::string product;    // all that the choice depends on: text_of()
+    std::string gemm;       // all that the choice depends on: text_of()
     std::string algorithm;  // seal_algorithm()
     MatmulSource source = MatmulSource::record;
 };
@@ -61,41 +61,34 @@ struct MatmulCounts {
 };
 MatmulCounts matmul_counts(const Device&);
 
-// "NVIDIA H100 80GB HBM3, cuBLASLt 13.1.0": for what a choice holds. Empty on the CPU.
+// Returns the GPU and library version that a choice holds for, "NVIDIA H100 80GB HBM3, cuBLASLt 13.1.0"; "" on the CPU.
 std::string matmul_machine(const Device&);
 
 // ---- Keys and texts of choices; they need no device ----
 
 // A key has all that the choice of an algorithm depends on. Strides are those of rows, in elements; alignments count up
 // to the 256 bytes that cudaMalloc gives.
-struct ProductKey {
+struct GemmKey {
     int64_t M, N, K, out_stride, a_stride, b_stride, addend_stride;
     uint32_t out_alignment, a_alignment, b_alignment, addend_alignment;
     DType dtype, out_dtype;
     bool a_transposed, b_transposed, adds, in_place, has_bias;
-    bool operator==(const ProductKey&) const = default;
+    bool operator==(const GemmKey&) const = default;
 };
-ProductKey key_of(const Product&);
+GemmKey key_of(const Gemm&);
 
-// "bf16 65536x2304x768 nt to bf16, strides 768 768 2304, align 256 256 256": M x N x K, n or t for a and b. Strides and
-// alignments are those of a, b, out and the addend; "with bias" stands before them. Keys that differ have texts that
-// differ.
-std::string text_of(const ProductKey&);
+// Returns "bf16 65536x2304x768 nt to bf16, strides 768 768 2304, align 256 256 256": M x N x K, n or t for a and b.
+// Strides and alignments are those of a, b, out and the addend; "with bias" stands before them. Keys that differ have
+// texts that differ.
+std::string text_of(const GemmKey&);
 
 // cuBLASLt's description of an algorithm, which may be stored and used again with the same version of the library.
 using MatmulAlgorithm = std::array<uint8_t, 64>;
 
 // Returns the algorithm in hexadecimal, with a checksum over it, the machine and the GEMM, so that a text that was
 // damaged or written for another GPU, library version or GEMM is rejected before the library sees it.
-std::string seal_algorithm(const std::string& machine, const std::string& product, const MatmulAlgorithm&);
-bool unseal_algorithm(const std::string& machine, const std::string& product, const std::string& text,
+std::string seal_algorithm(const std::string& machine, const std::string& gemm, const MatmulAlgorithm&);
+bool unseal_algorithm(const std::string& machine, const std::string& gemm, const std::string& text,
                       MatmulAlgorithm* algorithm);
-
-// The CUDA twins, called by the functions above.
-void set_matmul_tuning_cuda(const Device&, MatmulTuning);
-void prefer_matmul_choices_cuda(const Device&, const std::vector<MatmulChoice>&, MatmulSource source);
-std::vector<MatmulChoice> matmul_choices_cuda(const Device&);
-MatmulCounts matmul_counts_cuda(const Device&);
-std::string matmul_machine_cuda(const Device&);
 
 }  // namespace ingot

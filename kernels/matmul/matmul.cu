@@ -6,7 +6,6 @@
 
 #include "kernels/core/device.h"
 #include "kernels/cuda/context.h"
-#include "kernels/cuda/timing.h"
 #include "kernels/matmul/choices.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/plan.h"
@@ -45,13 +44,13 @@ void create_layout(cublasLtMatrixLayout_t* layout, const Tensor& matrix) {
 
 }  // namespace
 
-std::string describe(const Product& p) {
+std::string describe(const Gemm& p) {
     return join("out ", p.out.describe(), ", a ", p.a.describe(), p.a_transposed ? " transposed" : "", ", b ",
                 p.b.describe(), p.b_transposed ? " transposed" : "", ", addend ", p.addend.describe(), ", bias ",
                 p.bias.describe());
 }
 
-MatmulPlan::MatmulPlan(const Product& p) : key(key_of(p)), product(text_of(key)) {
+MatmulPlan::MatmulPlan(const Gemm& p) : key(key_of(p)), gemm(text_of(key)) {
     // With fp32 operands this means fp32 arithmetic, not TF32.
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set(operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -69,8 +68,7 @@ MatmulPlan::~MatmulPlan() {
         if (layout != nullptr) (void)cublasLtMatrixLayoutDestroy(layout);
 }
 
-cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const Product& p,
-                      const LtAlgorithm& algorithm) {
+cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const Gemm& p, const LtAlgorithm& algorithm) {
     const float alpha = 1, beta = p.addend ? 1 : 0;
     if (p.bias) {
         const cublasStatus_t status = cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
@@ -85,8 +83,8 @@ cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const 
 // Restricts the search to algorithms that accumulate in fp32 in a fixed order. Where a sum is split over K, its parts
 // must be kept in fp32 in the workspace and added by a second step (COMPUTE_TYPE); the other two schemes add them in
 // the output's precision, or in the output itself. Algorithms that do not split are always allowed.
-std::vector<LtAlgorithm> heuristic_algorithms(const CudaContext& context, const MatmulPlan& plan,
-                                              const Product& product, int count) {
+std::vector<LtAlgorithm> heuristic_algorithms(const CudaContext& context, const MatmulPlan& plan, const Gemm& gemm,
+                                              int count) {
     cublasLtMatmulPreference_t preference = nullptr;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     const std::shared_ptr<void> owner(
@@ -108,7 +106,7 @@ std::vector<LtAlgorithm> heuristic_algorithms(const CudaContext& context, const 
         for (int i = 0; i < num_results; ++i)
             if (results[i].state == CUBLAS_STATUS_SUCCESS) algorithms.push_back({results[i].algo});
     CHECK(!algorithms.empty(), "matmul: cuBLASLt has no algorithm (", cublasLtGetStatusString(status), ") for ",
-          describe(product));
+          describe(gemm));
     return algorithms;
 }
 
@@ -129,7 +127,7 @@ bool is_usable(const CudaContext& context, const MatmulPlan& plan, const LtAlgor
         return false;
     if (scheme != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE && (scheme != CUBLASLT_REDUCTION_SCHEME_NONE || splits != 1))
         return false;
-    const ProductKey& key = plan.key;
+    const GemmKey& key = plan.key;
     const int64_t in = size_of(key.dtype), out = size_of(key.out_dtype);
     const struct {
         cublasLtMatmulAlgoCapAttributes_t attribute;
@@ -182,7 +180,7 @@ MatmulPlans& plans_of(const Device& device) {
     CudaContext& context = device.context();
     if (!context.matmul_plans) {
         context.matmul_plans = std::make_shared<MatmulPlans>();
-        context.matmul_plans->machine = matmul_machine_cuda(device);
+        context.matmul_plans->machine = matmul_machine(device);
     }
     return *context.matmul_plans;
 }
@@ -190,11 +188,11 @@ MatmulPlans& plans_of(const Device& device) {
 // unseal_algorithm() has checked that the algorithm was recorded for this GEMM, GPU and library version. The library
 // says whether it can still run (with a smaller workspace, say).
 bool take_preferred(const CudaContext& context, MatmulPlans* all, MatmulPlan* plan) {
-    const auto found = all->preferred.find(plan->product);
+    const auto found = all->preferred.find(plan->gemm);
     if (found == all->preferred.end()) return false;
     for (const MatmulChoice& choice : found->second) {
         MatmulAlgorithm bytes;
-        CHECK(unseal_algorithm(all->machine, plan->product, choice.algorithm, &bytes), "a choice that was not checked");
+        CHECK(unseal_algorithm(all->machine, plan->gemm, choice.algorithm, &bytes), "a choice that was not checked");
         std::memcpy(&plan->algorithm.raw, bytes.data(), bytes.size());
         plan->source = choice.source;
         if (is_accepted(context, *plan, plan->algorithm)) return true;
@@ -203,7 +201,7 @@ bool take_preferred(const CudaContext& context, MatmulPlans* all, MatmulPlan* pl
     return false;
 }
 
-void choose_algorithm(const Device& device, MatmulPlans* all, MatmulPlan* plan, const Product& p) {
+void choose_algorithm(const Device& device, MatmulPlans* all, MatmulPlan* plan, const Gemm& p) {
     const CudaContext& context = device.context();
     if (take_preferred(context, all, plan)) return;
     if (all->tuning == MatmulTuning::first_choice) {
@@ -214,8 +212,8 @@ void choose_algorithm(const Device& device, MatmulPlans* all, MatmulPlan* plan, 
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     CUDA_CHECK(cudaStreamIsCapturing(context.stream, &capture));
     CHECK(capture == cudaStreamCaptureStatusNone,
-          "matmul: a product is seen for the first time during capture: ", describe(p), ": run a warm-up step first");
-    CudaTimer timer(device);
+          "matmul: a GEMM is seen for the first time during capture: ", describe(p), ": run a warm-up step first");
+    DeviceTimer timer(device);
     timer.start();
     fill_operands(device, p);
     plan->algorithm = fastest_algorithm(device, *plan, p, kMatmulTuningSeconds);
@@ -225,9 +223,9 @@ void choose_algorithm(const Device& device, MatmulPlans* all, MatmulPlan* plan, 
     all->tuning_seconds += timer.stop();
 }
 
-const MatmulPlan& plan_of(const Device& device, const Product& p) {
+const MatmulPlan& plan_of(const Device& device, const Gemm& p) {
     MatmulPlans& all = plans_of(device);
-    const ProductKey key = key_of(p);
+    const GemmKey key = key_of(p);
     for (const auto& plan : all.plans)
         if (plan->key == key) return *plan;
     auto plan = std::make_unique<MatmulPlan>(p);
@@ -238,7 +236,7 @@ const MatmulPlan& plan_of(const Device& device, const Product& p) {
 
 }  // namespace
 
-void matmul_cuda(const Device& device, const Product& p) {
+void matmul_cuda(const Device& device, const Gemm& p) {
     CHECK(p.a.shape[p.a_transposed ? 0 : 1] > 0, "matmul: an empty sum in ", describe(p));
     const MatmulPlan& plan = plan_of(device, p);
     const cublasStatus_t status = launch(device.context(), plan, p, plan.algorithm);
@@ -247,37 +245,40 @@ void matmul_cuda(const Device& device, const Product& p) {
 
 // ---- Choices ----
 
-void set_matmul_tuning_cuda(const Device& device, MatmulTuning tuning) {
-    plans_of(device).tuning = tuning;
+void set_matmul_tuning(const Device& device, MatmulTuning tuning) {
+    if (!device.is_cpu()) plans_of(device).tuning = tuning;
 }
 
-void prefer_matmul_choices_cuda(const Device& device, const std::vector<MatmulChoice>& choices, MatmulSource source) {
+void prefer_matmul_choices(const Device& device, const std::vector<MatmulChoice>& choices, MatmulSource source) {
+    if (device.is_cpu()) return;
     MatmulPlans& all = plans_of(device);
     for (MatmulChoice choice : choices) {
         MatmulAlgorithm bytes;
-        if (!unseal_algorithm(all.machine, choice.product, choice.algorithm, &bytes)) {
+        if (!unseal_algorithm(all.machine, choice.gemm, choice.algorithm, &bytes)) {
             ++all.num_refused;
             continue;
         }
         choice.source = source;
-        all.preferred[choice.product].push_back(std::move(choice));
+        all.preferred[choice.gemm].push_back(std::move(choice));
     }
 }
 
-std::vector<MatmulChoice> matmul_choices_cuda(const Device& device) {
+std::vector<MatmulChoice> matmul_choices(const Device& device) {
+    if (device.is_cpu()) return {};
     const MatmulPlans& all = plans_of(device);
     std::vector<MatmulChoice> choices;
     for (const auto& plan : all.plans) {
         MatmulAlgorithm bytes;
         std::memcpy(bytes.data(), &plan->algorithm.raw, bytes.size());
-        choices.push_back({plan->product, seal_algorithm(all.machine, plan->product, bytes), plan->source});
+        choices.push_back({plan->gemm, seal_algorithm(all.machine, plan->gemm, bytes), plan->source});
     }
     std::sort(choices.begin(), choices.end(),
-              [](const MatmulChoice& a, const MatmulChoice& b) { return a.product < b.product; });
+              [](const MatmulChoice& a, const MatmulChoice& b) { return a.gemm < b.gemm; });
     return choices;
 }
 
-MatmulCounts matmul_counts_cuda(const Device& device) {
+MatmulCounts matmul_counts(const Device& device) {
+    if (device.is_cpu()) return {};
     const MatmulPlans& all = plans_of(device);
     MatmulCounts counts;
     counts.refused = all.num_refused;
@@ -291,7 +292,8 @@ MatmulCounts matmul_counts_cuda(const Device& device) {
     return counts;
 }
 
-std::string matmul_machine_cuda(const Device& device) {
+std::string matmul_machine(const Device& device) {
+    if (device.is_cpu()) return {};
     return join(device.context().properties.name, ", cuBLASLt ", cublaslt_version());
 }
 

@@ -46,13 +46,13 @@ struct MatmulBackwardBias {
     bool accumulate = true;  // false: dbias is overwritten
 };
 void matmul_backward_bias(const Device&, const MatmulBackwardBias&);
-// In bytes, for O outputs of any type.
+// Returns the bytes of the scratch memory for O outputs of any type.
 size_t matmul_backward_bias_workspace(const Device&, int64_t outputs);
 
 // A GEMM as the twins see it: out (M, N) = op(a) op(b) [+ bias] [+ addend], all row-major. a is (M, K), or (K, M)
 // if a_transposed; b is (K, N), or (N, K) if b_transposed. addend is null, or has the shape and dtype of out (and may
 // be it); bias is null, or has out's dtype and the shape (N).
-struct Product {
+struct Gemm {
     Tensor out, a, b;
     Tensor addend = {};
     bool a_transposed = false, b_transposed = false;
@@ -60,15 +60,15 @@ struct Product {
 };
 
 // Return the GEMM that the functions above compute, without checking shapes.
-Product product_of(const MatmulForward&);
-Product product_of(const MatmulBackwardInput&);
-Product product_of(const MatmulBackwardWeight&);
+Gemm gemm_of(const MatmulForward&);
+Gemm gemm_of(const MatmulBackwardInput&);
+Gemm gemm_of(const MatmulBackwardWeight&);
 
 // The CUDA twins, which the functions above call once shapes are checked. kernels/matmul/choices.h chooses the
 // algorithm.
-void matmul_cuda(const Device&, const Product&);
+void matmul_cuda(const Device&, const Gemm&);
 void matmul_backward_bias_cuda(const Device&, const MatmulBackwardBias&);
-// At most so many blocks run on a multiprocessor; each has a row of partial sums.
+// The kernel has at most so many blocks on a multiprocessor; each has a row of partial sums.
 constexpr int kMatmulBackwardBiasBlocks = 4;
 size_t matmul_backward_bias_workspace_cuda(const Device&, int64_t outputs);
 

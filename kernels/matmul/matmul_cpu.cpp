@@ -32,7 +32,7 @@ BlockCounts count_blocks(int64_t M, int64_t N) {
 }
 
 template <typename T>
-void product_cpu(const Product& p) {
+void gemm_cpu(const Gemm& p) {
     use_single_threaded_blas();
     const int64_t M = p.out.shape[0], N = p.out.shape[1], K = p.a.shape[p.a_transposed ? 0 : 1];
     const int64_t lda = p.a.stride[0], ldb = p.b.stride[0], ldc = p.out.stride[0];
@@ -96,23 +96,23 @@ void check_matrix(const Device& device, const char* op, const char* name, const 
           name, " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
 }
 
-void run(const Device& device, const Product& product) {
-    if (product.out.numel() == 0) return;
-    if (!device.is_cpu()) return matmul_cuda(device, product);
-    for_cpu_scalar(product.a.dtype, "matmul", [&](auto scalar) { product_cpu<decltype(scalar)>(product); });
+void run(const Device& device, const Gemm& gemm) {
+    if (gemm.out.numel() == 0) return;
+    if (!device.is_cpu()) return matmul_cuda(device, gemm);
+    for_cpu_scalar(gemm.a.dtype, "matmul", [&](auto scalar) { gemm_cpu<decltype(scalar)>(gemm); });
 }
 
 }  // namespace
 
-Product product_of(const MatmulForward& a) {
+Gemm gemm_of(const MatmulForward& a) {
     return {.out = a.out, .a = a.x, .b = a.weight, .addend = a.residual, .b_transposed = true, .bias = a.bias};
 }
 
-Product product_of(const MatmulBackwardInput& a) {
+Gemm gemm_of(const MatmulBackwardInput& a) {
     return {.out = a.dx, .a = a.dout, .b = a.weight};
 }
 
-Product product_of(const MatmulBackwardWeight& a) {
+Gemm gemm_of(const MatmulBackwardWeight& a) {
     return {
         .out = a.dweight, .a = a.dout, .b = a.x, .addend = a.accumulate ? a.dweight : Tensor{}, .a_transposed = true};
 }
@@ -127,7 +127,7 @@ void matmul_forward(const Device& device, const MatmulForward& a) {
     check_matrix(device, "matmul_forward", "out", a.out, N, O, dtype);
     if (a.residual) check_matrix(device, "matmul_forward", "residual", a.residual, N, O, dtype);
     if (a.bias) check_tensor("matmul_forward", "bias", a.bias, {O}, dtype, device.kind());
-    run(device, product_of(a));
+    run(device, gemm_of(a));
 }
 
 void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
@@ -138,7 +138,7 @@ void matmul_backward_input(const Device& device, const MatmulBackwardInput& a) {
     check_matrix(device, "matmul_backward_input", "dout", a.dout, N, O, dtype);
     check_matrix(device, "matmul_backward_input", "weight", a.weight, O, I, dtype);
     check_matrix(device, "matmul_backward_input", "dx", a.dx, N, I, dtype);
-    run(device, product_of(a));
+    run(device, gemm_of(a));
 }
 
 void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a) {
@@ -149,7 +149,7 @@ void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a)
     check_matrix(device, "matmul_backward_weight", "dout", a.dout, N, O, dtype);
     check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
     check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
-    run(device, product_of(a));
+    run(device, gemm_of(a));
 }
 
 size_t matmul_backward_bias_workspace(const Device& device, int64_t outputs) {

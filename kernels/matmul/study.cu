@@ -1,20 +1,16 @@
 #include "kernels/matmul/study.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <random>
 
+#include "kernels/core/measure.h"
 #include "kernels/matmul/plan.h"
 
 namespace ingot {
 
 namespace {
-
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::string describe_algorithm(const LtAlgorithm& algorithm) {
     int32_t id = -1, splits = 1;
@@ -109,16 +105,16 @@ void add_variants(const CudaContext& context, const MatmulPlan& plan, const LtAl
 }
 
 // Returns the best few of the full search.
-std::vector<LtAlgorithm> search(const Device& device, const MatmulPlan& plan, const Product& p,
+std::vector<LtAlgorithm> search(const Device& device, const MatmulPlan& plan, const Gemm& p,
                                 const std::vector<LtAlgorithm>& known, double seconds, MatmulStudy* study) {
     constexpr size_t kNumBases = 24, kNumBest = 8;
     constexpr double kBaseMargin = 0.5;  // a cluster shape or an order of blocks gains less than that
     const CudaContext& context = device.context();
     const auto screen_all = [&](const std::vector<LtAlgorithm>& algorithms, double bound) {
-        const double begin = now();
+        const double begin = seconds_now();
         const std::vector<double> times = screen(device, plan, p, algorithms, bound);
         study->num_searched += std::count_if(times.begin(), times.end(), [](double t) { return std::isfinite(t); });
-        if (now() - begin > bound) study->is_search_complete = false;
+        if (seconds_now() - begin > bound) study->is_search_complete = false;
         return times;
     };
     std::vector<LtAlgorithm> all = all_algorithms(context, plan);
@@ -138,14 +134,14 @@ std::vector<LtAlgorithm> search(const Device& device, const MatmulPlan& plan, co
 
 }  // namespace
 
-MatmulStudy study_matmul(const Device& device, const Product& p, double seconds, double search_seconds) {
+MatmulStudy study_matmul(const Device& device, const Gemm& p, double seconds, double search_seconds) {
     MatmulStudy study;
     const MatmulPlan plan(p);
     fill_operands(device, p);
     const LtAlgorithm first = heuristic_algorithms(device.context(), plan, p, 1).front();
-    const double begin = now();
+    const double begin = seconds_now();
     const LtAlgorithm tuned = fastest_algorithm(device, plan, p, kMatmulTuningSeconds);
-    study.tuning_seconds = now() - begin;
+    study.tuning_seconds = seconds_now() - begin;
     std::vector<LtAlgorithm> all = {first};
     add_algorithm(&all, tuned);
     const size_t tuned_place = all.size() - 1;

@@ -24,6 +24,6 @@ struct MatmulStudy {
 // algorithms that the library has for these types, with all tiles, stages and numbers of parts, as far as it accepts
 // them; then through cluster shapes, block orders and options of the best of them. 0: no full search, `best` is the
 // better of the other two. Overwrites the operands.
-MatmulStudy study_matmul(const Device&, const Product&, double seconds, double search_seconds);
+MatmulStudy study_matmul(const Device&, const Gemm&, double seconds, double search_seconds);
 
 }  // namespace ingot

@@ -1,10 +1,10 @@
 // The search for a GEMM's fastest algorithm.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
+#include "kernels/core/measure.h"
 #include "kernels/fill.h"
 #include "kernels/matmul/plan.h"
 
@@ -24,16 +24,6 @@ constexpr double kExtraRuns = 300, kMostExtraSeconds = 0.25;
 constexpr int kMinRounds = 5;
 constexpr double kSampleSeconds = 100e-6;  // an event itself costs a microsecond or two
 constexpr double kBatchSeconds = 20e-3;    // runs that are launched without a wait take so long
-
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
-    return *middle;
-}
 
 // Up to `count` events in a stream. A batch of runs has one before each run and one after the last.
 class Marks {
@@ -103,7 +93,7 @@ void add_algorithm(std::vector<LtAlgorithm>* algorithms, const LtAlgorithm& algo
         algorithms->push_back(algorithm);
 }
 
-void fill_operands(const Device& device, const Product& p) {
+void fill_operands(const Device& device, const Gemm& p) {
     const int64_t K = p.a.shape[p.a_transposed ? 0 : 1];
     fill_normal(device, {.out = p.a, .seed = 1, .stream = 0, .std = 1});
     // With this scale one run adds elements of size 1, and a thousand runs in place stay within fp16.
@@ -114,7 +104,7 @@ void fill_operands(const Device& device, const Product& p) {
     if (p.bias) fill_normal(device, {.out = p.bias, .seed = 5, .stream = 0, .std = 1});
 }
 
-std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Product& p) {
+std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const MatmulPlan& plan, const Gemm& p) {
     std::vector<LtAlgorithm> algorithms = heuristic_algorithms(context, plan, p, 1);
     for (const LtAlgorithm& algorithm : heuristic_algorithms(context, plan, p, kMostHeuristics))
         add_algorithm(&algorithms, algorithm);
@@ -122,14 +112,14 @@ std::vector<LtAlgorithm> tuning_candidates(const CudaContext& context, const Mat
     return algorithms;
 }
 
-std::vector<double> screen(const Device& device, const MatmulPlan& plan, const Product& p,
+std::vector<double> screen(const Device& device, const MatmulPlan& plan, const Gemm& p,
                            const std::vector<LtAlgorithm>& candidates, double seconds) {
     const CudaContext& context = device.context();
     std::vector<double> result(candidates.size(), kInfinity);
     Marks marks(context.stream, 2);
-    const double begin = now();
+    const double begin = seconds_now();
     for (size_t i = 0; i < candidates.size(); ++i) {
-        if (i > 0 && now() - begin > seconds) break;
+        if (i > 0 && seconds_now() - begin > seconds) break;
         if (launch(context, plan, p, candidates[i]) != CUBLAS_STATUS_SUCCESS) {
             (void)cudaGetLastError();
             continue;
@@ -144,7 +134,7 @@ std::vector<double> screen(const Device& device, const MatmulPlan& plan, const P
     return result;
 }
 
-std::vector<double> compare(const Device& device, const MatmulPlan& plan, const Product& p,
+std::vector<double> compare(const Device& device, const MatmulPlan& plan, const Gemm& p,
                             const std::vector<LtAlgorithm>& candidates, double seconds, double margin) {
     const CudaContext& context = device.context();
     const auto run = [&](size_t candidate) { CUBLAS_CHECK(launch(context, plan, p, candidates[candidate])); };
@@ -168,7 +158,7 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
         marks.wait();
         for (size_t i = 0; i < order.size(); ++i) samples[order[i]].push_back(marks.seconds(i) / repeats);
     };
-    const double begin = now();
+    const double begin = seconds_now();
     measure(1, 1, 0);
     double round_seconds = 0, shortest = kInfinity;
     for (std::vector<double>& sample : samples) {
@@ -185,7 +175,7 @@ std::vector<double> compare(const Device& device, const MatmulPlan& plan, const 
         return best;
     };
     for (size_t num_rounds = 0;
-         num_rounds < kMinRounds || (now() - begin < seconds && (left.size() > 1 || candidates.size() == 1));) {
+         num_rounds < kMinRounds || (seconds_now() - begin < seconds && (left.size() > 1 || candidates.size() == 1));) {
         measure(rounds, repeats, num_rounds);
         num_rounds += static_cast<size_t>(rounds);
         if (num_rounds < kMinRounds) continue;
@@ -214,8 +204,8 @@ std::vector<size_t> best_of(const std::vector<double>& seconds, size_t count, do
     return result;
 }
 
-LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, const Product& p, double seconds) {
-    const double begin = now();
+LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, const Gemm& p, double seconds) {
+    const double begin = seconds_now();
     const std::vector<LtAlgorithm> all = tuning_candidates(device.context(), plan, p);
     if (all.size() == 1) return all[0];
     const double first_seconds = screen(device, plan, p, {all[0]}, 0)[0];
@@ -224,7 +214,7 @@ LtAlgorithm fastest_algorithm(const Device& device, const MatmulPlan& plan, cons
     std::vector<size_t> places = best_of(screened, kNumCompared, kScreenMargin);
     CHECK(!places.empty(), "matmul: no algorithm of cuBLASLt runs for ", describe(p));
     // Compare as many as the rest of the time allows.
-    const double left = seconds - (now() - begin);
+    const double left = seconds - (seconds_now() - begin);
     double round_seconds = 0;
     size_t num_compared = 0;
     for (; num_compared < places.size(); ++num_compared) {

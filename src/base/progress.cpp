@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "kernels/core/check.h"
-#include "src/base/clock.h"
+#include "kernels/core/measure.h"
 #include "src/base/text.h"
 
 namespace ingot {

@@ -20,10 +20,12 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/materialized.h"
 #include "kernels/attention/simt.h"
+#include "kernels/core/measure.h"
 #include "kernels/cuda/timing.h"
 #include "kernels/fill.h"
-#include "src/base/clock.h"
 #include "src/base/text.h"
+#include "src/bench/memory.h"
+#include "src/data/host_batch.h"
 #include "src/model/device_choice.h"
 
 namespace ingot {
@@ -91,11 +93,14 @@ std::vector<AttentionShape> shapes_of(const BenchAttentionOptions& o) {
     return shapes;
 }
 
-// All tensors of one shape and dtype, on the device.
+// Holds all tensors of one shape and dtype, on the device.
 class Operands {
   public:
     Operands(const Device& device, const AttentionShape& s, DType dtype, bool alibi, const AttentionOptions& options)
-        : device_(device) {
+        : device_(device), memory_(device) {
+        const auto tensor = [&](DType type, std::initializer_list<int64_t> shape) {
+            return memory_.tensor(type, shape);
+        };
         const auto heads = [&](int64_t count) { return tensor(dtype, {s.N, count, s.HS}); };
         forward = {.out = heads(s.NH),
                    .lse = tensor(DType::f32, {s.NH, s.N}),
@@ -127,16 +132,14 @@ class Operands {
             for (const double slope : alibi_slopes(s.NH)) slopes.push_back(static_cast<float>(slope));
             device.copy(forward.slopes, Tensor::contiguous(slopes.data(), DType::f32, {s.NH}));
         }
-        std::vector<int32_t> arrays[4];
-        Tensor host[4];
-        for (int i = 0; i < 4; ++i) {
-            arrays[i].resize(static_cast<size_t>(s.N));
-            host[i] = Tensor::contiguous(arrays[i].data(), DType::i32, {s.N});
-        }
-        fill_document_mask({host[0], host[1], host[2], host[3]}, s.starts, s.is_causal);
-        const Tensor* const masks[] = {&forward.mask.first_key, &forward.mask.end_key, &forward.mask.first_query,
-                                       &forward.mask.end_query};
-        for (int i = 0; i < 4; ++i) device.copy(*masks[i], host[i]);
+        HostBatch batch;
+        batch.resize(s.N);
+        const AttentionMask mask = batch.mask();
+        fill_document_mask(mask, s.starts, s.is_causal);
+        device.copy(forward.mask.first_key, mask.first_key);
+        device.copy(forward.mask.end_key, mask.end_key);
+        device.copy(forward.mask.first_query, mask.first_query);
+        device.copy(forward.mask.end_query, mask.end_query);
     }
     void run_forward() const { attention_forward(device_, forward); }
     void run_backward() const { attention_backward(device_, backward); }
@@ -150,14 +153,8 @@ class Operands {
     AttentionBackward backward;
 
   private:
-    Tensor tensor(DType dtype, std::initializer_list<int64_t> shape) {
-        Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
-        memory_.push_back(device_.allocate(static_cast<size_t>(std::max<int64_t>(result.bytes(), 1))));
-        result.data = memory_.back().get();
-        return result;
-    }
     Device device_;
-    std::vector<std::shared_ptr<void>> memory_;
+    BenchMemory memory_;
 };
 
 // The opponent of Ingot's kernel: its operands, and the code that computes with them.
@@ -198,7 +195,7 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
 class Bench {
   public:
     Bench(const BenchAttentionOptions& options, const Device& device) : options_(options), device_(device) {
-        dtype_ = options.dtype == "bf16" ? DType::bf16 : options.dtype == "fp16" ? DType::f16 : DType::f32;
+        dtype_ = dtype_of(options.dtype);
         attention_ = {request_of("--kernel", options.kernel), !options.any_order};
     }
 
@@ -333,7 +330,7 @@ class Bench {
     // Returns the median time of one launch of each, from batches in turns.
     std::vector<double> median_seconds(const std::vector<std::function<void()>>& launches) const {
         constexpr double kBatchSeconds = 5e-3;
-        CudaTimer timer(device_);
+        DeviceTimer timer(device_);
         const auto batch = [&](const std::function<void()>& launch, int count) {
             timer.start();
             for (int i = 0; i < count; ++i) launch();
@@ -352,10 +349,7 @@ class Bench {
         for (int sample = 0; sample < num_samples; ++sample)
             for (size_t i = 0; i < launches.size(); ++i) samples[i].push_back(batch(launches[i], counts[i]));
         std::vector<double> medians;
-        for (std::vector<double>& of_one : samples) {
-            std::nth_element(of_one.begin(), of_one.begin() + num_samples / 2, of_one.end());
-            medians.push_back(of_one[static_cast<size_t>(num_samples / 2)]);
-        }
+        for (std::vector<double>& of_one : samples) medians.push_back(median(std::move(of_one)));
         return medians;
     }
 
@@ -372,8 +366,7 @@ void bench_attention(const BenchAttentionOptions& options) {
     REQUIRE(options.seconds > 0 && options.load_seconds >= 0, "a time must be above 0: set --seconds, --load-seconds");
     const std::vector<AttentionShape> shapes = shapes_of(options);
     (void)request_of("--kernel", options.kernel);
-    REQUIRE(options.dtype == "bf16" || options.dtype == "fp16" || options.dtype == "fp32",
-            "--dtype is fp32, bf16 or fp16, not ", options.dtype);
+    (void)dtype_of(options.dtype);
     const std::string& against = options.against;
     REQUIRE(against.empty() || against == "materialized" || against == "simt" || against == "no-alibi", "--against is ",
             against,

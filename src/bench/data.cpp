@@ -5,7 +5,7 @@
 #include <cstdio>
 
 #include "kernels/core/check.h"
-#include "src/base/clock.h"
+#include "kernels/core/measure.h"
 #include "src/base/text.h"
 #include "src/config/config.h"
 #include "src/data/host_batch.h"

@@ -2,13 +2,13 @@
 #include "src/bench/gemm.h"
 
 #include <cstdio>
-#include <memory>
-#include <vector>
+#include <string>
 
 #include "kernels/cuda/timing.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/study.h"
 #include "src/base/text.h"
+#include "src/bench/memory.h"
 #include "src/config/config.h"
 #include "src/model/device_choice.h"
 #include "src/model/model.h"
@@ -23,23 +23,13 @@ struct Shape {
     DType dtype = DType::bf16;
 };
 
-DType dtype_of(const std::string& name) {
-    for (const DType candidate : {DType::f32, DType::bf16, DType::f16})
-        if (name == name_of(candidate)) return candidate;
-    throw UserError(join("--dtype is fp32, bf16 or fp16, not ", name));
-}
-
-DType dtype_of(Precision precision) {
-    return precision == Precision::fp32 ? DType::f32 : precision == Precision::fp16 ? DType::f16 : DType::bf16;
-}
-
 Shape shape_of(const BenchGemmOptions& options) {
     Shape shape;
     if (!options.config.empty()) {
         const Config config = read_config(options.config, {});
         shape.model = config.model;
         shape.tokens = config.training.micro_batch_size * config.model.context_length;
-        shape.dtype = dtype_of(config.training.precision);
+        shape.dtype = compute_type(config.training.precision, Device::planned_cuda());
     } else {
         for (const int64_t size : {options.tokens, options.layers, options.width, options.heads, options.kv_heads,
                                    options.head_dim, options.hidden, options.vocab})
@@ -97,13 +87,8 @@ class Bench {
     }
 
   private:
-    // Allocates memory for one GEMM, which is freed after it. The study fills it.
-    Tensor tensor(DType dtype, int64_t rows, int64_t columns) {
-        Tensor result = Tensor::contiguous(nullptr, dtype, {rows, columns}, device_.kind());
-        memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
-        result.data = memory_.back().get();
-        return result;
-    }
+    // Returns a matrix that is freed after its GEMM. The study fills it.
+    Tensor matrix(DType dtype, int64_t rows, int64_t columns) { return memory_.tensor(dtype, {rows, columns}); }
 
     // How often a GEMM runs in a step's first micro-step, and in each later one.
     struct Times {
@@ -112,11 +97,11 @@ class Bench {
     struct Total {
         double first = 0, tuned = 0, best = 0, flops = 0;  // seconds, by choice of the algorithm
 
-        void add(double times, const MatmulStudy& study, double product_flops) {
+        void add(double times, const MatmulStudy& study, double gemm_flops) {
             first += times * study.first.seconds;
             tuned += times * study.tuned.seconds;
             best += times * study.best.seconds;
-            flops += times * product_flops;
+            flops += times * gemm_flops;
         }
     };
 
@@ -137,28 +122,27 @@ class Bench {
                 double overwrites) {
         const DType dtype = shape_.dtype;
         study(name + " forward", {times, times},
-              product_of(MatmulForward{.out = tensor(dtype, N, O),
-                                       .x = tensor(dtype, N, I),
-                                       .weight = tensor(dtype, O, I),
-                                       .residual = has_residual ? tensor(dtype, N, O) : Tensor{}}));
+              gemm_of(MatmulForward{.out = matrix(dtype, N, O),
+                                    .x = matrix(dtype, N, I),
+                                    .weight = matrix(dtype, O, I),
+                                    .residual = has_residual ? matrix(dtype, N, O) : Tensor{}}));
         study(name + " dx", {times, times},
-              product_of(MatmulBackwardInput{
-                  .dx = tensor(dtype, N, I), .dout = tensor(dtype, N, O), .weight = tensor(dtype, O, I)}));
+              gemm_of(MatmulBackwardInput{
+                  .dx = matrix(dtype, N, I), .dout = matrix(dtype, N, O), .weight = matrix(dtype, O, I)}));
         for (const bool accumulate : {true, false})
             study(name + (accumulate ? " dweight" : " dweight, first"),
                   accumulate ? Times{times - overwrites, times} : Times{overwrites, 0},
-                  product_of(MatmulBackwardWeight{.dweight = tensor(DType::f32, O, I),
-                                                  .dout = tensor(dtype, N, O),
-                                                  .x = tensor(dtype, N, I),
-                                                  .accumulate = accumulate}));
+                  gemm_of(MatmulBackwardWeight{.dweight = matrix(DType::f32, O, I),
+                                               .dout = matrix(dtype, N, O),
+                                               .x = matrix(dtype, N, I),
+                                               .accumulate = accumulate}));
     }
 
-    void study(const std::string& name, const Times& times, const Product& product) {
+    void study(const std::string& name, const Times& times, const Gemm& gemm) {
         const MatmulStudy study =
-            study_matmul(device_, product, options_.seconds, options_.full ? options_.search_seconds : 0);
+            study_matmul(device_, gemm, options_.seconds, options_.full ? options_.search_seconds : 0);
         memory_.clear();
-        const int64_t M = product.out.shape[0], N = product.out.shape[1],
-                      K = product.a.shape[product.a_transposed ? 0 : 1];
+        const int64_t M = gemm.out.shape[0], N = gemm.out.shape[1], K = gemm.a.shape[gemm.a_transposed ? 0 : 1];
         const double flops = 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K);
         const auto rate = [&](const MatmulStudy::Entry& entry) { return flops / entry.seconds * 1e-12; };
         std::printf("%-29s %-20s %9.1f %8.0f %9.1f %8.0f %6.3f", name.c_str(), join(M, " x ", N, " x ", K).c_str(),
@@ -181,7 +165,7 @@ class Bench {
     BenchGemmOptions options_;
     Shape shape_;
     Device device_;
-    std::vector<std::shared_ptr<void>> memory_;
+    BenchMemory memory_{device_};
     Total first_micro_step_, later_micro_step_;
     double tuning_seconds_ = 0;
     bool is_cut_off_ = false;

@@ -9,8 +9,10 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <type_traits>
 
 #include "kernels/adamw.h"
+#include "kernels/core/measure.h"
 #include "kernels/core/rng.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/cuda/timing.h"
@@ -20,7 +22,7 @@
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
-#include "src/base/clock.h"
+#include "src/bench/memory.h"
 #include "src/model/device_choice.h"
 
 namespace ingot {
@@ -31,32 +33,13 @@ constexpr double kFootprint = 512e6;    // several times the largest L2 (60 MB o
 constexpr double kBatchSeconds = 2e-3;  // starting and ending a batch costs microseconds
 constexpr int64_t kCopyBytes = int64_t{1} << 30;
 
-class Stopwatch {
-  public:
-    explicit Stopwatch(const Device& device) {
-        if (!device.is_cpu()) timer_ = std::make_unique<CudaTimer>(device);
-    }
-    void start() {
-        if (timer_) return timer_->start();
-        begin_ = seconds_now();
-    }
-    double stop() {
-        if (timer_) return timer_->stop();
-        return seconds_now() - begin_;
-    }
-
-  private:
-    std::unique_ptr<CudaTimer> timer_;
-    double begin_ = 0;
-};
-
 // Returns the seconds of one launch. launch(set) runs the op on that set of tensors.
 double median_seconds(const Device& device, double seconds, int num_sets, const std::function<void(int)>& launch) {
-    Stopwatch stopwatch(device);
+    DeviceTimer timer(device);
     const auto batch = [&](int launches) {
-        stopwatch.start();
+        timer.start();
         for (int i = 0; i < launches; ++i) launch(i % num_sets);
-        return stopwatch.stop() / launches;
+        return timer.stop() / launches;
     };
     batch(num_sets);
     const double estimate = std::max(batch(num_sets), 1e-7);
@@ -67,8 +50,7 @@ double median_seconds(const Device& device, double seconds, int num_sets, const 
     for (int i = 0; i < num_samples / 10; ++i) batch(launches);
     std::vector<double> samples;
     for (int i = 0; i < num_samples; ++i) samples.push_back(batch(launches));
-    std::nth_element(samples.begin(), samples.begin() + num_samples / 2, samples.end());
-    return samples[static_cast<size_t>(num_samples / 2)];
+    return median(std::move(samples));
 }
 
 class Bench {
@@ -76,13 +58,7 @@ class Bench {
     explicit Bench(const BenchKernelsOptions& options) : options_(options), device_(open(options.device)) {
         REQUIRE(options.rows >= 2, "--rows must be at least 2, not ", options.rows);
         const std::string dtype = !options.dtype.empty() ? options.dtype : device_.is_cpu() ? "fp32" : "bf16";
-        bool known = false;
-        for (const DType candidate : {DType::f32, DType::bf16, DType::f16})
-            if (dtype == name_of(candidate)) {
-                dtype_ = candidate;
-                known = true;
-            }
-        REQUIRE(known, "--dtype is fp32, bf16 or fp16, not ", dtype);
+        dtype_ = dtype_of(dtype);
         REQUIRE(!device_.is_cpu() || dtype_ == DType::f32, "the CPU device computes in fp32, not in ", dtype);
     }
 
@@ -97,7 +73,7 @@ class Bench {
         for (const int64_t C : options_.widths) rope(options_.rows, C / 64, 64);
         for (const int64_t V : {50304, 151936}) cross_entropies(options_.rows / 8, V);
         optimizer(124'000'000);
-        for (const int64_t C : options_.widths) products(C > 1024 ? options_.rows / 2 : options_.rows, C);
+        for (const int64_t C : options_.widths) linear_layers(C > 1024 ? options_.rows / 2 : options_.rows, C);
     }
 
   private:
@@ -106,17 +82,13 @@ class Bench {
         return choose_device(name).device;
     }
 
-    // Allocates memory for one op's sets, which is freed after the op.
+    // Returns random normals times `scale`, or zeros if they are bytes. They are freed after the op.
     Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, float scale = 1) {
-        Tensor result = Tensor::contiguous(nullptr, dtype, shape, device_.kind());
-        memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
-        result.data = memory_.back().get();
-        const uint64_t seed = memory_.size();
-        if (dtype == DType::u8) {
+        const Tensor result = memory_.tensor(dtype, shape);
+        if (dtype == DType::u8)
             device_.zero(result);
-        } else {
-            fill_normal(device_, {.out = result, .seed = seed, .stream = 0, .std = scale});
-        }
+        else
+            fill_normal(device_, {.out = result, .seed = memory_.num_tensors(), .stream = 0, .std = scale});
         return result;
     }
 
@@ -152,18 +124,20 @@ class Bench {
         memory_.clear();
     }
 
-    // make() builds one set of tensors and returns the launch on it.
-    void report(const char* op, const std::string& shape, double bytes, double flops,
-                const std::function<std::function<void()>()>& make) {
+    // Measures an op. make() builds the arguments of one launch, with tensors of their own.
+    template <typename Arguments>
+    void report(const char* name, const std::string& shape, double bytes, double flops,
+                void (*op)(const Device&, const Arguments&),
+                const std::type_identity_t<std::function<Arguments()>>& make) {
         const int num_sets = std::clamp(static_cast<int>(std::ceil(kFootprint / bytes)), 2, 512);
-        std::vector<std::function<void()>> sets;
+        std::vector<Arguments> sets;
         for (int i = 0; i < num_sets; ++i) sets.push_back(make());
         double seconds[2];
         for (double& each : seconds)
-            each =
-                median_seconds(device_, options_.seconds, num_sets, [&](int set) { sets[static_cast<size_t>(set)](); });
+            each = median_seconds(device_, options_.seconds, num_sets,
+                                  [&](int set) { op(device_, sets[static_cast<size_t>(set)]); });
         device_.synchronize();
-        print(op, shape, bytes, flops, seconds);
+        print(name, shape, bytes, flops, seconds);
         memory_.clear();
     }
 
@@ -171,7 +145,7 @@ class Bench {
     // Launches must be long compared with the microseconds of two events. The caller keeps the tensors.
     void report_fresh(const char* op, const std::string& shape, double bytes, const std::function<void()>& prepare,
                       const std::function<void()>& launch) {
-        Stopwatch stopwatch(device_);
+        DeviceTimer timer(device_);
         double seconds[2];
         for (double& each : seconds) {
             std::vector<double> samples;
@@ -179,14 +153,12 @@ class Bench {
             while (samples.size() < (device_.is_cpu() ? 3u : 21u) ||
                    (total < options_.seconds && samples.size() < 201)) {
                 prepare();
-                stopwatch.start();
+                timer.start();
                 launch();
-                samples.push_back(stopwatch.stop());
+                samples.push_back(timer.stop());
                 total += samples.back();
             }
-            std::nth_element(samples.begin(), samples.begin() + static_cast<int64_t>(samples.size() / 2),
-                             samples.end());
-            each = samples[samples.size() / 2];
+            each = median(std::move(samples));
         }
         print(op, shape, bytes, 0, seconds);
     }
@@ -208,30 +180,29 @@ class Bench {
         const double weight_bytes = static_cast<double>(C) * element;
         const std::string shape = join("N ", N, ", C ", C);
         const double eps = 1e-5;
-        report("rmsnorm_forward", shape, 2 * row_bytes + rstd_bytes + weight_bytes, 0, [&] {
-            const RmsNormForward args{.out = tensor(dtype_, {N, C}),
-                                      .rstd = tensor(DType::f32, {N}),
-                                      .x = tensor(dtype_, {N, C}),
-                                      .weight = tensor(dtype_, {C}),
-                                      .eps = eps};
-            return [this, args] { rmsnorm_forward(device_, args); };
+        report("rmsnorm_forward", shape, 2 * row_bytes + rstd_bytes + weight_bytes, 0, rmsnorm_forward, [&] {
+            return RmsNormForward{.out = tensor(dtype_, {N, C}),
+                                  .rstd = tensor(DType::f32, {N}),
+                                  .x = tensor(dtype_, {N, C}),
+                                  .weight = tensor(dtype_, {C}),
+                                  .eps = eps};
         });
         for (const bool has_residual : {false, true}) {
             const double bytes =
                 (has_residual ? 4 : 3) * row_bytes + rstd_bytes + weight_bytes + 8.0 * static_cast<double>(C);
-            report(has_residual ? "rmsnorm_backward + dresidual" : "rmsnorm_backward", shape, bytes, 0, [&] {
-                const Tensor x = tensor(dtype_, {N, C});
-                const auto workspace = static_cast<int64_t>(rmsnorm_backward_workspace(device_, x));
-                const RmsNormBackward args{.dx = tensor(dtype_, {N, C}),
-                                           .dweight = tensor(DType::f32, {C}),
-                                           .dout = tensor(dtype_, {N, C}),
-                                           .x = x,
-                                           .rstd = tensor(DType::f32, {N}),
-                                           .weight = tensor(dtype_, {C}),
-                                           .dresidual = has_residual ? tensor(dtype_, {N, C}) : Tensor{},
-                                           .workspace = tensor(DType::u8, {workspace})};
-                return [this, args] { rmsnorm_backward(device_, args); };
-            });
+            report(has_residual ? "rmsnorm_backward + dresidual" : "rmsnorm_backward", shape, bytes, 0,
+                   rmsnorm_backward, [&] {
+                       const Tensor x = tensor(dtype_, {N, C});
+                       const auto workspace = static_cast<int64_t>(rmsnorm_backward_workspace(device_, x));
+                       return RmsNormBackward{.dx = tensor(dtype_, {N, C}),
+                                              .dweight = tensor(DType::f32, {C}),
+                                              .dout = tensor(dtype_, {N, C}),
+                                              .x = x,
+                                              .rstd = tensor(DType::f32, {N}),
+                                              .weight = tensor(dtype_, {C}),
+                                              .dresidual = has_residual ? tensor(dtype_, {N, C}) : Tensor{},
+                                              .workspace = tensor(DType::u8, {workspace})};
+                   });
         }
     }
 
@@ -243,24 +214,20 @@ class Bench {
     void swiglu(int64_t N, int64_t F) {
         const double row_bytes = static_cast<double>(N * F * size_of(dtype_));
         const std::string shape = join("N ", N, ", F ", F);
-        report("swiglu_forward", shape, 3 * row_bytes, 0, [&] {
-            const SwigluForward args{.out = tensor(dtype_, {N, F}), .gate_up = tensor(dtype_, {N, 2 * F})};
-            return [this, args] { swiglu_forward(device_, args); };
+        report("swiglu_forward", shape, 3 * row_bytes, 0, swiglu_forward, [&] {
+            return SwigluForward{.out = tensor(dtype_, {N, F}), .gate_up = tensor(dtype_, {N, 2 * F})};
         });
-        report("swiglu_backward", shape, 5 * row_bytes, 0, [&] {
-            const SwigluBackward args{.dgate_up = tensor(dtype_, {N, 2 * F}),
-                                      .dout = tensor(dtype_, {N, F}),
-                                      .gate_up = tensor(dtype_, {N, 2 * F})};
-            return [this, args] { swiglu_backward(device_, args); };
+        report("swiglu_backward", shape, 5 * row_bytes, 0, swiglu_backward, [&] {
+            return SwigluBackward{.dgate_up = tensor(dtype_, {N, 2 * F}),
+                                  .dout = tensor(dtype_, {N, F}),
+                                  .gate_up = tensor(dtype_, {N, 2 * F})};
         });
     }
 
     // Returns int32 values on the device.
     Tensor integers(const std::vector<int32_t>& values) {
         const auto count = static_cast<int64_t>(values.size());
-        Tensor result = Tensor::contiguous(nullptr, DType::i32, {count}, device_.kind());
-        memory_.push_back(device_.allocate(static_cast<size_t>(result.bytes())));
-        result.data = memory_.back().get();
+        const Tensor result = memory_.tensor(DType::i32, {count});
         device_.copy(result, Tensor::contiguous(const_cast<int32_t*>(values.data()), DType::i32, {count}));
         return result;
     }
@@ -289,22 +256,21 @@ class Bench {
                    static_cast<double>(N) * (static_cast<double>(C) * per_token + 4);
         };
         const std::vector<int32_t> ids = tokens(N, V, 0);
-        report("embedding_forward", join("N ", N, ", C ", C, ", V ", V), bytes_of(ids, element, element), 0, [&] {
-            const EmbeddingForward args{
-                .out = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {V, C}), .tokens = integers(ids)};
-            return [this, args] { embedding_forward(device_, args); };
-        });
+        report("embedding_forward", join("N ", N, ", C ", C, ", V ", V), bytes_of(ids, element, element), 0,
+               embedding_forward, [&] {
+                   return EmbeddingForward{
+                       .out = tensor(dtype_, {N, C}), .weight = tensor(dtype_, {V, C}), .tokens = integers(ids)};
+               });
         for (const double frequent : {0.0, 0.2}) {
             const std::vector<int32_t> batch = tokens(N, V, frequent);
             report(frequent > 0 ? "embedding_backward, one 20%" : "embedding_backward",
-                   join("N ", N, ", C ", C, ", V ", V), bytes_of(batch, 8, element), 0, [&] {
+                   join("N ", N, ", C ", C, ", V ", V), bytes_of(batch, 8, element), 0, embedding_backward, [&] {
                        const Tensor dout = tensor(dtype_, {N, C}, 1e-3f);
                        const auto workspace = static_cast<int64_t>(embedding_backward_workspace(device_, dout));
-                       const EmbeddingBackward args{.dweight = tensor(DType::f32, {V, C}),
-                                                    .dout = dout,
-                                                    .tokens = integers(batch),
-                                                    .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
-                       return [this, args] { embedding_backward(device_, args); };
+                       return EmbeddingBackward{.dweight = tensor(DType::f32, {V, C}),
+                                                .dout = dout,
+                                                .tokens = integers(batch),
+                                                .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
                    });
         }
     }
@@ -317,11 +283,10 @@ class Bench {
         const Tensor table_on_host = Tensor::contiguous(memory.get(), DType::f32, {T, HS});
         fill_rope_table(table_on_host, 10000);
         const double bytes = 2.0 * static_cast<double>(N * H * HS * size_of(dtype_)) + 4.0 * static_cast<double>(N);
-        report("rope_forward", join("N ", N, ", H ", H, ", HS ", HS), bytes, 0, [&] {
+        report("rope_forward", join("N ", N, ", H ", H, ", HS ", HS), bytes, 0, rope_forward, [&] {
             const Tensor table = tensor(DType::f32, {T, HS});
             device_.copy(table, table_on_host);
-            const Rope args{.x = tensor(dtype_, {N, H, HS}), .positions = integers(positions), .table = table};
-            return [this, args] { rope_forward(device_, args); };
+            return Rope{.x = tensor(dtype_, {N, H, HS}), .positions = integers(positions), .table = table};
         });
     }
 
@@ -357,74 +322,68 @@ class Bench {
                 cross_entropy(device_, loss_alone);
             },
             [&] { cross_entropy(device_, args); });
-        report("cross_entropy, loss alone", join("n ", n, ", V ", V), row_bytes + rest, 0,
-               [&] { return [this, loss_alone] { cross_entropy(device_, loss_alone); }; });
+        report("cross_entropy, loss alone", join("n ", n, ", V ", V), row_bytes + rest, 0, cross_entropy,
+               [&] { return loss_alone; });
     }
 
     void optimizer(int64_t n) {
         const std::string shape = join("n ", n);
         const bool has_copy = dtype_ != DType::f32;
-        report("adamw", shape, static_cast<double>(n) * (has_copy ? 30 : 28), 0, [&] {
-            AdamW args{.weights = tensor(DType::f32, {n}),
-                       .m = tensor(DType::f32, {n}, 1e-3f),
-                       .v = tensor(DType::f32, {n}, 1e-3f),
-                       .gradient = tensor(DType::f32, {n}, 1e-3f),
-                       .compute = has_copy ? tensor(dtype_, {n}) : Tensor{},
-                       .step = step_block()};
-            return [this, args] { adamw(device_, args); };
+        report("adamw", shape, static_cast<double>(n) * (has_copy ? 30 : 28), 0, adamw, [&] {
+            return AdamW{.weights = tensor(DType::f32, {n}),
+                         .m = tensor(DType::f32, {n}, 1e-3f),
+                         .v = tensor(DType::f32, {n}, 1e-3f),
+                         .gradient = tensor(DType::f32, {n}, 1e-3f),
+                         .compute = has_copy ? tensor(dtype_, {n}) : Tensor{},
+                         .step = step_block()};
         });
-        report("gradient_norm", shape, static_cast<double>(n) * 4, 0, [&] {
+        report("gradient_norm", shape, static_cast<double>(n) * 4, 0, gradient_norm, [&] {
             const auto workspace = static_cast<int64_t>(gradient_norm_workspace(device_));
-            const GradientNorm args{.step = step_block(),
-                                    .gradient = tensor(DType::f32, {n}, 1e-3f),
-                                    .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
-            return [this, args] { gradient_norm(device_, args); };
+            return GradientNorm{.step = step_block(),
+                                .gradient = tensor(DType::f32, {n}, 1e-3f),
+                                .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
         });
     }
 
-    void products(int64_t N, int64_t C) {
+    // Measures the GEMMs of a linear layer with O outputs and I inputs.
+    void linear(const std::string& name, int64_t N, int64_t O, int64_t I) {
+        const std::string shape = join(N, " x ", O, " x ", I);
+        const double element = static_cast<double>(size_of(dtype_)), weights = static_cast<double>(O * I);
+        const double flops = 2.0 * static_cast<double>(N) * weights;
+        const double x_bytes = static_cast<double>(N * I) * element, out_bytes = static_cast<double>(N * O) * element;
+        const float scale = 1 / std::sqrt(static_cast<float>(I));
+        report((name + " forward").c_str(), shape, x_bytes + out_bytes + weights * element, flops, matmul_forward, [&] {
+            return MatmulForward{.out = tensor(dtype_, {N, O}),
+                                 .x = tensor(dtype_, {N, I}),
+                                 .weight = tensor(dtype_, {O, I}, scale),
+                                 .residual = {}};
+        });
+        report((name + " backward, input").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
+               matmul_backward_input, [&] {
+                   return MatmulBackwardInput{.dx = tensor(dtype_, {N, I}),
+                                              .dout = tensor(dtype_, {N, O}),
+                                              .weight = tensor(dtype_, {O, I}, scale)};
+               });
+        report((name + " backward, weight").c_str(), shape, x_bytes + out_bytes + 8 * weights, flops,
+               matmul_backward_weight, [&] {
+                   return MatmulBackwardWeight{.dweight = tensor(DType::f32, {O, I}),
+                                               .dout = tensor(dtype_, {N, O}),
+                                               .x = tensor(dtype_, {N, I})};
+               });
+    }
+
+    void linear_layers(int64_t N, int64_t C) {
         const int64_t F = hidden(C);
-        const struct {
-            const char* name;
-            int64_t O, I;
-        } layers[] = {{"qkv", 3 * C, C}, {"o", C, C}, {"gate_up", 2 * F, C}, {"down", C, F}};
-        const double element = static_cast<double>(size_of(dtype_));
-        for (const auto& [name, O, I] : layers) {
-            const std::string shape = join(N, " x ", O, " x ", I);
-            const double flops = 2.0 * static_cast<double>(N) * static_cast<double>(O) * static_cast<double>(I);
-            const double x_bytes = static_cast<double>(N * I) * element,
-                         out_bytes = static_cast<double>(N * O) * element;
-            const double weights = static_cast<double>(O * I);
-            const float scale = 1 / std::sqrt(static_cast<float>(I));
-            report(join(name, " forward").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
-                   [&, rows = N, outputs = O, inputs = I] {
-                       const MatmulForward args{.out = tensor(dtype_, {rows, outputs}),
-                                                .x = tensor(dtype_, {rows, inputs}),
-                                                .weight = tensor(dtype_, {outputs, inputs}, scale),
-                                                .residual = {}};
-                       return [this, args] { matmul_forward(device_, args); };
-                   });
-            report(join(name, " backward, input").c_str(), shape, x_bytes + out_bytes + weights * element, flops,
-                   [&, rows = N, outputs = O, inputs = I] {
-                       const MatmulBackwardInput args{.dx = tensor(dtype_, {rows, inputs}),
-                                                      .dout = tensor(dtype_, {rows, outputs}),
-                                                      .weight = tensor(dtype_, {outputs, inputs}, scale)};
-                       return [this, args] { matmul_backward_input(device_, args); };
-                   });
-            report(join(name, " backward, weight").c_str(), shape, x_bytes + out_bytes + 8 * weights, flops,
-                   [&, rows = N, outputs = O, inputs = I] {
-                       const MatmulBackwardWeight args{.dweight = tensor(DType::f32, {outputs, inputs}),
-                                                       .dout = tensor(dtype_, {rows, outputs}),
-                                                       .x = tensor(dtype_, {rows, inputs})};
-                       return [this, args] { matmul_backward_weight(device_, args); };
-                   });
-        }
-        report("qkv backward, bias", join(N, " x ", 3 * C), static_cast<double>(N * 3 * C) * element, 0, [&] {
-            const auto bytes = static_cast<int64_t>(matmul_backward_bias_workspace(device_, 3 * C));
-            const MatmulBackwardBias args{.dbias = tensor(DType::f32, {3 * C}),
-                                          .dout = tensor(dtype_, {N, 3 * C}),
-                                          .workspace = tensor(DType::u8, {bytes})};
-            return [this, args] { matmul_backward_bias(device_, args); };
+        linear("qkv", N, 3 * C, C);
+        linear("o", N, C, C);
+        linear("gate_up", N, 2 * F, C);
+        linear("down", N, C, F);
+        const double bytes = static_cast<double>(N * 3 * C * size_of(dtype_));
+        report("qkv backward, bias", join(N, " x ", 3 * C), bytes, 0, matmul_backward_bias, [&] {
+            const auto workspace = static_cast<int64_t>(matmul_backward_bias_workspace(device_, 3 * C));
+            return MatmulBackwardBias{.dbias = tensor(DType::f32, {3 * C}),
+                                      .dout = tensor(dtype_, {N, 3 * C}),
+                                      .workspace = tensor(DType::u8, {workspace})};
         });
     }
 
@@ -432,7 +391,7 @@ class Bench {
     Device device_;
     DType dtype_ = DType::f32;
     double copy_rate_ = 0;
-    std::vector<std::shared_ptr<void>> memory_;
+    BenchMemory memory_{device_};
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
-// Method: inputs are random token ids in documents of one length, the same in every run. Steps are queued one ahead,
-// as in training; after a settling time, wall-clock time over whole steps is measured. A separate run on its own plan
-// then measures the parts, so that tracing does not affect the figures above: its graphs are recorded while tracing
-// runs.
+// Method: inputs are random token ids in documents of one length, the same in every run. The host launches one step
+// ahead, as in training; after a settling time, wall-clock time over whole steps is measured. A separate run on its own
+// plan then measures the parts, so that tracing does not affect the figures above: its graphs are recorded while
+// tracing runs.
 #include "src/bench/step.h"
 
 #include <algorithm>
@@ -12,10 +12,11 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "kernels/core/measure.h"
 #include "kernels/cuda/timing.h"
 #include "kernels/fill.h"
-#include "src/base/clock.h"
 #include "src/base/text.h"
+#include "src/bench/memory.h"
 #include "src/bench/step_parts.h"
 #include "src/bench/synthetic_run.h"
 #include "src/config/config.h"
@@ -43,22 +44,19 @@ double copy_rate(const Device& device) {
     constexpr int64_t kBytes = int64_t{1} << 29;
     constexpr int kCopies = 10, kSamples = 41,
                   kWarmUp = 500;  // some tenths of a second, since an idle GPU has low clocks
-    const auto buffer = [&](const std::shared_ptr<void>& memory) {
-        return Tensor::contiguous(memory.get(), DType::f32, {kBytes / 4}, device.kind());
-    };
-    const std::shared_ptr<void> memory[2] = {device.allocate(kBytes), device.allocate(kBytes)};
-    const Tensor source = buffer(memory[0]), destination = buffer(memory[1]);
+    BenchMemory memory(device);
+    const Tensor source = memory.tensor(DType::f32, {kBytes / 4}),
+                 destination = memory.tensor(DType::f32, {kBytes / 4});
     fill_normal(device, {.out = source, .seed = 1, .stream = 0, .std = 1});
     for (int i = 0; i < kWarmUp; ++i) copy_kernel_cuda(device, destination, source);
-    CudaTimer timer(device);
+    DeviceTimer timer(device);
     std::vector<double> seconds;
     for (int sample = 0; sample < kSamples; ++sample) {
         timer.start();
         for (int i = 0; i < kCopies; ++i) copy_kernel_cuda(device, destination, source);
         seconds.push_back(timer.stop() / kCopies);
     }
-    std::nth_element(seconds.begin(), seconds.begin() + kSamples / 2, seconds.end());
-    return 2.0 * static_cast<double>(kBytes) / seconds[kSamples / 2];
+    return 2.0 * static_cast<double>(kBytes) / median(std::move(seconds));
 }
 
 class Bench {
@@ -115,16 +113,15 @@ class Bench {
             wall = seconds_now() - began;
         }
         const double ended_unix = unix_seconds();
-        std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size() / 2), seconds.end());
-        const double median = seconds[seconds.size() / 2];
+        const double median_step = median(seconds);
         const double rate = static_cast<double>(run.step() - first_step) * batch_tokens / wall;
         run.run_to(run.step() + 1, true);
         const int64_t num_skipped = run.num_skipped() - first_skipped;
         step_seconds_ = wall / static_cast<double>(seconds.size());
 
         const std::optional<PeakRate> peak = peak_rate(device_.name(), plan.model.dtype());
-        std::printf("%.0f tokens/s, %.3f ms a step (median %.3f, %zu steps)", rate, step_seconds_ * 1e3, median * 1e3,
-                    seconds.size());
+        std::printf("%.0f tokens/s, %.3f ms a step (median %.3f, %zu steps)", rate, step_seconds_ * 1e3,
+                    median_step * 1e3, seconds.size());
         if (peak)
             std::printf(", %.1f%% MFU of the %s's %.4g TFLOP/s\n", 100 * flops * rate / peak->flops, peak->name,
                         peak->flops * 1e-12);
@@ -147,7 +144,7 @@ class Bench {
                    {"window", {began_unix, ended_unix}},
                    {"tokens_per_second", rate},
                    {"step_seconds", step_seconds_},
-                   {"median_step_seconds", median},
+                   {"median_step_seconds", median_step},
                    {"mfu", peak ? ordered_json(flops * rate / peak->flops) : ordered_json()},
                    {"loss", run.decision().loss},
                    {"skipped", num_skipped},
@@ -195,9 +192,12 @@ class Bench {
             std::printf("\n");
             total += entry.seconds;
             total_floor += floor > 0 ? floor : entry.seconds;
-            nlohmann::ordered_json part = {
-                {"part", name},           {"calls", entry.calls},   {"seconds", entry.seconds},
-                {"bytes", work[i].bytes}, {"flops", work[i].flops}, {"floor_seconds", nullptr}};
+            nlohmann::ordered_json part = {{"part", key_of(static_cast<StepPart>(i))},
+                                           {"calls", entry.calls},
+                                           {"seconds", entry.seconds},
+                                           {"bytes", work[i].bytes},
+                                           {"flops", work[i].flops},
+                                           {"floor_seconds", nullptr}};
             if (floor > 0) part["floor_seconds"] = floor;
             parts.push_back(std::move(part));
         }
@@ -214,7 +214,7 @@ class Bench {
         for (const auto& [symbol, entry] : times.kernels)
             kernels.push_back({{"kernel", demangled(symbol)},
                                {"symbol", symbol},
-                               {"part", name_of(part_of_kernel(symbol))},
+                               {"part", key_of(part_of_kernel(symbol))},
                                {"calls", entry.calls},
                                {"seconds", entry.seconds}});
         result_["traced_step_seconds"] = times.seconds;

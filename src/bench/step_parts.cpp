@@ -2,11 +2,36 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <string_view>
+#include <utility>
 
 namespace ingot {
 
 namespace {
+
+constexpr std::pair<StepPart, const char*> kPartNames[] = {
+    {StepPart::embedding_forward, "embedding forward"},
+    {StepPart::rmsnorm_forward, "norms forward"},
+    {StepPart::rope, "rope"},
+    {StepPart::attention_forward, "attention forward"},
+    {StepPart::swiglu_forward, "swiglu forward"},
+    {StepPart::gemms, "GEMMs"},
+    {StepPart::bias_backward, "bias backward"},
+    {StepPart::cross_entropy, "cross-entropy"},
+    {StepPart::loss_sum, "loss sum"},
+    {StepPart::embedding_backward, "embedding backward"},
+    {StepPart::rmsnorm_backward, "norms backward"},
+    {StepPart::attention_backward, "attention backward"},
+    {StepPart::swiglu_backward, "swiglu backward"},
+    {StepPart::gradient_norm, "gradient norm"},
+    {StepPart::adamw, "adamw"},
+    {StepPart::step_scalars, "step scalars"},
+    {StepPart::zero_gradients, "zero gradients"},
+    {StepPart::copies, "copies"},
+    {StepPart::other, "other"},
+};
+static_assert(std::size(kPartNames) == kNumStepParts);
 
 constexpr KernelPart kKernelParts[] = {
     {"adamw.cu", "adamw_kernel", StepPart::adamw},
@@ -93,47 +118,13 @@ StepPart part_of(const TraceRecord& record) {
 }  // namespace
 
 const char* name_of(StepPart part) {
-    switch (part) {
-        case StepPart::embedding_forward:
-            return "embedding forward";
-        case StepPart::rmsnorm_forward:
-            return "norms forward";
-        case StepPart::rope:
-            return "rope";
-        case StepPart::attention_forward:
-            return "attention forward";
-        case StepPart::swiglu_forward:
-            return "swiglu forward";
-        case StepPart::products:
-            return "products";
-        case StepPart::bias_backward:
-            return "bias backward";
-        case StepPart::cross_entropy:
-            return "cross-entropy";
-        case StepPart::loss_sum:
-            return "loss sum";
-        case StepPart::embedding_backward:
-            return "embedding backward";
-        case StepPart::rmsnorm_backward:
-            return "norms backward";
-        case StepPart::attention_backward:
-            return "attention backward";
-        case StepPart::swiglu_backward:
-            return "swiglu backward";
-        case StepPart::gradient_norm:
-            return "gradient norm";
-        case StepPart::adamw:
-            return "adamw";
-        case StepPart::step_scalars:
-            return "step scalars";
-        case StepPart::zero_gradients:
-            return "zero gradients";
-        case StepPart::copies:
-            return "copies";
-        case StepPart::other:
-            return "other";
-    }
+    for (const auto& [named, name] : kPartNames)
+        if (named == part) return name;
     return "?";
+}
+
+const char* key_of(StepPart part) {
+    return part == StepPart::gemms ? "products" : name_of(part);
 }
 
 std::span<const KernelPart> kernel_parts() {
@@ -143,7 +134,7 @@ std::span<const KernelPart> kernel_parts() {
 StepPart part_of_kernel(const std::string& symbol) {
     for (const KernelPart& row : kKernelParts)
         if (is_kernel(symbol, row)) return row.part;
-    return is_ours(symbol) ? StepPart::other : StepPart::products;
+    return is_ours(symbol) ? StepPart::other : StepPart::gemms;
 }
 
 StepTimes step_times(const std::vector<TraceRecord>& records, int64_t num_skipped) {
@@ -226,9 +217,9 @@ std::array<StepWork, kNumStepParts> step_work(const StepShape& shape, const Para
     at(StepPart::swiglu_backward).bytes = L * (shape.recompute == Recompute::none ? 5 : 6) * N * F * e;
     at(StepPart::cross_entropy).bytes = N * (V + VP) * e + 8 * N;
     at(StepPart::loss_sum).bytes = 8 * N;
-    at(StepPart::products).flops = 6 * real(table.num_matmul_parameters()) * N;
+    at(StepPart::gemms).flops = 6 * real(table.num_matmul_parameters()) * N;
     // Backward repeats all GEMMs of a layer's forward but the last (Model::layer_forward).
-    if (is_block) at(StepPart::products).flops += 2 * N * L * (C * (query + 2 * group) + query * C + 2 * F * C);
+    if (is_block) at(StepPart::gemms).flops += 2 * N * L * (C * (query + 2 * group) + query * C + 2 * F * C);
     for (StepWork& each : work) {
         each.bytes *= real(shape.num_micro_steps);
         each.flops *= real(shape.num_micro_steps);

@@ -20,7 +20,7 @@ enum class StepPart : uint8_t {
     rope,
     attention_forward,
     swiglu_forward,
-    products,  // kernels that are not ours, which are cuBLASLt's
+    gemms,  // kernels that are not ours, which are cuBLASLt's
     cross_entropy,
     loss_sum,
     embedding_backward,
@@ -37,6 +37,7 @@ enum class StepPart : uint8_t {
 };
 constexpr size_t kNumStepParts = static_cast<size_t>(StepPart::other) + 1;
 const char* name_of(StepPart part);
+const char* key_of(StepPart part);  // the name in --json, which does not change
 
 struct KernelPart {
     const char* place;   // the source file, "rmsnorm.cu", or a namespace, "sm80": several have a forward_kernel

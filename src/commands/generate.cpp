@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "kernels/core/measure.h"
 #include "kernels/core/rng.h"
-#include "src/base/clock.h"
 #include "src/base/output.h"
 #include "src/base/signals.h"
 #include "src/base/text.h"

@@ -109,7 +109,7 @@ void write_matmul_cache(const std::string& machine, const std::vector<MatmulChoi
 
 ordered_json matmul_choices_to_json(const std::vector<MatmulChoice>& choices) {
     ordered_json object = ordered_json::object();
-    for (const MatmulChoice& choice : choices) object[choice.product] = choice.algorithm;
+    for (const MatmulChoice& choice : choices) object[choice.gemm] = choice.algorithm;
     return object;
 }
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/core/measure.h"
 #include "kernels/matmul/choices.h"
 #include "kernels/step.h"
-#include "src/base/clock.h"
 #include "src/model/matmul_cache.h"
 #include "src/optimizer/schedule.h"
 

@@ -7,8 +7,8 @@
 #include <memory>
 #include <new>
 
+#include "kernels/core/measure.h"
 #include "kernels/core/profile.h"
-#include "src/base/clock.h"
 #include "src/base/console.h"
 #include "src/base/progress.h"
 #include "src/base/signals.h"
@@ -36,7 +36,7 @@ namespace {
 int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
     return std::count_if(now.begin(), now.end(), [&](const MatmulChoice& choice) {
         return std::none_of(record.begin(), record.end(), [&](const MatmulChoice& recorded) {
-            return recorded.product == choice.product && recorded.algorithm == choice.algorithm;
+            return recorded.gemm == choice.gemm && recorded.algorithm == choice.algorithm;
         });
     });
 }

@@ -325,7 +325,7 @@ TEST(MatmulCuda, WeightGradientAccumulatesInFp32) {
 
 std::string describe(const std::vector<MatmulChoice>& choices) {
     std::string text;
-    for (const MatmulChoice& choice : choices) text += choice.product + ": " + choice.algorithm + "\n";
+    for (const MatmulChoice& choice : choices) text += choice.gemm + ": " + choice.algorithm + "\n";
     return text;
 }
 
@@ -336,7 +336,7 @@ void see_all(const Device& device, const Case& p) {
     backward_input(p, device, p.dtype);
     for (const bool accumulate : {false, true}) backward_weight(p, device, p.dtype, accumulate);
 }
-constexpr int64_t kProducts = 6;
+constexpr int64_t kGemms = 6;
 
 TEST(MatmulCuda, TimedChoicesAreRight) {
     INGOT_CUDA_OR_SKIP(shared);
@@ -349,11 +349,11 @@ TEST(MatmulCuda, TimedChoicesAreRight) {
             see_all(device, p);
             set_matmul_tuning(device, MatmulTuning::first_choice);
             const MatmulCounts counts = matmul_counts(device);
-            EXPECT_EQ(counts.timed, kProducts);
+            EXPECT_EQ(counts.timed, kGemms);
             // Half a second for each in all, with kernels loaded for the first time.
-            EXPECT_LT(counts.tuning_seconds, kProducts * (kMatmulTuningSeconds + 0.5));
+            EXPECT_LT(counts.tuning_seconds, kGemms * (kMatmulTuningSeconds + 0.5));
             check(device, p, {p.gap});
-            EXPECT_EQ(matmul_counts(device).timed, kProducts);
+            EXPECT_EQ(matmul_counts(device).timed, kGemms);
             EXPECT_EQ(matmul_counts(device).first_choice, 0);
         }
 }
@@ -381,7 +381,7 @@ TEST(MatmulCuda, RecordedChoicesAreTakenUpAgain) {
     see_all(timed, p);
     see_all(plain, p);
     const std::vector<MatmulChoice> record = matmul_choices(timed), others = matmul_choices(plain);
-    ASSERT_EQ(record.size(), static_cast<size_t>(kProducts));
+    ASSERT_EQ(record.size(), static_cast<size_t>(kGemms));
     for (const MatmulChoice& choice : record) EXPECT_EQ(choice.source, MatmulSource::timed);
     for (const MatmulChoice& choice : others) EXPECT_EQ(choice.source, MatmulSource::first_choice);
 
@@ -396,7 +396,7 @@ TEST(MatmulCuda, RecordedChoicesAreTakenUpAgain) {
     see_all(again, p);
     EXPECT_EQ(describe(matmul_choices(again)), describe(record));
     const MatmulCounts counts = matmul_counts(again);
-    EXPECT_EQ(counts.from_record, kProducts);
+    EXPECT_EQ(counts.from_record, kGemms);
     EXPECT_EQ(counts.from_cache + counts.timed + counts.first_choice + counts.refused, 0);
 
     // A first choice is taken up again like any other: it is what the library accepts.
@@ -404,7 +404,7 @@ TEST(MatmulCuda, RecordedChoicesAreTakenUpAgain) {
     prefer_matmul_choices(third, others, MatmulSource::cache);
     see_all(third, p);
     EXPECT_EQ(describe(matmul_choices(third)), describe(others));
-    EXPECT_EQ(matmul_counts(third).from_cache, kProducts);
+    EXPECT_EQ(matmul_counts(third).from_cache, kGemms);
     EXPECT_EQ(matmul_counts(third).refused, 0);
 }
 
@@ -422,13 +422,13 @@ TEST(MatmulCuda, ChoicesThatCannotBeTakenAreRefused) {
     bad[3].algorithm[17] = bad[3].algorithm[17] == 'a' ? 'b' : 'a';
     bad[4].algorithm = std::string(128, 'f') + "-" + std::string(16, '0');
     MatmulAlgorithm bytes;
-    ASSERT_TRUE(unseal_algorithm(matmul_machine(first), bad[5].product, bad[5].algorithm, &bytes));
-    bad[5].algorithm = seal_algorithm("another GPU, cuBLASLt 1.0.0", bad[5].product, bytes);
+    ASSERT_TRUE(unseal_algorithm(matmul_machine(first), bad[5].gemm, bad[5].algorithm, &bytes));
+    bad[5].algorithm = seal_algorithm("another GPU, cuBLASLt 1.0.0", bad[5].gemm, bytes);
     prefer_matmul_choices(device, bad, MatmulSource::record);
     check(device, p, {p.gap});
     const MatmulCounts counts = matmul_counts(device);
-    EXPECT_EQ(counts.refused, kProducts);
-    EXPECT_EQ(counts.first_choice, kProducts);
+    EXPECT_EQ(counts.refused, kGemms);
+    EXPECT_EQ(counts.first_choice, kGemms);
     EXPECT_EQ(describe(matmul_choices(device)), describe(matmul_choices(first)));
 }
 
@@ -436,9 +436,9 @@ TEST(MatmulCuda, AStudyComparesTheChoices) {
     INGOT_CUDA_OR_SKIP(device);
     const Buffer x(device, DType::bf16, {8192, 256}), dout(device, DType::bf16, {8192, 128});
     const Buffer dweight(device, DType::f32, {128, 256});
-    const Product product = product_of(MatmulBackwardWeight{.dweight = dweight, .dout = dout, .x = x});
+    const Gemm gemm = gemm_of(MatmulBackwardWeight{.dweight = dweight, .dout = dout, .x = x});
     for (const double search_seconds : {0.0, 1.0}) {
-        const MatmulStudy study = study_matmul(device, product, 0.05, search_seconds);
+        const MatmulStudy study = study_matmul(device, gemm, 0.05, search_seconds);
         for (const MatmulStudy::Entry& entry : {study.first, study.tuned, study.best}) {
             EXPECT_NE(entry.algorithm, "");
             EXPECT_GT(entry.seconds, 0);

@@ -11,7 +11,7 @@ namespace ingot::test {
 namespace {
 
 // A GEMM of tensors that nobody reads.
-Product product() {
+Gemm gemm() {
     void* const memory = reinterpret_cast<void*>(uintptr_t{1} << 20);
     void* const other = reinterpret_cast<void*>(uintptr_t{1} << 21);
     return {.out = Tensor::contiguous(memory, DType::bf16, {65536, 2304}, DeviceKind::cuda),
@@ -21,42 +21,42 @@ Product product() {
             .b_transposed = true};
 }
 
-TEST(MatmulChoices, ProductsAsText) {
-    Product p = product();
+TEST(MatmulChoices, GemmsAsText) {
+    Gemm p = gemm();
     EXPECT_EQ(text_of(key_of(p)),
               "bf16 65536x2304x768 nt to bf16 with an addend, strides 768 768 2304 2304, align 256 256 256 256");
     p.addend = {};
     EXPECT_EQ(text_of(key_of(p)), "bf16 65536x2304x768 nt to bf16, strides 768 768 2304, align 256 256 256");
     // dweight += dout^T x
-    const Product gradient = product_of(MatmulBackwardWeight{
+    const Gemm gradient = gemm_of(MatmulBackwardWeight{
         .dweight = Tensor::contiguous(p.out.data, DType::f32, {2304, 768}), .dout = p.out, .x = p.a});
     EXPECT_EQ(text_of(key_of(gradient)),
               "bf16 2304x768x65536 tn to fp32 added in place, strides 2304 768 768 768, align 256 256 256 256");
 }
 
-TEST(MatmulChoices, ProductsThatDifferHaveTextsThatDiffer) {
-    const ProductKey key = key_of(product());
-    const std::vector<std::function<void(ProductKey*)>> changes = {[](ProductKey*) {},
-                                                                   [](ProductKey* k) { k->M = 8; },
-                                                                   [](ProductKey* k) { k->N = 8; },
-                                                                   [](ProductKey* k) { k->K = 8; },
-                                                                   [](ProductKey* k) { k->out_stride = 4096; },
-                                                                   [](ProductKey* k) { k->a_stride = 4096; },
-                                                                   [](ProductKey* k) { k->b_stride = 4096; },
-                                                                   [](ProductKey* k) { k->addend_stride = 4096; },
-                                                                   [](ProductKey* k) { k->out_alignment = 16; },
-                                                                   [](ProductKey* k) { k->a_alignment = 16; },
-                                                                   [](ProductKey* k) { k->b_alignment = 16; },
-                                                                   [](ProductKey* k) { k->addend_alignment = 16; },
-                                                                   [](ProductKey* k) { k->dtype = DType::f16; },
-                                                                   [](ProductKey* k) { k->out_dtype = DType::f32; },
-                                                                   [](ProductKey* k) { k->a_transposed = true; },
-                                                                   [](ProductKey* k) { k->b_transposed = false; },
-                                                                   [](ProductKey* k) { k->adds = false; },
-                                                                   [](ProductKey* k) { k->in_place = true; }};
+TEST(MatmulChoices, GemmsThatDifferHaveTextsThatDiffer) {
+    const GemmKey key = key_of(gemm());
+    const std::vector<std::function<void(GemmKey*)>> changes = {[](GemmKey*) {},
+                                                                [](GemmKey* k) { k->M = 8; },
+                                                                [](GemmKey* k) { k->N = 8; },
+                                                                [](GemmKey* k) { k->K = 8; },
+                                                                [](GemmKey* k) { k->out_stride = 4096; },
+                                                                [](GemmKey* k) { k->a_stride = 4096; },
+                                                                [](GemmKey* k) { k->b_stride = 4096; },
+                                                                [](GemmKey* k) { k->addend_stride = 4096; },
+                                                                [](GemmKey* k) { k->out_alignment = 16; },
+                                                                [](GemmKey* k) { k->a_alignment = 16; },
+                                                                [](GemmKey* k) { k->b_alignment = 16; },
+                                                                [](GemmKey* k) { k->addend_alignment = 16; },
+                                                                [](GemmKey* k) { k->dtype = DType::f16; },
+                                                                [](GemmKey* k) { k->out_dtype = DType::f32; },
+                                                                [](GemmKey* k) { k->a_transposed = true; },
+                                                                [](GemmKey* k) { k->b_transposed = false; },
+                                                                [](GemmKey* k) { k->adds = false; },
+                                                                [](GemmKey* k) { k->in_place = true; }};
     std::set<std::string> texts;
     for (const auto& change : changes) {
-        ProductKey changed = key;
+        GemmKey changed = key;
         change(&changed);
         texts.insert(text_of(changed));
     }
@@ -64,7 +64,7 @@ TEST(MatmulChoices, ProductsThatDifferHaveTextsThatDiffer) {
 }
 
 TEST(MatmulChoices, AlignmentIsThatOfTheData) {
-    Product p = product();
+    Gemm p = gemm();
     for (const uint32_t alignment : {1u, 2u, 16u, 128u, 256u}) {
         p.a.data = reinterpret_cast<void*>((uintptr_t{1} << 20) + alignment);
         EXPECT_EQ(key_of(p).a_alignment, alignment);
@@ -76,22 +76,22 @@ TEST(MatmulChoices, AlignmentIsThatOfTheData) {
 TEST(MatmulChoices, SealedAlgorithms) {
     MatmulAlgorithm algorithm;
     for (size_t i = 0; i < algorithm.size(); ++i) algorithm[i] = static_cast<uint8_t>(7 * i + 3);
-    const std::string machine = "GPU, cuBLASLt 13.1.0", product = "bf16 8x8x8";
-    const std::string sealed = seal_algorithm(machine, product, algorithm);
+    const std::string machine = "GPU, cuBLASLt 13.1.0", gemm = "bf16 8x8x8";
+    const std::string sealed = seal_algorithm(machine, gemm, algorithm);
     MatmulAlgorithm found{};
-    ASSERT_TRUE(unseal_algorithm(machine, product, sealed, &found));
+    ASSERT_TRUE(unseal_algorithm(machine, gemm, sealed, &found));
     EXPECT_EQ(found, algorithm);
-    EXPECT_FALSE(unseal_algorithm("GPU, cuBLASLt 13.2.0", product, sealed, &found));
+    EXPECT_FALSE(unseal_algorithm("GPU, cuBLASLt 13.2.0", gemm, sealed, &found));
     EXPECT_FALSE(unseal_algorithm(machine, "bf16 8x8x16", sealed, &found));
     for (size_t i = 0; i < sealed.size(); ++i) {
         std::string damaged = sealed;
         damaged[i] = damaged[i] == '0' ? '1' : '0';
-        EXPECT_FALSE(unseal_algorithm(machine, product, damaged, &found)) << i;
-        EXPECT_FALSE(unseal_algorithm(machine, product, sealed.substr(0, i), &found)) << i;
+        EXPECT_FALSE(unseal_algorithm(machine, gemm, damaged, &found)) << i;
+        EXPECT_FALSE(unseal_algorithm(machine, gemm, sealed.substr(0, i), &found)) << i;
     }
     for (const char* text : {"", "0", "zz", "-", "\xff\xfe"}) {
-        EXPECT_FALSE(unseal_algorithm(machine, product, text, &found)) << text;
-        EXPECT_FALSE(unseal_algorithm(machine, product, sealed + text + " ", &found)) << text;
+        EXPECT_FALSE(unseal_algorithm(machine, gemm, text, &found)) << text;
+        EXPECT_FALSE(unseal_algorithm(machine, gemm, sealed + text + " ", &found)) << text;
     }
     EXPECT_EQ(found, algorithm);  // what is refused leaves it alone
 }
@@ -99,7 +99,7 @@ TEST(MatmulChoices, SealedAlgorithms) {
 TEST(MatmulChoices, TheCpuHasNone) {
     const Device cpu = Device::cpu();
     set_matmul_tuning(cpu, MatmulTuning::timed);
-    prefer_matmul_choices(cpu, {{"product", "algorithm"}}, MatmulSource::cache);
+    prefer_matmul_choices(cpu, {{"gemm", "algorithm"}}, MatmulSource::cache);
     EXPECT_TRUE(matmul_choices(cpu).empty());
     EXPECT_EQ(matmul_counts(cpu).refused, 0);
     EXPECT_EQ(matmul_machine(cpu), "");

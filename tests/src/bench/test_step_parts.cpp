@@ -80,9 +80,9 @@ TEST(StepParts, KernelsOfOneNameAreToldApartByFile) {
     EXPECT_EQ(part_of_kernel("_ZN5ingot4sm9014forward_kernelILNS_5DTypeE2ELi64ELb1EEEvNS0_11ForwardArgsE"),
               StepPart::attention_forward);
     EXPECT_EQ(part_of_kernel(symbol("rmsnorm_cu", "unheard_of_kernel")), StepPart::other);
-    EXPECT_EQ(part_of_kernel("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTN"), StepPart::products);
+    EXPECT_EQ(part_of_kernel("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTN"), StepPart::gemms);
     EXPECT_EQ(part_of_kernel("_ZN7cutlass7Kernel2I66cutlass_80_tensorop_bf16_s16816gemm_bf16EEvNT_6ParamsE"),
-              StepPart::products);
+              StepPart::gemms);
 }
 
 TEST(StepParts, TimesAndGapsOfWholeSteps) {
@@ -97,15 +97,15 @@ TEST(StepParts, TimesAndGapsOfWholeSteps) {
         add(TraceKind::kernel, begin, 0, 10);
         add(TraceKind::set, "set", 10, 15);
         add(TraceKind::kernel, "gemm", 20, 60);
-        add(TraceKind::copy, kHostToDevice, 50, 70);  // half beside the product
+        add(TraceKind::copy, kHostToDevice, 50, 70);  // half beside the GEMM
         add(TraceKind::kernel, adamw, 70, 95 + step);
     }
     const StepTimes times = step_times(records, 1);
     const auto part = [&](StepPart which) { return times.parts[static_cast<size_t>(which)]; };
     EXPECT_EQ(times.num_steps, 2);
     EXPECT_NEAR(times.seconds, 100e-9, 1e-15);
-    EXPECT_NEAR(part(StepPart::products).seconds, 40e-9, 1e-15);
-    EXPECT_NEAR(part(StepPart::products).calls, 1, 1e-12);
+    EXPECT_NEAR(part(StepPart::gemms).seconds, 40e-9, 1e-15);
+    EXPECT_NEAR(part(StepPart::gemms).calls, 1, 1e-12);
     EXPECT_NEAR(part(StepPart::copies).seconds, 20e-9, 1e-15);
     EXPECT_NEAR(part(StepPart::zero_gradients).seconds, 5e-9, 1e-15);
     EXPECT_NEAR(part(StepPart::adamw).seconds, 26.5e-9, 1e-15);
@@ -141,8 +141,8 @@ TEST(StepParts, BytesByHand) {
     EXPECT_EQ(bytes(StepPart::zero_gradients), 0);  // the embedding is tied
     EXPECT_EQ(bytes(StepPart::adamw), 30.0 * static_cast<double>(table.num_parameters()));
     EXPECT_EQ(bytes(StepPart::attention_forward), 0);
-    const double products = step_work(shape, table)[static_cast<size_t>(StepPart::products)].flops;
-    EXPECT_EQ(products, 6.0 * static_cast<double>(table.num_matmul_parameters()) * 64);
+    const double gemms = step_work(shape, table)[static_cast<size_t>(StepPart::gemms)].flops;
+    EXPECT_EQ(gemms, 6.0 * static_cast<double>(table.num_matmul_parameters()) * 64);
     shape.is_attention_left_out = true;
     EXPECT_EQ(bytes(StepPart::rope), 0);
     EXPECT_EQ(bytes(StepPart::attention_forward), 2 * 2 * 32 * (64 + 32) * 2);

@@ -1,4 +1,4 @@
-// The machine's cache of product algorithms: what is written is read, and nothing that is wrong with it stops a run.
+// The cache of GEMM algorithms of a machine: what is written is read, and nothing that is wrong with it stops a run.
 // Seen to catch: a cache of another machine that is taken; a file that is written in place.
 #include "src/model/matmul_cache.h"
 
@@ -55,13 +55,13 @@ class MatmulCache : public testing::Test {
     std::vector<std::pair<const char*, std::optional<std::string>>> before_;
 };
 
-MatmulChoice timed(const std::string& product, const std::string& algorithm) {
-    return {product, algorithm, MatmulSource::timed};
+MatmulChoice timed(const std::string& gemm, const std::string& algorithm) {
+    return {gemm, algorithm, MatmulSource::timed};
 }
 
 std::string describe(const std::vector<MatmulChoice>& choices) {
     std::string text;
-    for (const MatmulChoice& choice : choices) text += choice.product + "=" + choice.algorithm + ";";
+    for (const MatmulChoice& choice : choices) text += choice.gemm + "=" + choice.algorithm + ";";
     return text;
 }
 
@@ -74,13 +74,13 @@ TEST_F(MatmulCache, WhatIsWrittenIsRead) {
     const std::vector<MatmulChoice> found = read();
     EXPECT_EQ(describe(found), "a=01;b=02;");
     for (const MatmulChoice& choice : found) EXPECT_EQ(choice.source, MatmulSource::cache);
-    // Later ones are added, and replace those of the same product.
+    // Later ones are added, and replace those of the same GEMM.
     write({timed("b", "03"), timed("c", "04")});
     EXPECT_EQ(describe(read()), "a=01;b=03;c=04;");
     EXPECT_EQ(num_files(), 1u);
 }
 
-// A first choice in the cache would keep all later runs from timing the product.
+// A first choice in the cache would keep all later runs from timing the GEMM.
 TEST_F(MatmulCache, OnlyWhatWasTimedIsKept) {
     write({timed("a", "01"),
            {"b", "02", MatmulSource::first_choice},
@@ -188,7 +188,7 @@ TEST_F(MatmulCache, ProcessesThatWriteAtOnceLeaveAWholeFile) {
             std::string note;
             bool good = true;
             for (int repeat = 0; repeat < kRepeats; ++repeat) {
-                const std::string own = join("product ", process, " ", repeat);
+                const std::string own = join("GEMM ", process, " ", repeat);
                 write_matmul_cache(kMachine, {timed(own, std::string(4000, '0')), timed("shared", "01")}, &note);
                 good = good && note.empty();
                 // Whoever wrote last, it is whole.

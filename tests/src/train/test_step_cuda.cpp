@@ -110,7 +110,7 @@ TEST(StepCuda, EachPartHasItsKernels) {
         EXPECT_GE(calls(StepPart::attention_backward), kPerLayer - 1e-9);
         EXPECT_NEAR(calls(StepPart::swiglu_forward), kPerLayer, 1e-9);
         EXPECT_NEAR(calls(StepPart::swiglu_backward), kPerLayer, 1e-9);
-        EXPECT_GE(calls(StepPart::products), 12 * kPerLayer + 3 * kPerStep - 1e-9);
+        EXPECT_GE(calls(StepPart::gemms), 12 * kPerLayer + 3 * kPerStep - 1e-9);
         EXPECT_NEAR(calls(StepPart::cross_entropy), kPerStep, 1e-9);
         EXPECT_NEAR(calls(StepPart::loss_sum), kPerStep, 1e-9);
         EXPECT_GE(calls(StepPart::embedding_backward), kPerStep);
