@@ -85,6 +85,17 @@ TEST(StepParts, KernelsOfOneNameAreToldApartByFile) {
               StepPart::gemms);
 }
 
+// Scripts read the key of a part from --json, so that it stays when the name changes.
+TEST(StepParts, EveryPartHasANameAndAKey) {
+    std::set<std::string> names;
+    for (size_t i = 0; i < kNumStepParts; ++i) names.insert(name_of(static_cast<StepPart>(i)));
+    EXPECT_EQ(names.size(), kNumStepParts);
+    EXPECT_EQ(names.count("?"), 0u);
+    EXPECT_STREQ(name_of(StepPart::gemms), "GEMMs");
+    EXPECT_STREQ(key_of(StepPart::gemms), "products");
+    EXPECT_STREQ(key_of(StepPart::adamw), "adamw");
+}
+
 TEST(StepParts, TimesAndGapsOfWholeSteps) {
     const std::string begin = symbol("step_cu", "step_begin_kernel"), adamw = symbol("adamw_cu", "adamw_kernel");
     std::vector<TraceRecord> records;
