@@ -8,14 +8,10 @@
 #include "src/base/available_memory.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
-#include <filesystem>
-#include <fstream>
-
-#include "kernels/core/check.h"
 #include "src/train/training_plan.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot::test {
 namespace {
@@ -25,19 +21,16 @@ namespace fs = std::filesystem;
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
 // A machine with 1000 MiB free.
-class AvailableMemoryTest : public testing::Test {
+class AvailableMemoryTest : public InFolder {
   protected:
     void SetUp() override {
-        root_ = (fs::temp_directory_path() / "ingot-XXXXXX").string();
-        ASSERT_NE(mkdtemp(root_.data()), nullptr);
         write("/proc/meminfo",
               "MemTotal:        2048000 kB\nMemFree:          512000 kB\nMemAvailable:    1024000 kB\n");
     }
-    void TearDown() override { fs::remove_all(root_); }
 
     void write(const std::string& path, const std::string& text) {
         fs::create_directories(fs::path(root_ + path).parent_path());
-        std::ofstream(root_ + path) << text;
+        InFolder::write(path.substr(1), text);
     }
     // A group of version 2 with a limit and what is taken; of that, pages of files.
     void group(const std::string& folder, const std::string& limit, uint64_t taken, uint64_t inactive = 0,
@@ -55,7 +48,7 @@ class AvailableMemoryTest : public testing::Test {
     }
     static std::string mib(uint64_t count) { return join(count * kMiB); }
 
-    std::string root_;
+    const std::string root_ = folder_.string();
 };
 
 TEST_F(AvailableMemoryTest, OfTheMachine) {

@@ -8,26 +8,16 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 
-#include "kernels/core/check.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Files : public testing::Test {
-  protected:
-    Files() { fs::create_directories(folder_); }
-    ~Files() override { fs::remove_all(folder_); }
-    std::string path(const char* name) const { return (folder_ / name).string(); }
-
-    // Tests that run at once are processes of their own.
-    const fs::path folder_ = fs::path(testing::TempDir()) / ("ingot-files-" + std::to_string(getpid()));
-};
+class Files : public test::InFolder {};
 
 std::string refusal_of(const std::string& path) {
     return test::user_error_of([&] { open_regular_file(path); }, "opened");
@@ -53,23 +43,20 @@ TEST_F(Files, WhatIsNoRegularFileIsRefusedAtOnce) {
 
 TEST_F(Files, AFileIsReadWholeUpToItsBound) {
     const std::string text(100'000, 'x');
-    std::ofstream(path("file")) << text;
-    EXPECT_EQ(read_file(path("file"), 100'000), text);
+    EXPECT_EQ(read_file(write("file", text), 100'000), text);
     EXPECT_THROW(read_file(path("file"), 99'999), UserError);
-    std::ofstream(path("empty"));
-    EXPECT_EQ(read_file(path("empty"), 0), "");
+    EXPECT_EQ(read_file(write("empty", ""), 0), "");
 }
 
 TEST_F(Files, ADescriptorClosesOnce) {
-    std::ofstream(path("file")) << "text";
-    Descriptor first = open_regular_file(path("file"));
+    Descriptor first = open_regular_file(write("file", "text"));
     const int number = first.get();
     Descriptor second = std::move(first);
     EXPECT_EQ(first.get(), -1);
     EXPECT_EQ(second.get(), number);
     second = Descriptor();
     char byte = 0;
-    EXPECT_EQ(read(number, &byte, 1), -1);
+    EXPECT_EQ(::read(number, &byte, 1), -1);
 }
 
 }  // namespace

@@ -6,26 +6,19 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 
-#include "kernels/core/check.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Folders : public testing::Test {
+class Folders : public test::InFolder {
   protected:
-    Folders() { fs::create_directories(root_ / "held"); }
-    ~Folders() override { fs::remove_all(root_); }
-    std::string path(const std::string& name) const { return (root_ / name).string(); }
-    void write(const std::string& name, const std::string& text) const { std::ofstream(path(name)) << text; }
-    std::string read(const std::string& name) const { return read_file(path(name), 1000); }
-    const fs::path root_ = fs::path(testing::TempDir()) / ("ingot-folder-" + std::to_string(getpid()));
+    Folders() { fs::create_directory(path("held")); }
 };
 
 void create(const Folder& folder, const std::string& name, const std::string& text) {

@@ -9,29 +9,20 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <thread>
 
-#include "kernels/core/check.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot {
 namespace {
 
 namespace fs = std::filesystem;
 
-class MappedFiles : public testing::Test {
+class MappedFiles : public test::InFolder {
   protected:
-    MappedFiles() { fs::create_directories(folder_); }
-    ~MappedFiles() override { fs::remove_all(folder_); }
-    // A file of ones.
-    std::string file(const char* name, size_t bytes) const {
-        const std::string path = (folder_ / name).string();
-        std::ofstream(path) << std::string(bytes, '\1');
-        return path;
-    }
-    const fs::path folder_ = fs::path(testing::TempDir()) / ("ingot-mapped-" + std::to_string(getpid()));
+    // Writes a file of ones and returns its path.
+    std::string file(const char* name, size_t bytes) const { return write(name, std::string(bytes, '\1')); }
 };
 
 constexpr size_t kBytes = size_t{1} << 20;

@@ -4,11 +4,8 @@
 #include "src/checkpoint/export_huggingface.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 
 #include "src/base/output_folder.h"
@@ -19,6 +16,7 @@
 #include "src/model/parameters.h"
 #include "tests/src/model/small_model.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot::test {
 namespace {
@@ -26,16 +24,12 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-class Exports : public testing::Test {
+class Exports : public InFolder {
   protected:
-    Exports() { fs::create_directories(root_); }
-    ~Exports() override { fs::remove_all(root_); }
-    std::string path(const std::string& name) const { return (root_ / name).string(); }
-    std::string read(const std::string& name) const { return read_file(path(name), size_t{1} << 24); }
     json read_json(const std::string& name) const { return json::parse(read(name)); }
     std::vector<std::string> names() const {
         std::vector<std::string> result;
-        for (const auto& entry : fs::directory_iterator(root_)) result.push_back(entry.path().filename());
+        for (const auto& entry : fs::directory_iterator(folder_)) result.push_back(entry.path().filename());
         std::sort(result.begin(), result.end());
         return result;
     }
@@ -52,8 +46,6 @@ class Exports : public testing::Test {
         fs::remove(file);
         return result;
     }
-
-    const fs::path root_ = fs::path(testing::TempDir()) / ("ingot-export-" + std::to_string(getpid()));
 };
 
 bool is_same(const Tensor& a, const Tensor& b) {
@@ -79,7 +71,7 @@ TEST_F(Exports, ShardsHoldEveryTensorOnceAndTheIndexSaysWhere) {
         SCOPED_TRACE(limit);
         export_huggingface(source, path("out"), DType::f32, limit);
         std::map<std::string, std::string> where;  // tensor: file
-        for (const auto& entry : fs::directory_iterator(root_ / "out")) {
+        for (const auto& entry : fs::directory_iterator(folder_ / "out")) {
             const std::string file = entry.path().filename();
             if (entry.path().extension() != ".safetensors") continue;
             const SafetensorsFile shard(entry.path());
@@ -95,7 +87,7 @@ TEST_F(Exports, ShardsHoldEveryTensorOnceAndTheIndexSaysWhere) {
         EXPECT_EQ(where.size(), expected.size());
         if (limit == total) {
             EXPECT_EQ(where.at("lm_head.weight"), "model.safetensors");
-            EXPECT_FALSE(fs::exists(root_ / "out/model.safetensors.index.json"));
+            EXPECT_FALSE(fs::exists(folder_ / "out/model.safetensors.index.json"));
         } else {
             const json index = read_json("out/model.safetensors.index.json");
             EXPECT_EQ(index.at("metadata").at("total_size"), total);
@@ -109,7 +101,7 @@ TEST_F(Exports, ShardsHoldEveryTensorOnceAndTheIndexSaysWhere) {
                 EXPECT_EQ(files.size(), 2u);
             }
         }
-        fs::remove_all(root_ / "out");
+        fs::remove_all(folder_ / "out");
     }
 }
 
@@ -182,38 +174,38 @@ TEST_F(Exports, NothingIsLeftOfOneThatFails) {
     const std::string error = error_of([&] { export_huggingface(source, path("a/b/out"), DType::f16); });
     EXPECT_EQ(error, "2 model.norm.weight holds 1e+06, which fp16 cannot: export with --dtype bf16 or fp32");
     EXPECT_EQ(names(), std::vector<std::string>{});
-    fs::create_directory(root_ / "a");
+    fs::create_directory(folder_ / "a");
     error_of([&] { export_huggingface(source, path("a/b/out"), DType::f16); });
     EXPECT_EQ(names(), std::vector<std::string>{"a"});
-    EXPECT_TRUE(fs::is_empty(root_ / "a"));
+    EXPECT_TRUE(fs::is_empty(folder_ / "a"));
 }
 
 TEST_F(Exports, AFolderThatIsThereStaysAsItIs) {
     const std::string is_there = " is there already: give another name, or move it away";
-    fs::create_directory(root_ / "empty");
-    fs::create_symlink("nowhere", root_ / "dangling");
-    std::ofstream(root_ / "file") << "text";
+    fs::create_directory(folder_ / "empty");
+    fs::create_symlink("nowhere", folder_ / "dangling");
+    write("file", "text");
     for (const std::string name : {"empty", "empty/", "empty//", "dangling", "file", "empty/.", "empty/..", ""})
         EXPECT_EQ(error_of([&] { OutputFolder{path(name)}; }), "2 " + path(name) + is_there);
     for (const std::string name : {"/", ".", "..", "//"})
         EXPECT_EQ(error_of([&] { OutputFolder{name}; }), "2 " + name + is_there);
     EXPECT_EQ(names(), (std::vector<std::string>{"dangling", "empty", "file"}));
-    EXPECT_TRUE(fs::is_empty(root_ / "empty"));
+    EXPECT_TRUE(fs::is_empty(folder_ / "empty"));
 
     // One that comes while the files are written, empty or not.
     for (const bool is_empty : {true, false}) {
         OutputFolder folder(path("late"));
         folder.write_text("a", "text");
-        fs::create_directory(root_ / "late");
-        if (!is_empty) std::ofstream(root_ / "late/own") << "text";
+        fs::create_directory(folder_ / "late");
+        if (!is_empty) write("late/own", "text");
         EXPECT_EQ(error_of([&] { folder.commit(); }), "2 " + path("late") + is_there);
-        EXPECT_FALSE(fs::exists(root_ / "late/a"));
-        fs::remove_all(root_ / "late");
+        EXPECT_FALSE(fs::exists(folder_ / "late/a"));
+        fs::remove_all(folder_ / "late");
     }
     EXPECT_EQ(names(), (std::vector<std::string>{"dangling", "empty", "file"}));
 
     OutputFolder folder(path("new/"));
-    EXPECT_FALSE(fs::exists(root_ / "new"));
+    EXPECT_FALSE(fs::exists(folder_ / "new"));
     folder.write_text("a", "text");
     folder.commit();
     EXPECT_EQ(read("new/a"), "text");
@@ -225,9 +217,9 @@ TEST_F(Exports, AskForSpaceAndForFoldersFirst) {
     const std::string error = error_of([&] { folder.require_space(uint64_t{1} << 62); });
     EXPECT_TRUE(error.starts_with("5 cannot write " + path("out") + ": it needs ")) << error;
     EXPECT_NE(error.find("free some space"), std::string::npos);
-    std::ofstream(root_ / "file") << "text";
+    write("file", "text");
     EXPECT_EQ(error_of([&] { OutputFolder{path("new/../file/below/out")}; }).substr(0, 2), "2 ");
-    EXPECT_FALSE(fs::exists(root_ / "new"));
+    EXPECT_FALSE(fs::exists(folder_ / "new"));
 }
 
 TEST(HuggingFaceClass, IsTheOneThatComputesTheModel) {

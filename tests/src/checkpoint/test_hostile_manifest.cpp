@@ -116,7 +116,6 @@ std::vector<std::string> replacements() {
 class HostileManifest : public TokenFiles {
   protected:
     void SetUp() override {
-        TokenFiles::SetUp();
         std::vector<int64_t> ids;
         for (int64_t i = 0; i < 3000; ++i) ids.push_back(i % 37 == 0 ? 256 : i * 7 % 256);
         write("train.bin", llmc(ids));

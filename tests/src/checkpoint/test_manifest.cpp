@@ -4,32 +4,16 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
 #include <limits>
 
 #include "src/base/text.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot::test {
 namespace {
 
-namespace fs = std::filesystem;
-
-class Manifest : public testing::Test {
-  protected:
-    void SetUp() override {
-        std::string name = (fs::temp_directory_path() / "ingot-XXXXXX").string();
-        ASSERT_NE(mkdtemp(name.data()), nullptr);
-        folder_ = name;
-    }
-    void TearDown() override { fs::remove_all(folder_); }
-
-    void write(const std::string& name, const std::string& bytes) const {
-        std::ofstream(folder_ + "/" + name, std::ios::binary) << bytes;
-    }
-    std::string folder_;
-};
+class Manifest : public InFolder {};
 
 TEST(Sha256, KnownAnswers) {  // FIPS 180-4, examples
     EXPECT_EQ(sha256("abc", 3), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

@@ -2,14 +2,12 @@
 #include "src/checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 #include "tests/support/tensors.h"
 
 namespace ingot::test {
@@ -17,21 +15,11 @@ namespace {
 
 const Device cpu = Device::cpu();
 
-class Safetensors : public testing::Test {
+class Safetensors : public InFolder {
   protected:
-    Safetensors() : folder(std::filesystem::temp_directory_path() / join("ingot_safetensors_", getpid())) {
-        std::filesystem::create_directories(folder);
-    }
-    ~Safetensors() override { std::filesystem::remove_all(folder); }
-
-    std::string path(const std::string& name = "file.safetensors") const { return (folder / name).string(); }
-    void write_bytes(const std::string& bytes) const {
-        std::ofstream(path(), std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    }
-    std::string read_bytes() const {
-        std::ifstream stream(path(), std::ios::binary);
-        return {std::istreambuf_iterator<char>(stream), {}};
-    }
+    std::string path(const std::string& name = "file.safetensors") const { return InFolder::path(name); }
+    void write_bytes(const std::string& bytes) const { write("file.safetensors", bytes); }
+    std::string read_bytes() const { return read("file.safetensors"); }
     // Length, header, `data_bytes` zeros.
     void write_header(const std::string& header, size_t data_bytes) const {
         const uint64_t length = header.size();
@@ -50,8 +38,6 @@ class Safetensors : public testing::Test {
         write_header(header, data_bytes);
         expect_refused(what);
     }
-
-    const std::filesystem::path folder;
 };
 
 TEST_F(Safetensors, RoundTrip) {
@@ -166,7 +152,7 @@ TEST_F(Safetensors, BytesThatAreMappedAlready) {
 
 TEST_F(Safetensors, FilesThatAreNotThere) {
     EXPECT_THROW(SafetensorsFile(path("missing")), UserError);
-    EXPECT_THROW(SafetensorsFile(folder.string()), UserError);
+    EXPECT_THROW(SafetensorsFile(folder_.string()), UserError);
     EXPECT_THROW(write_safetensors(OutputFile(path("no/such/folder")), {}, {}), Error);
 }
 

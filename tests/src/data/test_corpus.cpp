@@ -22,18 +22,12 @@ constexpr int64_t kVocab = 100, kEot = 99;
 
 class CorpusTest : public TokenFiles {
   protected:
-    // A file of a header that says what it is told to, then `ids` in `id_bytes` each.
-    std::string write(const std::string& name, const std::vector<int64_t>& ids, int32_t magic = 20240520,
-                      int32_t version = 1, int64_t count = -1, size_t id_bytes = 2) const {
-        std::vector<int32_t> header(256, 0);
-        header[0] = magic;
-        header[1] = version;
-        header[2] = count < 0 ? static_cast<int32_t>(ids.size()) : static_cast<int32_t>(count);
-        return TokenFiles::write(name,
-                                 bytes_of(header) + (id_bytes == 2 ? ids_of<uint16_t>(ids) : ids_of<uint32_t>(ids)));
+    template <typename... Header>
+    std::string write(const std::string& name, const std::vector<int64_t>& ids, Header... header) const {
+        return TokenFiles::write(name, llmc(ids, header...));
     }
     std::string write_wide(const std::string& name, const std::vector<int64_t>& ids) const {
-        return write(name, ids, 20240801, 7, -1, 4);
+        return TokenFiles::write(name, wide_llmc(ids));
     }
 
     static std::vector<DataEntry> entries_of(const std::vector<std::string>& patterns) {
@@ -192,12 +186,11 @@ TEST_F(CorpusTest, RefusesWhatIsNotThere) {
 }
 
 TEST_F(CorpusTest, RefusesHeadersThatAreWrong) {
-    std::ofstream(path("empty.bin"));
-    EXPECT_REFUSED(refusal({path("empty.bin")}), "empty.bin", "0 bytes", "too few", "prepare.py");
-    std::ofstream(path("short.bin")) << std::string(1023, 'x');
+    EXPECT_REFUSED(refusal({TokenFiles::write("empty.bin", "")}), "empty.bin", "0 bytes", "too few", "prepare.py");
+    TokenFiles::write("short.bin", std::string(1023, 'x'));
     EXPECT_REFUSED(refusal({path("short.bin")}), "short.bin", "1023 bytes", "too few");
     EXPECT_REFUSED(refusal({write("magic.bin", {1, 2}, 1234)}), "magic.bin", "1234", "20240520", "20240801", "format");
-    std::ofstream(path("raw.bin")) << std::string(4096, 'x');
+    TokenFiles::write("raw.bin", std::string(4096, 'x'));
     EXPECT_REFUSED(refusal({path("raw.bin")}), "raw.bin", "give the format", "raw", "prepare.py");
     EXPECT_REFUSED(refusal({write("v2.bin", {1}, 20240520, 2)}), "v2.bin", "version 2", "only version 1", "20240520");
     EXPECT_REFUSED(refusal({write("v1.bin", {1}, 20240801, 1, -1, 4)}), "v1.bin", "version 1", "only version 7");
@@ -208,8 +201,8 @@ TEST_F(CorpusTest, RefusesCountsThatAreWrong) {
                    "cut short");
     EXPECT_REFUSED(refusal({write("long.bin", {1, 2, 3}, 20240520, 1, 2)}), "long.bin", "2 tokens", "1028", "1030",
                    "longer than it says");
-    std::ofstream(write("odd.bin", {1, 2}), std::ios::app) << 'x';
-    EXPECT_REFUSED(refusal({path("odd.bin")}), "odd.bin", "longer than it says");
+    write("odd.bin", {1, 2});
+    EXPECT_REFUSED(refusal({append("odd.bin", "x")}), "odd.bin", "longer than it says");
     EXPECT_REFUSED(refusal({write("narrow.bin", {1, 2}, 20240801, 7)}), "narrow.bin", "cut short");
     EXPECT_REFUSED(refusal({write("zero.bin", {}, 20240520, 1, 0)}), "zero.bin", "holds 0 tokens", "leave it out");
     const std::string negative = write("negative.bin", {1});

@@ -21,7 +21,6 @@ constexpr int64_t kEot = 99;
 class DocumentIndexTest : public TokenFiles {
   protected:
     void SetUp() override {
-        TokenFiles::SetUp();
         for (int64_t i = 0; i < 5000; ++i) ids_.push_back(i % 7 == 0 && i % 5 != 0 ? kEot : i % 50);
         write("a.bin", llmc(ids_));
     }

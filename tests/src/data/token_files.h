@@ -1,41 +1,21 @@
-// Token files for tests, in a folder that goes away.
+// Token files for tests, in a folder of the test's own.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels/core/check.h"
 #include "src/data/corpus.h"
 #include "tests/support/errors.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot {
 
-class TokenFiles : public testing::Test {
+class TokenFiles : public test::InFolder {
   protected:
-    void SetUp() override {
-        std::string pattern = (std::filesystem::temp_directory_path() / "ingot-data-XXXXXX").string();
-        ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-        folder_ = pattern;
-    }
-    void TearDown() override { std::filesystem::remove_all(folder_); }
-
-    std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
-    std::string write(const std::string& name, const std::string& bytes) const {
-        std::ofstream(path(name), std::ios::binary) << bytes;
-        return path(name);
-    }
-    std::string read(const std::string& name) const {
-        std::ifstream file(path(name), std::ios::binary);
-        return {std::istreambuf_iterator<char>(file), {}};
-    }
-
     template <typename T>
     static std::string bytes_of(const std::vector<T>& values) {
         return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
@@ -44,13 +24,16 @@ class TokenFiles : public testing::Test {
     static std::string ids_of(const std::vector<int64_t>& ids) {
         return bytes_of(std::vector<Id>(ids.begin(), ids.end()));
     }
-    static std::string llmc(const std::vector<int64_t>& ids) {
+    // A shard: a header that says what it is told to (a negative count: the right one), then `ids` in `id_bytes` each.
+    static std::string llmc(const std::vector<int64_t>& ids, int32_t magic = 20240520, int32_t version = 1,
+                            int64_t count = -1, size_t id_bytes = 2) {
         std::vector<int32_t> header(256, 0);
-        header[0] = 20240520;
-        header[1] = 1;
-        header[2] = static_cast<int32_t>(ids.size());
-        return bytes_of(header) + ids_of<uint16_t>(ids);
+        header[0] = magic;
+        header[1] = version;
+        header[2] = static_cast<int32_t>(count < 0 ? static_cast<int64_t>(ids.size()) : count);
+        return bytes_of(header) + (id_bytes == 2 ? ids_of<uint16_t>(ids) : ids_of<uint32_t>(ids));
     }
+    static std::string wide_llmc(const std::vector<int64_t>& ids) { return llmc(ids, 20240801, 7, -1, 4); }
     // The .idx of sequences of these lengths; `documents` as Megatron has it: first sequences, then their number.
     static std::string megatron(uint8_t code, int64_t token_bytes, const std::vector<int32_t>& lengths,
                                 const std::vector<int64_t>& documents) {
@@ -95,8 +78,6 @@ class TokenFiles : public testing::Test {
         for (size_t d = 0; d + 1 < starts.size(); ++d) documents.push_back(tokens_of(corpus, starts[d], starts[d + 1]));
         return documents;
     }
-
-    std::filesystem::path folder_;
 };
 
 // The one line with which something is refused.

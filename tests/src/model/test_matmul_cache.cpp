@@ -8,10 +8,9 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <optional>
-#include <sstream>
+
+#include "tests/support/in_folder.h"
 
 namespace ingot::test {
 namespace {
@@ -21,37 +20,31 @@ namespace fs = std::filesystem;
 const std::string kMachine = "NVIDIA H100 80GB HBM3, cuBLASLt 13.1.0";
 
 // The environment is the test's own, and put back at its end.
-class MatmulCache : public testing::Test {
+class MatmulCache : public InFolder {
   protected:
     void SetUp() override {
         for (const char* name : {"XDG_CACHE_HOME", "HOME"}) {
             const char* const value = std::getenv(name);
             before_.emplace_back(name, value == nullptr ? std::nullopt : std::optional<std::string>(value));
         }
-        std::string name = (fs::temp_directory_path() / "ingot-XXXXXX").string();
-        ASSERT_NE(mkdtemp(name.data()), nullptr);
-        folder_ = name;
-        setenv("XDG_CACHE_HOME", (folder_ + "/cache").c_str(), 1);
+        setenv("XDG_CACHE_HOME", path("cache").c_str(), 1);
     }
     void TearDown() override {
         for (const auto& [name, value] : before_) value ? setenv(name, value->c_str(), 1) : unsetenv(name);
-        fs::remove_all(folder_);
     }
 
     std::vector<MatmulChoice> read(const std::string& machine = kMachine) { return read_matmul_cache(machine, &note_); }
     void write(const std::vector<MatmulChoice>& choices, const std::string& machine = kMachine) {
         write_matmul_cache(machine, choices, &note_);
     }
-    static std::string text_of_file(const std::string& path) {
-        std::ostringstream text;
-        text << std::ifstream(path, std::ios::binary).rdbuf();
-        return text.str();
-    }
+    // Puts other bytes into the cache's file.
+    void damage(const std::string& bytes) const { InFolder::write(file_, bytes); }
     size_t num_files() const {
-        return static_cast<size_t>(std::distance(fs::directory_iterator(folder_ + "/cache/ingot"), {}));
+        return static_cast<size_t>(std::distance(fs::directory_iterator(path("cache/ingot")), {}));
     }
 
-    std::string folder_, note_;
+    const std::string file_ = "cache/ingot/matmul-NVIDIA-H100-80GB-HBM3-cuBLASLt-13.1.0.json";
+    std::string note_;
     std::vector<std::pair<const char*, std::optional<std::string>>> before_;
 };
 
@@ -70,7 +63,7 @@ TEST_F(MatmulCache, WhatIsWrittenIsRead) {
     EXPECT_EQ(note_, "");
     write({timed("a", "01"), timed("b", "02")});
     EXPECT_EQ(note_, "");
-    EXPECT_EQ(matmul_cache_path(kMachine), folder_ + "/cache/ingot/matmul-NVIDIA-H100-80GB-HBM3-cuBLASLt-13.1.0.json");
+    EXPECT_EQ(matmul_cache_path(kMachine), path(file_));
     const std::vector<MatmulChoice> found = read();
     EXPECT_EQ(describe(found), "a=01;b=02;");
     for (const MatmulChoice& choice : found) EXPECT_EQ(choice.source, MatmulSource::cache);
@@ -87,9 +80,9 @@ TEST_F(MatmulCache, OnlyWhatWasTimedIsKept) {
            {"c", "03", MatmulSource::record},
            {"d", "04", MatmulSource::cache}});
     EXPECT_EQ(describe(read()), "a=01;");
-    fs::remove_all(folder_ + "/cache");
+    fs::remove_all(path("cache"));
     write({{"b", "02", MatmulSource::first_choice}});
-    EXPECT_FALSE(fs::exists(folder_ + "/cache"));
+    EXPECT_FALSE(fs::exists(path("cache")));
     EXPECT_EQ(note_, "");
 }
 
@@ -111,23 +104,23 @@ TEST_F(MatmulCache, OtherMachinesHaveTheirOwn) {
 
 TEST_F(MatmulCache, DamageIsNotedAndMendedByTheNextWrite) {
     write({timed("a", "01"), timed("b", "02")});
-    const std::string path = matmul_cache_path(kMachine), whole = text_of_file(path);
+    const std::string whole = InFolder::read(file_);
     const std::string deep(100000, '[');
     for (const std::string& text :
          {std::string(), std::string("{"), std::string("null"), std::string("[]"), std::string("\xff\xfe\0x", 4),
           whole.substr(0, whole.size() / 2), deep, "{\"machine\": " + deep, std::string("{\"machine\": 1}")}) {
-        std::ofstream(path, std::ios::binary) << text;
+        damage(text);
         EXPECT_TRUE(read().empty()) << text.substr(0, 40);
-        EXPECT_NE(note_.find(path), std::string::npos) << text.substr(0, 40);
+        EXPECT_NE(note_.find(path(file_)), std::string::npos) << text.substr(0, 40);
         EXPECT_EQ(note_.find('\n'), std::string::npos);
     }
     // What is no pair of texts is left out.
-    std::ofstream(path, std::ios::binary)
-        << "{\"machine\": \"" << kMachine << "\", \"choices\": {\"a\": 1, \"b\": \"02\", \"c\": {\"d\": \"e\"}}}";
+    const std::string machine = "{\"machine\": \"" + kMachine + "\", \"choices\": ";
+    damage(machine + "{\"a\": 1, \"b\": \"02\", \"c\": {\"d\": \"e\"}}}");
     EXPECT_EQ(describe(read()), "b=02;");
-    std::ofstream(path, std::ios::binary) << "{\"machine\": \"" << kMachine << "\", \"choices\": 7}";
+    damage(machine + "7}");
     EXPECT_TRUE(read().empty());
-    std::ofstream(path, std::ios::binary) << "damaged";
+    damage("damaged");
     write({timed("c", "03")});
     EXPECT_EQ(note_, "");
     EXPECT_EQ(describe(read()), "c=03;");
@@ -144,7 +137,7 @@ TEST_F(MatmulCache, NoFolderIsNoError) {
     // A relative path is to be ignored, says the specification.
     setenv("XDG_CACHE_HOME", "cache", 1);
     setenv("HOME", folder_.c_str(), 1);
-    EXPECT_EQ(matmul_cache_path(kMachine).rfind(folder_ + "/.cache/ingot/matmul-", 0), 0u);
+    EXPECT_EQ(matmul_cache_path(kMachine).rfind(path(".cache/ingot/matmul-"), 0), 0u);
     write({timed("a", "01")});
     EXPECT_EQ(note_, "");
     EXPECT_EQ(describe(read()), "a=01;");
@@ -156,12 +149,12 @@ TEST_F(MatmulCache, NoFolderIsNoError) {
 
 TEST_F(MatmulCache, AFolderThatCannotBeWrittenIsNoted) {
     // A file where the folder should be stops root too.
-    std::ofstream(folder_ + "/cache") << "in the way";
+    InFolder::write("cache", "in the way");
     EXPECT_TRUE(read().empty());
     write({timed("a", "01")});
     EXPECT_NE(note_.find("not kept for later runs"), std::string::npos) << note_;
     EXPECT_EQ(note_.find('\n'), std::string::npos);
-    fs::remove(folder_ + "/cache");
+    fs::remove(path("cache"));
     // A folder under the cache's own name: neither read nor replaced.
     fs::create_directories(matmul_cache_path(kMachine) + "/inside");
     EXPECT_TRUE(read().empty());
@@ -170,12 +163,12 @@ TEST_F(MatmulCache, AFolderThatCannotBeWrittenIsNoted) {
     EXPECT_NE(note_, "");
     EXPECT_EQ(num_files(), 1u);  // the temporary file is gone
     if (geteuid() == 0) return;
-    fs::remove_all(folder_ + "/cache/ingot");
-    fs::create_directories(folder_ + "/cache/ingot");
-    chmod((folder_ + "/cache/ingot").c_str(), 0500);
+    fs::remove_all(path("cache/ingot"));
+    fs::create_directories(path("cache/ingot"));
+    chmod(path("cache/ingot").c_str(), 0500);
     write({timed("a", "01")});
     EXPECT_NE(note_, "");
-    chmod((folder_ + "/cache/ingot").c_str(), 0700);
+    chmod(path("cache/ingot").c_str(), 0700);
 }
 
 TEST_F(MatmulCache, ProcessesThatWriteAtOnceLeaveAWholeFile) {

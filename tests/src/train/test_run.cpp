@@ -3,15 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <limits>
+#include <sstream>
 
 #include "src/base/text.h"
 #include "src/checkpoint/store.h"
 #include "src/commands/generate.h"
 #include "src/optimizer/schedule.h"
 #include "src/train/log.h"
+#include "tests/support/in_folder.h"
 
 namespace ingot::test {
 
@@ -19,27 +19,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class TemporaryFolder {
-  public:
-    TemporaryFolder() {
-        std::string name = (fs::temp_directory_path() / "ingot-XXXXXX").string();
-        if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp");
-        path_ = name;
+class Log : public InFolder {
+  protected:
+    std::vector<std::string> lines() const {
+        std::istringstream text(read("log.jsonl"));
+        std::vector<std::string> lines;
+        for (std::string line; std::getline(text, line);) lines.push_back(line);
+        return lines;
     }
-    ~TemporaryFolder() { fs::remove_all(path_); }
-    std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-    const std::string& path() const { return path_; }
-
-  private:
-    std::string path_;
 };
-
-std::vector<std::string> lines_of(const std::string& path) {
-    std::ifstream stream(path);
-    std::vector<std::string> lines;
-    for (std::string line; std::getline(stream, line);) lines.push_back(line);
-    return lines;
-}
+class Checkpoint : public InFolder {};
 
 }  // namespace
 
@@ -74,7 +63,7 @@ TEST(Schedule, WithoutWarmupStartsAtTheFullRate) {
     EXPECT_EQ(learning_rate(schedule, 3e-4, 1, 1), 3e-4);
 }
 
-TEST(Log, ReportsSurviveJson) {
+TEST_F(Log, ReportsSurviveJson) {
     StepReport report{.step = 7,
                       .loss = 1.0 / 3,
                       .grad_norm = std::numeric_limits<double>::infinity(),
@@ -103,7 +92,7 @@ TEST(Log, ReportsSurviveJson) {
         }
 }
 
-TEST(Log, LineReadsWell) {
+TEST_F(Log, LineReadsWell) {
     StepReport report{.step = 1200,
                       .loss = 3.41273,
                       .grad_norm = 0.414,
@@ -125,30 +114,27 @@ TEST(Log, LineReadsWell) {
               "step   1200/1300 | loss 3.4127 | norm 0.41 | lr 5.9e-04 | 5.7k tok/s | 1.50 GiB | SKIPPED | eta 1m40s");
 }
 
-TEST(Log, IsCutBackToTheResumedStep) {
-    const TemporaryFolder temporary;
-    const Folder folder(temporary.path());
-    const std::string path = temporary / "log.jsonl";
+TEST_F(Log, IsCutBackToTheResumedStep) {
+    const Folder folder(folder_);
     {
         RunLog log(folder, 0);
         for (int64_t step = 1; step <= 5; ++step) log.write({.step = step, .loss = 1.5});
     }
-    EXPECT_EQ(lines_of(path).size(), 5u);
-    std::ofstream(path, std::ios::app) << "{\"step\":6,\"lo";  // torn by a kill
+    EXPECT_EQ(lines().size(), 5u);
+    append("log.jsonl", "{\"step\":6,\"lo");  // torn by a kill
     { RunLog log(folder, 9); }
-    EXPECT_EQ(lines_of(path).size(), 5u);
+    EXPECT_EQ(lines().size(), 5u);
     {
         RunLog log(folder, 3);
         log.write({.step = 4});
     }
-    const std::vector<std::string> lines = lines_of(path);
-    ASSERT_EQ(lines.size(), 4u);
-    for (size_t i = 0; i < lines.size(); ++i) EXPECT_EQ(nlohmann::json::parse(lines[i])["step"], i + 1);
-    EXPECT_FALSE(fs::exists(path + ".tmp"));
+    ASSERT_EQ(lines().size(), 4u);
+    for (size_t i = 0; i < 4; ++i) EXPECT_EQ(nlohmann::json::parse(lines()[i])["step"], i + 1);
+    EXPECT_FALSE(fs::exists(path("log.jsonl.tmp")));
     // Whole but for its newline: a kill came between the two; the line cannot be told from a torn number.
-    std::ofstream(path, std::ios::app) << "{\"step\":1}";
+    append("log.jsonl", "{\"step\":1}");
     { RunLog log(folder, 9); }
-    EXPECT_EQ(lines_of(path).size(), 4u);
+    EXPECT_EQ(lines().size(), 4u);
 }
 
 TEST(Generate, PrintableKeepsTextAndShowsTheRest) {
@@ -160,25 +146,24 @@ TEST(Generate, PrintableKeepsTextAndShowsTheRest) {
     EXPECT_EQ(printable("\xe2\x82"), "\\xe2\\x82");
 }
 
-TEST(Checkpoint, ListsCommittedOnesOldestFirst) {
-    const TemporaryFolder folder;
-    EXPECT_TRUE(list_checkpoints(folder.path()).empty());
+TEST_F(Checkpoint, ListsCommittedOnesOldestFirst) {
+    EXPECT_TRUE(list_checkpoints(folder_).empty());
     for (const char* name : {"step-00000010", "step-00000002", "step-123456789", "step-00000011.tmp-1-2",
                              "step-00000011.tmp-removed-2", "step-00000011.tmp-mine", "other"})
-        fs::create_directories(folder / std::string("checkpoints/") + name);
-    std::ofstream(folder / "checkpoints/step-00000099") << "a file is no checkpoint";
+        fs::create_directories(folder_ / "checkpoints" / name);
+    write("checkpoints/step-00000099", "a file is no checkpoint");
     std::vector<std::string> names;
-    for (const std::string& path : list_checkpoints(folder.path())) names.push_back(fs::path(path).filename());
+    for (const std::string& path : list_checkpoints(folder_)) names.push_back(fs::path(path).filename());
     EXPECT_EQ(names, (std::vector<std::string>{"step-00000002", "step-00000010", "step-123456789"}));
     Config config;
-    config.run_dir = folder.path();
+    config.run_dir = folder_;
     const RunFolder run(config);
     CheckpointStore(run).remove_unfinished();
-    EXPECT_FALSE(fs::exists(folder / "checkpoints/step-00000011.tmp-1-2"));
-    EXPECT_FALSE(fs::exists(folder / "checkpoints/step-00000011.tmp-removed-2"));
-    EXPECT_TRUE(fs::exists(folder / "checkpoints/step-00000011.tmp-mine")) << "no run makes such a name";
-    EXPECT_TRUE(fs::exists(folder / "checkpoints/step-00000010"));
-    EXPECT_TRUE(fs::exists(folder / "checkpoints/other"));
+    EXPECT_FALSE(fs::exists(folder_ / "checkpoints/step-00000011.tmp-1-2"));
+    EXPECT_FALSE(fs::exists(folder_ / "checkpoints/step-00000011.tmp-removed-2"));
+    EXPECT_TRUE(fs::exists(folder_ / "checkpoints/step-00000011.tmp-mine")) << "no run makes such a name";
+    EXPECT_TRUE(fs::exists(folder_ / "checkpoints/step-00000010"));
+    EXPECT_TRUE(fs::exists(folder_ / "checkpoints/other"));
 }
 
 }  // namespace ingot::test
