@@ -47,6 +47,15 @@ void side_by_side(const std::vector<AttentionCase>& cases, const Function& funct
     side_by_side(cases.size(), [&](size_t i) { function(cases[i]); });
 }
 
+// Documents of few tokens and of many, for every head size with and without ALiBi.
+inline std::vector<AttentionCase> head_size_cases(std::initializer_list<int64_t> sizes) {
+    std::vector<AttentionCase> cases;
+    for (const int64_t HS : sizes)
+        for (const bool alibi : {false, true})
+            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = {0, 5, 6, 6, 90}});
+    return cases;
+}
+
 // Fails the test unless what start(emulated) leaves is as good as it should be, and free of bank conflicts.
 template <typename Emulated, typename Start>
 void check_emulated(const AttentionCase& c, DType dtype, bool has_backward, const MaskValues* mask,

@@ -55,14 +55,19 @@ inline std::vector<double> slopes_of(const AttentionCase& c) {
 struct AttentionResult {
     std::vector<double> out, lse, dq, dk, dv;
 };
+// The members that are rows of tokens, and then all, for tests that treat them alike: `a.*values` is one of `a`.
+struct AttentionMember {
+    const char* name;
+    std::vector<double> AttentionResult::*values;
+};
+constexpr AttentionMember kOut = {"out", &AttentionResult::out}, kLse = {"lse", &AttentionResult::lse},
+                          kDq = {"dq", &AttentionResult::dq}, kDk = {"dk", &AttentionResult::dk},
+                          kDv = {"dv", &AttentionResult::dv};
+constexpr AttentionMember kOutAndGradients[] = {kOut, kDq, kDk, kDv}, kAllMembers[] = {kOut, kLse, kDq, kDk, kDv};
 
 inline testing::AssertionResult same_bits(const AttentionResult& a, const AttentionResult& b) {
-    for (const auto& [name, x, y] : {std::tuple{"out", &a.out, &b.out},
-                                     {"lse", &a.lse, &b.lse},
-                                     {"dq", &a.dq, &b.dq},
-                                     {"dk", &a.dk, &b.dk},
-                                     {"dv", &a.dv, &b.dv}})
-        if (const auto result = same(*x, *y); !result)
+    for (const auto& [name, values] : kAllMembers)
+        if (const auto result = same(a.*values, b.*values); !result)
             return testing::AssertionFailure() << name << ": " << result.message();
     return testing::AssertionSuccess();
 }
@@ -198,6 +203,12 @@ inline void perturb(const Buffer& buffer, int64_t begin, int64_t end, double shi
     const int64_t width = buffer.tensor().shape[1];
     for (int64_t i = begin * width; i < end * width; ++i) values[static_cast<size_t>(i)] += shift;
     buffer.set(values);
+}
+
+// Two documents, in which queries see keys on both sides, under slopes that favour the far ones.
+inline AttentionCase far_keys_on_both_sides(int64_t N, int64_t HS) {
+    return {
+        .N = N, .NH = 2, .NKV = 1, .HS = HS, .is_causal = false, .alibi = true, .starts = {0, 70}, .favours_far = true};
 }
 
 // Scores so low that a key past the end, of zeros and with a score of 0, would weigh e^-lse: infinity in fp32, or, in

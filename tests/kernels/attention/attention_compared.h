@@ -97,17 +97,15 @@ inline void expect_as_good(const AttentionRun& run, DType dtype, bool has_backwa
                            ? attention_twins(run.c, dtype)
                            : std::make_shared<const AttentionTwins>(run.c, dtype, mask, has_backward);
     const AttentionResult actual = run.result(), &e = twins->exact, &p = twins->plain;
-    const auto expect = [&](const char* name, std::vector<double> AttentionResult::*member, double scale) {
+    const auto expect = [&](const AttentionMember& member, double scale) {
+        const auto values = member.values;
         EXPECT_TRUE(
-            is_as_good(dtype, actual.*member, rounded(p.*member, dtype), e.*member, std::max(norm(e.*member), scale)))
-            << name;
+            is_as_good(dtype, actual.*values, rounded(p.*values, dtype), e.*values, std::max(norm(e.*values), scale)))
+            << member.name;
     };
-    expect("out", &AttentionResult::out, 0);
-    if (has_backward) {
-        expect("dq", &AttentionResult::dq, twins->dout);
-        expect("dk", &AttentionResult::dk, twins->dout);
-        expect("dv", &AttentionResult::dv, twins->dout);
-    }
+    expect(kOut, 0);
+    if (has_backward)
+        for (const AttentionMember& member : {kDq, kDk, kDv}) expect(member, twins->dout);
     // A score is a sum of up to 128 products that cancel, and errs by ulps of these, not of itself.
     const std::vector<double> lse = finite_part(e.lse, e.lse);
     EXPECT_TRUE(is_as_good(DType::f32, finite_part(actual.lse, e.lse), finite_part(p.lse, e.lse), lse,

@@ -8,9 +8,11 @@
 // fiber for each thread, a barrier lost before a tile is overwritten or before a warp's probabilities are.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <set>
+#include <span>
 
 #include "kernels/attention/policy.h"
 #include "kernels/attention/sm90.h"
@@ -54,14 +56,7 @@ TEST(AttentionOnCpu, AgreesWithTheDefinitionInDouble) {
         {.N = 70, .NH = 2, .NKV = 1, .HS = 16, .is_causal = false, .alibi = true, .score_shift = -150},
         // Slopes that favour far keys.
         {.N = 200, .NH = 2, .NKV = 1, .HS = 16, .alibi = true, .favours_far = true},
-        {.N = 150,
-         .NH = 2,
-         .NKV = 1,
-         .HS = 16,
-         .is_causal = false,
-         .alibi = true,
-         .starts = {0, 70},
-         .favours_far = true},
+        far_keys_on_both_sides(150, 16),
         // Sliding windows: causal over 5 and over 70 keys, and looking 40 both ways.
         {.N = 100, .NH = 2, .NKV = 1, .HS = 16, .alibi = true, .window = {4, 0}},
         {.N = 170, .NH = 2, .NKV = 1, .HS = 16, .window = {69, 0}},
@@ -70,20 +65,14 @@ TEST(AttentionOnCpu, AgreesWithTheDefinitionInDouble) {
     for (const AttentionCase& c : cases) {
         SCOPED_TRACE(c.describe());
         const AttentionResult result = AttentionRun(c, DType::f64).both(), expected = reference_attention(c);
-        EXPECT_TRUE(close(result.out, expected.out, 1e-12)) << "out";
-        EXPECT_TRUE(close(result.lse, expected.lse, 1e-12)) << "lse";
-        EXPECT_TRUE(close(result.dv, expected.dv, 1e-12)) << "dv";
-        if (c.N == 1) {  // a single key: the softmax is 1 whatever the score
-            EXPECT_LE(max_abs_error(result.dq, expected.dq), 1e-12);
-            EXPECT_LE(max_abs_error(result.dk, expected.dk), 1e-12);
-            continue;
-        }
-        // Documents of one token alone have dq = dk = 0 but for rounding.
+        for (const auto& [name, values] : {kOut, kLse, kDv})
+            EXPECT_TRUE(close(result.*values, expected.*values, 1e-12)) << name;
+        // Where every document has a single token, the softmax is 1 whatever the score: dq = dk = 0 but for rounding.
         const bool is_flat = static_cast<int64_t>(c.starts.size()) == c.N;
-        EXPECT_TRUE(is_flat ? max_abs_error(result.dq, expected.dq) <= 1e-12 : close(result.dq, expected.dq, 1e-12))
-            << "dq";
-        EXPECT_TRUE(is_flat ? max_abs_error(result.dk, expected.dk) <= 1e-12 : close(result.dk, expected.dk, 1e-12))
-            << "dk";
+        for (const auto& [name, values] : {kDq, kDk})
+            EXPECT_TRUE(is_flat ? max_abs_error(result.*values, expected.*values) <= 1e-12
+                                : close(result.*values, expected.*values, 1e-12))
+                << name;
     }
 }
 
@@ -113,15 +102,10 @@ TEST(AttentionOnCpu, SingleAgreesWithDouble) {
         SCOPED_TRACE(c.describe());
         const AttentionResult single = AttentionRun(c, DType::f32).both(), exact = AttentionRun(c, DType::f64).both();
         const AttentionResult plain = reference_attention<float>(c);
-        const auto expect_close = [](const char* name, const std::vector<double>& actual,
-                                     const std::vector<double>& plain32, const std::vector<double>& expected) {
-            EXPECT_TRUE(close(actual, expected, 2 * relative_error(plain32, expected) + 2 * 0x1p-24)) << name;
-        };
-        expect_close("out", single.out, plain.out, exact.out);
-        expect_close("lse", single.lse, plain.lse, exact.lse);
-        expect_close("dq", single.dq, plain.dq, exact.dq);
-        expect_close("dk", single.dk, plain.dk, exact.dk);
-        expect_close("dv", single.dv, plain.dv, exact.dv);
+        for (const auto& [name, values] : kAllMembers)
+            EXPECT_TRUE(
+                close(single.*values, exact.*values, 2 * relative_error(plain.*values, exact.*values) + 2 * 0x1p-24))
+                << name;
     }
 }
 
@@ -134,8 +118,8 @@ void expect_right(const AttentionRun& run, DType dtype, const MaskValues* mask =
     if (!run.device.is_cpu()) return expect_as_good(run, dtype, true, mask);
     const AttentionResult actual = run.result(), expected = reference_attention(run);
     const double bound = dtype == DType::f64 ? 1e-12 : 1e-5;
-    for (const auto member : {&AttentionResult::out, &AttentionResult::dq, &AttentionResult::dk, &AttentionResult::dv})
-        EXPECT_TRUE(close(actual.*member, expected.*member, bound));
+    for (const auto& [name, values] : kOutAndGradients)
+        EXPECT_TRUE(close(actual.*values, expected.*values, bound)) << name;
 }
 
 // Queries 0, 1 and 5 see nothing; key 4 is seen by nobody.
@@ -187,9 +171,10 @@ TEST_P(Attention, SameBitsEveryTime) {
 
 // Fails the test unless rows [begin, end) have the same bits in both.
 void expect_same_rows(const AttentionResult& a, const AttentionResult& b, int64_t N, int64_t begin, int64_t end,
-                      std::initializer_list<std::vector<double> AttentionResult::*> members) {
-    for (const auto member : members)
-        EXPECT_TRUE(same(rows(a.*member, N, begin, end), rows(b.*member, N, begin, end))) << begin << " " << end;
+                      std::span<const AttentionMember> members) {
+    for (const auto& [name, values] : members)
+        EXPECT_TRUE(same(rows(a.*values, N, begin, end), rows(b.*values, N, begin, end)))
+            << name << " " << begin << " " << end;
 }
 
 TEST_P(Attention, AnotherDocumentChangesNotOneBit) {
@@ -209,9 +194,7 @@ TEST_P(Attention, AnotherDocumentChangesNotOneBit) {
                 perturb(run.dout, begin, end, 2);
                 const AttentionResult after = run.both();
                 for (const auto& [b, e] : {std::pair<int64_t, int64_t>{0, begin}, {end, c.N}})
-                    expect_same_rows(
-                        after, before, c.N, b, e,
-                        {&AttentionResult::out, &AttentionResult::dq, &AttentionResult::dk, &AttentionResult::dv});
+                    expect_same_rows(after, before, c.N, b, e, kOutAndGradients);
                 EXPECT_GT(max_abs_error(rows(after.out, c.N, begin, end), rows(before.out, c.N, begin, end)), 0.1);
             }
         }
@@ -224,7 +207,7 @@ TEST_P(Attention, TheFutureChangesNotOneBit) {
         for (const int64_t from : {1, 11, 31, 32, 33, 63, 64, 65, 74, 100, 139}) {
             const AttentionRun run = run_of(c, variant, device());
             perturb(run.qkv, from, c.N, -4);
-            expect_same_rows(run.both(), before, c.N, 0, from, {&AttentionResult::out, &AttentionResult::dq});
+            expect_same_rows(run.both(), before, c.N, 0, from, std::array{kOut, kDq});
         }
     }
 }
@@ -255,10 +238,10 @@ TEST_P(Attention, PackedEqualsEachDocumentAlone) {
                 alone.dout.set(rows(packed.dout.values(), c.N, begin, end));
                 const AttentionResult apart = alone.both();
                 const double scale = norm(alone.dout.values());
-                for (const auto& member :
-                     {&AttentionResult::out, &AttentionResult::dq, &AttentionResult::dk, &AttentionResult::dv})
-                    EXPECT_LE(distance(rows(together.*member, c.N, begin, end), apart.*member),
-                              tolerance * std::max(scale, norm(apart.*member)));
+                for (const auto& [name, values] : kOutAndGradients)
+                    EXPECT_LE(distance(rows(together.*values, c.N, begin, end), apart.*values),
+                              tolerance * std::max(scale, norm(apart.*values)))
+                        << name;
             }
         }
     }

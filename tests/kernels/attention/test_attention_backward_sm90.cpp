@@ -90,12 +90,7 @@ void check(const AttentionCase& c, DType dtype, bool is_deterministic = true, co
 }
 
 TEST(AttentionBackwardSm90, EveryHeadSize) {
-    const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
-    std::vector<AttentionCase> cases;
-    for (const int64_t HS : {64, 128})
-        for (const bool alibi : {false, true})
-            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts});
-    side_by_side(cases, [](const AttentionCase& c) {
+    side_by_side(head_size_cases({64, 128}), [](const AttentionCase& c) {
         for (const DType dtype : {DType::bf16, DType::f16}) check(c, dtype);
     });
 }
@@ -112,14 +107,7 @@ TEST(AttentionBackwardSm90, MasksAndGroups) {
         {.N = 140, .NH = 2, .NKV = 2, .HS = 128, .value_scale = 3},
         {.N = 270, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .window = {4, 0}},
         {.N = 300, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .favours_far = true},
-        {.N = 260,
-         .NH = 2,
-         .NKV = 1,
-         .HS = 128,
-         .is_causal = false,
-         .alibi = true,
-         .starts = {0, 70},
-         .favours_far = true},
+        far_keys_on_both_sides(260, 128),
         {.N = 270, .NH = 1, .NKV = 1, .HS = 128, .window = {139, 0}},
         {.N = 270, .NH = 1, .NKV = 1, .HS = 128, .alibi = true, .window = {40, 40}},
         {.N = 500, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {300, -150}},

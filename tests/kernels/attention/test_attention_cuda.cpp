@@ -126,14 +126,7 @@ TEST(AttentionCuda, Documents) {
         {.N = 140, .NH = 2, .NKV = 2, .HS = 64, .value_scale = 3},
         // Slopes that favour far keys, so that it moves with each tile.
         {.N = 700, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .favours_far = true},
-        {.N = 700,
-         .NH = 2,
-         .NKV = 1,
-         .HS = 128,
-         .is_causal = false,
-         .alibi = true,
-         .starts = {0, 70},
-         .favours_far = true},
+        far_keys_on_both_sides(700, 128),
         // Sliding windows: causal over 5 and over 70 keys, and looking 40 both ways.
         {.N = 100, .NH = 2, .NKV = 1, .HS = 32, .alibi = true, .window = {4, 0}},
         {.N = 170, .NH = 2, .NKV = 1, .HS = 64, .window = {69, 0}},

@@ -95,11 +95,8 @@ void check(const Device& device, const AttentionCase& c, int64_t T, DType dtype,
     exact.backward();
     const AttentionResult actual = run.result(), e = exact.result(), plain = by_the_book(exact, dtype);
     const double dout = norm(exact.dout.values());
-    for (const auto& [name, member] : {std::pair{"out", &AttentionResult::out},
-                                       {"dq", &AttentionResult::dq},
-                                       {"dk", &AttentionResult::dk},
-                                       {"dv", &AttentionResult::dv}})
-        EXPECT_TRUE(is_as_good(dtype, actual.*member, plain.*member, e.*member, std::max(norm(e.*member), dout)))
+    for (const auto& [name, values] : kOutAndGradients)
+        EXPECT_TRUE(is_as_good(dtype, actual.*values, plain.*values, e.*values, std::max(norm(e.*values), dout)))
             << name;
 }
 

@@ -160,12 +160,11 @@ void check(const AttentionCase& c, DType dtype, const MaskValues* mask = nullptr
 }
 
 TEST(AttentionSm80, EveryHeadSize) {
-    const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
-    std::vector<AttentionCase> cases = {{.N = 150, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .starts = starts},
-                                        {.N = 150, .NH = 1, .NKV = 1, .HS = 128, .starts = starts}};
-    for (const int64_t HS : {32, 64, 96, 128})
-        for (const bool alibi : {false, true})
-            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts});
+    std::vector<AttentionCase> cases = head_size_cases({32, 64, 96, 128});
+    for (AttentionCase c : {cases[3], cases[6]}) {  // 64 with ALiBi, 128 without
+        c.NH = 1;
+        cases.push_back(c);
+    }
     side_by_side(cases, [](const AttentionCase& c) { check(c, c.NH == 1 ? DType::f16 : DType::bf16); });
 }
 
@@ -179,14 +178,7 @@ TEST(AttentionSm80, MasksAndGroups) {
         {.N = 140, .NH = 2, .NKV = 2, .HS = 64, .value_scale = 3},
         {.N = 270, .NH = 2, .NKV = 1, .HS = 32, .alibi = true, .window = {4, 0}},
         {.N = 300, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .favours_far = true},
-        {.N = 260,
-         .NH = 2,
-         .NKV = 1,
-         .HS = 128,
-         .is_causal = false,
-         .alibi = true,
-         .starts = {0, 70},
-         .favours_far = true},
+        far_keys_on_both_sides(260, 128),
         {.N = 270, .NH = 1, .NKV = 1, .HS = 64, .window = {139, 0}},
         {.N = 270, .NH = 1, .NKV = 1, .HS = 96, .alibi = true, .window = {40, 40}},
         {.N = 400, .NH = 1, .NKV = 1, .HS = 32, .alibi = true, .window = {300, -150}},

@@ -193,12 +193,7 @@ void check(const AttentionCase& c, DType dtype, const MaskValues* mask = nullptr
 }
 
 TEST(AttentionSm90, EveryHeadSize) {
-    const std::vector<int64_t> starts = {0, 5, 6, 6, 90};
-    std::vector<AttentionCase> cases;
-    for (const int64_t HS : {64, 128})
-        for (const bool alibi : {false, true})
-            cases.push_back({.N = 150, .NH = 2, .NKV = 1, .HS = HS, .alibi = alibi, .starts = starts});
-    side_by_side(cases, [](const AttentionCase& c) {
+    side_by_side(head_size_cases({64, 128}), [](const AttentionCase& c) {
         for (const DType dtype : {DType::bf16, DType::f16}) check(c, dtype);
     });
 }
@@ -216,14 +211,7 @@ TEST(AttentionSm90, MasksAndGroups) {
         {.N = 640, .NH = 2, .NKV = 1, .HS = 128, .value_scale = 3},
         {.N = 270, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .window = {4, 0}},
         {.N = 600, .NH = 2, .NKV = 1, .HS = 64, .alibi = true, .favours_far = true},
-        {.N = 400,
-         .NH = 2,
-         .NKV = 1,
-         .HS = 128,
-         .is_causal = false,
-         .alibi = true,
-         .starts = {0, 70},
-         .favours_far = true},
+        far_keys_on_both_sides(400, 128),
         {.N = 600, .NH = 1, .NKV = 1, .HS = 64, .window = {139, 0}},
         {.N = 600, .NH = 1, .NKV = 1, .HS = 128, .alibi = true, .window = {40, 40}},
         {.N = 800, .NH = 1, .NKV = 1, .HS = 64, .alibi = true, .window = {500, -250}},

@@ -115,12 +115,9 @@ TEST_P(AttentionTensorCoresCuda, LongRows) {
             }
             c.options = deterministic();
             const AttentionResult a = AttentionRun(c, DType::bf16, DType::bf16, device).both();
-            for (const auto& [name, member] : {std::pair{"out", &AttentionResult::out},
-                                               {"dq", &AttentionResult::dq},
-                                               {"dk", &AttentionResult::dk},
-                                               {"dv", &AttentionResult::dv}})
-                EXPECT_TRUE(is_as_good(DType::bf16, a.*member, rounded(e.*member, DType::bf16), e.*member,
-                                       std::max(norm(e.*member), dout)))
+            for (const auto& [name, values] : kOutAndGradients)
+                EXPECT_TRUE(is_as_good(DType::bf16, a.*values, rounded(e.*values, DType::bf16), e.*values,
+                                       std::max(norm(e.*values), dout)))
                     << name;
             // Both sum the same products in another order.
             EXPECT_LE(max_abs_error(a.lse, e.lse), 1e-4);
