@@ -244,6 +244,19 @@ class EmulatedBlock {
     int running_ = 0;
 };
 
+// All lanes put `words` in; the last to come runs work(exchange). Returns what it put out for this lane.
+template <size_t kIn, typename Work>
+std::array<uint32_t, 4> exchanged(const std::array<uint32_t, kIn>& words, Work&& work) {
+    EmulatedBlock& block = *current_block;
+    Exchange& e = block.exchange();
+    const int lane = block.thread() % 32;
+    std::copy(words.begin(), words.end(), e.in[lane]);
+    block.with_warp([&] { work(e); });
+    std::array<uint32_t, 4> result;
+    std::copy_n(e.out[lane], 4, result.begin());
+    return result;
+}
+
 }  // namespace ingot::test
 
 // ---- The language ----
@@ -274,31 +287,28 @@ inline void __syncthreads() {
 inline void __syncwarp() {
     ingot::test::current_block->with_warp([] {});
 }
+// The result is the value of lane source(lane).
+template <typename T, typename Source>
+T value_of_lane(T value, const Source& source) {
+    static_assert(sizeof(T) == 4);
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    word = ingot::test::exchanged<1>({word}, [&](ingot::test::Exchange& e) {
+        for (int l = 0; l < 32; ++l) e.out[l][0] = e.in[source(l)][0];
+    })[0];
+    std::memcpy(&value, &word, 4);
+    return value;
+}
 template <typename T>
 T __shfl_xor_sync(uint32_t, T value, int distance) {
-    static_assert(sizeof(T) == 4);
-    ingot::test::EmulatedBlock& block = *ingot::test::current_block;
-    const int lane = block.thread() % 32;
-    ingot::test::Exchange& e = block.exchange();
-    std::memcpy(&e.in[lane][0], &value, 4);
-    block.with_warp([&] {
-        for (int l = 0; l < 32; ++l) e.out[l][0] = e.in[l ^ distance][0];
-    });
-    T result;
-    std::memcpy(&result, &e.out[lane][0], 4);
-    return result;
+    return value_of_lane(value, [&](int lane) { return lane ^ distance; });
 }
 inline bool __any_sync(uint32_t, bool value) {
-    ingot::test::EmulatedBlock& block = *ingot::test::current_block;
-    const int lane = block.thread() % 32;
-    ingot::test::Exchange& e = block.exchange();
-    e.in[lane][0] = value;
-    block.with_warp([&] {
-        uint32_t any = 0;
-        for (int l = 0; l < 32; ++l) any |= e.in[l][0];
-        for (int l = 0; l < 32; ++l) e.out[l][0] = any;
-    });
-    return e.out[lane][0] != 0;
+    return ingot::test::exchanged<1>({value}, [](ingot::test::Exchange& e) {
+               uint32_t any = 0;
+               for (int l = 0; l < 32; ++l) any |= e.in[l][0];
+               for (int l = 0; l < 32; ++l) e.out[l][0] = any;
+           })[0] != 0;
 }
 inline int atomicAdd(int* data, int value) {
     const int before = *data;
@@ -319,17 +329,7 @@ namespace ingot::tiles {
 inline test::EmulatedBlock& block() {
     return *test::current_block;
 }
-// All lanes put `words` in; the last to come runs work(exchange).
-template <size_t kIn, typename Work>
-std::array<uint32_t, 4> exchanged(const std::array<uint32_t, kIn>& words, Work&& work) {
-    test::Exchange& e = block().exchange();
-    const int lane = block().thread() % 32;
-    std::copy(words.begin(), words.end(), e.in[lane]);
-    block().with_warp([&] { work(e); });
-    std::array<uint32_t, 4> result;
-    std::copy_n(e.out[lane], 4, result.begin());
-    return result;
-}
+using test::exchanged;
 
 inline uint32_t shared_memory() {
     return 0;
@@ -338,20 +338,20 @@ inline uint32_t shared_memory() {
 inline void store_shared(uint32_t address, uint32_t value) {
     std::memcpy(block().shared(address, 4, 4), &value, 4);
 }
-inline uint32_t load_shared(uint32_t address) {
-    uint32_t value;
-    std::memcpy(&value, block().shared(address, 4, 4), 4);
+template <typename T>
+T load_shared_as(uint32_t address) {
+    T value;
+    std::memcpy(&value, block().shared(address, sizeof value, sizeof value), sizeof value);
     return value;
 }
+inline uint32_t load_shared(uint32_t address) {
+    return load_shared_as<uint32_t>(address);
+}
 inline float2 load_shared_floats(uint32_t address) {
-    float2 pair;
-    std::memcpy(&pair, block().shared(address, 8, 8), 8);
-    return pair;
+    return load_shared_as<float2>(address);
 }
 inline uint4 load_shared_vector(uint32_t address) {
-    uint4 vector;
-    std::memcpy(&vector, block().shared(address, 16, 16), 16);
-    return vector;
+    return load_shared_as<uint4>(address);
 }
 
 // Lane l gets of matrix i the elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1), or, transposed, (2 (l % 4), l /
@@ -433,16 +433,7 @@ inline int opaque(int value) {
     return value;
 }
 inline int uniform(int value) {
-    test::EmulatedBlock& b = block();
-    const int lane = b.thread() % 32;
-    test::Exchange& e = b.exchange();
-    std::memcpy(&e.in[lane][0], &value, 4);
-    b.with_warp([&] {
-        for (int l = 0; l < 32; ++l) e.out[l][0] = e.in[0][0];
-    });
-    int result;
-    std::memcpy(&result, &e.out[lane][0], 4);
-    return result;
+    return value_of_lane(value, [](int) { return 0; });
 }
 inline float exp2_fast(float x) {
     return std::exp2(x);
