@@ -10,11 +10,11 @@
 #include <memory>
 #include <thread>
 
-#include "kernels/attention/attention.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "tests/kernels/attention/attention_case.h"
 #include "tests/kernels/c_api_call.h"
 
 extern "C" int call_from_c(void);
@@ -87,66 +87,33 @@ TEST(CApi, CanBeCalledFromC) {
 }
 
 TEST_P(CApiOn, Attention) {
-    const int64_t N = 150, NH = 4, NKV = 2, HS = 32;
-    expect_the_same_bits(GetParam(), [&](const Device& device, DType dtype, bool through_c) -> Values {
-        const DType stats = accumulation_dtype(dtype);
-        const Device cpu = Device::cpu();
+    expect_the_same_bits(GetParam(), [](const Device& device, DType dtype, bool through_c) -> Values {
         // The views of a fused buffer have strides, and each gradient another shape or place.
-        const Buffer qkv(device, dtype, {N, (NH + 2 * NKV) * HS}, rounded(normals(N * (NH + 2 * NKV) * HS, 1), dtype));
-        const Buffer dqkv(device, dtype, {N, (NH + 2 * NKV) * HS}), out(device, dtype, {N, NH * HS});
-        const Buffer dout(device, dtype, {N, NH * HS}, rounded(normals(N * NH * HS, 2), dtype));
-        const Buffer lse(device, stats, {NH, N}), slopes(device, stats, {NH}, alibi_slopes(NH));
-        const auto heads = [&](const Tensor& all, int64_t first, int64_t count) {
-            return all.slice(1, first * HS, (first + count) * HS).split_last(count, HS);
-        };
-        const Buffer host[] = {
-            {cpu, DType::i32, {N}}, {cpu, DType::i32, {N}}, {cpu, DType::i32, {N}}, {cpu, DType::i32, {N}}};
-        fill_document_mask({host[0], host[1], host[2], host[3]}, {0, 33, 140}, true);
-        const Buffer first_key(device, DType::i32, {N}, host[0].values()),
-            end_key(device, DType::i32, {N}, host[1].values()), first_query(device, DType::i32, {N}, host[2].values()),
-            end_query(device, DType::i32, {N}, host[3].values());
-        const AttentionForward forward = {.out = heads(out, 0, NH),
-                                          .lse = lse,
-                                          .q = heads(qkv, 0, NH),
-                                          .k = heads(qkv, NH, NKV),
-                                          .v = heads(qkv, NH + NKV, NKV),
-                                          .slopes = slopes,
-                                          .mask = {first_key, end_key, first_query, end_query},
-                                          .scale = 0.2};
-        const Buffer workspace = bytes(device, attention_backward_workspace(device, forward.q));
-        const AttentionBackward backward = {.dq = heads(dqkv, 0, NH),
-                                            .dk = heads(dqkv, NH, NKV),
-                                            .dv = heads(dqkv, NH + NKV, NKV),
-                                            .dout = heads(dout, 0, NH),
-                                            .out = forward.out,
-                                            .lse = lse,
-                                            .q = forward.q,
-                                            .k = forward.k,
-                                            .v = forward.v,
-                                            .slopes = slopes,
-                                            .mask = forward.mask,
-                                            .scale = forward.scale,
-                                            .workspace = workspace};
+        const AttentionRun run({.N = 150, .NH = 4, .NKV = 2, .HS = 32, .alibi = true, .starts = {0, 33, 140}}, dtype,
+                               dtype, device);
+        const auto written = [&] { return Values{run.out.values(), run.lse.values(), run.dqkv.values()}; };
         if (!through_c) {
-            attention_forward(device, forward);
-            attention_backward(device, backward);
-            return {out.values(), lse.values(), dqkv.values()};
+            run.forward();
+            run.backward();
+            return written();
         }
+        const AttentionForward forward = run.forward_arguments();
+        const AttentionBackward backward = run.backward_arguments();
         const ingot_device d = c_device(device);
-        const ingot_attention_mask mask = {c(first_key), c(end_key), c(first_query), c(end_query)};
         auto f = sized<ingot_attention_forward_arguments>();
-        f.out = c(forward.out), f.lse = c(lse), f.q = c(forward.q), f.k = c(forward.k), f.v = c(forward.v);
-        f.slopes = c(slopes), f.mask = mask, f.scale = forward.scale;
+        f.out = c(forward.out), f.lse = c(forward.lse), f.q = c(forward.q), f.k = c(forward.k), f.v = c(forward.v);
+        f.slopes = c(forward.slopes), f.scale = forward.scale;
+        f.mask = {c(run.first_key), c(run.end_key), c(run.first_query), c(run.end_query)};
         expect_done(ingot_attention_forward(&d, &f));
         auto b = sized<ingot_attention_backward_arguments>();
         b.dq = c(backward.dq), b.dk = c(backward.dk), b.dv = c(backward.dv), b.dout = c(backward.dout);
-        b.out = f.out, b.lse = f.lse, b.q = f.q, b.k = f.k, b.v = f.v, b.slopes = f.slopes, b.mask = mask;
-        b.scale = f.scale, b.workspace = c(workspace);
+        b.out = f.out, b.lse = f.lse, b.q = f.q, b.k = f.k, b.v = f.v, b.slopes = f.slopes, b.mask = f.mask;
+        b.scale = f.scale, b.workspace = c(backward.workspace);
         uint64_t size = 1;
         expect_done(ingot_attention_backward_workspace(&d, &b.q, &b.options, &size));
         EXPECT_EQ(size, attention_backward_workspace(device, forward.q));
         expect_done(ingot_attention_backward(&d, &b));
-        return {out.values(), lse.values(), dqkv.values()};
+        return written();
     });
 }
 
@@ -163,23 +130,17 @@ TEST_P(CApiOn, RmsNorm) {
         const ingot_device d = c_device(device);
         if (!through_c) {
             rmsnorm_forward(device, {.out = out, .rstd = rstd, .x = x, .weight = weight, .eps = 0.1});
-            rmsnorm_backward(device, {.dx = dx,
-                                      .dweight = dweight,
-                                      .dout = dout,
-                                      .x = x,
-                                      .rstd = rstd,
-                                      .weight = weight,
-                                      .dresidual = dresidual,
-                                      .workspace = workspace});
-            rmsnorm_backward(device, {.dx = dx,
-                                      .dweight = overwritten,
-                                      .dout = dout,
-                                      .x = x,
-                                      .rstd = rstd,
-                                      .weight = weight,
-                                      .dresidual = dresidual,
-                                      .workspace = workspace,
-                                      .accumulate = false});
+            RmsNormBackward b = {.dx = dx,
+                                 .dweight = dweight,
+                                 .dout = dout,
+                                 .x = x,
+                                 .rstd = rstd,
+                                 .weight = weight,
+                                 .dresidual = dresidual,
+                                 .workspace = workspace};
+            rmsnorm_backward(device, b);
+            b.dweight = overwritten, b.accumulate = false;
+            rmsnorm_backward(device, b);
         } else {
             auto f = sized<ingot_rmsnorm_forward_arguments>();
             f.out = c(out), f.rstd = c(rstd), f.x = c(x), f.weight = c(weight), f.eps = 0.1;

@@ -18,18 +18,48 @@ namespace {
 constexpr int64_t N = 6, NH = 4, NKV = 2, HS = 64, C = 16, V = 10;  // heads that every kernel takes
 const std::vector<double> kIndices = {3, 0, 5, 5, 1, 2};
 
-template <typename Mask>
-void add_mask(Call& call, Mask& mask) {
-    call.reads("mask.first_key", mask.first_key, DType::i32, {N}, {0, 0, 0, 3, 3, 3});
-    call.reads("mask.end_key", mask.end_key, DType::i32, {N}, {1, 2, 3, 4, 5, 6});
-    call.reads("mask.first_query", mask.first_query, DType::i32, {N}, {0, 1, 2, 3, 4, 5});
-    call.reads("mask.end_query", mask.end_query, DType::i32, {N}, {3, 3, 3, 6, 6, 6});
+// What both passes of attention read.
+template <typename Arguments>
+void add_inputs_of_attention(Call& call, Arguments& a) {
+    call.reads("q", a.q, call.dtype, {N, NH, HS});
+    call.reads("k", a.k, call.dtype, {N, NKV, HS});
+    call.reads("v", a.v, call.dtype, {N, NKV, HS});
+    call.reads("slopes", a.slopes, call.stats, {NH});
+    call.reads("mask.first_key", a.mask.first_key, DType::i32, {N}, {0, 0, 0, 3, 3, 3});
+    call.reads("mask.end_key", a.mask.end_key, DType::i32, {N}, {1, 2, 3, 4, 5, 6});
+    call.reads("mask.first_query", a.mask.first_query, DType::i32, {N}, {0, 1, 2, 3, 4, 5});
+    call.reads("mask.end_query", a.mask.end_query, DType::i32, {N}, {3, 3, 3, 6, 6, 6});
+    a.scale = 0.25;
 }
 
+using Prepare = std::function<void(Call&)>;
 struct Op {
     const char* name;
-    std::function<void(Call&)> prepare;
+    Prepare prepare;
 };
+
+// `rows` is the shape of rstd.
+Prepare rmsnorm_forward_of(const std::vector<int64_t>& rows, int64_t width) {
+    return [=](Call& call) {
+        std::vector<int64_t> shape = rows;
+        shape.push_back(width);
+        auto& a = call.arguments(ingot_rmsnorm_forward);
+        call.writes("out", a.out, call.dtype, shape);
+        call.writes("rstd", a.rstd, call.stats, rows);
+        call.reads("x", a.x, call.dtype, shape);
+        call.reads("weight", a.weight, call.dtype, {width});
+        a.eps = 0.1;
+    };
+}
+
+Prepare rope(int (*function)(const ingot_device*, const ingot_rope_arguments*)) {
+    return [=](Call& call) {
+        auto& a = call.arguments(function);
+        call.writes("x", a.x, call.dtype, {N, NH, HS});
+        call.reads("positions", a.positions, DType::i32, {N}, kIndices);
+        call.reads("table", a.table, call.stats, {N, HS});
+    };
+}
 
 const Op kOps[] = {
     {"attention_forward",
@@ -37,12 +67,7 @@ const Op kOps[] = {
          auto& a = call.arguments(ingot_attention_forward);
          call.writes("out", a.out, call.dtype, {N, NH, HS});
          call.writes("lse", a.lse, call.stats, {NH, N});
-         call.reads("q", a.q, call.dtype, {N, NH, HS});
-         call.reads("k", a.k, call.dtype, {N, NKV, HS});
-         call.reads("v", a.v, call.dtype, {N, NKV, HS});
-         call.reads("slopes", a.slopes, call.stats, {NH});
-         add_mask(call, a.mask);
-         a.scale = 0.25;
+         add_inputs_of_attention(call, a);
      }},
     {"attention_backward",
      [](Call& call) {
@@ -53,34 +78,13 @@ const Op kOps[] = {
          call.reads("dout", a.dout, call.dtype, {N, NH, HS});
          call.reads("out", a.out, call.dtype, {N, NH, HS});
          call.reads("lse", a.lse, call.stats, {NH, N}, std::vector<double>(NH * N, 4));
-         call.reads("q", a.q, call.dtype, {N, NH, HS});
-         call.reads("k", a.k, call.dtype, {N, NKV, HS});
-         call.reads("v", a.v, call.dtype, {N, NKV, HS});
-         call.reads("slopes", a.slopes, call.stats, {NH});
-         add_mask(call, a.mask);
-         a.scale = 0.25;
+         add_inputs_of_attention(call, a);
          uint64_t bytes = 0;
          EXPECT_EQ(ingot_attention_backward_workspace(&call.c_device, &a.q, &a.options, &bytes), INGOT_DONE);
          call.reads("workspace", a.workspace, DType::u8, {static_cast<int64_t>(bytes + 16)});
      }},
-    {"rmsnorm_forward",
-     [](Call& call) {
-         auto& a = call.arguments(ingot_rmsnorm_forward);
-         call.writes("out", a.out, call.dtype, {N, C});
-         call.writes("rstd", a.rstd, call.stats, {N});
-         call.reads("x", a.x, call.dtype, {N, C});
-         call.reads("weight", a.weight, call.dtype, {C});
-         a.eps = 0.1;
-     }},
-    {"rmsnorm_forward of heads",
-     [](Call& call) {
-         auto& a = call.arguments(ingot_rmsnorm_forward);
-         call.writes("out", a.out, call.dtype, {N, NH, HS});
-         call.writes("rstd", a.rstd, call.stats, {N, NH});
-         call.reads("x", a.x, call.dtype, {N, NH, HS});
-         call.reads("weight", a.weight, call.dtype, {HS});
-         a.eps = 0.1;
-     }},
+    {"rmsnorm_forward", rmsnorm_forward_of({N}, C)},
+    {"rmsnorm_forward of heads", rmsnorm_forward_of({N, NH}, HS)},
     {"rmsnorm_backward",
      [](Call& call) {
          auto& a = call.arguments(ingot_rmsnorm_backward);
@@ -109,20 +113,8 @@ const Op kOps[] = {
          call.reads("gate_up", a.gate_up, call.dtype, {N, 2 * C});
          call.writes("out", a.out, call.dtype, {N, C});
      }},
-    {"rope_forward",
-     [](Call& call) {
-         auto& a = call.arguments(ingot_rope_forward);
-         call.writes("x", a.x, call.dtype, {N, NH, HS});
-         call.reads("positions", a.positions, DType::i32, {N}, kIndices);
-         call.reads("table", a.table, call.stats, {N, HS});
-     }},
-    {"rope_backward",
-     [](Call& call) {
-         auto& a = call.arguments(ingot_rope_backward);
-         call.writes("x", a.x, call.dtype, {N, NH, HS});
-         call.reads("positions", a.positions, DType::i32, {N}, kIndices);
-         call.reads("table", a.table, call.stats, {N, HS});
-     }},
+    {"rope_forward", rope(ingot_rope_forward)},
+    {"rope_backward", rope(ingot_rope_backward)},
     {"cross_entropy",
      [](Call& call) {
          auto& a = call.arguments(ingot_cross_entropy);
