@@ -11,7 +11,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "src/base/clock.h"
+#include "kernels/core/measure.h"
 #include "src/base/console.h"
 #include "src/bench/synthetic_run.h"
 #include "src/config/config.h"

@@ -24,10 +24,9 @@ class ModelOn {
         step.write(StepBlock{});
     }
     // The flat space, as SmallModel::weights() has it.
-    void set_weights(std::vector<double> values) {
-        const std::vector<float> floats(values.begin(), values.end());
-        device.copy(weights(), Tensor::contiguous(const_cast<float*>(floats.data()), DType::f32,
-                                                  {static_cast<int64_t>(floats.size())}));
+    void set_weights(const std::vector<double>& values) {
+        const Tensor masters = weights();
+        device.copy(masters, Buffer(device, masters.dtype, {masters.numel()}, values));
         optimizer.refresh_model();
     }
     void begin(const StepSettings& settings = {}) {
@@ -46,9 +45,9 @@ class ModelOn {
     // The fp32 masters, flat.
     Tensor weights() const { return optimizer.state()[0].pieces[0].tensor; }
     std::vector<double> values_of(const Tensor& tensor) const {
-        std::vector<float> floats(static_cast<size_t>(tensor.numel()));
-        device.copy(Tensor::contiguous(floats.data(), DType::f32, {tensor.numel()}), tensor.view({tensor.numel()}));
-        return {floats.begin(), floats.end()};
+        const Buffer host(Device::cpu(), tensor.dtype, {tensor.numel()});
+        device.copy(host, tensor.view({tensor.numel()}));
+        return host.values();
     }
 
     Device device;

@@ -6,8 +6,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "kernels/adamw.h"
-#include "kernels/step.h"
 #include "src/checkpoint/safetensors.h"
 #include "tests/src/model/model_on.h"
 
@@ -76,21 +74,22 @@ class TorchFixture : public testing::TestWithParam<const char*> {
             if (positions[static_cast<size_t>(i)] == 0) row.starts.push_back(i);
         return row;
     }
-    std::unique_ptr<SmallModel> model(DType dtype) const {
-        auto small = std::make_unique<SmallModel>(
-            config, SmallOptions{.dtype = dtype, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
-        cpu.zero(small->model.weights());
-        for_each_part(small->model, [&](const Parameter& parameter, const CheckpointPart& part) {
-            const Tensor tensor = part_view(small->model.weights(), parameter, part);
-            for_cpu_scalar(dtype, "test", [&](auto scalar) {
-                using T = decltype(scalar);
-                for (int64_t i = 0; i < tensor.numel(); ++i) {
-                    const double u = hash(part.name, static_cast<uint32_t>(i)) * 0x1p-32 - 0.5;
-                    tensor.get<T>()[i] = static_cast<T>(parameter.is_matrix ? 0.6 * u : parameter.init_value + 0.5 * u);
-                }
-            });
+    // A model on `device` with the fixture's weights, and a step that has begun.
+    std::unique_ptr<ModelOn> begun(const Device& device, DType dtype) const {
+        SmallModel small(config, {.dtype = DType::f64, .max_tokens = N});
+        cpu.zero(small.model.weights());
+        for_each_part(small.model, [&](const Parameter& parameter, const CheckpointPart& part) {
+            const Tensor tensor = part_view(small.model.weights(), parameter, part);
+            for (int64_t i = 0; i < tensor.numel(); ++i) {
+                const double u = hash(part.name, static_cast<uint32_t>(i)) * 0x1p-32 - 0.5;
+                tensor.get<double>()[i] = parameter.is_matrix ? 0.6 * u : parameter.init_value + 0.5 * u;
+            }
         });
-        return small;
+        const SmallOptions options = {.dtype = dtype, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()};
+        auto on = std::make_unique<ModelOn>(device, config, options);
+        on->set_weights(small.weights());
+        on->begin(settings);
+        return on;
     }
     template <typename Visit>
     static void for_each_part(const Model& model, Visit&& visit) {
@@ -98,28 +97,35 @@ class TorchFixture : public testing::TestWithParam<const char*> {
             for (const CheckpointPart& part : parameter.parts) visit(parameter, part);
     }
 
-    // fp64: 1e-10 throughout. fp32: the loss to 1e-5, gradients and final weights to 1e-4 per tensor.
-    void check_first_batch(DType dtype, double loss_bound, double bound) {
-        const auto small = model(dtype);
-        small->train(row(0));
-        const double count = static_cast<double>(small->step.sums.targets);
-        EXPECT_NEAR(small->step.sums.loss / count / read("losses")[0], 1, loss_bound);
+    // All gradients after the first batch, each within bound_of(its name).
+    template <typename BoundOf>
+    void check_gradients(const ModelOn& on, const BoundOf& bound_of) const {
+        const double count = static_cast<double>(on.step.read().sums.targets);
         int64_t parts = 0;
-        for_each_part(small->model, [&](const Parameter& parameter, const CheckpointPart& part) {
-            std::vector<double> gradient = SmallModel::values_of(part_view(small->model.gradients(), parameter, part));
+        for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
+            std::vector<double> gradient = on.values_of(part_view(on.model.gradients(), parameter, part));
             for (double& value : gradient) value /= count;  // ours are of the sum over tokens
-            EXPECT_TRUE(close(gradient, read("grad." + part.name), bound)) << part.name;
+            EXPECT_TRUE(close(gradient, read("grad." + part.name), bound_of(part.name))) << part.name;
             ++parts;
         });
         int64_t expected_parts = 0;
         for (const std::string& name : file.names()) expected_parts += name.rfind("grad.", 0) == 0;
         EXPECT_EQ(parts, expected_parts);
+    }
+
+    // fp64: 1e-10 throughout. fp32: the loss to 1e-5, gradients and final weights to 1e-4 per tensor.
+    void check_first_batch(DType dtype, double loss_bound, double bound) const {
+        const auto on = begun(cpu, dtype);
+        on->train(row(0));
+        const StepSums sums = on->step.read().sums;
+        EXPECT_NEAR(sums.loss / static_cast<double>(sums.targets) / read("losses")[0], 1, loss_bound);
+        check_gradients(*on, [&](const std::string&) { return bound; });
 
         const int64_t VP = config.padded_vocab_size();
         std::vector<int64_t> rows;
         for (int64_t i = 0; i < N; ++i) rows.push_back(i);
         const Buffer logits(cpu, dtype, {N, VP});
-        small->model.logits(RowBuffers(row(0)), rows, logits);
+        on->model.logits(RowBuffers(row(0)), rows, logits);
         std::vector<double> unpadded;
         const std::vector<double> values = logits.values();
         for (int64_t i = 0; i < N; ++i)
@@ -127,44 +133,24 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         EXPECT_TRUE(close(unpadded, read("logits"), bound));
     }
 
-    void check_ten_steps(DType dtype, double loss_bound, double bound) {
-        const auto small = model(dtype);
-        Model& model = small->model;
-        const Buffer m(cpu, dtype, {model.table().flat_size()}), v(cpu, dtype, {model.table().flat_size()});
-        cpu.zero(m);
-        cpu.zero(v);
+    // Ten steps, of which the first is the first batch.
+    void check_ten_steps(const Device& device, DType dtype, double loss_bound, double bound) const {
+        const auto on = begun(device, dtype);
         std::vector<double> losses, norms;
-        StepBlock& step = small->step;
         for (int64_t s = 0; s < 10; ++s) {
-            step_begin(cpu, &step, settings);
-            cpu.zero(model.gradients());
-            small->train(row(s));
-            gradient_norm(cpu, {.step = &step, .gradient = model.gradients()});
-            step_decide(cpu, &step);
-            ASSERT_EQ(step.decision.apply, 1);
-            losses.push_back(step.decision.loss);
-            norms.push_back(step.decision.grad_norm);
-            for (const Parameter& parameter : model.table().parameters()) {
-                const auto range = [&](const Tensor& flat) {
-                    return flat.slice(0, parameter.offset, parameter.offset + parameter.numel());
-                };
-                const int64_t blocks = (parameter.numel() + kDecayBlock - 1) / kDecayBlock;
-                const Buffer no_decay(cpu, DType::u8, {blocks}, std::vector<double>(static_cast<size_t>(blocks)));
-                adamw(cpu, {.weights = range(model.weights()),
-                            .m = range(m),
-                            .v = range(v),
-                            .gradient = range(model.gradients()),
-                            .compute = {},
-                            .step = &step,
-                            .decay_blocks = parameter.is_matrix ? Tensor{} : no_decay});
-            }
+            if (s > 0) on->begin(settings);
+            on->train(row(s));
+            if (s == 0) check_gradients(*on, [&](const std::string&) { return bound; });
+            const StepDecision decision = on->update().decision;
+            ASSERT_EQ(decision.apply, 1);
+            losses.push_back(decision.loss);
+            norms.push_back(decision.grad_norm);
         }
         EXPECT_TRUE(close(losses, read("losses"), loss_bound));
         EXPECT_TRUE(close(norms, read("grad_norms"), bound));
-        for_each_part(model, [&](const Parameter& parameter, const CheckpointPart& part) {
-            EXPECT_TRUE(close(SmallModel::values_of(part_view(model.weights(), parameter, part)),
-                              read("final." + part.name), bound))
-                << part.name;
+        for_each_part(on->model, [&](const Parameter& parameter, const CheckpointPart& part) {
+            const Tensor weights = part_view(on->optimizer.weights(), parameter, part);
+            EXPECT_TRUE(close(on->values_of(weights), read("final." + part.name), bound)) << part.name;
         });
     }
 
@@ -182,41 +168,14 @@ TEST_P(TorchFixture, FirstBatchInSingle) {
     check_first_batch(DType::f32, 1e-5, 1e-4);
 }
 TEST_P(TorchFixture, TenStepsInDouble) {
-    check_ten_steps(DType::f64, 1e-10, 1e-10);
+    check_ten_steps(cpu, DType::f64, 1e-10, 1e-10);
 }
 TEST_P(TorchFixture, TenStepsInSingle) {
-    check_ten_steps(DType::f32, 1e-5, 1e-4);
+    check_ten_steps(cpu, DType::f32, 1e-5, 1e-4);
 }
-
-// The same on a GPU in fp32: ten steps of which the first is the first batch.
 TEST_P(TorchFixture, TenStepsOnCuda) {
     INGOT_CUDA_OR_SKIP(cuda);
-    ModelOn on(cuda, config, {.dtype = DType::f32, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
-    on.set_weights(model(DType::f32)->weights());
-    std::vector<double> losses, norms;
-    for (int64_t s = 0; s < 10; ++s) {
-        on.begin(settings);
-        on.train(row(s));
-        if (s == 0) {
-            const double count = static_cast<double>(on.step.read().sums.targets);
-            for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
-                std::vector<double> gradient = on.values_of(part_view(on.model.gradients(), parameter, part));
-                for (double& value : gradient) value /= count;
-                EXPECT_TRUE(close(gradient, read("grad." + part.name), 1e-4)) << part.name;
-            });
-        }
-        const StepBlock block = on.update();
-        ASSERT_EQ(block.decision.apply, 1);
-        losses.push_back(block.decision.loss);
-        norms.push_back(block.decision.grad_norm);
-    }
-    EXPECT_TRUE(close(losses, read("losses"), 1e-5));
-    EXPECT_TRUE(close(norms, read("grad_norms"), 1e-4));
-    for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
-        EXPECT_TRUE(
-            close(on.values_of(part_view(on.weights(), parameter, part)), read("final." + part.name), 1e-4))
-            << part.name;
-    });
+    check_ten_steps(cuda, DType::f32, 1e-5, 1e-4);
 }
 
 // In 16 bits by the error that PyTorch makes where it rounds whatever our kernels store. Twice that, because the two
@@ -224,17 +183,11 @@ TEST_P(TorchFixture, TenStepsOnCuda) {
 TEST_P(TorchFixture, GradientsIn16BitsOnCuda) {
     INGOT_CUDA_OR_SKIP(cuda);
     for (const DType dtype : {DType::bf16, DType::f16}) {
-        ModelOn on(cuda, config, {.dtype = dtype, .max_tokens = N, .z_loss = c.at("z_loss").get<double>()});
-        on.set_weights(model(DType::f32)->weights());
-        on.begin(settings);
-        on.train(row(0));
-        const double count = static_cast<double>(on.step.read().sums.targets);
-        for_each_part(on.model, [&](const Parameter& parameter, const CheckpointPart& part) {
-            std::vector<double> gradient = on.values_of(part_view(on.model.gradients(), parameter, part));
-            for (double& value : gradient) value /= count;
-            const double error = read(join("error.", name_of(dtype), ".", part.name))[0];
-            EXPECT_TRUE(close(gradient, read("grad." + part.name), 2 * error)) << name_of(dtype) << " " << part.name;
-        });
+        SCOPED_TRACE(name_of(dtype));
+        const auto on = begun(cuda, dtype);
+        on->train(row(0));
+        check_gradients(
+            *on, [&](const std::string& name) { return 2 * read(join("error.", name_of(dtype), ".", name))[0]; });
     }
 }
 
