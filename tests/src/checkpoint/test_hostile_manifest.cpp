@@ -17,6 +17,7 @@
 #include "src/data/rows.h"
 #include "src/train/train.h"
 #include "tests/src/data/token_files.h"
+#include "tests/support/words.h"
 
 namespace ingot {
 namespace {
@@ -46,65 +47,17 @@ std::string nested(size_t depth, const std::string& open, const std::string& clo
 
 // What may stand in a value's place, as JSON text.
 std::vector<std::string> replacements() {
-    std::vector<std::string> texts = {"null",
-                                      "true",
-                                      "false",
-                                      "0",
-                                      "1",
-                                      "-1",
-                                      "2",
-                                      "3",
-                                      "4",
-                                      "5",
-                                      "7",
-                                      "1000",
-                                      "-0.0",
-                                      "1.5",
-                                      "0.5",
-                                      "1e308",
-                                      "1e-320",
-                                      "1e999",
-                                      "2147483647",
-                                      "2147483648",
-                                      "-2147483649",
-                                      "4503599627370496",
-                                      "1152921504606846976",
-                                      "9223372036854775807",
-                                      "9223372036854775808",
-                                      "18446744073709551615",
-                                      "18446744073709551616",
-                                      "-9223372036854775808",
-                                      "-9223372036854775809",
-                                      "[]",
-                                      "{}",
-                                      "[[]]",
-                                      "[0]",
-                                      "{\"a\": 1}",
-                                      "{\"\": {}}",
-                                      "\"\"",
-                                      "\"abc\"",
-                                      "\"nan\"",
-                                      "\"inf\"",
-                                      "\"1\"",
-                                      "\".\"",
-                                      "\"..\"",
-                                      "\"../../../etc/passwd\"",
-                                      "\"/dev/zero\"",
-                                      "\"a/b\"",
-                                      "\"\\u0000\"",
-                                      "\"\\u001b[2J\\u001b]0;x\\u0007\"",
-                                      "\"\\u009b31m\"",
-                                      "\"\\u2028line\"",
-                                      "\"\\u202egnp\"",
-                                      "\"\\n\\r\\t\"",
-                                      "\"\\ud800\"",
-                                      "\"\xff\"",
-                                      "NaN",
-                                      "Infinity",
-                                      "nul",
-                                      "",
-                                      "1,",
-                                      "\"open"};
+    // The character that separates them is in none.
+    std::vector<std::string> texts = test::words(
+        "null|true|false|0|1|-1|2|3|4|5|7|1000|-0.0|1.5|0.5|1e308|1e-320|1e999|2147483647|"
+        "2147483648|-2147483649|4503599627370496|1152921504606846976|9223372036854775807|"
+        "9223372036854775808|18446744073709551615|18446744073709551616|-9223372036854775808|"
+        R"(-9223372036854775809|[]|{}|[[]]|[0]|{"a": 1}|{"": {}}|""|"abc"|"nan"|"inf"|"1"|"."|)"
+        R"(".."|"../../../etc/passwd"|"/dev/zero"|"a/b"|"\u0000"|"\u001b[2J\u001b]0;x\u0007"|)"
+        R"("\u009b31m"|"\u2028line"|"\u202egnp"|"\n\r\t"|"\ud800"|)"
+        "\"\xff\"|"
+        R"(NaN|Infinity|nul||1,|"open)",
+        '|');
     texts.push_back("\"" + std::string(200'000, 'x') + "\"");
     texts.push_back("1" + std::string(400, '0'));
     texts.push_back(nested(100, "[", "]"));

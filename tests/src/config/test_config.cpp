@@ -9,6 +9,7 @@
 
 #include "kernels/core/check.h"
 #include "src/config/notes.h"
+#include "tests/support/words.h"
 
 namespace ingot::test {
 namespace {
@@ -128,76 +129,30 @@ TEST(Config, AValueThatIsNoSizeIsNotTakenForTheDefault) {
 TEST(Config, EveryKeyIsRead) {
     const Config defaults = parse(kMinimal);
     const nlohmann::ordered_json before = config_to_json(defaults);
-    const std::vector<std::string> overrides = {"name=n",
-                                                "run_dir=r",
-                                                "seed=5",
-                                                "model.n_layers=3",
-                                                "model.d_model=128",
-                                                "model.n_heads=8",
-                                                "model.n_kv_heads=2",
-                                                "model.head_dim=10",
-                                                "model.d_ff=77",
-                                                "model.context_length=32",
-                                                "model.vocab_size=999",
-                                                "model.position=rope",
-                                                "model.rope_theta=5e5",
-                                                "model.rope_scaling.type=llama3",
-                                                "model.rope_scaling.factor=32",
-                                                "model.rope_scaling.low_freq_factor=2",
-                                                "model.rope_scaling.high_freq_factor=5",
-                                                "model.rope_scaling.original_context_length=16",
-                                                "model.tie_embeddings=false",
-                                                "model.qkv_bias=true",
-                                                "model.qk_norm=true",
-                                                "model.norm_eps=1e-6",
-                                                "model.init_std=0.1",
-                                                "model.init_from=w",
-                                                "data.train=[{\"path\":\"x\",\"weight\":0.5,\"format\":\"raw\","
-                                                "\"dtype\":\"uint32\",\"mask\":\"m\"},{\"path\":\"y\",\"weight\":2}]",
-                                                "data.packing=best_fit",
-                                                "data.val=[\"z\"]",
-                                                "data.mask_documents=false",
-                                                "data.eot_token=7",
-                                                "data.eot=end",
-                                                "data.shuffle=false",
-                                                "data.tokenizer=bytes",
-                                                "training.device=cuda",
-                                                "training.precision=fp32",
-                                                "training.steps=77",
-                                                "training.batch_tokens=96",
-                                                "training.micro_batch_size=3",
-                                                "training.recompute=block",
-                                                "training.tune=false",
-                                                "training.attention=simt",
-                                                "training.deterministic=false",
-                                                "training.z_loss=1e-4",
-                                                "training.on_nonfinite=stop",
-                                                "training.max_skipped_steps=2",
-                                                "training.max_minutes=1.5",
-                                                "optimizer.lr=1",
-                                                "optimizer.beta1=0.5",
-                                                "optimizer.beta2=0.6",
-                                                "optimizer.eps=1e-7",
-                                                "optimizer.weight_decay=0",
-                                                "optimizer.grad_clip=0",
-                                                "schedule.type=wsd",
-                                                "schedule.warmup_steps=11",
-                                                "schedule.final_lr_fraction=0",
-                                                "schedule.decay_steps=12",
-                                                "eval.every=13",
-                                                "eval.tokens=14",
-                                                "eval.hellaswag=a.jsonl",
-                                                "sample.every=15",
-                                                "sample.prompts=[\"hi\"]",
-                                                "sample.tokens=16",
-                                                "sample.temperature=0",
-                                                "checkpoint.every=17",
-                                                "checkpoint.keep=18",
-                                                "checkpoint.keep_every=51",
-                                                "checkpoint.async=false",
-                                                "checkpoint.host_memory=0",
-                                                "log.every=19",
-                                                "log.jsonl=false"};
+    std::vector<std::string> overrides;
+    for (const auto& [section, fields] :
+         {std::pair<const char*, const char*>{"", "name=n run_dir=r seed=5"},
+          {"model.",
+           "n_layers=3 d_model=128 n_heads=8 n_kv_heads=2 head_dim=10 d_ff=77 context_length=32 "
+           "vocab_size=999 position=rope rope_theta=5e5 rope_scaling.type=llama3 rope_scaling.factor=32 "
+           "rope_scaling.low_freq_factor=2 rope_scaling.high_freq_factor=5 "
+           "rope_scaling.original_context_length=16 tie_embeddings=false qkv_bias=true qk_norm=true "
+           "norm_eps=1e-6 init_std=0.1 init_from=w"},
+          {"data.",
+           R"(train=[{"path":"x","weight":0.5,"format":"raw","dtype":"uint32","mask":"m"},{"path":"y","weight":2}] )"
+           R"(packing=best_fit val=["z"] mask_documents=false eot_token=7 eot=end shuffle=false )"
+           "tokenizer=bytes"},
+          {"training.",
+           "device=cuda precision=fp32 steps=77 batch_tokens=96 micro_batch_size=3 recompute=block "
+           "tune=false attention=simt deterministic=false z_loss=1e-4 on_nonfinite=stop "
+           "max_skipped_steps=2 max_minutes=1.5"},
+          {"optimizer.", "lr=1 beta1=0.5 beta2=0.6 eps=1e-7 weight_decay=0 grad_clip=0"},
+          {"schedule.", "type=wsd warmup_steps=11 final_lr_fraction=0 decay_steps=12"},
+          {"eval.", "every=13 tokens=14 hellaswag=a.jsonl"},
+          {"sample.", R"(every=15 prompts=["hi"] tokens=16 temperature=0)"},
+          {"checkpoint.", "every=17 keep=18 keep_every=51 async=false host_memory=0"},
+          {"log.", "every=19 jsonl=false"}})
+        for (const std::string& field : words(fields, ' ', section)) overrides.push_back(field);
     const nlohmann::ordered_json after = config_to_json(parse(kMinimal, overrides));
     const json flat_before = json(before).flatten(), flat_after = json(after).flatten();
     for (const auto& [key, value] : flat_before.items()) {
@@ -257,28 +212,12 @@ TEST(Config, WrongTypes) {
 }
 
 TEST(Config, HugeAndNegativeNumbers) {
-    for (const char* const key : {"model.n_layers",
-                                  "model.d_model",
-                                  "model.n_heads",
-                                  "model.n_kv_heads",
-                                  "model.head_dim",
-                                  "model.d_ff",
-                                  "model.context_length",
-                                  "model.vocab_size",
-                                  "training.steps",
-                                  "training.batch_tokens",
-                                  "training.micro_batch_size",
-                                  "training.max_skipped_steps",
-                                  "schedule.warmup_steps",
-                                  "schedule.decay_steps",
-                                  "eval.every",
-                                  "eval.tokens",
-                                  "sample.every",
-                                  "sample.tokens",
-                                  "checkpoint.every",
-                                  "checkpoint.keep",
-                                  "log.every",
-                                  "data.eot_token"})
+    for (const std::string& key :
+         words("model.n_layers model.d_model model.n_heads model.n_kv_heads model.head_dim model.d_ff "
+               "model.context_length model.vocab_size training.steps training.batch_tokens "
+               "training.micro_batch_size training.max_skipped_steps schedule.warmup_steps schedule.decay_steps "
+               "eval.every eval.tokens sample.every sample.tokens checkpoint.every checkpoint.keep log.every "
+               "data.eot_token"))
         for (const char* const value : {"9223372036854775807", "4611686018427387905", "-5", "-9223372036854775808"})
             expect_error({join(key, "=", value)}, {key, "it must lie in"});
     expect_error({"seed=9223372036854775808"}, {"seed is 9223372036854775808", "too large"});
