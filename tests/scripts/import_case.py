@@ -7,7 +7,8 @@ import struct
 import unittest
 
 from .inputs import byte_letters, temporary_folder
-from .interop_case import EOT, TRAIN, run
+from . import TRAIN, run
+from .interop_case import EOT
 
 VOCABULARY = 257
 CONTEXT = 64

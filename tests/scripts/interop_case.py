@@ -9,12 +9,11 @@ import os
 import pathlib
 import random
 import struct
-import subprocess
 import tempfile
 import unittest
 import warnings
 
-from . import ROOT, TRAIN, add_packages_of
+from . import ROOT, TRAIN, add_packages_of, run, set_options
 from .inputs import shard, temporary_folder
 
 WRITE_LOGITS = str(pathlib.Path(os.environ.get("INGOT_BUILD_DIR", ROOT / "build/release")) / "tests/write_logits")
@@ -74,14 +73,6 @@ def config(name, model, **data):
     }
 
 
-def run(*command, code=0, cwd=None, input=None):
-    result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, input=input,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if result.returncode != code:
-        raise AssertionError(f"{command} ended with {result.returncode}:\n{result.stdout!r}\n{result.stderr.decode()}")
-    return result
-
-
 class Runs:
     """A folder with token shards, in which runs are trained, for the tests of a class."""
 
@@ -95,8 +86,7 @@ class Runs:
         """The folder of the run."""
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(config(name, model, **data)))
-        options = [part for assignment in sets for part in ("--set", assignment)]
-        run(TRAIN, "--config", path, "--device", device, *options, cwd=self.folder)
+        run(TRAIN, "--config", path, "--device", device, *set_options(sets), cwd=self.folder)
         return self.folder / "runs" / name
 
     def export(self, run_folder, dtype="fp32", format="hf"):

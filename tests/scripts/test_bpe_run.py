@@ -9,13 +9,11 @@ SHA-256 is not compared, with the config's or between two data sets.
 import hashlib
 import json
 import math
-import os
 import shutil
-import subprocess
 import unittest
 
+from . import ROOT, TRAIN, run, set_options
 from .inputs import shard, temporary_folder
-from .trainer_case import ROOT, TRAIN
 
 FIXTURE = ROOT / "tests/fixtures/tokenizers.json"
 CONFIG = {
@@ -68,17 +66,11 @@ class BpeRun(unittest.TestCase):
         (folder / "meta.json").write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
 
     @classmethod
-    def run_train(cls, *arguments, code=0, stdin=b""):
-        result = subprocess.run([TRAIN, *arguments], cwd=cls.folder, input=stdin, capture_output=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if result.returncode != code:
-            raise AssertionError(
-                f"exit code {result.returncode}, not {code}: {arguments}\n{result.stdout[-2000:]}\n{result.stderr}")
-        return result
+    def run_train(cls, *arguments, code=0, stdin=b"", cwd=None):
+        return run(TRAIN, *arguments, code=code, input=stdin, cwd=cwd or cls.folder)
 
     def refused(self, *sets, says, arguments=()):
-        words = [word for assignment in sets for word in ("--set", assignment)]
-        lines = self.run_train("--config", "config.json", "--set", "name=refused", *words, *arguments,
+        lines = self.run_train("--config", "config.json", *set_options(["name=refused", *sets]), *arguments,
                                code=2).stderr.decode().splitlines()
         lines = [line for line in lines if "WARNING" not in line]
         self.assertEqual(len(lines), 1, lines)
@@ -98,8 +90,8 @@ class BpeRun(unittest.TestCase):
         self.assertIn("\nThe fox", output)
 
     def test_a_larger_vocabulary_is_padding(self):
-        self.run_train("--config", "config.json", "--set", "name=larger", "--set", "model.vocab_size=512", "--set",
-                       "training.steps=1", "--set", "sample.every=0")
+        sets = ["name=larger", "model.vocab_size=512", "training.steps=1", "sample.every=0"]
+        self.run_train("--config", "config.json", *set_options(sets))
         config = json.loads((self.folder / "runs/larger/config.json").read_text())
         self.assertEqual(config["model"]["vocab_size"], 512)
 
@@ -111,16 +103,13 @@ class BpeRun(unittest.TestCase):
         # Elsewhere, without the data.
         elsewhere = self.folder / "elsewhere"
         shutil.copytree(step, elsewhere / "step-00000004")
-        result = subprocess.run([TRAIN, "generate", "--checkpoint", "step-00000004", "--prompt", "-", "--tokens", "12"],
-                                cwd=elsewhere, input="Straße".encode(), capture_output=True)
-        self.assertEqual(result.returncode, 0, result.stderr)
+        result = self.run_train("generate", "--checkpoint", "step-00000004", "--prompt", "-", "--tokens", "12",
+                                cwd=elsewhere, stdin="Straße".encode())
         self.assertTrue(result.stdout.startswith("Straße".encode()))
         damaged = bytearray((elsewhere / "step-00000004/tokenizer.json").read_bytes())
         damaged[len(damaged) // 2] ^= 1
         (elsewhere / "step-00000004/tokenizer.json").write_bytes(damaged)
-        result = subprocess.run([TRAIN, "generate", "--checkpoint", "step-00000004", "--prompt", "a"], cwd=elsewhere,
-                                capture_output=True)
-        self.assertEqual(result.returncode, 2)
+        result = self.run_train("generate", "--checkpoint", "step-00000004", "--prompt", "a", cwd=elsewhere, code=2)
         self.assertIn(b"tokenizer.json", result.stderr)
 
     def test_generate_is_reproducible(self):
@@ -156,11 +145,10 @@ class BpeRun(unittest.TestCase):
         (self.folder / "spaced.json").write_text(" " + self.tokenizer)
         shutil.copytree(self.folder / "data", self.folder / "plain")
         (self.folder / "plain/meta.json").unlink()
-        result = self.run_train("--config", "config.json", "--set", "name=more", "--set", "training.steps=6",
-                                "--resume", "auto", "--set", "data.tokenizer=spaced.json",
-                                "--set", 'data.train=["plain/train-*.bin"]', "--set", 'data.val=["plain/val-*.bin"]',
-                                "--set", f"data.eot_token={self.eot}",
-                                "--set", f"model.vocab_size={self.vocab_size}").stdout.decode(errors="replace")
+        sets = ["name=more", "training.steps=6", "data.tokenizer=spaced.json", 'data.train=["plain/train-*.bin"]',
+                'data.val=["plain/val-*.bin"]', f"data.eot_token={self.eot}", f"model.vocab_size={self.vocab_size}"]
+        result = self.run_train("--config", "config.json", "--resume", "auto",
+                                *set_options(sets)).stdout.decode(errors="replace")
         self.assertIn("is another file than the checkpoint's", result)
 
     # ---- What is refused ----

@@ -15,7 +15,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -217,9 +216,7 @@ class Chaos(TrainerCase):
 
     def disturb(self, operation):
         """One process, one operation. Gives what was done."""
-        command = self.command("chaos", "--resume", "auto", sets=self.sets + ["training.steps=100000"])
-        process = subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = self.start("chaos", "--resume", "auto", sets=self.sets + ["training.steps=100000"])
         self.addCleanup(process.kill)
         self.foreign = set()
         wait, output = self.random.randint(2, 8), []

@@ -174,8 +174,7 @@ class Signals(TrainerCase):
         sets = ['data.train=["large.bin"]']
         for number, wait in enumerate((0.0, 0.02, 0.05, 0.1)):
             name = f"early-{number}"
-            process = subprocess.Popen(self.command(name, sets=sets), cwd=self.folder, text=True,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = self.start(name, sets=sets)
             while not (self.run_folder(name) / "lock").exists() and process.poll() is None:
                 time.sleep(0.001)
             time.sleep(wait)

@@ -41,9 +41,8 @@ class Export(TrainerCase):
         cls.checkpoint = cls.folder / "runs/small"
 
     def export(self, *arguments, code=0, output="out", checkpoint="runs/small", **options):
-        command = [TRAIN, "export", "--checkpoint", checkpoint, "--format", "hf", "--output", output, *arguments]
-        result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, **options)
-        self.assertEqual(result.returncode, code, result.stderr)
+        result = self.train("export", "--checkpoint", checkpoint, "--format", "hf", "--output", output, *arguments,
+                            code=code, **options)
         self.assertEqual(result.stdout, "")
         return result.stderr
 

@@ -19,7 +19,7 @@ import subprocess
 import unicodedata
 import unittest
 
-from . import ROOT, TRAIN
+from . import ROOT, TRAIN, run, set_options
 from .gguf_case import (Gguf, frequencies, mixed_text, read_safetensors, reference_logits, rounded, tokenizer_json,
                         train_bpe)
 from .inputs import LLAMA3, QWEN, byte_letters, temporary_folder
@@ -110,11 +110,8 @@ class ExportCase(unittest.TestCase):
         for name, ids in (("train", cls.text.encode()), ("val", cls.text.encode()[:CONTEXT + 1])):
             (cls.folder / f"{name}.bin").write_bytes(struct.pack(f"<{len(ids)}H", *ids))
 
-    def run_command(self, *arguments, code=0, input=b"", **options):
-        result = subprocess.run([TRAIN, *map(str, arguments)], cwd=self.folder, input=input, capture_output=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
-        self.assertEqual(result.returncode, code, result.stderr.decode(errors="replace"))
-        return result
+    def run_command(self, *arguments, input=b"", **options):
+        return run(TRAIN, *arguments, cwd=self.folder, input=input, **options)
 
     def run_folder(self, name, model=None, data=None, sets=()):
         """A short run, made once; the learning rate is high, so that norms and biases are not what they began with."""
@@ -130,7 +127,7 @@ class ExportCase(unittest.TestCase):
             if config["data"]["tokenizer"] is None:
                 del config["data"]["tokenizer"]
             (self.folder / f"{name}.json").write_text(json.dumps(config))
-            self.run_command("--config", f"{name}.json", *(part for field in sets for part in ("--set", field)))
+            self.run_command("--config", f"{name}.json", *set_options(sets))
         return folder
 
     def export(self, run, name="model.gguf", dtype="fp32", code=0, **options):

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import unittest
 
-from . import TRAIN
+from . import TRAIN, set_options
 from .inputs import LLAMA3, O200K, byte_letters, sealed, shard, temporary_folder
 
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
@@ -95,8 +95,7 @@ class ForeignInput(unittest.TestCase):
         return manifest
 
     def resume(self, *sets, name="copy", code=0):
-        arguments = [word for assignment in (f"name={name}", *sets) for word in ("--set", assignment)]
-        return self.train(self.place, *arguments, "--resume", "auto", code=code)
+        return self.train(self.place, *set_options([f"name={name}", *sets]), "--resume", "auto", code=code)
 
     # ---- Files that are none ----
 
@@ -335,7 +334,7 @@ class ForeignInput(unittest.TestCase):
         both = ('data.train=["s-*.bin"]', "training.steps=2", "schedule.type=constant", "name=two")
         (self.place / "s-1.bin").write_bytes((self.place / "train.bin").read_bytes())
         (self.place / "s-2.bin").write_bytes((self.place / "more.bin").read_bytes())
-        self.train(self.place, *(word for assignment in both for word in ("--set", assignment)), code=0)
+        self.train(self.place, *set_options(both), code=0)
         self.assertIn(self.PROMISE, self.resume(*both[:3], name="two").stdout)
         for old, new in (("s-1.bin", "s-3.bin"), ("s-2.bin", "s-1.bin"), ("s-3.bin", "s-2.bin")):
             (self.place / old).rename(self.place / new)
@@ -351,7 +350,7 @@ class ForeignInput(unittest.TestCase):
             file.write(struct.pack("<3i", 20240520, 1, 150_000_000))
             file.truncate(1024 + 300_000_000)
         sets = ("name=large", "training.steps=2", "data.val=[]", "schedule.type=constant")
-        self.train(self.place, *(word for assignment in sets for word in ("--set", assignment)), code=0)
+        self.train(self.place, *set_options(sets), code=0)
         self.assertIn("as far as sizes, times and samples of the files say", self.resume(*sets[1:], name="large").stdout)
         os.utime(self.place / "train.bin", (1, 1))
         self.no_promise("was written again since", *sets[1:], name="large")

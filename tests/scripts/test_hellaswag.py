@@ -9,7 +9,6 @@ run loses.
 """
 
 import json
-import os
 import random
 import re
 import signal
@@ -61,10 +60,7 @@ class HellaSwag(TrainerCase):
 
     def evaluate(self, *arguments, run="reference", code=0):
         self.reference()
-        result = subprocess.run([TRAIN, "eval", "--checkpoint", f"runs/{run}", *arguments], cwd=self.folder, text=True,
-                                capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
-        return result
+        return self.train("eval", "--checkpoint", f"runs/{run}", *arguments, code=code)
 
     def accuracy(self, name, content, **options):
         path = self.folder / name

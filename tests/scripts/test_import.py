@@ -14,7 +14,8 @@ import threading
 import time
 import unittest
 
-from .import_case import CONTEXT, EOT, ImportCase, TRAIN, byte_tokenizer, run, tiny_config, tiny_tensors
+from . import TRAIN, run
+from .import_case import CONTEXT, EOT, ImportCase, byte_tokenizer, tiny_config, tiny_tensors
 
 
 class Folders(ImportCase):
@@ -245,15 +246,17 @@ class Folders(ImportCase):
         self.write(tokenizer=larger)
         self.refused("has 258 tokens, but the model has embeddings for 257")
 
-    def test_a_file_that_shrinks(self):
-        """Cut short while it is read: an error or a whole model, and no crash."""
-        count = 1 << 18
-        config = tiny_config(vocab_size=count, tie_word_embeddings=True)
+    def write_with_vocabulary(self, count):
+        """A model that takes a while to read."""
         tensors = tiny_tensors()
         del tensors["lm_head.weight"]
         tensors["model.embed_tokens.weight"] = ("F32", [count, 8], bytes(count * 8 * 4))
+        self.write(config=tiny_config(vocab_size=count, tie_word_embeddings=True), tensors=tensors)
+
+    def test_a_file_that_shrinks(self):
+        """Cut short while it is read: an error or a whole model, and no crash."""
         for delay in (0.0, 0.01, 0.03):
-            self.write(config=config, tensors=tensors)
+            self.write_with_vocabulary(1 << 18)
             path = self.source / "model.safetensors"
             cut = threading.Timer(delay, os.truncate, (path, 50_000))
             cut.start()
@@ -264,12 +267,7 @@ class Folders(ImportCase):
             self.assertEqual((self.folder / f"cut{delay}").exists(), result.returncode == 0)
 
     def test_a_signal_leaves_nothing(self):
-        count = 1 << 21
-        config = tiny_config(vocab_size=count, tie_word_embeddings=True)
-        tensors = tiny_tensors()
-        del tensors["lm_head.weight"]
-        tensors["model.embed_tokens.weight"] = ("F32", [count, 8], bytes(count * 8 * 4))
-        self.write(config=config, tensors=tensors)
+        self.write_with_vocabulary(1 << 21)
         process = subprocess.Popen([TRAIN, "import", "--from", self.source, "--output", "out"], cwd=self.folder,
                                    stderr=subprocess.PIPE)
         deadline = time.time() + 60

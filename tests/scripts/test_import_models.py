@@ -6,7 +6,8 @@ Seen to catch: an epsilon that is not read; rope_theta of the old spelling alone
 import json
 import shutil
 
-from .import_case import CONTEXT, EOT, ImportCase, TRAIN, VOCABULARY, byte_tokenizer, run
+from . import TRAIN, run, set_options
+from .import_case import CONTEXT, EOT, ImportCase, VOCABULARY, byte_tokenizer
 from .inputs import shard
 from .interop_case import Runs, documents, load, needs_interop, their_evaluation, torch, transformers
 
@@ -104,7 +105,7 @@ class Transformers(ImportCase):
         sets = [f"name={run_name}", 'data.train=["train.bin"]', "data.val=[]", f"training.batch_tokens={8 * CONTEXT}",
                 "data.shuffle=false", "data.eot_token=256", "training.steps=12", "optimizer.lr=3e-3",
                 "schedule.warmup_steps=0"]
-        run(TRAIN, "--config", "out/config.json", *[part for text in sets for part in ("--set", text)], cwd=self.folder)
+        run(TRAIN, "--config", "out/config.json", *set_options(sets), cwd=self.folder)
         log = (self.folder / "runs" / run_name / "log.jsonl").read_text().splitlines()
         losses = [json.loads(line)["loss"] for line in log]
         self.assertLess(abs(losses[0] - loss), 1e-5 * loss)

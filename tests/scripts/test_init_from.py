@@ -7,7 +7,8 @@ import json
 import shutil
 import unittest
 
-from .import_case import ImportCase, TRAIN, byte_tokenizer, run
+from . import TRAIN, run, set_options
+from .import_case import ImportCase, byte_tokenizer
 from .inputs import shard
 from .interop_case import documents
 
@@ -22,8 +23,8 @@ class InitFrom(ImportCase):
                      "optimizer.lr=1e-3", "data.eot_token=256"]
 
     def train(self, *arguments, code=0, sets=()):
-        options = [part for assignment in (*self.sets, *sets) for part in ("--set", assignment)]
-        return run(TRAIN, "--config", "out/config.json", *options, *arguments, code=code, cwd=self.folder)
+        return run(TRAIN, "--config", "out/config.json", *set_options([*self.sets, *sets]), *arguments, code=code,
+                   cwd=self.folder)
 
     def losses(self, name="out-continued"):
         log = (self.folder / "runs" / name / "log.jsonl").read_text()

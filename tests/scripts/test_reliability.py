@@ -40,9 +40,7 @@ class Kills(TrainerCase):
         generator = random.Random(11)
         kills = kills_inside_saves = 0
         for _ in range(10 * num_kills):
-            process = subprocess.Popen(self.command("killed", "--resume", "auto", sets=sets), cwd=self.folder, text=True,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+            process = self.start("killed", "--resume", "auto", sets=sets)
             steps_left = generator.randint(1, 8) if kills < num_kills else steps + 1
             for line in process.stdout:
                 steps_left -= line.startswith("step  ")
@@ -72,41 +70,28 @@ class Stops(TrainerCase):
         form, such a fault would spare few; of 12 it spares most."""
         generator = random.Random(3)
         for number in range(300 if IS_LONG else 12):
-            process = subprocess.Popen(self.command(f"stop-{number}", sets=["training.steps=60"]), cwd=self.folder,
-                                       text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
-            steps = generator.randint(1, 4)
-            for line in process.stdout:
-                steps -= line.startswith("step ")
-                if steps == 0:
-                    process.send_signal(generator.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1,
-                                                          signal.SIGHUP]))
-                    break
-            output, error = process.communicate(timeout=60)
-            self.assertIn(process.returncode, (0, 75), output + error)
+            step = generator.randint(1, 4)
+            number_of_signal = generator.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+            code, output, error = self.run_with(f"stop-{number}", lambda process: process.send_signal(number_of_signal),
+                                                sets=["training.steps=60"], step=step)
+            self.assertIn(code, (0, 75), output + error)
 
     def test_under_nohup_a_closed_terminal_stops_nothing(self):
         """Seen to fail when SIGHUP is caught although it was ignored."""
-        process = subprocess.Popen(self.command("nohup", sets=["training.steps=20"]), cwd=self.folder, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-        for line in process.stdout:
-            if line.startswith("step "):
-                process.send_signal(signal.SIGHUP)
-                break
-        output, error = process.communicate(timeout=60)
-        self.assertEqual(process.returncode, 0, output + error)
-        self.assertEqual(len((self.folder / "runs/nohup/log.jsonl").read_text().splitlines()), 20)
+        code, output, error = self.run_with("nohup", lambda process: process.send_signal(signal.SIGHUP),
+                                            sets=["training.steps=20"], step=1,
+                                            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        self.assertEqual(code, 0, output + error)
+        self.assertEqual(len(self.log("nohup")), 20)
 
     def test_a_run_outlives_the_reader_of_its_output(self):
         """`./train | head`. Seen to fail without SIGPIPE ignored."""
-        process = subprocess.Popen(self.command("pipe", sets=["training.steps=20"]), cwd=self.folder, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = self.start("pipe", sets=["training.steps=20"])
         process.stdout.readline()
         process.stdout.close()
         error = process.stderr.read()
         self.assertEqual(process.wait(timeout=60), 0, error)
-        self.assertEqual(len((self.folder / "runs/pipe/log.jsonl").read_text().splitlines()), 20)
+        self.assertEqual(len(self.log("pipe")), 20)
 
 
 class Damage(TrainerCase):
@@ -202,11 +187,10 @@ class Saving(TrainerCase):
         """Files of at most 100 kB: the weights do not fit, the log does. Seen to fail, with SIGXFSZ as the end of the
         run, where that signal is not ignored."""
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, resource.RLIM_INFINITY))
-        result = subprocess.run(self.command("limited"), cwd=self.folder, text=True, capture_output=True,
-                                preexec_fn=limit)
+        # The last save had no later one to make up for it.
+        result = self.run_train("limited", preexec_fn=limit, code=5)
         self.assertIn("training goes on without this checkpoint", result.stderr)
         self.assertIn("raise the limit of a file's size (ulimit -f)", result.stderr)
-        self.assertEqual(result.returncode, 5, result.stderr)  # the last save had no later one to make up for it
         self.assertEqual([entry["step"] for entry in self.log("limited")], list(range(1, 12)))
         self.assertEqual(list((self.run_folder("limited") / "checkpoints").iterdir()), [])
         self.run_train("limited", "--resume", "auto")
@@ -296,9 +280,6 @@ class Resuming(TrainerCase):
         config = json.loads((self.run_folder("resolved") / "config.json").read_text())
         self.assertGreater(config["training"]["steps"], 0)
         self.assertIsNone(config["training"]["epochs"])
-        again = subprocess.run(self.command("resolved", "--resume", "auto")[:1]
-                               + ["--config", "runs/resolved/config.json", "--resume", "auto"],
-                               cwd=self.folder, text=True, capture_output=True)
-        self.assertEqual(again.returncode, 0, again.stderr)
+        again = self.train("--config", "runs/resolved/config.json", "--resume", "auto")
         self.assertIn("this run is finished", again.stdout)
         self.assertNotIn("changed", again.stdout)

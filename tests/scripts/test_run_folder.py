@@ -9,9 +9,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 
-from .trainer_case import TRAIN, TrainerCase
+from .trainer_case import TrainerCase
 
 LONG = ["training.steps=3000", "sample.every=0", "eval.every=0", "checkpoint.every=50", "checkpoint.keep=2"]
 
@@ -190,9 +189,7 @@ class Others(TrainerCase):
             with self.subTest(kind):
                 (folder / "config.json").write_text(text)
                 source = "exp/config.json" if kind != "no JSON" else "config.json"
-                command = [TRAIN, "--config", source, "--set", "run_dir=exp"]
-                result = subprocess.run(command, cwd=self.folder, text=True, capture_output=True)
-                self.assertEqual(result.returncode, 2, result.stdout + result.stderr)
+                result = self.train("--config", source, "--set", "run_dir=exp", code=2)
                 self.assertIn("exp/config.json was not written by a run", result.stderr)
                 self.assertEqual((folder / "config.json").read_text(), text)
                 self.assertEqual([path.name for path in folder.iterdir()], ["config.json"], "nothing was begun")
@@ -200,16 +197,15 @@ class Others(TrainerCase):
     def test_a_runs_own_config_is_replaced(self):
         self.run_train("own")
         path = self.run_folder("own") / "config.json"
-        command = [TRAIN, "--config", "runs/own/config.json", "--resume", "auto", "--set", "training.steps=14"]
-        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+        command = ["--config", "runs/own/config.json", "--resume", "auto", "--set"]
+        self.train(*command, "training.steps=14")
         self.assertEqual(json.loads(path.read_text())["training"]["steps"], 14)
         # As an older version wrote it, which had fewer fields; and by hand, in the same form.
         config = json.loads(path.read_text())
         del config["data"]["mask_documents"]
         config["optimizer"]["lr"] = 0.002
         path.write_text(json.dumps(config).replace("0.002", "2E-3"))
-        command[-1] = "training.steps=16"
-        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+        self.train(*command, "training.steps=16")
         self.assertEqual(json.loads(path.read_text())["optimizer"]["lr"], 0.002)
 
     def test_a_log_of_the_users_is_not_replaced(self):
@@ -242,10 +238,9 @@ class Others(TrainerCase):
             path.symlink_to(victim)
             with self.subTest(name):
                 # Step 5 is resumed, so that the log is written anew.
-                command = self.command(run, "--resume", f"runs/{run}/checkpoints/step-00000005")
-                result = subprocess.run(command, cwd=self.folder, text=True, capture_output=True)
+                result = self.run_train(run, "--resume", f"runs/{run}/checkpoints/step-00000005",
+                                        code=0 if name.endswith(".tmp") else 2)
                 self.assertEqual(victim.read_text(), "of somebody else\n")
-                self.assertEqual(result.returncode, 0 if name.endswith(".tmp") else 2, result.stderr)
                 if result.returncode != 0:
                     self.assertIn(f"runs/{run}/{name}", result.stderr)
                     self.assertEqual(len(result.stderr.splitlines()), 1)
@@ -267,10 +262,9 @@ class Others(TrainerCase):
                 path.unlink(missing_ok=True)
                 make(path)
                 with self.subTest(run):
-                    command = self.command(run, "--resume", f"runs/{run}/checkpoints/step-00000005")
-                    result = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, timeout=60)
                     is_replaced = make is fifo and name.endswith(".tmp")
-                    self.assertEqual(result.returncode, 0 if is_replaced else 2, result.stderr)
+                    result = self.run_train(run, "--resume", f"runs/{run}/checkpoints/step-00000005", timeout=60,
+                                            code=0 if is_replaced else 2)
                     if make is folder:
                         self.assertEqual((path / "inner").read_text(), "kept")
                     if not is_replaced:

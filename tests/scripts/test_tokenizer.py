@@ -20,7 +20,7 @@ import tempfile
 import unicodedata
 import unittest
 
-from . import TRAIN, add_packages_of
+from . import TRAIN, add_packages_of, run
 from .inputs import temporary_folder
 
 IS_LONG = os.environ.get("INGOT_LONG") == "1"
@@ -189,8 +189,7 @@ def tokens_of(tokenizer, text):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(tokenizer.to_str())
         file.flush()
-        result = subprocess.run([TRAIN, "tokenize", "--tokenizer", file.name], input=text, capture_output=True,
-                                check=True)
+        result = run(TRAIN, "tokenize", "--tokenizer", file.name, input=text)
     return [int(token) for token in result.stdout.split()]
 
 
@@ -231,8 +230,7 @@ class Tokens(unittest.TestCase):
               f"{num_left_out} of them were left out of {sum(map(len, cls.texts.values()))} bytes", file=sys.stderr)
 
     def ours(self, path, text):
-        result = subprocess.run([TRAIN, "tokenize", "--tokenizer", str(path)], input=text, capture_output=True)
-        self.assertEqual(result.returncode, 0, result.stderr)
+        result = run(TRAIN, "tokenize", "--tokenizer", path, input=text)
         return [int(token) for token in result.stdout.split()]
 
     def assert_same(self, tokenizer, ours, theirs, name):

@@ -4,12 +4,10 @@ Seen to catch: rows_consumed not restored on resume; v not saved; log.jsonl not 
 """
 
 import json
-import os
 import re
 import signal
-import subprocess
 
-from .trainer_case import TRAIN, TrainerCase
+from .trainer_case import TrainerCase
 
 
 class Training(TrainerCase):
@@ -56,19 +54,13 @@ class Training(TrainerCase):
     def test_stopped_by_signal_and_resumed_same_bits(self):
         reference = self.reference()
         for number, name in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
-            process = subprocess.Popen(self.command(name, "--resume", "auto"), cwd=self.folder, text=True,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
-            for line in process.stdout:
-                if line.startswith("step "):
-                    process.send_signal(number)
-                    break
-            output, error = process.communicate()
-            if process.returncode == 75:  # it may have been done already
+            code, output, error = self.run_with(name, lambda process: process.send_signal(number), "--resume", "auto",
+                                                step=1)
+            if code == 75:  # it may have been done already
                 self.assertIn("--resume auto", error)
                 self.run_train(name, "--resume", "auto")
             else:
-                self.assertEqual(process.returncode, 0, output + error)
+                self.assertEqual(code, 0, output + error)
             self.assert_same_run(reference, name)
 
     def test_best_fit_killed_and_resumed_same_bits(self):
@@ -83,14 +75,9 @@ class Training(TrainerCase):
                 epochs = [float(number) for number in re.findall(r"([0-9.]+) epochs", whole.stdout)]
                 self.assertTrue(len(epochs) == 2 and min(epochs) > 2, whole.stdout)
             for last in (33, 90):
-                process = subprocess.Popen(self.command(f"fit-{name}-killed", "--resume", "auto", sets=sets),
-                                           cwd=self.folder, text=True, stdout=subprocess.PIPE,
-                                           env={**os.environ, "OMP_NUM_THREADS": "1"})
-                with process:
-                    for line in process.stdout:
-                        if re.match(rf"step +{last}/", line):
-                            process.kill()
-                self.assertEqual(process.returncode, -signal.SIGKILL)
+                code, _, error = self.run_with(f"fit-{name}-killed", lambda process: process.kill(), "--resume", "auto",
+                                               sets=sets, step=last)
+                self.assertEqual(code, -signal.SIGKILL, error)
             resumed = self.run_train(f"fit-{name}-killed", "--resume", "auto", sets=sets)
             self.assertIn("resumed from step", resumed.stdout)
             self.assert_same_log(f"fit-{name}", f"fit-{name}-killed")
@@ -124,13 +111,10 @@ class Training(TrainerCase):
                      text="model.vocab_size")
         self.refused(sets=["training.steps=1.5"], text="integer")
         self.refused(sets=["training.device=tpu"], text="training.device")
-        result = subprocess.run([TRAIN, "--config", "nowhere.json"], cwd=self.folder, text=True, capture_output=True)
-        self.assertEqual(result.returncode, 2)
-        self.assertIn("nowhere.json", result.stderr)
+        self.assertIn("nowhere.json", self.train("--config", "nowhere.json", code=2).stderr)
 
     def test_one_process_owns_a_run(self):
-        process = subprocess.Popen(self.command("owned", sets=["training.steps=100000"]), cwd=self.folder, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = self.start("owned", sets=["training.steps=100000"])
         try:
             for line in process.stdout:
                 if line.startswith("step "):
@@ -150,7 +134,5 @@ class Training(TrainerCase):
 
     def test_version_and_help(self):
         for option, text in (("--version", "ingot"), ("--help", "--config")):
-            result = subprocess.run([TRAIN, option], text=True, capture_output=True)
-            self.assertEqual(result.returncode, 0)
-            self.assertIn(text, result.stdout)
-        self.assertEqual(subprocess.run([TRAIN, "--nonsense"], capture_output=True).returncode, 2)
+            self.assertIn(text, self.train(option).stdout)
+        self.train("--nonsense", code=2)

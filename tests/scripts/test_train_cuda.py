@@ -9,7 +9,7 @@ import signal
 import subprocess
 import unittest
 
-from . import trainer_case
+from . import run, trainer_case
 from .inputs import temporary_folder
 from .trainer_case import TRAIN, TrainerCase
 
@@ -87,8 +87,7 @@ class TrainingOnCuda(TrainerCase):
                     "sample.every=0", *more]
             self.run_train(f"whole-{precision}", sets=sets)
             for kills in range(20):
-                process = subprocess.Popen(self.command(name, "--resume", "auto", sets=sets), cwd=self.folder,
-                                           text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                process = self.start(name, "--resume", "auto", sets=sets)
                 steps_left = generator.randint(4, 20) if kills < 5 else 100
                 for line in process.stdout:
                     steps_left -= line.startswith("step  ")
@@ -105,14 +104,9 @@ class TrainingOnCuda(TrainerCase):
 
     def test_stopped_by_a_signal_and_resumed_same_bits(self):
         self.run_train("uninterrupted")
-        process = subprocess.Popen(self.command("stopped", "--resume", "auto"), cwd=self.folder, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for line in process.stdout:
-            if line.startswith("step "):
-                process.send_signal(signal.SIGTERM)
-                break
-        process.communicate()
-        self.assertIn(process.returncode, (0, 75))
+        code, _, error = self.run_with("stopped", lambda process: process.send_signal(signal.SIGTERM), "--resume",
+                                       "auto", step=1)
+        self.assertIn(code, (0, 75), error)
         resumed = self.run_train("stopped", "--resume", "auto")
         if "finished" not in resumed.stdout:
             self.assertIn("bits: as if the run had not stopped", resumed.stdout)
@@ -122,15 +116,13 @@ class TrainingOnCuda(TrainerCase):
         self.run_train("written")
         on = {}
         for device in ("cuda", "cpu"):
-            on[device] = json.loads(subprocess.run(
-                [TRAIN, "eval", "--checkpoint", "runs/written", "--data", "data/val-*.bin", "--json", "--device", device],
-                cwd=self.folder, capture_output=True, text=True, check=True).stdout)
+            on[device] = json.loads(self.train("eval", "--checkpoint", "runs/written", "--data", "data/val-*.bin",
+                                               "--json", "--device", device).stdout)
         self.assertEqual(on["cuda"]["targets"], on["cpu"]["targets"])
         # bf16 against fp32: logits carry 8 bits, so a loss near 5 may be off by a few thousandths.
         self.assertLess(abs(on["cuda"]["loss"] / on["cpu"]["loss"] - 1), 2e-3)
-        texts = [subprocess.run([TRAIN, "generate", "--checkpoint", "runs/written", "--prompt", "alpha ", "--tokens", "40",
-                                 "--device", "cuda"], cwd=self.folder, capture_output=True, check=True).stdout
-                 for _ in range(2)]
+        texts = [run(TRAIN, "generate", "--checkpoint", "runs/written", "--prompt", "alpha ", "--tokens", 40,
+                     "--device", "cuda", cwd=self.folder).stdout for _ in range(2)]
         self.assertEqual(texts[0], texts[1])
         self.assertTrue(texts[0].startswith(b"alpha "))
 
@@ -154,8 +146,8 @@ class TrainingOnCuda(TrainerCase):
 
     def test_the_plan_without_a_gpu_is_the_plan(self):
         def total(environment):
-            output = subprocess.run(self.command("plan", "--dry-run"), cwd=self.folder, capture_output=True, text=True,
-                                    check=True, env={**os.environ, **environment}).stdout
+            output = subprocess.run([TRAIN, *self.arguments("plan", "--dry-run")], cwd=self.folder, capture_output=True,
+                                    text=True, check=True, env={**os.environ, **environment}).stdout
             return re.search(r"memory plan:.*?total +([^\n]*)", output, re.DOTALL).group(1)
 
         self.assertEqual(total({}), total({"CUDA_VISIBLE_DEVICES": ""}))

@@ -6,12 +6,10 @@ out without a word; ways out of a message that lead to another refusal.
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import unittest
 
-from . import TRAIN
+from . import TRAIN, run, set_options
 from .inputs import byte_letters, shard, temporary_folder
 
 VOCAB_SIZE, EOT = 300, 1
@@ -54,15 +52,11 @@ class UnreadableTokenizer(unittest.TestCase):
             "format": "llmc", "dtype": "uint16", "tokenizer": "tokenizer.json", "vocab_size": VOCAB_SIZE,
             "tokenizer_sha256": hashlib.sha256(text).hexdigest(), "eot_token": EOT, "eot": "end"}))
 
-    def run_train(self, *arguments, code=0):
-        result = subprocess.run([TRAIN, *arguments], cwd=self.folder, text=True, capture_output=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
-        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
-        return result
+    def run_train(self, *arguments, **options):
+        return run(TRAIN, *arguments, cwd=self.folder, text=True, **options)
 
     def train(self, *sets, code=0):
-        return self.run_train("--config", "config.json", *[part for value in sets for part in ("--set", value)],
-                              code=code)
+        return self.run_train("--config", "config.json", *set_options(sets), code=code)
 
     def refused(self, *sets):
         lines = self.train(*sets, code=2).stderr.splitlines()
@@ -137,6 +131,5 @@ class UnreadableTokenizer(unittest.TestCase):
                             "pad_type_id": 0, "pad_token": "<unk>"})
         self.assertNotIn("note: ", self.train("sample.every=2", 'sample.prompts=["a long prompt"]',
                                               "sample.tokens=4").stderr)
-        tokens = subprocess.run([TRAIN, "tokenize", "--tokenizer", "data/tokenizer.json", "--count"], cwd=self.folder,
-                                input="four", text=True, capture_output=True)
-        self.assertEqual((tokens.returncode, tokens.stdout), (0, "4\n"))
+        tokens = self.run_train("tokenize", "--tokenizer", "data/tokenizer.json", "--count", input="four")
+        self.assertEqual(tokens.stdout, "4\n")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from . import ROOT, TRAIN
+from . import ROOT, TRAIN, run, set_options
 from .inputs import temporary_folder
 
 CONFIG = {
@@ -31,8 +31,8 @@ def prepare_run(folder, config):
     for number in range(60):
         length = generator.randint(1, 120)
         (text / f"{number:03}.txt").write_text(" ".join(generator.choice(words) for _ in range(length)))
-    subprocess.run([sys.executable, str(ROOT / "scripts/prepare.py"), "--input", str(text), "--tokenizer", "bytes",
-                    "--val-fraction", "0.2", "--output", str(folder / "data")], check=True, capture_output=True)
+    run(sys.executable, ROOT / "scripts/prepare.py", "--input", text, "--tokenizer", "bytes", "--val-fraction", 0.2,
+        "--output", folder / "data")
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -42,23 +42,25 @@ class TrainerCase(unittest.TestCase):
         cls.folder = temporary_folder(cls)
         prepare_run(cls.folder, CONFIG)
 
-    def command(self, name, *arguments, sets=()):
-        command = [TRAIN, "--config", "config.json", "--set", f"name={name}"]
-        for assignment in sets:
-            command += ["--set", assignment]
-        return command + list(arguments)
+    def train(self, *arguments, **options):
+        """./train with any arguments."""
+        return run(TRAIN, *arguments, cwd=self.folder, text=True, **options)
 
-    def run_train(self, name, *arguments, sets=(), code=0, threads=1):
-        result = subprocess.run(self.command(name, *arguments, sets=sets), cwd=self.folder, text=True,
-                                capture_output=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
-        return result
+    def arguments(self, name, *arguments, sets=()):
+        return ["--config", "config.json", *set_options([f"name={name}", *sets]), *arguments]
+
+    def run_train(self, name, *arguments, sets=(), **options):
+        return self.train(*self.arguments(name, *arguments, sets=sets), **options)
+
+    def start(self, name, *arguments, sets=(), **options):
+        """The process of a run."""
+        return subprocess.Popen([TRAIN, *self.arguments(name, *arguments, sets=sets)], cwd=self.folder, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
 
     def run_with(self, name, act, *arguments, sets=(), step=10, **options):
         """Runs, and calls act(process) once the line of `step` was printed. Gives code, output and errors."""
-        process = subprocess.Popen(self.command(name, *arguments, sets=sets), cwd=self.folder, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+        process = self.start(name, *arguments, sets=sets, **options)
         lines = []
         for line in process.stdout:
             lines.append(line)
