@@ -112,6 +112,7 @@ class PrepareTest(unittest.TestCase):
         self.text = self.root / "text"
         self.text.mkdir()
         self.out = self.root / "data" / "out"
+        self.partial = self.out.with_name("out.partial")
 
     def write(self, name: str, content: bytes) -> Path:
         path = self.text / name
@@ -136,6 +137,11 @@ class PrepareTest(unittest.TestCase):
         self.assert_no_leftovers()
         return result
 
+    def done_in_units(self, *args: object, **options) -> subprocess.CompletedProcess:
+        result = self.in_units(*args, **options)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result
+
     def in_units(self, *args: object, out: Optional[Path] = None, unit: int = 64, at: int = 0, action: object = 0,
                  before: str = "", python: str = sys.executable) -> subprocess.CompletedProcess:
         """The command by DRIVER, in units of `unit` bytes. action: a signal that it gets, or a line of Python; before:
@@ -151,13 +157,18 @@ class PrepareTest(unittest.TestCase):
     def assert_no_leftovers(self) -> None:
         self.assertEqual([p for p in self.root.rglob("*") if ".partial" in p.name or ".old-" in p.name], [])
 
-    def assert_refused(self, result: subprocess.CompletedProcess, *words: str, code: int = 2) -> None:
+    def assert_error(self, result: subprocess.CompletedProcess, *words: str, code: int = 2) -> None:
+        """Ends with one error, which names all words; DRIVER adds a line behind it."""
         self.assertEqual(result.returncode, code, result.stderr)
-        last = result.stderr.splitlines()[-1]
+        last = [line for line in result.stderr.splitlines() if not line.startswith("units: ")][-1]
         self.assertTrue(last.startswith("prepare: error: "), result.stderr)
         self.assertEqual(result.stderr.count("error:"), 1, result.stderr)
+        self.assertNotRegex(result.stderr, "internal fault|Traceback")
         for word in words:
             self.assertIn(word, last)
+
+    def assert_refused(self, result: subprocess.CompletedProcess, *words: str, code: int = 2) -> None:
+        self.assert_error(result, *words, code=code)
         self.assert_no_leftovers()
 
     def meta(self, out: Optional[Path] = None) -> dict:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import array
 import json
-import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
-from . import TRAIN
+from . import TRAIN, run
 from .prepare_case import EOT, SCRIPTS, PrepareTest, read_shard
 
 FORMATS = ("llmc", "megatron", "raw")
@@ -91,9 +90,7 @@ class Formats(PrepareTest):
             "name": format, "model": MODEL, "data": {"train": [self.entry(format, "train", masked)],
                                                      "val": [self.entry(format, "val", masked)]},
             "training": {"steps": 6, "batch_tokens": 512, "micro_batch_size": 4}, "eval": {"every": 3}}))
-        result = subprocess.run([TRAIN, "--config", str(config), "--device", "cpu"], cwd=self.root, text=True,
-                                capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        self.assertEqual(result.returncode, 0, result.stderr)
+        run(TRAIN, "--config", config, "--device", "cpu", cwd=self.root)
         lines = (self.root / "runs" / format / "log.jsonl").read_text().splitlines()
         return [{key: line[key] for key in ("step", "loss", "val_loss", "grad_norm")} for line in map(json.loads, lines)]
 
@@ -130,9 +127,9 @@ class Formats(PrepareTest):
             with self.subTest(format=format):
                 self.assertEqual(self.log(format), expected)
                 entry = self.entry(format, "val")
-                command = [TRAIN, "eval", "--checkpoint", "runs/llmc", "--json", "--device", "cpu", "--data"]
-                command += [entry] if isinstance(entry, str) else [entry["path"], "--format", "raw", "--dtype", "uint16"]
-                result = subprocess.run(command, cwd=self.root, text=True, capture_output=True)
+                data = [entry] if isinstance(entry, str) else [entry["path"], "--format", "raw", "--dtype", "uint16"]
+                result = run(TRAIN, "eval", "--checkpoint", "runs/llmc", "--json", "--device", "cpu", "--data", *data,
+                             cwd=self.root)
                 self.assertEqual(json.loads(result.stdout)["loss"], expected[-1]["val_loss"], result.stderr)
 
     def test_masks(self) -> None:
@@ -160,8 +157,7 @@ class Formats(PrepareTest):
                     for signal in (15, 9):
                         stopped = self.in_units(*arguments, out=out, at=at, action=signal, before=small)
                         self.assertNotEqual(stopped.returncode, 0, stopped.stderr)
-                    result = self.in_units(*arguments, out=out, before=small)
-                    self.assertEqual(result.returncode, 0, result.stderr)
+                    result = self.done_in_units(*arguments, out=out, before=small)
                     self.assertIn("going on where", result.stderr)
                     names = sorted(path.name for path in out.iterdir())
                     self.assertEqual(names, sorted(path.name for path in (self.root / "whole").iterdir()))
@@ -182,8 +178,7 @@ class Formats(PrepareTest):
             self.succeed("--format", format, out=self.root / "whole", *["--overwrite"])
             out = self.root / f"closed-{format}"
             self.assertEqual(self.in_units("--format", format, out=out, before=before).returncode, 3)
-            result = self.in_units("--format", format, out=out)
-            self.assertEqual(result.returncode, 0, result.stderr)
+            self.done_in_units("--format", format, out=out)
             for path in (self.root / "whole").iterdir():
                 self.assertTrue((out / path.name).read_bytes() == path.read_bytes(), path.name)
 

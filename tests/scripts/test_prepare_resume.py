@@ -39,8 +39,7 @@ class Base(PrepareTest):
     def whole(self, *arguments: object, **options) -> tuple[dict[str, bytes], int]:
         """What an uninterrupted run by one process writes, and in how many units."""
         out = self.root / "whole"
-        result = self.in_units(*arguments, "--processes", 1, out=out, **options)
-        self.assertEqual(result.returncode, 0, result.stderr)
+        result = self.done_in_units(*arguments, "--processes", 1, out=out, **options)
         return tree(out), self.units(result)
 
     def stop_and_go_on(self, whole: tuple[dict[str, bytes], int], at: int, signum: int, *arguments: object,
@@ -53,8 +52,7 @@ class Base(PrepareTest):
         self.assertFalse(self.out.exists())
         if signum != signal.SIGKILL:
             self.assertRegex(stopped.stderr, "error: stopped by SIG[A-Z]+, run the same command again to go on")
-        gone_on = self.in_units(*arguments, "--processes", 2, **options)
-        self.assertEqual(gone_on.returncode, 0, gone_on.stderr)
+        gone_on = self.done_in_units(*arguments, "--processes", 2, **options)
         self.assertIn("going on where a stopped run left off", gone_on.stderr)
         self.assertEqual(tree(self.out), expected)
         # Fewer are possible: units of lines are counted from where the run goes on.
@@ -72,8 +70,7 @@ class Resume(Base):
         for arguments, options in ((["--processes", 4], {}), (["--processes", 2], {"unit": 50}),
                                    (["--processes", 2], {"unit": 1 << 20})):
             with self.subTest(arguments=arguments, options=options):
-                result = self.in_units(*ARGUMENTS, "--overwrite", *arguments, **options)
-                self.assertEqual(result.returncode, 0, result.stderr)
+                self.done_in_units(*ARGUMENTS, "--overwrite", *arguments, **options)
                 self.assertEqual(tree(self.out), expected)
         found = documents(self.out, "train") + documents(self.out, "val")
         self.assertEqual(len(found), 12 + 1 + 2 * (60 - 7))
@@ -116,7 +113,7 @@ class Resume(Base):
     def test_torn_line_in_the_journal(self) -> None:
         expected, units = self.whole(*ARGUMENTS)
         self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
-        with open(f"{self.out}.partial/journal.jsonl", "ab") as journal:
+        with open(self.partial / "journal.jsonl", "ab") as journal:
             journal.write(b'{"cursor": [0, 1')
         result = self.in_units(*ARGUMENTS, at=5, action=signal.SIGKILL)
         self.assertIn("going on", result.stderr)
@@ -126,47 +123,37 @@ class Resume(Base):
 
     def test_another_command_is_refused(self) -> None:
         self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
-        partial = self.out.with_name("out.partial")
-        before = tree(partial)
+        before = tree(self.partial)
         for arguments, word in ((["--val-fraction", 0.2], "--val-fraction"), (["--shard-tokens", 7], "--shard-tokens"),
                                 (["--field", "skip"], "--field"), (["--split-on", "x"], "--split-on"),
                                 (["--exclude", "a01.txt"], "input files"), (["--format", "text"], "formats")):
             with self.subTest(arguments=arguments):
-                result = self.run_on_text(*ARGUMENTS, *arguments)
-                self.assertEqual(result.returncode, 2, result.stderr)
-                self.assertIn(word, result.stderr)
-                self.assertIn("--restart", result.stderr)
-                self.assertEqual(tree(partial), before)
+                self.assert_error(self.run_on_text(*ARGUMENTS, *arguments), word, "--restart")
+                self.assertEqual(tree(self.partial), before)
 
     def test_changed_input_is_refused(self) -> None:
         self.in_units(*ARGUMENTS, at=9, action=signal.SIGKILL)
         path = self.text / "a03.txt"
         info = path.stat()
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns + 1))
-        result = self.run_on_text(*ARGUMENTS)
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("input files", result.stderr)
+        self.assert_error(self.run_on_text(*ARGUMENTS), "input files")
         result = self.succeed(*ARGUMENTS, "--restart")
         self.assertNotIn("going on", result.stderr)
 
     def test_damaged_work_is_refused(self) -> None:
         self.in_units(*ARGUMENTS, at=30, action=signal.SIGKILL)
-        os.truncate(f"{self.out}.partial/train-00000.bin", 1100)
-        result = self.run_on_text(*ARGUMENTS)
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("train-00000.bin is not whole", result.stderr)
-        self.assertIn("--restart", result.stderr)
+        os.truncate(self.partial / "train-00000.bin", 1100)
+        self.assert_error(self.run_on_text(*ARGUMENTS), "train-00000.bin is not whole", "--restart")
 
     def damage(self, journal: bytes) -> None:
         """What a stopped run left, with other lines after the first of its journal."""
         if not self.kept:
             self.in_units(*ARGUMENTS, at=30, action=signal.SIGKILL)
-            self.kept.update(tree(self.out.with_name("out.partial")))
-        partial = self.out.with_name("out.partial")
-        partial.mkdir(exist_ok=True)
+            self.kept.update(tree(self.partial))
+        self.partial.mkdir(exist_ok=True)
         for name, content in self.kept.items():
-            (partial / name).write_bytes(content)
-        (partial / "journal.jsonl").write_bytes(journal)
+            (self.partial / name).write_bytes(content)
+        (self.partial / "journal.jsonl").write_bytes(journal)
 
     def test_damaged_journal_is_refused(self) -> None:
         self.kept: dict[str, bytes] = {}
@@ -193,11 +180,8 @@ class Resume(Base):
         for journal in journals:
             with self.subTest(journal=journal[-120:]):
                 self.damage(journal)
-                result = self.run_on_text(*ARGUMENTS)
-                self.assertEqual(result.returncode, 2, result.stderr)
-                self.assertRegex(result.stderr.splitlines()[-1], "^prepare: error: .*--restart")
-                self.assertNotIn("internal fault", result.stderr)
-                self.assertEqual((self.out.with_name("out.partial") / "journal.jsonl").read_bytes(), journal)
+                self.assert_error(self.run_on_text(*ARGUMENTS), "--restart")
+                self.assertEqual((self.partial / "journal.jsonl").read_bytes(), journal)
         self.succeed(*ARGUMENTS, "--restart")
 
     def test_work_of_another_version_is_refused(self) -> None:
@@ -207,9 +191,8 @@ class Resume(Base):
         command = {**json.loads(first), "version of prepare.py": 1}
         for state in (rest[-1], b'{"cursor": [0, 0, 1, 0]}\n'):
             self.damage(json.dumps(command).encode() + b"\n" + state)
-            result = self.run_on_text(*ARGUMENTS)
-            self.assertEqual(result.returncode, 2, result.stderr)
-            self.assertIn("with other version of prepare.py, give that command again, or pass --restart", result.stderr)
+            self.assert_error(self.run_on_text(*ARGUMENTS),
+                              "with other version of prepare.py, give that command again, or pass --restart")
 
     def test_torn_and_nested_ends_of_a_journal_are_cut_off(self) -> None:
         self.kept: dict[str, bytes] = {}
@@ -217,52 +200,42 @@ class Resume(Base):
         for tail in (b"[" * 200_000 + b"\n", b'{"a":' * 100_000 + b"\n", b"\xff\xfe\n", b"\x00\n", b"null\n", b"{"):
             with self.subTest(tail=tail[:10]):
                 self.damage(self.kept["journal.jsonl"] + tail)
-                result = self.in_units(*ARGUMENTS, "--overwrite")
-                self.assertEqual(result.returncode, 0, result.stderr)
+                result = self.done_in_units(*ARGUMENTS, "--overwrite")
                 self.assertIn("going on", result.stderr)
 
     def test_a_journal_of_another_is_spared(self) -> None:
-        partial = self.out.with_name("out.partial")
-        partial.mkdir(parents=True)
+        self.partial.mkdir(parents=True)
         for content in (b"mine\n", b'{"step": 1}\n', b"[]\n", b"\0"):
-            (partial / "journal.jsonl").write_bytes(content)
+            (self.partial / "journal.jsonl").write_bytes(content)
             for arguments in ([], ["--restart"]):
-                result = self.run_on_text(*ARGUMENTS, *arguments)
-                self.assertEqual(result.returncode, 2, result.stderr)
-                self.assertIn("journal.jsonl that is none of prepare.py", result.stderr)
-                self.assertEqual(tree(partial), {"journal.jsonl": content})
+                self.assert_error(self.run_on_text(*ARGUMENTS, *arguments), "journal.jsonl that is none of prepare.py")
+                self.assertEqual(tree(self.partial), {"journal.jsonl": content})
 
     def test_shards_without_a_journal_are_spared(self) -> None:
-        partial = self.out.with_name("out.partial")
-        partial.mkdir(parents=True)
-        (partial / "train-00000.bin").write_bytes(b"mine")
-        result = self.run_on_text(*ARGUMENTS, "--restart")
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("holds train-00000.bin", result.stderr)
-        self.assertEqual(tree(partial), {"train-00000.bin": b"mine"})
+        self.partial.mkdir(parents=True)
+        (self.partial / "train-00000.bin").write_bytes(b"mine")
+        self.assert_error(self.run_on_text(*ARGUMENTS, "--restart"), "holds train-00000.bin")
+        self.assertEqual(tree(self.partial), {"train-00000.bin": b"mine"})
 
     def test_no_link_is_written_through(self) -> None:
         """In OUTPUT.partial, before a run and before it goes on: what a link names is as it was."""
         victim = self.root / "victim"
-        partial = self.out.with_name("out.partial")
-        partial.mkdir(parents=True)
+        self.partial.mkdir(parents=True)
         for make in (os.symlink, os.link):
             for name in ("journal.jsonl", "train-00000.bin"):
                 for has_work in (False, True):
                     with self.subTest(make=make.__name__, name=name, has_work=has_work):
                         if has_work:
                             self.in_units(*ARGUMENTS, at=30, action=signal.SIGKILL)
-                            content = (partial / name).read_bytes()
-                            (partial / name).unlink()
+                            content = (self.partial / name).read_bytes()
+                            (self.partial / name).unlink()
                         else:
                             content = b'{"version of prepare.py": 2}\n' if name == "journal.jsonl" else b"mine"
                         victim.write_bytes(content)
-                        make(victim, partial / name)
-                        result = self.run_on_text(*ARGUMENTS)
-                        self.assertEqual(result.returncode, 2, result.stderr)
-                        self.assertNotIn("internal fault", result.stderr)
+                        make(victim, self.partial / name)
+                        self.assert_error(self.run_on_text(*ARGUMENTS))
                         self.assertEqual(victim.read_bytes(), content)
-                        for path in partial.iterdir():
+                        for path in self.partial.iterdir():
                             path.unlink()
 
     def test_names_that_appear_meanwhile_are_not_written_through(self) -> None:
@@ -278,8 +251,7 @@ class Resume(Base):
                           f"    begin(self, *a, **k)\n"
                           f"    [os.{make}({str(victim)!r}, self.folder + '/' + name) for name in {names!r}]\n"
                           "write.Work.begin = planted")
-                result = self.in_units(*ARGUMENTS, "--overwrite", before=before)
-                self.assertEqual(result.returncode, 0, result.stderr)
+                self.done_in_units(*ARGUMENTS, "--overwrite", before=before)
                 self.assertEqual(victim.read_bytes(), b"mine")
                 self.assertFalse([path for path in self.out.iterdir() if path.is_symlink()])
 
@@ -288,34 +260,25 @@ class Resume(Base):
         elsewhere.mkdir()
         (elsewhere / "train-00000.bin").write_bytes(b"mine")
         self.out.parent.mkdir()
-        self.out.with_name("out.partial").symlink_to(elsewhere)
-        result = self.run_on_text(*ARGUMENTS, "--restart")
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("out.partial is a link", result.stderr)
+        self.partial.symlink_to(elsewhere)
+        self.assert_error(self.run_on_text(*ARGUMENTS, "--restart"), "out.partial is a link")
         self.assertEqual(tree(elsewhere), {"train-00000.bin": b"mine"})
 
     def test_work_of_another_process(self) -> None:
-        partial = self.out.with_name("out.partial")
-        partial.mkdir(parents=True)
-        with open(partial / "journal.jsonl", "w") as journal:
+        self.partial.mkdir(parents=True)
+        with open(self.partial / "journal.jsonl", "w") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX)
-            result = self.run_on_text()
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("another prepare.py is at work", result.stderr)
+            self.assert_error(self.run_on_text(), "another prepare.py is at work")
 
     def test_foreign_files_are_spared(self) -> None:
-        partial = self.out.with_name("out.partial")
-        partial.mkdir(parents=True)
-        (partial / "thesis.tex").write_text("mine")
-        result = self.run_on_text()
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("thesis.tex", result.stderr)
-        self.assertEqual(tree(partial), {"thesis.tex": b"mine"})
+        self.partial.mkdir(parents=True)
+        (self.partial / "thesis.tex").write_text("mine")
+        self.assert_error(self.run_on_text(), "thesis.tex")
+        self.assertEqual(tree(self.partial), {"thesis.tex": b"mine"})
 
     def test_bad_input_leaves_nothing(self) -> None:
         self.write("zz.jsonl", b'{"text": "a"}\n{"text": \n')
-        result = self.in_units(*ARGUMENTS)
-        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assert_error(self.in_units(*ARGUMENTS))
         self.assertEqual(list(self.out.parent.iterdir()), [])
 
     def test_full_disk_keeps_what_is_done(self) -> None:
