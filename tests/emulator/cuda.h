@@ -39,7 +39,7 @@ struct Dim3 {
 class EmulatedBlock;
 inline thread_local EmulatedBlock* current_block = nullptr;
 
-// What a warp's lanes exchange in one instruction.
+// A warp's lanes exchange these words in one instruction.
 struct Exchange {
     uint32_t in[32][12];
     uint32_t out[32][4];
@@ -91,15 +91,16 @@ class EmulatedBlock {
         }
         wait(State::at_warp_barrier);
     }
-    // Until `holds` does, which is asked again and again, and may say so late.
+    // Waits until `holds` does, which is asked again and again and may say so late.
     void wait_until(const std::function<bool()>& holds) {
         if (holds()) return;
         me().holds = &holds;
         wait(State::at_condition);
     }
-    // What happens by itself, as late as it can: called when no thread can run, and says if it has done something.
+    // Does what happens by itself, as late as it can: it is called when no thread can run, and says if it has done
+    // something.
     std::function<bool()> when_idle = [] { return false; };
-    // Before other blocks are told that something is there.
+    // Runs before other blocks are told that something is there.
     std::function<void()> when_releasing = [] {};
     Exchange& exchange() { return warp_of(running_ / 32).exchange; }
 
@@ -244,7 +245,7 @@ class EmulatedBlock {
     int running_ = 0;
 };
 
-// All lanes put `words` in; the last to come runs work(exchange). Returns what it put out for this lane.
+// Every lane puts `words` in, and the last to come runs work(exchange). Returns what it put out for this lane.
 template <size_t kIn, typename Work>
 std::array<uint32_t, 4> exchanged(const std::array<uint32_t, kIn>& words, Work&& work) {
     EmulatedBlock& block = *current_block;

@@ -15,7 +15,7 @@
 
 namespace ingot::test {
 
-// Bytes where a device can use them; on the CPU exactly as many, so that AddressSanitizer sees each one beyond.
+// Holds bytes where a device can use them; on the CPU exactly as many, so that AddressSanitizer sees each one beyond.
 class Memory {
   public:
     Memory(const Device& device, const std::vector<uint8_t>& bytes) : device_(device), host_(bytes) {
@@ -70,7 +70,7 @@ struct Argument {
     Strides strides;
 
     size_t size() const { return static_cast<size_t>(size_of(dtype)); }
-    // Its elements, one after the other.
+    // Returns its elements, one after the other.
     std::vector<uint8_t> elements() {
         const std::vector<uint8_t>& bytes = memory->read();
         std::vector<uint8_t> result;
@@ -166,7 +166,7 @@ class Call {
         add(name, place, type, shape, values, true);
     }
     const double* loss_scale() const { return loss_scale_.tensor().get<double>(); }
-    // All that the call may have written to, as bytes.
+    // Returns the bytes of all memory that the call may have written to.
     std::vector<uint8_t> all_memory() {
         std::vector<uint8_t> all;
         for (Argument& argument : all_arguments) {

@@ -283,7 +283,7 @@ TEST(CApi, RefusesNullPointersAndUnknownOptions) {
 // A flag that was never set, or one that a later version took for something else, is not guessed at.
 TEST(CApi, FlagsAreZeroOrOneAndReservedFieldsZero) {
     const ingot_device d = c_device(Device::cpu());
-    // What the op says if `field` of its arguments, all else unset, has this value.
+    // Returns what the op says if `field` of its arguments has this value and all else is unset.
     const auto error_of = [&](auto function, auto arguments, auto field, int32_t value) -> std::string {
         arguments.*field = value;
         EXPECT_EQ(function(&d, &arguments), INGOT_BAD_ARGUMENT);

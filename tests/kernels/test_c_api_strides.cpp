@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t N = 6, NH = 4, NKV = 2, HS = 64, C = 16, V = 10;  // heads that every kernel takes
 const std::vector<double> kIndices = {3, 0, 5, 5, 1, 2};
 
-// What both passes of attention read.
+// Adds the tensors that both passes of attention read.
 template <typename Arguments>
 void add_inputs_of_attention(Call& call, Arguments& a) {
     call.reads("q", a.q, call.dtype, {N, NH, HS});
@@ -38,7 +38,7 @@ struct Op {
     Prepare prepare;
 };
 
-// `rows` is the shape of rstd.
+// Prepares rmsnorm_forward of rows of `width` elements; `rows` is the shape of rstd.
 Prepare rmsnorm_forward_of(const std::vector<int64_t>& rows, int64_t width) {
     return [=](Call& call) {
         std::vector<int64_t> shape = rows;
@@ -160,7 +160,7 @@ bool overlaps(const std::vector<int64_t>& shape, const Strides& strides) {
     return std::adjacent_find(offsets.begin(), offsets.end()) != offsets.end();
 }
 
-// All that a call wrote, by name; memory for scratch left out.
+// Returns all that a call wrote, by name, without its scratch memory.
 std::vector<std::pair<std::string, std::vector<double>>> written(Call& call) {
     std::vector<std::pair<std::string, std::vector<double>>> results;
     for (Argument& argument : call.all_arguments)

@@ -22,7 +22,7 @@ class InFolder : public testing::Test {
     ~InFolder() override { std::filesystem::remove_all(folder_); }
 
     std::string path(const std::string& name) const { return (folder_ / name).string(); }
-    // Both return the path of the file.
+    // Replaces a file, or adds to its end, and returns its path.
     std::string write(const std::string& name, const std::string& bytes) const {
         std::ofstream(path(name), std::ios::binary) << bytes;
         return path(name);

@@ -43,7 +43,7 @@ inline MaskValues all_see_nothing(int64_t N) {
     return {{zeros, zeros, zeros, zeros}};
 }
 
-// Of each query head.
+// Returns the ALiBi slope of each query head.
 inline std::vector<double> slopes_of(const AttentionCase& c) {
     std::vector<double> slopes = alibi_slopes(c.NH);
     if (c.favours_far)
@@ -173,7 +173,7 @@ struct AttentionRun {
     AttentionOptions options() const { return device.is_cpu() ? AttentionOptions{} : c.options; }
     double scale() const { return 1 / std::sqrt(static_cast<double>(c.HS)); }
 
-    // Heads [begin, begin + count) of a fused list.
+    // Returns the heads [begin, begin + count) of a fused list.
     std::vector<double> part(const std::vector<double>& fused, int64_t begin, int64_t count) const {
         std::vector<double> result(static_cast<size_t>(c.N * count * c.HS));
         for (int64_t n = 0; n < c.N; ++n)
@@ -191,13 +191,13 @@ struct AttentionRun {
     Buffer qkv, dqkv, out, dout, lse, slopes, first_key, end_key, first_query, end_query, workspace;
 };
 
-// Rows [begin, end) of a (N, heads, HS) list.
+// Returns the rows [begin, end) of a (N, heads, HS) list.
 inline std::vector<double> rows(const std::vector<double>& values, int64_t N, int64_t begin, int64_t end) {
     const int64_t width = static_cast<int64_t>(values.size()) / N;
     return {values.begin() + begin * width, values.begin() + end * width};
 }
 
-// Adds to the rows [begin, end).
+// Adds `shift` to the rows [begin, end).
 inline void perturb(const Buffer& buffer, int64_t begin, int64_t end, double shift) {
     std::vector<double> values = buffer.values();
     const int64_t width = buffer.tensor().shape[1];

@@ -50,7 +50,7 @@ inline std::vector<double> finite_part(const std::vector<double>& lse, const std
     return result;
 }
 
-// What the CPU twin gives in double (`exact`) and in fp32, rounded where a kernel rounds (`plain`).
+// The results of the CPU twin in double (`exact`) and in fp32, rounded where a kernel rounds (`plain`).
 struct AttentionTwins {
     AttentionTwins(const AttentionCase& c, DType dtype, const MaskValues* mask, bool has_backward) {
         const AttentionRun in_double(c, DType::f64, dtype), in_single(c, DType::f32, dtype);
@@ -67,7 +67,7 @@ struct AttentionTwins {
         plain = in_single.result();
     }
     AttentionResult exact, plain;
-    double dout;  // its norm
+    double dout;  // the norm of dout
 };
 
 // The twins of a case serve all kernels: the last ones are kept.

@@ -343,8 +343,8 @@ TEST(AttentionChoice, IsKnownWithoutAGpu) {
                                       sm80 = {.request = AttentionRequest::sm80};
     const Tensor q = Tensor::contiguous(nullptr, DType::bf16, {100, 12, 64}, DeviceKind::cuda);
     EXPECT_EQ(attention_backward_workspace(planned, q, simt), 100u * 12 * 4);
-    // Rows for whole tiles of 64 queries: dq in fp32, two statistics; of each of the two tiles four numbers on who adds
-    // to it, a turn for each head, two numbers on the order of the keys' tiles; and one counter.
+    // It has rows for whole tiles of 64 queries: dq in fp32, two statistics; of each of the two tiles four numbers on
+    // who adds to it, a turn for each head, two numbers on the order of the keys' tiles; and one counter.
     EXPECT_EQ(attention_backward_workspace(planned, q), 128u * 12 * (64 + 2) * 4 + 2 * (4 + 12 + 2) * 4 + 4);
     EXPECT_EQ(attention_backward_workspace(cpu, q), 0u);
     EXPECT_EQ(choose_attention(cpu, DType::f32, 250).kernel, AttentionKernel::cpu);

@@ -130,7 +130,7 @@ TEST(AttentionBackwardSm90, AQueryThatSeesNoKey) {
     check({.N = 300, .NH = 2, .NKV = 1, .HS = 128}, DType::bf16, true, &none);
 }
 
-// Whichever warp runs first, and in sections of any size.
+// The order in which warps run, and the size of the sections of heads, change no bit.
 TEST(AttentionBackwardSm90, BitsDoNotDependOnTheOrderOfWarps) {
     const AttentionCase small = {.N = 300, .NH = 4, .NKV = 2, .HS = 64, .alibi = true, .starts = {0, 20, 150}};
     AttentionCase large = small;

@@ -10,7 +10,7 @@ namespace ingot::test {
 namespace {
 
 constexpr int64_t kHeadSizes[] = {32, 64, 96, 128};
-// Rows that start at 2 bytes past a multiple of 16, and rows at odd distances, which the SIMT kernel alone takes.
+// Rows start at 2 bytes past a multiple of 16, or lie at odd distances, which the SIMT kernel alone takes.
 constexpr Margins kMargins[] = {{}, {.before = 1, .after = 7}, {.before = 0, .after = 5}};
 constexpr Margins kAlignedMargins[] = {{}, {.before = 8, .after = 16}, {.before = 0, .after = 24}};
 
@@ -41,7 +41,7 @@ TEST(AttentionCuda, ScoresFarBelowZeroSmall) {
         for (const Variant& variant : variants(device)) check(device, c, variant);
 }
 
-// All tensors as (heads, N, HS) in memory: the same bits as from the fused buffer.
+// Tensors that lie as (heads, N, HS) in memory give the same bits as views of the fused buffer.
 TEST(AttentionCuda, AnyStridesSmall) {
     INGOT_CUDA_OR_SKIP(device);
     for (const Variant& variant : variants(device)) {

@@ -1,7 +1,7 @@
 // Materialized attention (kernels/attention/materialized.h) on a GPU against the CPU twin in double precision.
 //
-// Tolerance: is_as_good(), where the plain version is the same book in fp32 on the host, rounded where materialized.cu
-// rounds: scores, probabilities and their two gradients lie in memory in the tensors' type.
+// Tolerance: is_as_good(), where the plain version is the same algorithm in fp32 on the host, rounded where
+// materialized.cu rounds: scores, probabilities and their two gradients lie in memory in the tensors' type.
 //
 // Seen to catch, with materialized.cu's kernels compiled for the host and run there, a fiber for each thread: the
 // maximum of each warp alone, the sum of the first warp alone, columns past a block's threads left out, end_key off by
@@ -84,7 +84,7 @@ AttentionResult by_the_book(const AttentionRun& run, DType dtype) {
     return {stored(out), {}, stored(dq), stored(dk), stored(dv)};
 }
 
-// Rows of T tokens; documents end with their row.
+// The case has rows of T tokens, and documents end with their row.
 void check(const Device& device, const AttentionCase& c, int64_t T, DType dtype, Margins margins = {}) {
     SCOPED_TRACE(join(c.describe(), ", rows of ", T, ", ", name_of(dtype), ", margins ", margins.before));
     const AttentionRun run(c, dtype, dtype, device, margins), exact(c, DType::f64, dtype);
@@ -100,7 +100,7 @@ void check(const Device& device, const AttentionCase& c, int64_t T, DType dtype,
             << name;
 }
 
-// In little time: for tools that are slow. Every kernel, two rows, a row and heads of odd size in memory.
+// Every kernel runs in little time, for tools that are slow: two rows, with margins of odd size in memory.
 TEST(AttentionNaiveCuda, Small) {
     INGOT_CUDA_OR_SKIP(device);
     for (const DType dtype : kDTypes)
@@ -140,7 +140,7 @@ TEST(AttentionNaiveCuda, CountsItsMatricesAndRefusesPartsOfRows) {
     INGOT_CUDA_OR_SKIP(device);
     const AttentionRun run({.N = 64, .NH = 4, .NKV = 2, .HS = 32}, DType::bf16, DType::bf16, device);
     const Tensor q = run.forward_arguments().q;
-    // Probabilities of 2 rows and 4 heads, one gradient, and fp32 sums of dk and dv.
+    // It holds the probabilities of 2 rows and 4 heads, one gradient, and the fp32 accumulators of dk and dv.
     EXPECT_EQ(MaterializedAttention(device, q, 32).bytes(), (2u * 4 + 1) * 32 * 32 * 2 + 2 * 32 * 32 * 4);
     EXPECT_THROW(MaterializedAttention(device, q, 60), Error);
     EXPECT_THROW(MaterializedAttention(device, q, 0), Error);

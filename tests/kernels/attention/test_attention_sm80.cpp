@@ -6,8 +6,8 @@
 // with its sign lost; delta left out; dq without the scale; a group's first query head alone; a turn passed on to the
 // wrong tile, or never; the first to add not storing; partial sums that nobody wrote taken for dq; ranks or turns that
 // a warp counts in steps of 33; the last key left out of what a warp's keys see, or the highest end taken for the
-// lowest; rows past the end loaded or stored; keys past the end seen; sums in any order that do not start at 0; a
-// section of heads that does not divide them; no swizzle.
+// lowest; rows past the end loaded or stored; keys past the end seen; accumulators in any order that do not start at 0;
+// a section of heads that does not divide them; no swizzle.
 //
 // Not seen, since blocks run one after the other here: a turn not waited for, or passed on before the barrier. The
 // repeats of test_attention_tensor_cores_cuda.cpp are for these.
@@ -64,7 +64,7 @@ void check_tile() {
                 banks.insert(tile_offset<kWidth>(row + l / kPerRow, chunk + l % kPerRow) / 16 % 8);
             EXPECT_EQ(banks.size(), 8u) << row << " " << chunk;
         }
-    // A warp's fragments on their way into a tile, 4 bytes a lane: each bank once.
+    // A warp stores its fragments into a tile, 4 bytes a lane: each bank is touched once.
     for (int chunk = 0; chunk < kWidth / 8; ++chunk) {
         std::set<uint32_t> banks;
         for (int lane = 0; lane < 32; ++lane)
@@ -240,7 +240,7 @@ TEST(AttentionSm80, AnyOrderIsAsGood) {
     });
 }
 
-// Whichever warp runs first, and in sections of any size.
+// The order in which warps run, and the size of the sections of heads, change no bit.
 TEST(AttentionSm80, BitsDoNotDependOnTheOrderOfWarps) {
     AttentionResult results[4];
     side_by_side(4, [&](size_t i) {

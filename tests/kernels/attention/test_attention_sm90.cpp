@@ -292,7 +292,7 @@ TEST(AttentionSm90, AlignedDocumentsHaveTheBitsThatTheyHaveAlone) {
     }
 }
 
-// Whichever warp runs first.
+// The order in which warps run changes no bit.
 TEST(AttentionSm90, BitsDoNotDependOnTheOrderOfWarps) {
     for (const int64_t HS : {64, 128}) {
         const AttentionCase c = {.N = 400, .NH = 4, .NKV = 2, .HS = HS, .alibi = true, .starts = {0, 20, 150}};

@@ -119,7 +119,7 @@ TEST_P(AttentionTensorCoresCuda, LongRows) {
                 EXPECT_TRUE(is_as_good(DType::bf16, a.*values, rounded(e.*values, DType::bf16), e.*values,
                                        std::max(norm(e.*values), dout)))
                     << name;
-            // Both sum the same products in another order.
+            // Both add the same terms in another order.
             EXPECT_LE(max_abs_error(a.lse, e.lse), 1e-4);
         }
 }

@@ -1,5 +1,5 @@
-// What is left of the host's memory under the limits of control groups, on trees of files as Linux shows them; and that
-// a plan is held against it.
+// Tests how much of the host's memory the limits of control groups leave, on trees of files as Linux shows them, and
+// that a plan is held against it.
 //
 // Seen to catch: limits not looked at, the innermost group alone looked at, a group's path taken for the mounted one
 // where a container sees itself as the top, pages of files that can be dropped counted as taken, the first of a v1

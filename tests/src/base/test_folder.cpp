@@ -65,7 +65,7 @@ TEST_F(Folders, NoLinkIsFollowed) {
     EXPECT_EQ(folder.open("link", O_WRONLY | O_APPEND).get(), -1);
     EXPECT_EQ(errno, ELOOP);
     EXPECT_TRUE(folder.has("link"));
-    // The same by path: a link that has the name of a new file goes, not what it leads to.
+    // The same holds by path: a link that has the name of a new file is removed, not the file that it leads to.
     { OutputFile file(path("held/link")); }
     EXPECT_EQ(read("victim"), "of somebody else");
 }

@@ -123,7 +123,7 @@ TEST_F(Exports, RoundsToNearestEven) {
     }
 }
 
-// More than a piece, and more than one thread's share, with what is special at both ends of pieces.
+// The tensor is larger than a piece and than one thread's share, with special values at both ends of pieces.
 TEST_F(Exports, PiecesAreWrittenWholeAndInOrder) {
     constexpr int64_t kCount = (1 << 20) * 2 + 17;
     std::vector<float> values(kCount);
@@ -192,7 +192,7 @@ TEST_F(Exports, AFolderThatIsThereStaysAsItIs) {
     EXPECT_EQ(names(), (std::vector<std::string>{"dangling", "empty", "file"}));
     EXPECT_TRUE(fs::is_empty(folder_ / "empty"));
 
-    // One that comes while the files are written, empty or not.
+    // A folder appears while the files are written, empty or not.
     for (const bool is_empty : {true, false}) {
         OutputFolder folder(path("late"));
         folder.write_text("a", "text");

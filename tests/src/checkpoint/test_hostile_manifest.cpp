@@ -28,7 +28,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kRaw = "@raw@";  // stands for text that no JSON library would write
 
-// All values within, by their places, parents first.
+// Appends the places of all values within, parents first.
 void collect(const ordered_json& value, const Pointer& at, std::vector<Pointer>* out) {
     if (!at.empty()) out->push_back(at);
     if (value.is_object())
@@ -45,9 +45,8 @@ std::string nested(size_t depth, const std::string& open, const std::string& clo
     return text;
 }
 
-// What may stand in a value's place, as JSON text.
+// Returns texts that may stand in a value's place.
 std::vector<std::string> replacements() {
-    // The character that separates them is in none.
     std::vector<std::string> texts = test::words(
         "null|true|false|0|1|-1|2|3|4|5|7|1000|-0.0|1.5|0.5|1e308|1e-320|1e999|2147483647|"
         "2147483648|-2147483649|4503599627370496|1152921504606846976|9223372036854775807|"
@@ -101,7 +100,7 @@ class HostileManifest : public TokenFiles {
               body + "\"sha256\": \"" + sha256(body.data(), body.size()) + "\"\n}\n");
     }
 
-    // What a command said: its error, or nothing. Whatever it prints must be fit for a terminal.
+    // Returns the error of a command, or an empty string. Whatever it prints must be fit for a terminal.
     std::string outcome(const std::function<int()>& command) {
         std::string error;
         testing::internal::CaptureStdout();
@@ -135,7 +134,7 @@ class HostileManifest : public TokenFiles {
                 {.checkpoint = path("run/checkpoints/step-00000002"), .data = {path("val.bin")}, .device = "cpu"});
         });
     }
-    // As it is written, to the last bit.
+    // Returns the losses of step 3 as the log has them, to the last bit.
     std::string last_loss() const {
         std::ifstream log(path("run/log.jsonl"));
         std::string loss;
@@ -146,7 +145,7 @@ class HostileManifest : public TokenFiles {
         return loss;
     }
 
-    // What one change makes of both commands.
+    // Runs both commands on one changed manifest.
     void try_one(const std::string& manifest, const std::string& what, bool may_differ) {
         SCOPED_TRACE(excerpt(what, 200));
         put(manifest);
@@ -277,7 +276,7 @@ TEST_F(HostileManifest, Known) {
         EXPECT_NE(train("auto"), "") << place << " " << raw;
         EXPECT_TRUE(fs::exists(path("run/checkpoints/step-00000002"))) << "nothing is set aside";
     }
-    // What only makes it quicker to find a row is not needed.
+    // Bookmarks only make it quicker to find a row, and are not needed.
     for (const char* const raw : {"0", "1", "4"}) {
         ordered_json changed = manifest_;
         changed[Pointer("/data/datasets/0/bookmark/group")] = ordered_json::parse(raw);

@@ -48,7 +48,7 @@ TEST_F(Manifest, FilesAreCheckedInChunks) {
     EXPECT_NE(user_error_of([&] { verify_file(folder_, record); }).find("longer"), std::string::npos);
 }
 
-// What a run of three steps with four rows each writes.
+// Returns the manifest of a run of three steps with four rows each.
 nlohmann::ordered_json small_manifest() {
     const Config config = parse_config(R"({"model": {"n_layers": 1, "d_model": 16, "n_heads": 1, "context_length": 8,
         "vocab_size": 10}, "data": {"train": ["a.bin"]}, "training": {"steps": 5, "batch_tokens": 32}})",
@@ -158,7 +158,7 @@ TEST_F(Manifest, ValuesThatCannotBeAreRefused) {
     refused("/files/0/sha256", nlohmann::json::array());
     refused("/files/0/sha256/0", std::string(64, 'g'));
     refused("/files/0/sha256/0", std::string(63, 'a'));
-    // What a later program may have to say is no fault.
+    // A key that a later program may add is no fault.
     nlohmann::ordered_json more = small_manifest();
     more["later"] = {{"a", {1, 2, 3}}};
     write("manifest.json", manifest_text(more));

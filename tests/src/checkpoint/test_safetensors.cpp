@@ -20,14 +20,14 @@ class Safetensors : public InFolder {
     std::string path(const std::string& name = "file.safetensors") const { return InFolder::path(name); }
     void write_bytes(const std::string& bytes) const { write("file.safetensors", bytes); }
     std::string read_bytes() const { return read("file.safetensors"); }
-    // Length, header, `data_bytes` zeros.
+    // Writes the length, the header and `data_bytes` zeros.
     void write_header(const std::string& header, size_t data_bytes) const {
         const uint64_t length = header.size();
         std::string bytes(8, '\0');
         std::memcpy(bytes.data(), &length, 8);
         write_bytes(bytes + header + std::string(data_bytes, '\0'));
     }
-    // Refused as the user's error, naming the file and saying `what`.
+    // Expects that opening fails with the user's error, which names the file and says `what`.
     void expect_refused(const std::string& what) const {
         const std::string error = user_error_of([&] { const SafetensorsFile file(path()); }, "accepted");
         EXPECT_NE(error.find(path()), std::string::npos) << error;
@@ -137,7 +137,7 @@ TEST_F(Safetensors, HugeHeaderLengthIsRefused) {
         write_bytes(bytes);
         expect_refused("a header of");
     }
-    // One that is there, and larger than any of ours: its values would take thirty times as much memory.
+    // This header is whole, and larger than any of ours: its values would take thirty times as much memory.
     write_header("{" + std::string(size_t{16} << 20, ' ') + "}", 0);
     expect_refused("a header of");
 }

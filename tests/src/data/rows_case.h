@@ -1,4 +1,4 @@
-// Rows as values, and datasets small enough to count their tokens, for tests.
+// Tests of rows share this: a row as a value, and datasets small enough to count their tokens.
 #pragma once
 
 #include <numeric>
@@ -25,7 +25,7 @@ inline Row row_of(const Rows& rows, uint64_t index) {
 
 class RowsTest : public TokenFiles {
   protected:
-    // The shards of a split, one file each.
+    // Writes the shards of a split, one file each, and opens them.
     std::unique_ptr<const Corpus> corpus_of(const std::vector<std::vector<int32_t>>& texts,
                                             EotSide side = EotSide::automatic, int64_t eot = kEot, bool is_wide = false,
                                             int64_t segment_tokens = CorpusOptions{}.segment_tokens) {
@@ -39,7 +39,8 @@ class RowsTest : public TokenFiles {
             entries, "data.train",
             CorpusOptions{.vocab_size = kVocab, .eot_token = eot, .eot_side = side, .segment_tokens = segment_tokens});
     }
-    // Documents of the given lengths without an EOT, one document a shard. No token occurs twice: 10000, 10001, ...
+    // Returns documents of the given lengths without an EOT, one document a shard. No token occurs twice: 10000, 10001,
+    // ...
     static std::vector<std::vector<int32_t>> numbered(const std::vector<int>& lengths) {
         std::vector<std::vector<int32_t>> texts;
         int32_t next = 10000;

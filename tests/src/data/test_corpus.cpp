@@ -324,7 +324,7 @@ TEST_F(CorpusTest, SegmentsAreCutAtDocumentStarts) {
             cuts.push_back(segment.end);
         }
         EXPECT_EQ(cuts.back(), num_tokens);
-        // Some 9,000 tokens of one document, and about one segment for every 200 others.
+        // One document has some 9,000 tokens, and there is about one segment for every 200 others.
         EXPECT_NEAR(static_cast<double>(cuts.size()), 1 + (num_tokens - 9000) / 200.0, 3) << name;
         EXPECT_FALSE(cut.is_read());
     }

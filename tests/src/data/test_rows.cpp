@@ -1,4 +1,4 @@
-// Rows, validation rows and micro-batches, against plain concatenation.
+// Tests rows, validation rows and micro-batches against plain concatenation.
 //
 // Seen to catch (among others): the row permutation left out of StreamRows::fill (LongDocumentsAreScattered, and the
 // pinned checksum); the epoch not counted on where a row reaches into the next (StreamGoesOnAcrossEpochs,
@@ -99,7 +99,7 @@ TEST_F(RowsTest, EveryEpochConsumesEveryPositionOnce) {
                 EXPECT_LT(rows.epochs(rows.first_row(epoch + 1) - 1), static_cast<double>(epoch + 1));
                 for (uint64_t r = rows.first_row(epoch); r < rows.first_row(epoch + 1); ++r)
                     for (const int32_t token : row_of(rows, r).tokens) ++times[token];
-                // All of the epochs so far, and what the last row takes of the next one.
+                // The rows hold all of the epochs so far, and what the last row takes of the next one.
                 const int64_t more = static_cast<int64_t>(rows.first_row(epoch + 1)) * T - (epoch + 1) * total;
                 ASSERT_TRUE(0 <= more && more < T);
                 ASSERT_EQ(static_cast<int64_t>(times.size()), total);
@@ -249,7 +249,7 @@ TEST_F(RowsTest, PermutedIndexIsABijection) {
             seen[image] = true;
         }
     }
-    // Of 5 numbers each image about as often: 2000 keys, 400 expected, standard deviation 18.
+    // Of 5 numbers each has every image about as often: 2000 keys, 400 expected, standard deviation 18.
     std::vector<std::vector<int>> times(5, std::vector<int>(5));
     for (uint64_t seed = 0; seed < 2000; ++seed)
         for (uint64_t i = 0; i < 5; ++i) ++times[i][permuted_index(i, 5, seed, 1)];

@@ -1,4 +1,4 @@
-// Rows of several groups of segments, and best-fit packing.
+// Tests rows of several groups of segments, and best-fit packing.
 //
 // Seen to catch: documents packed the shortest first (BestFitHasEveryDocumentOnceAndWhole).
 #include <map>
@@ -19,7 +19,7 @@ class GroupsTest : public RowsTest {
         }
         corpus_ = corpus_of({text_}, EotSide::end, kEot, false, 63);
     }
-    // Where in the file each token stands that is no EOT.
+    // Returns where in the file a token stands that is no EOT.
     int64_t place_of(int32_t token) const { return token - 10000; }
 
     std::vector<int32_t> text_;
@@ -180,7 +180,7 @@ TEST_F(GroupsTest, BestFitTakesNoBookmarkThatCannotBe) {
     }
 }
 
-// What stands behind a document that does not end its row.
+// Targets at the end of a document that does not end its row.
 TEST_F(RowsTest, BestFitBoundaries) {
     const std::vector<std::vector<int32_t>> texts = {{kEot, 1, 2, kEot, 3, 4}, {kEot, 5}};
     const auto opens = corpus_of(texts, EotSide::start);

@@ -24,7 +24,8 @@ class TokenFiles : public test::InFolder {
     static std::string ids_of(const std::vector<int64_t>& ids) {
         return bytes_of(std::vector<Id>(ids.begin(), ids.end()));
     }
-    // A shard: a header that says what it is told to (a negative count: the right one), then `ids` in `id_bytes` each.
+    // Returns a shard: a header that says what it is told to (a negative count: the right one), then `ids` in
+    // `id_bytes` each.
     static std::string llmc(const std::vector<int64_t>& ids, int32_t magic = 20240520, int32_t version = 1,
                             int64_t count = -1, size_t id_bytes = 2) {
         std::vector<int32_t> header(256, 0);
@@ -34,7 +35,8 @@ class TokenFiles : public test::InFolder {
         return bytes_of(header) + (id_bytes == 2 ? ids_of<uint16_t>(ids) : ids_of<uint32_t>(ids));
     }
     static std::string wide_llmc(const std::vector<int64_t>& ids) { return llmc(ids, 20240801, 7, -1, 4); }
-    // The .idx of sequences of these lengths; `documents` as Megatron has it: first sequences, then their number.
+    // Returns the .idx of sequences of these lengths; `documents` is as Megatron has it: first sequences, then their
+    // number.
     static std::string megatron(uint8_t code, int64_t token_bytes, const std::vector<int32_t>& lengths,
                                 const std::vector<int64_t>& documents) {
         std::vector<int64_t> pointers;
@@ -80,7 +82,7 @@ class TokenFiles : public test::InFolder {
     }
 };
 
-// The one line with which something is refused.
+// Returns the one line with which something is refused.
 template <typename Function>
 std::string refusal_of(Function&& function) {
     const std::string error = test::user_error_of(function, "not refused");

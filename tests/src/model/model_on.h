@@ -23,7 +23,7 @@ class ModelOn {
             for (const StatePiece& piece : state.pieces) device.zero(piece.tensor);
         step.write(StepBlock{});
     }
-    // The flat space, as SmallModel::weights() has it.
+    // Sets the flat space of weights, in the order of SmallModel::weights().
     void set_weights(const std::vector<double>& values) {
         const Tensor masters = weights();
         device.copy(masters, Buffer(device, masters.dtype, {masters.numel()}, values));

@@ -1,4 +1,5 @@
-// The cache of GEMM algorithms of a machine: what is written is read, and nothing that is wrong with it stops a run.
+// The machine's cache of GEMM algorithms: choices that are written are read, and nothing that is wrong with it stops a
+// run.
 // Seen to catch: a cache of another machine that is taken; a file that is written in place.
 #include "src/model/matmul_cache.h"
 
@@ -67,7 +68,7 @@ TEST_F(MatmulCache, WhatIsWrittenIsRead) {
     const std::vector<MatmulChoice> found = read();
     EXPECT_EQ(describe(found), "a=01;b=02;");
     for (const MatmulChoice& choice : found) EXPECT_EQ(choice.source, MatmulSource::cache);
-    // Later ones are added, and replace those of the same GEMM.
+    // Later choices are added, and replace those of the same GEMM.
     write({timed("b", "03"), timed("c", "04")});
     EXPECT_EQ(describe(read()), "a=01;b=03;c=04;");
     EXPECT_EQ(num_files(), 1u);
@@ -114,7 +115,7 @@ TEST_F(MatmulCache, DamageIsNotedAndMendedByTheNextWrite) {
         EXPECT_NE(note_.find(path(file_)), std::string::npos) << text.substr(0, 40);
         EXPECT_EQ(note_.find('\n'), std::string::npos);
     }
-    // What is no pair of texts is left out.
+    // An entry that is no pair of texts is left out.
     const std::string machine = "{\"machine\": \"" + kMachine + "\", \"choices\": ";
     damage(machine + "{\"a\": 1, \"b\": \"02\", \"c\": {\"d\": \"e\"}}}");
     EXPECT_EQ(describe(read()), "b=02;");

@@ -74,7 +74,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
             if (positions[static_cast<size_t>(i)] == 0) row.starts.push_back(i);
         return row;
     }
-    // A model on `device` with the fixture's weights, and a step that has begun.
+    // Returns a model on `device` with the fixture's weights, whose first step has begun.
     std::unique_ptr<ModelOn> begun(const Device& device, DType dtype) const {
         SmallModel small(config, {.dtype = DType::f64, .max_tokens = N});
         cpu.zero(small.model.weights());
@@ -97,7 +97,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
             for (const CheckpointPart& part : parameter.parts) visit(parameter, part);
     }
 
-    // All gradients after the first batch, each within bound_of(its name).
+    // Compares all gradients after the first batch, each within bound_of(its name).
     template <typename BoundOf>
     void check_gradients(const ModelOn& on, const BoundOf& bound_of) const {
         const double count = static_cast<double>(on.step.read().sums.targets);
@@ -113,7 +113,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         EXPECT_EQ(parts, expected_parts);
     }
 
-    // fp64: 1e-10 throughout. fp32: the loss to 1e-5, gradients and final weights to 1e-4 per tensor.
+    // The bounds are 1e-10 throughout in fp64; in fp32 1e-5 for the loss, and 1e-4 for each tensor.
     void check_first_batch(DType dtype, double loss_bound, double bound) const {
         const auto on = begun(cpu, dtype);
         on->train(row(0));
@@ -133,7 +133,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         EXPECT_TRUE(close(unpadded, read("logits"), bound));
     }
 
-    // Ten steps, of which the first is the first batch.
+    // Trains ten steps, of which the first takes the first batch.
     void check_ten_steps(const Device& device, DType dtype, double loss_bound, double bound) const {
         const auto on = begun(device, dtype);
         std::vector<double> losses, norms;
@@ -149,7 +149,7 @@ class TorchFixture : public testing::TestWithParam<const char*> {
         EXPECT_TRUE(close(losses, read("losses"), loss_bound));
         EXPECT_TRUE(close(norms, read("grad_norms"), bound));
         for_each_part(on->model, [&](const Parameter& parameter, const CheckpointPart& part) {
-            const Tensor weights = part_view(on->optimizer.weights(), parameter, part);
+            const Tensor weights = part_view(on->weights(), parameter, part);
             EXPECT_TRUE(close(on->values_of(weights), read("final." + part.name), bound)) << part.name;
         });
     }
@@ -178,8 +178,8 @@ TEST_P(TorchFixture, TenStepsOnCuda) {
     check_ten_steps(cuda, DType::f32, 1e-5, 1e-4);
 }
 
-// In 16 bits by the error that PyTorch makes where it rounds whatever our kernels store. Twice that, because the two
-// round other values at ties and sum in another order: each error is a random one of that size.
+// The bound in 16 bits is twice the error that PyTorch makes where it rounds whatever our kernels store: the two round
+// other values at ties and add in another order, so each error is a random one of that size.
 TEST_P(TorchFixture, GradientsIn16BitsOnCuda) {
     INGOT_CUDA_OR_SKIP(cuda);
     for (const DType dtype : {DType::bf16, DType::f16}) {
