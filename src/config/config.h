@@ -129,6 +129,11 @@ struct CheckpointConfig {
     std::optional<int64_t> host_memory;  // bytes for the snapshot of an asynchronous save; not set: auto
 };
 
+struct DistributedConfig {
+    int64_t zero = 1;  // 0: every rank keeps the whole optimizer state; 1: each a shard (ZeRO stage 1)
+    int64_t timeout_seconds = 300;
+};
+
 struct LogConfig {
     int64_t every = 1;
     bool jsonl = true;
@@ -145,6 +150,7 @@ struct Config {
     EvalConfig eval;
     SampleConfig sample;
     CheckpointConfig checkpoint;
+    DistributedConfig distributed;
     LogConfig log;
     // The paths of the fields that the user chose ("eval.every"), by --set or in a file. A resolved config spells out
     // every field, so its fields are not chosen.

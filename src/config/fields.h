@@ -255,6 +255,15 @@ void visit_fields(Visitor& v, CheckpointConfig& c) {
 }
 
 template <typename Visitor>
+void visit_fields(Visitor& v, DistributedConfig& c) {
+    v.field(
+        "zero", c.zero,
+        {kFree, "Several ranks: 1: each keeps a shard of the optimizer state (ZeRO stage 1); 0: each keeps all", 0, 1});
+    v.field("timeout_seconds", c.timeout_seconds,
+            {kFree, "Seconds without a sign of life after which a rank counts as dead", 1, 86400});
+}
+
+template <typename Visitor>
 void visit_fields(Visitor& v, LogConfig& c) {
     v.field("every", c.every, {kFree, "Steps between lines on the terminal", 1, kManySteps});
     v.field("jsonl", c.jsonl, {kFree, "Whether log.jsonl is written, one line a step"});
@@ -273,6 +282,7 @@ void visit_fields(Visitor& v, Config& c) {
     v.section("eval", c.eval, false);
     v.section("sample", c.sample, false);
     v.section("checkpoint", c.checkpoint, false);
+    v.section("distributed", c.distributed, false);
     v.section("log", c.log, false);
 }
 

@@ -151,6 +151,7 @@ TEST(Config, EveryKeyIsRead) {
           {"eval.", "every=13 tokens=14 hellaswag=a.jsonl"},
           {"sample.", R"(every=15 prompts=["hi"] tokens=16 temperature=0)"},
           {"checkpoint.", "every=17 keep=18 keep_every=51 async=false host_memory=0"},
+          {"distributed.", "zero=0 timeout_seconds=20"},
           {"log.", "every=19 jsonl=false"}})
         for (const std::string& field : words(fields, ' ', section)) overrides.push_back(field);
     const nlohmann::ordered_json after = config_to_json(parse(kMinimal, overrides));
