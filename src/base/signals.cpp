@@ -14,6 +14,7 @@ namespace ingot {
 namespace {
 
 std::atomic<bool> is_caught = false;
+std::atomic<int> handed_over_to = -1;  // a descriptor
 std::atomic<int> received = 0;
 std::atomic<int> num_interrupts = 0;
 
@@ -52,7 +53,10 @@ void end_process(int number) {
 
 // This handler runs only in threads of others that do not block the signals, such as some of the NVIDIA driver's.
 void handle(int number) {
-    if (is_caught)
+    const auto byte = static_cast<unsigned char>(number);
+    if (handed_over_to >= 0)
+        (void)!write(handed_over_to, &byte, 1);
+    else if (is_caught)
         note(number);
     else
         end_process(number);
@@ -93,6 +97,10 @@ void reserve_cpu_time_for_saving() {
 
 void catch_stop_signals() {
     is_caught = true;
+}
+
+void hand_over_stop_signals(int descriptor) {
+    handed_over_to = descriptor;
 }
 
 void outlive_the_reader() {

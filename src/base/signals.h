@@ -17,6 +17,9 @@ namespace ingot {
 void start_signal_thread();
 // From now on the signals are remembered instead; a second SIGINT ends the process at once with code 130.
 void catch_stop_signals();
+// From now on the signals do nothing but write their number, a byte, to this descriptor: for a process that passes them
+// on.
+void hand_over_stop_signals(int descriptor);
 // Makes SIGXCPU arrive while there is time left to save. After `ulimit -t` the soft limit of CPU time equals the hard
 // one, at which the system kills the process without a signal.
 void reserve_cpu_time_for_saving();

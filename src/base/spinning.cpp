@@ -1,12 +1,11 @@
 #include "src/base/spinning.h"
 
-#include <sys/auxv.h>
 #include <unistd.h>
 
-#include <climits>
 #include <cstdlib>
 
 #include "kernels/core/check.h"
+#include "src/base/own_file.h"
 
 namespace ingot {
 
@@ -18,15 +17,6 @@ namespace {
 constexpr const char* kSpinCount = "300";
 
 constexpr const char* kSettings[] = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"};
-
-// Returns the file of this program, or "" where it cannot be known: without /proc, or if the dynamic linker was
-// started with the program's name (the kernel has then loaded no interpreter, and /proc/self/exe is the linker).
-std::string own_file() {
-    char path[PATH_MAX];
-    const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
-    const bool is_known = length > 0 && length < static_cast<ssize_t>(sizeof path) && getauxval(AT_BASE) != 0;
-    return is_known ? std::string(path, static_cast<size_t>(length)) : "";
-}
 
 }  // namespace
 
