@@ -47,17 +47,19 @@ FIRST_TOLERANCE = {"autocast": (1e-3, 2e-2), "master": (1e-3, 2e-2), "bf16": (1e
 
 
 class Monitor:
-    """Asks nvidia-smi about the card a few times a second, from the beginning to the end of the benchmark."""
+    """Asks nvidia-smi about a card a few times a second, from the beginning to the end of the benchmark. The cards are
+    counted as CUDA_VISIBLE_DEVICES counts them."""
 
     FIELDS = ("clocks.sm", "power.draw", "temperature.gpu", "memory.used")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         self.samples: list[tuple[float, list[float]]] = []
         self.process = None
         program = shutil.which("nvidia-smi")
         if program is None:
             return
-        index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        index = visible[number] if number < len(visible) else str(number)
         self.process = subprocess.Popen([program, "-i", index, f"--query-gpu={','.join(self.FIELDS)}",
                                          "--format=csv,noheader,nounits", "-lms", "200"], stdout=subprocess.PIPE,
                                         text=True)

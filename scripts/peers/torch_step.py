@@ -1,5 +1,5 @@
 """PyTorch's side of bench_torch.py on a GPU: the compiled training step, and one timed phase of it, in a process of its
-own. Nothing here is run by itself."""
+own. torch_ranks.py spreads the same step over several GPUs. Nothing here is run by itself."""
 
 from __future__ import annotations
 
@@ -132,6 +132,9 @@ class TimedGpt(Gpt):
         x = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x, self.attend, mask, rope)
+        return self.loss(x, targets, scale)
+
+    def loss(self, x: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
         x = F.rms_norm(x, x.shape[-1:], self.final_norm, self.m["norm_eps"]).flatten(0, 1)
         if self.chunk is not None:
             if torch.is_autocast_enabled(x.device.type):
@@ -142,6 +145,25 @@ class TimedGpt(Gpt):
 
 
 class Trainer:
+    """Trains on one GPU. A subclass for several overrides the four methods below."""
+
+    def distribute(self, mode: str) -> Callable[..., Tensor]:
+        """Spreads self.model over the ranks, before the optimizer sees its parameters; returns what computes a loss,
+        compiled in this mode of torch.compile unless it is "off"."""
+        return self.model if mode == "off" else torch.compile(self.model, mode=mode, dynamic=False)
+
+    def first_row(self, micro_step: int) -> int:
+        """Returns where the rows of a micro-step begin, micro-steps being counted from the start of the run."""
+        return micro_step * self.micro_batch
+
+    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Is entered around a micro-step."""
+        return contextlib.nullcontext()
+
+    def clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before."""
+        return nn.utils.clip_grad_norm_(self.masters, self.grad_clip or math.inf, foreach=True)
+
     def __init__(self, job: dict[str, Any]) -> None:
         config, device = job["config"], job["device"]
         m, o, training = config["model"], config["optimizer"], config["training"]
@@ -157,6 +179,7 @@ class Trainer:
         is_compiled = job["compile"] != "off"
         self.mask = DocumentMask(self.micro_batch, m["context_length"], config["data"]["mask_documents"], is_compiled,
                                  device) if self.attention == "flex" else None
+        self.call = self.distribute(job["compile"])
         parameters = list(self.model.parameters())
         self.masters = parameters
         if self.precision == "master":  # fp32 weights for AdamW, a bf16 copy for the model, as Ingot has
@@ -167,7 +190,6 @@ class Trainer:
         groups = [{"params": [p for p in self.masters if p.dim() == 2], "weight_decay": o["weight_decay"]},
                   {"params": [p for p in self.masters if p.dim() != 2], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["eps"], fused=True)
-        self.call = torch.compile(self.model, mode=job["compile"], dynamic=False) if is_compiled else self.model
 
     def contexts(self) -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
@@ -196,19 +218,20 @@ class Trainer:
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Takes a step; returns the mean loss and the norm of its gradient, on the device."""
-        first = number * self.micro_steps * self.micro_batch
-        batches = [self.rows.batch(first + i * self.micro_batch, self.micro_batch) for i in range(self.micro_steps)]
+        first = number * self.micro_steps
+        batches = [self.rows.batch(self.first_row(first + i), self.micro_batch) for i in range(self.micro_steps)]
         scale = 1.0 / sum((targets != IGNORED).sum() for _, targets, _ in batches)  # type: ignore[operator]
         total = torch.zeros((), device=self.device)
-        for tokens, targets, documents in batches:
+        for i, (tokens, targets, documents) in enumerate(batches):
             mask, rope = self.masks(documents), self.model.angles(documents)
-            with self.contexts():
-                loss = self.call(tokens, targets, mask, rope, scale)
-            loss.backward()
+            with self.accumulating(is_last=i + 1 == len(batches)):
+                with self.contexts():
+                    loss = self.call(tokens, targets, mask, rope, scale)
+                loss.backward()
             total += loss.detach()
             if self.precision == "master":
                 self.gather_gradients()
-        norm = nn.utils.clip_grad_norm_(self.masters, self.grad_clip or math.inf, foreach=True)
+        norm = self.clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.precision == "master":
