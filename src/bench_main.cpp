@@ -1,6 +1,8 @@
 // ./bench: measures this machine. See `./bench --help`.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <memory>
+#include <optional>
 
 #include "kernels/core/check.h"
 #include "src/base/spinning.h"
@@ -9,7 +11,11 @@
 #include "src/bench/data.h"
 #include "src/bench/gemm.h"
 #include "src/bench/kernels.h"
+#include "src/bench/ranks.h"
 #include "src/bench/step.h"
+#include "src/parallel/control_plane.h"
+#include "src/parallel/nccl_ranks.h"
+#include "src/parallel/world.h"
 
 namespace {
 
@@ -138,6 +144,32 @@ CLI::App* add_data(CLI::App* app, ingot::BenchDataOptions* options) {
     return command;
 }
 
+CLI::App* add_ranks(CLI::App* app, ingot::BenchRanksOptions* options) {
+    CLI::App* const command = app->add_subcommand(
+        "ranks",
+        "Several GPUs: the collectives of a step, and what of them a step shows; start it by torchrun or srun");
+    command->add_option("--config", options->config, "The run's config; its data need not be there")->required();
+    command->add_option("--set", options->overrides, "Override one field, section.key=value; may be repeated")
+        ->allow_extra_args(false);
+    command->add_option("--seconds", options->seconds, "Time for each measurement of steps")->capture_default_str();
+    command->add_option("--rounds", options->rounds, "Measurements with and without collectives, in turns")
+        ->capture_default_str();
+    command->add_option("--json", options->json, "Write all figures to this file");
+    return command;
+}
+
+// Joins the ranks that the launcher started beside this one.
+void run_ranks(const ingot::BenchRanksOptions& options) {
+    const std::optional<ingot::World> world = ingot::world_of_process();
+    REQUIRE(world,
+            "./bench ranks measures what several ranks cost each other, and this process is alone: start it with "
+            "torchrun, srun or mpirun");
+    constexpr double kTimeout = 300;
+    const auto control = std::make_shared<ingot::ControlPlane>(*world, options.config, kTimeout);
+    const std::unique_ptr<ingot::Ranks> ranks = ingot::nccl_ranks(*world, control);
+    bench_ranks(options, ingot::Device::cuda(ranks->local_rank()), ranks.get());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -151,11 +183,13 @@ int main(int argc, char** argv) {
     ingot::BenchStepOptions step;
     ingot::BenchAttentionOptions attention;
     ingot::BenchDataOptions data;
+    ingot::BenchRanksOptions ranks;
     add_kernels(&app, &kernels);
     const CLI::App* const gemm_command = add_gemm(&app, &gemm);
     const CLI::App* const step_command = add_step(&app, &step);
     const CLI::App* const attention_command = add_attention(&app, &attention);
     const CLI::App* const data_command = add_data(&app, &data);
+    const CLI::App* const ranks_command = add_ranks(&app, &ranks);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success& help) {
@@ -168,6 +202,8 @@ int main(int argc, char** argv) {
             bench_gemm(gemm);
         else if (data_command->parsed())
             bench_data(data);
+        else if (ranks_command->parsed())
+            run_ranks(ranks);
         else if (step_command->parsed())
             bench_step(step);
         else if (attention_command->parsed())
