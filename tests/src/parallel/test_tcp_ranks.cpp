@@ -56,7 +56,7 @@ std::vector<T> serial_sum(int64_t size, int64_t count, bool is_integer) {
 
 template <typename T>
 Tensor tensor_of(std::vector<T>* values) {
-    return Tensor::contiguous(values->data(), DTypeOf<T>::value, {static_cast<int64_t>(values->size())});
+    return Tensor::contiguous(values->data(), kDTypeOf<T>, {static_cast<int64_t>(values->size())});
 }
 
 template <typename T>
