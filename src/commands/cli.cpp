@@ -15,7 +15,7 @@
 #include "src/commands/show_rows.h"
 #include "src/commands/tokenize.h"
 #include "src/config/fields.h"
-#include "src/model/device_choice.h"
+#include "src/parallel/world.h"
 #include "src/train/train.h"
 
 namespace ingot {
@@ -27,6 +27,7 @@ Exit codes:
   0  done                                    1  a fault of ours: please report it
   2  bad usage, config or data, no such device, or the run's folder was taken from it
   3  training stopped itself: the loss was not finite for too many steps
+  4  another of the processes that train together died, or hung
   5  an allocation failed, or the last save did
  75  stopped by a signal or max_minutes, and what was trained is saved: go on with --resume auto
 130  a second Ctrl-C: ended at once, without saving
@@ -36,7 +37,7 @@ const CommandSpec kTrain = {
     .name = "",
     .title = "Ingot " INGOT_VERSION " pretrains GPTs: one program, one JSON file for each run.",
     .usage = R"(  ./train --config FILE [--set section.key=value]... [--resume auto|none|PATH] [--device auto|cpu|cuda]
-          [--dry-run] [--profile FROM:TO]
+          [--gpus N] [--dry-run] [--profile FROM:TO]
   ./train eval | generate | export | import | tokenize | data | info [options])",
     .before = R"(
 The first three commands to try:
@@ -67,6 +68,9 @@ Examples:
          "none: start; a run that has checkpoints is refused, so nothing is overwritten (default)\n"
          "PATH: go on from this checkpoint\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda; the same as --set training.device=NAME\n"},
+        {"--gpus", "N",
+         "train on N GPUs of this machine, by a process each (default: all); with --device cpu, N processes\n"
+         "on the CPU. torchrun, srun and mpirun start the processes themselves, on several machines too\n"},
         {"--dry-run", "", "print the plan (parameters, memory) and stop before anything is written\n"},
         {"--profile", "FROM:TO",
          "let a profiler record these steps: nsys profile -c cudaProfilerApi ./train --profile 20:22 ...\n"
@@ -259,8 +263,9 @@ E named_value(const Arguments& arguments, const char* name) {
     return enum_names<E>[at].second;
 }
 
-int run_train(const Arguments& arguments) {
+int run_train(const Arguments& arguments, const std::vector<std::string>& argv) {
     TrainOptions options;
+    options.arguments = argv;
     options.config_file = required(arguments, "--config", "start with ./train --config configs/tiny.json");
     options.overrides = arguments.texts("--set");
     options.resume = arguments.text("--resume", "none");
@@ -271,10 +276,9 @@ int run_train(const Arguments& arguments) {
     }
     if (arguments.has("--device")) {
         const std::string device = arguments.choice("--device", {"auto", "cpu", "cuda"});
-        // Planning memory for CUDA needs no GPU.
-        if (device == "cuda" && !options.is_dry_run) require_cuda("--device cuda");
         options.overrides.push_back("training.device=" + device);
     }
+    if (arguments.has("--gpus")) options.num_ranks = arguments.integer("--gpus", 1, 1, kMostRanks);
     return train(options);
 }
 
@@ -366,7 +370,7 @@ int run_command_line(int argc, char** argv) {
         write_output("ingot " INGOT_VERSION "\n");
         return kExitDone;
     }
-    if (name.empty()) return run_train(arguments);
+    if (name.empty()) return run_train(arguments, {argv, argv + argc});
     end_with_the_reader();
     if (name == "eval") return run_eval(arguments);
     if (name == "generate") return run_generate(arguments);

@@ -35,6 +35,8 @@ class Ranks {
     virtual void connect(const Device&, bool /*deterministic*/) {}
     // Throws PeerError if a rank has failed: what the device has computed since is worthless.
     virtual void check() const {}
+    // Ends this rank for a reason that the others are told. Nothing can be exchanged any more.
+    virtual void leave(const std::string& /*reason*/) {}
 
     // ---- Collectives over the memory of `device`. The host does not wait (on the CPU they are done on return). All
     // ranks call the same ones in the same order. `bucket` has the ranges of one bucket (Partition::bucket()), `flat`

@@ -40,6 +40,7 @@ class TcpRanks final : public Ranks {
     int64_t rank() const override { return rank_; }
     int local_rank() const override { return local_rank_; }
     void check() const override;
+    void leave(const std::string& reason) override { control_->leave(reason); }
     void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) override;
     void start_all_reduce(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) override;
     void finish_reduce(const Device&) override {}
@@ -323,7 +324,10 @@ class PlannedRanks final : public Ranks {
     void start_all_gather(const Device&, std::span<const OwnedRange>, const Tensor&) override { refuse(); }
     void finish_all_gather(const Device&, std::span<const OwnedRange>) override { refuse(); }
     void all_reduce(const Device&, StepSums*) override { refuse(); }
-    std::vector<std::string> exchange(const std::string&, Channel) override { refuse(); }
+    // All ranks have the same plan, so the others would pass the same.
+    std::vector<std::string> exchange(const std::string& text, Channel) override {
+        return std::vector<std::string>(static_cast<size_t>(size_), text);
+    }
 
   private:
     [[noreturn]] static void refuse() { throw Error(kExitFault, "the ranks of a plan compute nothing"); }

@@ -13,7 +13,7 @@ namespace ingot {
 // sums are taken in the order of the ranks, so that the bits do not depend on who is faster. Throws PeerError.
 std::unique_ptr<Ranks> cpu_ranks(const World& world, std::shared_ptr<ControlPlane> control);
 
-// The ranks of a plan: there are so many, this is the first, and none of them computes or communicates.
+// The ranks of a plan: there are so many, this is the first, the others would pass what it passes, and none computes.
 std::unique_ptr<Ranks> planned_ranks(int64_t size);
 
 }  // namespace ingot

@@ -12,7 +12,6 @@ namespace ingot {
 namespace {
 
 constexpr const char* kLoopback = "127.0.0.1";
-constexpr int64_t kMostRanks = 65536;
 // Without MASTER_PORT the port is taken from the number of the job: below the ports that Linux gives to outgoing
 // connections (32768 and above), and above those of most services.
 constexpr int kFirstPort = 20000, kNumPorts = 10000;

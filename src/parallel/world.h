@@ -21,6 +21,8 @@ struct World {
     std::string nonce;     // the same for all ranks of this run and for no other run; empty where the launcher has none
 };
 
+constexpr int64_t kMostRanks = 65536;
+
 // ./train passes a random text to the ranks that it starts.
 constexpr const char* kNonceVariable = "INGOT_RUN_NONCE";
 

@@ -21,9 +21,12 @@
 #include "src/data/loader.h"
 #include "src/model/generator.h"
 #include "src/parallel/ranks.h"
+#include "src/parallel/tcp_ranks.h"
+#include "src/parallel/world.h"
 #include "src/train/log.h"
 #include "src/train/peak_rate.h"
 #include "src/train/run_start.h"
+#include "src/train/start_ranks.h"
 #include "src/train/step_runner.h"
 #include "src/train/training_data.h"
 #include "src/train/training_plan.h"
@@ -530,9 +533,15 @@ int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, co
 
 int train(const TrainOptions& options) {
     Config config = read_config(options.config_file, options.overrides);
-    const std::unique_ptr<Ranks> ranks = one_rank();
+    const std::optional<World> world = world_of_process();
+    const int64_t num_ranks = num_ranks_of_run(options, config, world);
+    if (options.is_dry_run) {
+        const bool is_first = !world || world->rank == 0;
+        return is_first ? dry_run(config, planned_ranks(num_ranks).get(), Console(true)) : kExitDone;
+    }
+    if (!world && num_ranks > 1) return start_ranks(options, config, num_ranks);
+    const std::unique_ptr<Ranks> ranks = join_ranks(config, world);
     const Console console(ranks->is_first());
-    if (options.is_dry_run) return dry_run(config, ranks.get(), console);
     catch_stop_signals();
     outlive_the_reader();
     reserve_cpu_time_for_saving();
@@ -540,6 +549,9 @@ int train(const TrainOptions& options) {
         return train_in_folder(options, std::move(config), ranks.get(), console);
     } catch (const Stopped&) {  // while the data were read
         return stopped_before_training(console);
+    } catch (const std::exception& error) {
+        ranks->leave(error.what());
+        throw;
     }
 }
 

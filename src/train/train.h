@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,8 +21,10 @@ struct TrainOptions {
     // "none": a run folder with checkpoints is refused. "auto": goes on from the newest that verifies, or starts anew
     // where there is none. Else the path of a step folder, or of a run folder, to go on from.
     std::string resume = "none";
-    bool is_dry_run = false;  // prints the plan and stops
-    StepRange profile;        // what a profiler records: these steps run without graphs. CUDA only
+    bool is_dry_run = false;             // prints the plan and stops
+    std::optional<int64_t> num_ranks;    // --gpus; not given: what start_ranks.h says
+    std::vector<std::string> arguments;  // of this program, for the ranks that it starts
+    StepRange profile;                   // what a profiler records: these steps run without graphs. CUDA only
 };
 
 // Trains to the end, until a signal or max_minutes. Returns the exit code; throws Error.

@@ -234,7 +234,10 @@ TEST(TcpRanks, APlanHasRanksThatComputeNothing) {
     const std::unique_ptr<Ranks> ranks = planned_ranks(8);
     EXPECT_EQ(ranks->size(), 8);
     EXPECT_TRUE(ranks->is_first());
-    EXPECT_THROW(ranks->exchange(""), Error);
+    EXPECT_EQ(ranks->agree(7), 7);
+    EXPECT_EQ(ranks->exchange("x"), Texts(8, "x"));
+    StepSums sums;
+    EXPECT_THROW(ranks->all_reduce(Device::cpu(), &sums), Error);
 }
 
 }  // namespace
