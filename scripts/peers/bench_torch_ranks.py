@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time PyTorch's training step on the GPUs of one machine: how much of each GPU's speed is left when they train together.
+"""Time PyTorch's training step on the GPUs of one machine: how much of a GPU's speed is left when they train together.
 
     python3 scripts/peers/bench_torch_ranks.py --make-data data/random --output DIR [OPTION]...
 
@@ -9,10 +9,10 @@ clipping). They run in four ways, one process per GPU:
     one     the first GPU alone, the others idle
     alone   every GPU alone, all at the same time: their mean is what the ratios divide by
     ddp     DistributedDataParallel, fp32 gradients; no_sync() in all micro-steps but the last
-    fsdp2   fully_shard of every layer, bf16 weights and fp32 gradients; no gradient sync in all micro-steps but the last
+    fsdp2   fully_shard of every layer, bf16 weights, fp32 gradients; no gradient sync in all micro-steps but the last
 
 each with one micro-step an optimizer step and with as many as give --step-tokens tokens a step over all GPUs. Alone a
-GPU takes as many micro-steps as it takes together with the others, so that the ratio shows what training together costs.
+GPU takes as many micro-steps as it takes together with the others, so that the ratio shows what being together costs.
 
 A config's processes are started once, and compile once. Then the ways take turns, since a card at its power limit
 drifts: --load-seconds of load first, then --rounds times each way for --seconds, the first --settle seconds left out.
@@ -122,7 +122,8 @@ class Comparison:
                  for way in ranks[0]["first_steps"]}
         for way, (loss, norm) in first.items():
             if not abs(loss - first["alone"][0]) <= loss_tolerance * first["alone"][0]:
-                fail(f"the first loss of {way} is {loss}, alone it is {first['alone'][0]}: they do not do the same work")
+                fail(f"the first loss of {way} is {loss}, alone it is {first['alone'][0]}: they do not do the same "
+                     "work")
             if way != "alone" and not abs(norm - first[self.args.together[0]][1]) <= norm_tolerance * norm:
                 fail(f"the first gradient norm of {way} is {norm}, that of {self.args.together[0]} is "
                      f"{first[self.args.together[0]][1]}: they do not do the same work")
@@ -216,7 +217,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", type=pathlib.Path, metavar="FILE",
                         help=f"a config of Ingot's; may be repeated (default: {' and '.join(CONFIGS)})")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for ./train; may be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="as for ./train; may be repeated")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="for NAME-ranks.json")
     parser.add_argument("--gpus", type=int, metavar="N", help="how many train together (default: all that are there)")
     parser.add_argument("--ways", default=",".join(WAYS), metavar="WAY,...",
@@ -271,7 +273,8 @@ def parse_arguments() -> argparse.Namespace:
         args.gpus = args.gpus or there
     args.gpus = args.gpus or 2
     if args.gpus < 2:
-        fail(f"--gpus is {args.gpus}: it must be 2 or more, since GPUs that train together are compared with GPUs alone")
+        fail(f"--gpus is {args.gpus}: it must be 2 or more, since GPUs that train together are compared with GPUs "
+             "alone")
     return args
 
 

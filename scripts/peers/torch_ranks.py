@@ -1,5 +1,5 @@
-"""PyTorch's side of a training step on several GPUs, one process each: what bench_torch_ranks.py starts. Nothing here is
-run by itself."""
+"""PyTorch's side of a training step on several GPUs, one process each: what bench_torch_ranks.py starts. Nothing here
+is run by itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AloneTrainer(Trainer):
 
 
 class DdpTrainer(AloneTrainer):
-    """DistributedDataParallel: whole states everywhere, gradients averaged bucket by bucket during the backward pass."""
+    """DistributedDataParallel: whole states everywhere, gradients averaged bucket by bucket during backward."""
 
     def distribute(self, mode: str) -> Callable[..., Tensor]:
         self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)

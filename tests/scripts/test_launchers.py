@@ -18,7 +18,8 @@ from .slurm_cluster import SlurmCluster, missing_programs
 from .trainer_case import TrainerCase
 
 # What a launcher sets, in which these tests themselves may have been started.
-LAUNCHER_VARIABLES = re.compile("(SLURM|SBATCH|SRUN|OMPI|PMIX?|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE)_|RANK$|WORLD_SIZE$")
+LAUNCHER_VARIABLES = re.compile(
+    "(SLURM|SBATCH|SRUN|OMPI|PMIX?|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE)_|RANK$|WORLD_SIZE$")
 
 
 def find_torchrun():
