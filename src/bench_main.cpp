@@ -14,7 +14,7 @@
 #include "src/bench/ranks.h"
 #include "src/bench/step.h"
 #include "src/parallel/control_plane.h"
-#include "src/parallel/nccl_ranks.h"
+#include "src/parallel/gpu_ranks.h"
 #include "src/parallel/world.h"
 
 namespace {
@@ -166,7 +166,7 @@ void run_ranks(const ingot::BenchRanksOptions& options) {
             "torchrun, srun or mpirun");
     constexpr double kTimeout = 300;
     const auto control = std::make_shared<ingot::ControlPlane>(*world, options.config, kTimeout);
-    const std::unique_ptr<ingot::Ranks> ranks = ingot::nccl_ranks(*world, control);
+    const std::unique_ptr<ingot::Ranks> ranks = ingot::gpu_ranks(*world, control);
     bench_ranks(options, ingot::Device::cuda(ranks->local_rank()), ranks.get());
 }
 

@@ -1,5 +1,6 @@
-// Stands in for nccl.cu in a build without NCCL or without CUDA.
+// Stands in for nccl.cu and peer_copies.cu in a build without NCCL or without CUDA.
 #include "kernels/cuda/nccl.h"
+#include "kernels/cuda/peer_copies.h"
 
 namespace ingot {
 
@@ -12,6 +13,7 @@ namespace {
 }  // namespace
 
 struct NcclConnection::State {};
+struct PeerCopies::State {};
 
 // clang-format off
 bool has_nccl() { return false; }
@@ -29,6 +31,13 @@ void NcclConnection::receive(void*, size_t, int) { refuse(); }
 void NcclConnection::all_reduce(StepSums*) { refuse(); }
 void NcclConnection::sum(float*, const float*, size_t, size_t) { refuse(); }
 void NcclConnection::abort() {}
+PeerCopies::PeerCopies(const Device&, int, int, std::span<const Tensor>, int) { refuse(); }
+PeerCopies::~PeerCopies() = default;
+std::string PeerCopies::handle() const { refuse(); }
+bool PeerCopies::open(const std::vector<std::string>&) { refuse(); }
+void PeerCopies::reduce_scatter(int, int, std::span<const Range>) { refuse(); }
+void PeerCopies::all_gather(int, int, std::span<const Range>) { refuse(); }
+void PeerCopies::release() {}
 // clang-format on
 
 }  // namespace ingot

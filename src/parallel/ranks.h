@@ -31,8 +31,14 @@ class Ranks {
     // The first rank prints, and writes what there is one of.
     bool is_first() const { return rank() == 0; }
 
-    // Connects the devices, before the first collective; waits for all ranks.
-    virtual void connect(const Device&, bool /*deterministic*/) {}
+    // The memory of this rank that collectives of buckets run on, in one allocation.
+    struct Shared {
+        Tensor gradients, weights;
+        int64_t num_buckets;
+    };
+    // Connects the devices, before the first collective; waits for all ranks. Returns how they are connected, for
+    // people; empty where there is nothing to say.
+    virtual std::string connect(const Device&, const Shared&, bool /*deterministic*/) { return ""; }
     // Throws PeerError if a rank has failed: what the device has computed since is worthless.
     virtual void check() const {}
     // Ends this rank for a reason that the others are told. Nothing can be exchanged any more.

@@ -8,6 +8,7 @@
 #include "src/base/text.h"
 #include "src/model/device_choice.h"
 #include "src/parallel/control_plane.h"
+#include "src/parallel/gpu_ranks.h"
 #include "src/parallel/launcher.h"
 #include "src/parallel/tcp_ranks.h"
 
@@ -68,8 +69,9 @@ std::unique_ptr<Ranks> join_ranks(const Config& config, const std::optional<Worl
     for (size_t rank = 0; rank < devices.size(); ++rank)
         REQUIRE(devices[rank] == devices[0], "rank 0 has ", devices[0], ", and rank ", rank, " has ", devices[rank],
                 ": set training.device to cpu, or start ranks only where there are GPUs");
-    REQUIRE(is_cpu, "several GPUs cannot train together in this build: use --gpus 1");
-    return cpu_ranks(*world, std::move(control));
+    if (is_cpu) return cpu_ranks(*world, std::move(control));
+    REQUIRE(has_nccl(), "this build has no NCCL, which several GPUs need: configure with -DINGOT_NCCL_ROOT=DIR");
+    return gpu_ranks(*world, std::move(control));
 }
 
 }  // namespace ingot

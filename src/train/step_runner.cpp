@@ -21,7 +21,12 @@ StepRunner::StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, c
 
 TrainingState StepRunner::prepare(const Start& start) {
     plan_.allocate();
-    ranks_.connect(plan_.device(), config_.training.deterministic);
+    const std::string connection = ranks_.connect(plan_.device(),
+                                                  {.gradients = plan_.model.gradients(),
+                                                   .weights = plan_.model.weights(),
+                                                   .num_buckets = plan_.model.table().num_buckets()},
+                                                  config_.training.deterministic);
+    if (!connection.empty()) console_.line("ranks: ", connection);
     warm_up(start.resumed != nullptr ? start.resumed->manifest.matmul_choices : std::vector<MatmulChoice>{});
     plan_.model.initialize_constants();
     plan_.optimizer.initialize_constants();

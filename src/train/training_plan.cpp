@@ -46,7 +46,7 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device, Ranks* ra
              .attention = config.training.attention_options(),
              .num_ranks = ranks->size()},
             &memory_),
-      optimizer(model, ranks, 1, &memory_),
+      optimizer(model, ranks, config.distributed.zero, &memory_),
       // Evaluation and samples fill them; training's batches are the loader's.
       batch(
           device, model.max_tokens(), &memory_,

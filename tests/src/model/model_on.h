@@ -10,10 +10,12 @@ namespace ingot::test {
 
 class ModelOn {
   public:
-    ModelOn(const Device& device_, const ModelConfig& config, const SmallOptions& options)
+    // One of several ranks gives them, which outlive this, and how their state is shared (Optimizer).
+    ModelOn(const Device& device_, const ModelConfig& config, const SmallOptions& options, Ranks* ranks = nullptr,
+            int64_t zero = 1)
         : device(device_),
           model(device, config, options, &plan),
-          optimizer(model, ranks.get(), 1, &plan),
+          optimizer(model, ranks != nullptr ? ranks : alone.get(), zero, &plan),
           step(device, "step", &plan),
           // Poisoned: what is read before it is written shows as NaN.
           memory(plan.allocate(device, true)) {
@@ -52,7 +54,7 @@ class ModelOn {
 
     Device device;
     MemoryPlan plan;
-    std::unique_ptr<Ranks> ranks = one_rank();
+    std::unique_ptr<Ranks> alone = one_rank();
     Model model;
     Optimizer optimizer;
     DeviceStep step;

@@ -86,13 +86,15 @@ struct SmallOptions {
     Recompute recompute = Recompute::none;
     double z_loss = 0;
     bool is_training = true;
+    int64_t num_ranks = 1;
     operator ModelOptions() const {
         return {.dtype = dtype,
                 .max_tokens = max_tokens,
                 .max_positions = max_tokens,
                 .is_training = is_training,
                 .recompute = recompute,
-                .z_loss = z_loss};
+                .z_loss = z_loss,
+                .num_ranks = num_ranks};
     }
 };
 

@@ -1,6 +1,8 @@
 // Ranks as threads of one process, which share nothing but sockets.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -10,6 +12,7 @@
 #include "kernels/core/check.h"
 #include "src/parallel/control_plane.h"
 #include "src/parallel/socket.h"
+#include "src/parallel/tcp_ranks.h"
 #include "src/parallel/world.h"
 
 namespace ingot::test {
@@ -47,6 +50,21 @@ inline std::vector<std::string> in_threads(int64_t size, const std::function<voi
         });
     for (std::thread& thread : threads) thread.join();
     return errors;
+}
+
+// Runs act(ranks) for each of so many ranks on the CPU. None may fail.
+inline void with_ranks(int64_t size, const std::function<void(Ranks& ranks)>& act) {
+    const FreePort port;
+    const auto errors = in_threads(size, [&](int64_t rank) {
+        const World world = world_at(port, rank, size);
+        const auto control = std::make_shared<ControlPlane>(world, "config", 60);
+        const std::unique_ptr<Ranks> ranks = cpu_ranks(world, control);
+        ASSERT_EQ(ranks->size(), size);
+        ASSERT_EQ(ranks->rank(), rank);
+        act(*ranks);
+        ranks->exchange("");  // all are done before one ends
+    });
+    EXPECT_EQ(errors, std::vector<std::string>(static_cast<size_t>(size)));
 }
 
 }  // namespace ingot::test

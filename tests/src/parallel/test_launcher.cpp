@@ -24,6 +24,7 @@ class LauncherProcess {
     LauncherProcess(const std::string& script, int64_t num_ranks, double timeout_seconds = 60) {
         int out[2], error[2];
         if (pipe(out) != 0 || pipe(error) != 0) std::abort();
+        std::fflush(stdout);  // else the child writes what is buffered once more
         process_ = fork();
         if (process_ == 0) {
             dup2(out[1], STDOUT_FILENO);

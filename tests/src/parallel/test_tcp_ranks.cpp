@@ -15,20 +15,6 @@ namespace {
 
 using Texts = std::vector<std::string>;
 
-void with_ranks(int64_t size, const std::function<void(Ranks& ranks)>& act) {
-    const FreePort port;
-    const auto errors = in_threads(size, [&](int64_t rank) {
-        const World world = world_at(port, rank, size);
-        const auto control = std::make_shared<ControlPlane>(world, "config", 60);
-        const std::unique_ptr<Ranks> ranks = cpu_ranks(world, control);
-        ASSERT_EQ(ranks->size(), size);
-        ASSERT_EQ(ranks->rank(), rank);
-        act(*ranks);
-        ranks->exchange("");  // all are done before one ends
-    });
-    EXPECT_EQ(errors, Texts(static_cast<size_t>(size)));
-}
-
 // Each rank's elements: integers, whose sums are exact, or others, whose sums depend on the order.
 template <typename T>
 std::vector<T> elements_of(int64_t rank, int64_t count, bool is_integer) {

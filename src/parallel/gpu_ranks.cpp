@@ -1,44 +1,72 @@
-#include "src/parallel/nccl_ranks.h"
+#include "src/parallel/gpu_ranks.h"
 
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <thread>
 
 #include "kernels/cuda/nccl.h"
+#include "kernels/cuda/peer_copies.h"
 
 namespace ingot {
 
 namespace {
 
-class NcclRanks final : public Ranks {
+// A rank that learns of a failure has so long to end by itself.
+constexpr std::chrono::milliseconds kGrace{20000}, kStep{100};
+
+enum { kGradients, kWeights };  // the tensors of PeerCopies
+
+class GpuRanks final : public Ranks {
   public:
-    NcclRanks(const World& world, std::shared_ptr<ControlPlane> control) : world_(world), control_(std::move(control)) {
-        control_->on_failure([this](const std::string&) {
+    GpuRanks(const World& world, std::shared_ptr<ControlPlane> control) : world_(world), control_(std::move(control)) {
+        control_->on_failure([this](const std::string& failure) {
+            // Whatever hangs, this process ends: in the driver, say, where nothing can be interrupted.
+            std::thread([this, failure] {
+                for (auto waited = kStep; waited < kGrace; waited += kStep) {
+                    std::this_thread::sleep_for(kStep);
+                    const std::lock_guard<std::mutex> lock(mutex_);
+                    if (copies_) copies_->release();
+                }
+                std::fprintf(stderr, "error: %s\n", failure.c_str());
+                _exit(kExitPeer);
+            }).detach();
             const std::lock_guard<std::mutex> lock(mutex_);
             if (connection_) connection_->abort();
         });
     }
-    ~NcclRanks() override { control_->on_failure({}); }
-    NcclRanks(const NcclRanks&) = delete;
-    NcclRanks& operator=(const NcclRanks&) = delete;
+    ~GpuRanks() override { control_->on_failure({}); }
+    GpuRanks(const GpuRanks&) = delete;
+    GpuRanks& operator=(const GpuRanks&) = delete;
 
     int64_t size() const override { return world_.size; }
     int64_t rank() const override { return world_.rank; }
     int local_rank() const override { return static_cast<int>(world_.local_rank); }
 
-    void connect(const Device& device, bool deterministic) override {
-        if (connection_) return;
-        const std::string id = from_first(is_first() ? nccl_new_id() : "");
-        auto connection = std::make_unique<NcclConnection>(device, id, static_cast<int>(size()),
-                                                           static_cast<int>(rank()), deterministic);
-        begun_ = std::make_unique<DeviceEvent>(device);
-        reduced_ = std::make_unique<DeviceEvent>(device);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        connection_ = std::move(connection);
+    std::string connect(const Device& device, const Shared& shared, bool deterministic) override {
+        if (!connection_) {
+            const std::string id = from_first(is_first() ? nccl_new_id() : "");
+            auto connection = std::make_unique<NcclConnection>(device, id, static_cast<int>(size()),
+                                                               static_cast<int>(rank()), deterministic);
+            begun_ = std::make_unique<DeviceEvent>(device);
+            reduced_ = std::make_unique<DeviceEvent>(device);
+            const std::lock_guard<std::mutex> lock(mutex_);
+            connection_ = std::move(connection);
+        }
+        connect_copies(device, shared);
+        return join(size(), " GPUs, ", copies_ ? "gradients and weights by their copy engines, the rest" : "all",
+                    " by NCCL ", nccl_version());
     }
 
     void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) override {
         begin("reduce-scatter", bucket[0].bucket);
-        if (is_split_evenly(bucket, size()))
+        if (copies_ && flat.data == shared_.gradients.data)
+            copies_->reduce_scatter(kGradients, static_cast<int>(bucket[0].bucket), ranges_of(bucket));
+        else if (is_split_evenly(bucket, size()))
             connection_->reduce_scatter(flat.get<float>() + bucket[0].begin, static_cast<size_t>(bucket[0].numel()));
         else
             reduce_to_owners(device, bucket, flat);
@@ -59,7 +87,9 @@ class NcclRanks final : public Ranks {
         begin("all-gather", bucket[0].bucket);
         const int64_t element = size_of(flat.dtype);
         char* const data = static_cast<char*>(flat.data);
-        if (is_split_evenly(bucket, size())) {
+        if (copies_ && flat.data == shared_.weights.data) {
+            copies_->all_gather(kWeights, static_cast<int>(bucket[0].bucket), ranges_of(bucket));
+        } else if (is_split_evenly(bucket, size())) {
             connection_->all_gather(data + bucket[0].begin * element, static_cast<size_t>(bucket[0].numel() * element));
         } else {
             connection_->begin_group();
@@ -91,11 +121,39 @@ class NcclRanks final : public Ranks {
         return control_->exchange(text, static_cast<int>(channel));
     }
 
+    void leave(const std::string& reason) override { control_->leave(reason); }
+
     void check() const override {
         if (const std::optional<std::string> failure = control_->failure()) throw PeerError(*failure);
     }
 
   private:
+    void connect_copies(const Device& device, const Shared& shared) {
+        const char* const asked = std::getenv("INGOT_COLLECTIVES");
+        REQUIRE(asked == nullptr || std::string(asked) == "nccl" || std::string(asked) == "auto",
+                "INGOT_COLLECTIVES is ", asked, ": it must be auto or nccl");
+        const bool wants_copies = asked == nullptr || std::string(asked) == "auto";
+        std::unique_ptr<PeerCopies> copies;
+        if (wants_copies) {
+            const Tensor tensors[] = {shared.gradients, shared.weights};
+            copies = std::make_unique<PeerCopies>(device, static_cast<int>(size()), static_cast<int>(rank()), tensors,
+                                                  static_cast<int>(shared.num_buckets));
+        }
+        const std::vector<std::string> handles = exchange(copies ? copies->handle() : "", Channel::loop);
+        const bool is_open = copies && copies->open(handles);
+        // All ranks or none.
+        const bool all_open = agree(is_open ? 0 : 1) == 0;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        copies_ = all_open ? std::move(copies) : nullptr;
+        shared_ = shared;
+    }
+
+    static std::vector<PeerCopies::Range> ranges_of(std::span<const OwnedRange> bucket) {
+        std::vector<PeerCopies::Range> ranges;
+        for (const OwnedRange& range : bucket) ranges.push_back({static_cast<int>(range.rank), range.begin, range.end});
+        return ranges;
+    }
+
     // What the collective stream is given from now on begins after what the compute stream was given so far.
     void begin(const char* what, int64_t bucket) {
         control_->note(bucket < 0 ? what : join(what, " of bucket ", bucket));
@@ -142,8 +200,10 @@ class NcclRanks final : public Ranks {
 
     const World world_;
     const std::shared_ptr<ControlPlane> control_;
-    std::mutex mutex_;  // guards connection_ against the control plane's thread
+    std::mutex mutex_;  // guards connection_ and copies_ against the control plane's thread
     std::unique_ptr<NcclConnection> connection_;
+    std::unique_ptr<PeerCopies> copies_;  // null: NCCL does all
+    Shared shared_{};
     std::unique_ptr<DeviceEvent> begun_, reduced_;
     std::map<int64_t, DeviceEvent> gathered_;  // by bucket
     std::shared_ptr<void> staging_;
@@ -152,8 +212,8 @@ class NcclRanks final : public Ranks {
 
 }  // namespace
 
-std::unique_ptr<Ranks> nccl_ranks(const World& world, std::shared_ptr<ControlPlane> control) {
-    return std::make_unique<NcclRanks>(world, std::move(control));
+std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control) {
+    return std::make_unique<GpuRanks>(world, std::move(control));
 }
 
 }  // namespace ingot

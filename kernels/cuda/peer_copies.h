@@ -1,0 +1,54 @@
+// Collectives among the GPUs of one machine by their copy engines, which leave all multiprocessors to the GEMMs that
+// run beside them. Each GPU reads from and writes to the memory of the others over NVLink or PCIe; the GPUs wait for
+// each other by flags in memory, so that no host is involved.
+//
+// Sums are taken in the order of the ranks, in fp32: the bits do not depend on timing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/core/device.h"
+
+namespace ingot {
+
+class PeerCopies {
+  public:
+    // Elements [begin, end) of a flat tensor that a rank owns.
+    struct Range {
+        int rank;
+        int64_t begin, end;
+    };
+
+    // `tensors`, of one allocation, are the memory that collectives run on; num_slots of them may be under way at a
+    // time (reduce-scatters and all-gathers count apart).
+    PeerCopies(const Device& device, int num_ranks, int rank, std::span<const Tensor> tensors, int num_slots);
+    ~PeerCopies();
+    PeerCopies(const PeerCopies&) = delete;
+    PeerCopies& operator=(const PeerCopies&) = delete;
+
+    // What the other ranks need for open(); empty where memory cannot be shared.
+    std::string handle() const;
+    // Opens the memory of the others, given their handles by rank. Returns false if that cannot be: a rank is on
+    // another machine, or its GPU cannot be reached from this one.
+    bool open(const std::vector<std::string>& handles);
+
+    // Both run on Stream::collective; all ranks call them in the same order. `tensor` is the index of one of the
+    // tensors. Each range becomes the sum over the ranks where its owner is, fp32; elsewhere it stays.
+    void reduce_scatter(int tensor, int slot, std::span<const Range> ranges);
+    // Each range becomes, everywhere, what it is where its owner is.
+    void all_gather(int tensor, int slot, std::span<const Range> ranges);
+
+    // Lets this GPU's waits for others end, whatever they do, from any thread: one of them has failed, and what is
+    // computed from now on is worthless. Waits that begin later need another call.
+    void release();
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace ingot

@@ -1,0 +1,18 @@
+// Ranks with a GPU each. On one machine whose GPUs reach each other's memory, their copy engines exchange gradients and
+// weights (kernels/cuda/peer_copies.h); else, and for all that is small, NCCL does. INGOT_COLLECTIVES=nccl in the
+// environment leaves all of it to NCCL.
+#pragma once
+
+#include <memory>
+
+#include "src/parallel/control_plane.h"
+#include "src/parallel/ranks.h"
+#include "src/parallel/world.h"
+
+namespace ingot {
+
+// The GPUs themselves are connected by Ranks::connect(). When a rank fails, what is under way is ended, so that no wait
+// for the device lasts for ever.
+std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control);
+
+}  // namespace ingot
