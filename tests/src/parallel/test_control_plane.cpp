@@ -1,5 +1,5 @@
-// Seen to catch: a length that is believed, a nonce that is not compared, a stranger for whom the ranks wait, a silent
-// rank that nobody misses, an end without goodbye taken for a good one, a text of another channel.
+// Seen to catch: a length that is believed, a nonce that is not compared, a silent rank that nobody misses, an end
+// without goodbye taken for a good one, a text of another channel.
 #include "src/parallel/control_plane.h"
 
 #include <fcntl.h>
@@ -28,6 +28,40 @@ using Texts = std::vector<std::string>;
 
 void expect_text(const std::string& text, std::initializer_list<const char*> parts) {
     for (const char* const part : parts) EXPECT_NE(text.find(part), std::string::npos) << part << "\nin: " << text;
+}
+
+// ---- Messages ----
+
+TEST(ConnectionOfRanks, BreaksAtAMessageThatIsTooLong) {
+    const FreePort port;
+    const Socket listener = listen_at("127.0.0.1", port.number());
+    std::string why;
+    Socket sender = connect_to("127.0.0.1", port.number(), kPatience, &why);
+    ASSERT_TRUE(sender.is_open()) << why;
+    Connection receiver(accept_from(listener));
+    const auto take = [&](uint32_t length, const std::string& bytes) {
+        const std::string message = MessageWriter().number(length).number(uint32_t{7}).bytes() + bytes;
+        (void)!send(sender.descriptor(), message.data(), message.size(), MSG_NOSIGNAL);
+        pollfd polled{receiver.socket().descriptor(), POLLIN, 0};
+        poll(&polled, 1, 5000);
+        receiver.receive();
+        return receiver.take(100);
+    };
+    const std::optional<Message> message = take(100, std::string(100, 'x'));
+    ASSERT_TRUE(message.has_value());
+    EXPECT_EQ(message->kind, 7u);
+    EXPECT_EQ(message->bytes, std::string(100, 'x'));
+    EXPECT_FALSE(take(101, "x").has_value());
+    EXPECT_FALSE(receiver.is_open());
+}
+
+TEST(ConnectionOfRanks, ReadsNoFurtherThanAMessage) {
+    const std::string bytes = MessageWriter().number(int32_t{5}).number(uint64_t{1} << 63).bytes();
+    MessageReader reader(bytes);
+    EXPECT_EQ(reader.number<int32_t>(), 5);
+    EXPECT_FALSE(reader.is_whole());
+    EXPECT_EQ(reader.text(), "");  // its length is a lie
+    EXPECT_FALSE(reader.is_whole());
 }
 
 // ---- Agreement ----
