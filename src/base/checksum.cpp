@@ -58,6 +58,14 @@ std::string chunk_fault(int descriptor, uint64_t begin, uint64_t end, const std:
     return join("bytes ", begin, " to ", end - 1, " are not what was written: their checksum differs");
 }
 
+int64_t chunk_begin(int64_t chunk) {
+    return chunk * static_cast<int64_t>(FileRecord::kChunkBytes);
+}
+
+int64_t chunk_end(const FileRecord& record, int64_t chunk) {
+    return std::min(chunk_begin(chunk + 1), static_cast<int64_t>(record.bytes));
+}
+
 }  // namespace
 
 struct ChunkedSha256::Context : DigestContext {};
@@ -95,7 +103,15 @@ FileRecord ChunkedSha256::finish(const std::string& name) {
     return record_;
 }
 
-void verify_file(const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress) {
+int64_t bytes_of(const FileRecord& record, const ChunkSelection& chunks) {
+    int64_t bytes = 0;
+    for (int64_t chunk = chunks.first; chunk < static_cast<int64_t>(record.sha256.size()); chunk += chunks.step)
+        bytes += chunk_end(record, chunk) - chunk_begin(chunk);
+    return bytes;
+}
+
+void verify_file(const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress,
+                 const ChunkSelection& chunks) {
     const std::string path = folder + "/" + record.name;
     const Descriptor file = open_regular_file(path);
     struct stat info {};
@@ -106,14 +122,14 @@ void verify_file(const std::string& folder, const FileRecord& record, const std:
     const int64_t num_chunks = static_cast<int64_t>(record.sha256.size());
     std::vector<std::string> faults(record.sha256.size());
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-        const uint64_t begin = static_cast<uint64_t>(chunk) * FileRecord::kChunkBytes;
-        const uint64_t end = std::min(begin + FileRecord::kChunkBytes, record.bytes);
+    for (int64_t chunk = chunks.first; chunk < num_chunks; chunk += chunks.step) {
+        const int64_t begin = chunk_begin(chunk), end = chunk_end(record, chunk);
         std::string& fault = faults[static_cast<size_t>(chunk)];
         try {
-            fault = chunk_fault(file.get(), begin, end, record.sha256[static_cast<size_t>(chunk)]);
+            fault = chunk_fault(file.get(), static_cast<uint64_t>(begin), static_cast<uint64_t>(end),
+                                record.sha256[static_cast<size_t>(chunk)]);
 #pragma omp critical(verify_file_progress)
-            progress(static_cast<int64_t>(end - begin));
+            progress(end - begin);
         } catch (const std::exception& exception) {  // an exception must not leave a parallel region
             fault = exception.what();
         }

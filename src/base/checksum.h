@@ -39,10 +39,17 @@ class ChunkedSha256 {
     FileRecord record_;
 };
 
-// Reads the whole file with all threads. Throws UserError naming the file and its fault: it is missing, cut short, too
-// long or unreadable, or which bytes differ. One thread at a time calls `progress` with the number of bytes that were
-// read.
+// Every step-th chunk of a file, from chunk `first` on.
+struct ChunkSelection {
+    int64_t first = 0, step = 1;
+};
+int64_t bytes_of(const FileRecord& record, const ChunkSelection& chunks);
+
+// Reads the chunks of the file with all threads. Throws UserError naming the file and its fault: it is missing, cut
+// short, too long or unreadable, or which bytes differ. One thread at a time calls `progress` with the number of bytes
+// that were read.
 void verify_file(
-    const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress = [](int64_t) {});
+    const std::string& folder, const FileRecord& record, const std::function<void(int64_t)>& progress = [](int64_t) {},
+    const ChunkSelection& chunks = {});
 
 }  // namespace ingot

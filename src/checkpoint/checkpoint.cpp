@@ -1,7 +1,8 @@
 #include "src/checkpoint/checkpoint.h"
 
-#include <cstdio>
+#include <algorithm>
 #include <filesystem>
+#include <optional>
 
 #include "kernels/fill.h"
 #include "src/base/text.h"
@@ -15,32 +16,53 @@ namespace fs = std::filesystem;
 
 namespace {
 
-void load_tensors(const Device& device, const SafetensorsFile& file, const ParameterTable& table, const Tensor& flat,
-                  const std::string& prefix) {
+// Calls `visit` with each part that a piece holds elements of: with the index in the part's tensor of the first, and a
+// view of them (n).
+template <typename Visit>
+void for_each_part(const ParameterTable& table, const std::vector<StatePiece>& pieces, const Visit& visit) {
+    for (const Parameter& parameter : table.parameters())
+        for (const CheckpointPart& part : parameter.parts) {
+            const int64_t part_begin = parameter.offset + part.begin * parameter.columns;
+            const int64_t part_end = part_begin + part.rows * parameter.columns;
+            for (const StatePiece& piece : pieces) {
+                const int64_t begin = std::max(part_begin, piece.begin);
+                const int64_t end = std::min(part_end, piece.begin + piece.tensor.numel());
+                if (begin < end)
+                    visit(parameter, part, begin - part_begin,
+                          piece.tensor.slice(0, begin - piece.begin, end - piece.begin));
+            }
+        }
+}
+
+void load_pieces(const Device& device, const TensorFiles& files, const ParameterTable& table,
+                 const std::vector<StatePiece>& pieces, const std::string& prefix) {
     std::vector<uint8_t> rounded;
-    for (const NamedTensor& slot : checkpoint_tensors(table, flat, prefix)) {
-        Tensor source = file.tensor(slot.name);
-        bool is_equal = source.dtype == DType::f32 && source.rank == slot.tensor.rank;
-        for (int axis = 0; is_equal && axis < source.rank; ++axis)
-            is_equal = source.shape[axis] == slot.tensor.shape[axis];
-        REQUIRE(is_equal, slot.name, " is ", source.describe(), ", this model has ", slot.tensor.describe(),
-                ": was the checkpoint put together from two?");
-        if (slot.tensor.dtype != DType::f32) {
-            rounded.resize(static_cast<size_t>(slot.tensor.bytes()));
-            Tensor host = slot.tensor;
+    const auto copy = [&](const Tensor& to, Tensor from) {
+        if (to.dtype != DType::f32) {
+            rounded.resize(static_cast<size_t>(to.bytes()));
+            Tensor host = to;
             host.data = rounded.data();
             host.device = DeviceKind::cpu;
-            round_to(Device::cpu(), {.out = host, .in = source});
-            source = host;
+            round_to(Device::cpu(), {.out = host, .in = from});
+            from = host;
         }
         try {
-            device.copy(slot.tensor, source);
+            device.copy(to, from);
         } catch (const CudaError&) {  // a page that is gone fails in the driver, without a signal
-            file.require_intact();
+            files.require_intact();
             throw;
         }
-    }
-    file.require_intact();
+    };
+    for_each_part(
+        table, pieces, [&](const Parameter& parameter, const CheckpointPart& part, int64_t begin, const Tensor& slot) {
+            const Tensor all = files.describe(prefix + part.name);
+            CHECK(all.numel() == part.rows * parameter.columns, prefix, part.name, " is ", all.describe(),
+                  ", this model has ", part.rows, " x ", parameter.columns);
+            files.read(prefix + part.name, begin, begin + slot.numel(), [&](int64_t at, const Tensor& source) {
+                copy(slot.slice(0, at - begin, at - begin + source.numel()), source);
+            });
+        });
+    files.require_intact();
 }
 
 // The folder's own name, also for "." and with a slash at the end.
@@ -51,30 +73,8 @@ std::string name_of_folder(const std::string& folder) {
     return (path.filename().empty() ? path.parent_path() : path).filename().string();
 }
 
-// The tensors of the file are those of a model of this table, once for each prefix. Before any memory is taken for the
-// model: its sizes come from the manifest too.
-void check_tensors(const std::string& path, const SafetensorsFile& file, const ParameterTable& table,
-                   const std::vector<std::string>& prefixes) {
-    size_t count = 0;
-    for (const Parameter& parameter : table.parameters())
-        for (const CheckpointPart& part : parameter.parts)
-            for (const std::string& prefix : prefixes) {
-                const Tensor tensor = file.tensor(prefix + part.name);
-                const bool fits =
-                    parameter.is_matrix
-                        ? tensor.rank == 2 && tensor.shape[0] == part.rows && tensor.shape[1] == parameter.columns
-                        : tensor.rank == 1 && tensor.shape[0] == part.rows * parameter.columns;
-                REQUIRE(fits && tensor.dtype == DType::f32, path, ": ", prefix, part.name, " is ", tensor.describe(),
-                        ", the model of its manifest has ", part.rows, " x ", parameter.columns,
-                        " in f32: was the checkpoint put together from two?");
-                ++count;
-            }
-    REQUIRE(file.names().size() == count, path, ": has ", file.names().size(),
-            " tensors, the model of its manifest has ", count, ": was the checkpoint put together from two?");
-}
-
-// Throws DamagedCheckpoint if anything in it is not what was written.
-Checkpoint verified_checkpoint(const std::string& folder, bool with_moments) {
+// Throws DamagedCheckpoint if anything in it, as far as this rank looks, is not what was written.
+Checkpoint verified_checkpoint(const std::string& folder, bool with_moments, const Ranks& ranks) {
     Checkpoint checkpoint;
     checkpoint.folder = folder;
     checkpoint.manifest = read_manifest(folder);
@@ -83,62 +83,116 @@ Checkpoint verified_checkpoint(const std::string& folder, bool with_moments) {
     if (is_step_name(name) && name != step_name(checkpoint.manifest.step))
         throw DamagedCheckpoint(join(folder, ": its manifest is that of step ", checkpoint.manifest.step,
                                      ": was the folder renamed? give it its own name again"));
-    std::vector<FileRecord> files = checkpoint.manifest.files;
-    if (!with_moments) std::erase_if(files, [](const FileRecord& file) { return file.name == kOptimizerFile; });
-    verify_files(folder, files);
-    const ParameterTable table(checkpoint.manifest.config.model);
-    const std::string model = folder + "/" + kModelFile, optimizer = folder + "/" + kOptimizerFile;
-    checkpoint.weights = std::make_shared<SafetensorsFile>(model);
-    check_tensors(model, *checkpoint.weights, table, {""});
-    if (with_moments && checkpoint.manifest.find(kOptimizerFile) != nullptr) {
-        checkpoint.moments = std::make_shared<SafetensorsFile>(optimizer);
-        check_tensors(optimizer, *checkpoint.moments, table, Optimizer::moment_prefixes());
+    const Manifest& manifest = checkpoint.manifest;
+    std::vector<std::string> model, optimizer;
+    for (int64_t rank = 0; rank < manifest.num_ranks; ++rank) {
+        model.push_back(folder + "/" + model_file(rank, manifest.num_ranks));
+        optimizer.push_back(folder + "/" + optimizer_file(rank, manifest.num_ranks));
     }
+    std::vector<FileRecord> files = manifest.files;
+    if (!with_moments)
+        std::erase_if(files, [&](const FileRecord& file) {
+            return std::find(optimizer.begin(), optimizer.end(), folder + "/" + file.name) != optimizer.end();
+        });
+    verify_files(folder, files, ranks.rank(), ranks.size());
+    // Checked before any memory is taken for the model: its sizes come from the manifest too.
+    const ParameterTable table(manifest.config.model);
+    checkpoint.weights = std::make_shared<TensorFiles>(model, table, std::vector<std::string>{""});
+    if (with_moments && manifest.has_moments())
+        checkpoint.moments = std::make_shared<TensorFiles>(optimizer, table, Optimizer::moment_prefixes());
     if (checkpoint.manifest.find(kTokenizerFile) != nullptr)
         checkpoint.tokenizer_json = read_tokenizer_file(folder + "/" + kTokenizerFile);
     return checkpoint;
 }
 
+// The checkpoints that a folder means, the newest first: one step folder, or those of a run folder.
+class Candidates {
+  public:
+    explicit Candidates(const std::string& folder) : folder_(folder) {
+        std::error_code error;
+        const bool exists = fs::exists(folder, error);
+        REQUIRE(exists, "there is no checkpoint ", folder, ": name a run folder, or a step folder in its checkpoints/");
+        REQUIRE(fs::is_directory(folder, error), folder,
+                " is a file: name the folder of a run, or a step folder in its checkpoints/");
+        is_step_ = is_step_name(name_of_folder(folder)) || fs::exists(folder + "/manifest.json", error);
+        all_ = is_step_ ? std::vector<std::string>{folder} : list_checkpoints(folder);
+        REQUIRE(!all_.empty(), folder,
+                " holds no checkpoint: name a run folder with some in its checkpoints/, or a step folder");
+        count_ = all_.size();
+    }
+
+    std::string next() const {
+        REQUIRE(!all_.empty(), "none of the ", count_, " checkpoints in ", checkpoints_of(folder_),
+                " is whole: move the folder away, or start anew with another name");
+        return all_.back();
+    }
+
+    // Throws the fault of the checkpoint that next() named, unless an older one may serve.
+    void pass_over(const std::string& fault, bool is_damage) {
+        if (is_step_ && is_damage) throw DamagedCheckpoint(fault);
+        // Gone: a run that goes on has removed it, and written a newer one before.
+        std::error_code error;
+        const bool is_gone = !is_step_ && !fs::exists(all_.back(), error);
+        if (!is_gone && !is_damage) throw UserError(fault);
+        if (is_gone) {
+            all_ = list_checkpoints(folder_);
+            return;
+        }
+        print_warning(join("passing over a damaged checkpoint: ", fault));
+        all_.pop_back();
+    }
+
+  private:
+    std::string folder_;
+    bool is_step_;
+    std::vector<std::string> all_;
+    size_t count_;
+};
+
+constexpr char kDamaged = 'd', kUnreadable = 'u';  // the first letter of a fault that a rank tells the others
+
 }  // namespace
 
-std::vector<NamedTensor> checkpoint_tensors(const ParameterTable& table, const Tensor& flat,
+std::vector<NamedTensor> checkpoint_tensors(const ParameterTable& table, const std::vector<StatePiece>& pieces,
                                             const std::string& prefix) {
     std::vector<NamedTensor> tensors;
-    for (const Parameter& parameter : table.parameters())
-        for (const CheckpointPart& part : parameter.parts)
-            tensors.push_back({prefix + part.name, part_view(flat, parameter, part)});
+    for_each_part(table, pieces,
+                  [&](const Parameter& parameter, const CheckpointPart& part, int64_t begin, const Tensor& elements) {
+                      const std::string name = prefix + part.name;
+                      if (elements.numel() < part.rows * parameter.columns)
+                          tensors.push_back({fragment_name(name, begin, begin + elements.numel()), elements});
+                      else
+                          tensors.push_back(
+                              {name, parameter.is_matrix ? elements.view({part.rows, parameter.columns}) : elements});
+                  });
     return tensors;
 }
 
 Checkpoint open_checkpoint(const std::string& folder, bool with_moments) {
-    std::error_code error;
-    const bool exists = fs::exists(folder, error);
-    REQUIRE(exists, "there is no checkpoint ", folder, ": name a run folder, or a step folder in its checkpoints/");
-    REQUIRE(fs::is_directory(folder, error), folder,
-            " is a file: name the folder of a run, or a step folder in its checkpoints/");
-    if (is_step_name(name_of_folder(folder)) || fs::exists(folder + "/manifest.json", error))
-        return verified_checkpoint(folder, with_moments);
-    std::vector<std::string> all = list_checkpoints(folder);
-    REQUIRE(!all.empty(), folder,
-            " holds no checkpoint: name a run folder with some in its checkpoints/, or a step folder");
-    const size_t count = all.size();
-    while (!all.empty()) {
+    const std::unique_ptr<Ranks> alone = one_rank();
+    return open_checkpoint(folder, with_moments, alone.get());
+}
+
+Checkpoint open_checkpoint(const std::string& folder, bool with_moments, Ranks* ranks) {
+    std::optional<Candidates> candidates;
+    if (ranks->is_first()) candidates.emplace(folder);
+    for (;;) {
+        const std::string path = ranks->from_first(candidates ? candidates->next() : "");
+        Checkpoint checkpoint;
+        std::string own_fault;
         try {
-            return verified_checkpoint(all.back(), with_moments);
+            checkpoint = verified_checkpoint(path, with_moments, *ranks);
+        } catch (const DamagedCheckpoint& fault) {
+            own_fault = kDamaged + std::string(fault.what());
         } catch (const UserError& fault) {
-            // Gone: a run that goes on has removed it, and written a newer one before.
-            const bool is_gone = !fs::exists(all.back(), error);
-            if (!is_gone && dynamic_cast<const DamagedCheckpoint*>(&fault) == nullptr) throw;
-            if (is_gone) {
-                all = list_checkpoints(folder);
-                continue;
-            }
-            print_warning(join("passing over a damaged checkpoint: ", fault.what()));
+            own_fault = kUnreadable + std::string(fault.what());
         }
-        all.pop_back();
+        const std::vector<std::string> faults = ranks->exchange(own_fault);
+        const auto fault =
+            std::find_if(faults.begin(), faults.end(), [](const std::string& text) { return !text.empty(); });
+        if (fault == faults.end()) return checkpoint;
+        if (candidates) candidates->pass_over(fault->substr(1), (*fault)[0] == kDamaged);
     }
-    throw UserError(join("none of the ", count, " checkpoints in ", checkpoints_of(folder),
-                         " is whole: move the folder away, or start anew with another name"));
 }
 
 std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint) {
@@ -152,19 +206,19 @@ std::unique_ptr<Tokenizer> checkpoint_tokenizer(const Checkpoint& checkpoint) {
 
 void load_weights(const Checkpoint& checkpoint, const Model& model) {
     model.device().zero(model.weights());  // the padding between tensors
-    load_tensors(model.device(), *checkpoint.weights, model.table(), model.weights(), "");
+    load_pieces(model.device(), *checkpoint.weights, model.table(), {{0, model.weights()}}, "");
 }
 
 void load_weights(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer) {
-    load_tensors(model.device(), *checkpoint.weights, model.table(), optimizer->state()[0].pieces[0].tensor, "");
+    load_pieces(model.device(), *checkpoint.weights, model.table(), optimizer->state()[0].pieces, "");
     optimizer->refresh_model();
 }
 
 TrainingState load_training(const Checkpoint& checkpoint, const Model& model, Optimizer* optimizer) {
     CHECK(checkpoint.moments != nullptr, checkpoint.folder, " has no optimizer state to go on from");
     for (const OptimizerState& state : optimizer->state())
-        load_tensors(model.device(), state.is_weights() ? *checkpoint.weights : *checkpoint.moments, model.table(),
-                     state.pieces[0].tensor, state.prefix);
+        load_pieces(model.device(), state.is_weights() ? *checkpoint.weights : *checkpoint.moments, model.table(),
+                    state.pieces, state.prefix);
     optimizer->refresh_model();
     const Manifest& manifest = checkpoint.manifest;
     return {.step = manifest.step,

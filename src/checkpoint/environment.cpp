@@ -40,7 +40,7 @@ std::string cpu_model() {
     return "unknown CPU";
 }
 
-ordered_json environment(const Device& device, const Config& config) {
+ordered_json environment(const Device& device, const Config& config, int64_t num_ranks) {
     ordered_json result;
     result["ingot"] = INGOT_VERSION;
     result["device"] = device.is_cpu() ? cpu_model() : device.name();
@@ -56,7 +56,7 @@ ordered_json environment(const Device& device, const Config& config) {
                 .kernel);
     }
     if (!device.is_cpu() && !device.is_planned()) result["products"] = matmul_machine(device);
-    result["world_size"] = 1;
+    result["world_size"] = num_ranks;
     return result;
 }
 

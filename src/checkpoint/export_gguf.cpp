@@ -130,26 +130,23 @@ void add_tensors(const Checkpoint& checkpoint, const std::string& architecture, 
     const ParameterTable table(model);
     for (const Parameter& parameter : table.parameters())
         for (const CheckpointPart& part : parameter.parts) {
-            const Tensor source = checkpoint.weights->tensor(part.name);
-            const std::vector<int64_t> shape(source.shape, source.shape + source.rank);
-            const std::vector<int64_t> expected = parameter.is_matrix
-                                                      ? std::vector<int64_t>{part.rows, parameter.columns}
-                                                      : std::vector<int64_t>{part.rows * parameter.columns};
-            REQUIRE(source.dtype == DType::f32 && shape == expected, checkpoint.folder, ": ", part.name, " is ",
-                    source.describe(), ", which does not fit the model's config: was it put together from two?");
+            const Tensor described = checkpoint.weights->describe(part.name);
+            const std::vector<int64_t> shape(described.shape, described.shape + described.rank);
             // llama.cpp adds and multiplies vectors only in fp32.
             const DType written = parameter.is_matrix ? dtype : DType::f32;
             const bool is_rotated = part.name.find(".self_attn.q_proj.") != std::string::npos ||
                                     part.name.find(".self_attn.k_proj.") != std::string::npos;
             const bool interleaves = architecture == "llama" && is_rotated;
-            file->add_tensor(
-                gguf_name(part.name), written, shape,
-                [source, written, interleaves, head_size = model.head_dim, name = part.name](OutputFile* output) {
-                    if (interleaves)
-                        write_interleaved(output, source, head_size, written, name);
-                    else
-                        write_rounded(output, source, written, name);
-                });
+            file->add_tensor(gguf_name(part.name), written, shape,
+                             [&files = *checkpoint.weights, written, interleaves, head_size = model.head_dim,
+                              name = part.name](OutputFile* output) {
+                                 std::vector<float> memory;
+                                 const Tensor source = files.tensor(name, &memory);
+                                 if (interleaves)
+                                     write_interleaved(output, source, head_size, written, name);
+                                 else
+                                     write_rounded(output, source, written, name);
+                             });
         }
 }
 

@@ -22,7 +22,7 @@ namespace {
 
 struct ShardFile {
     std::string file;
-    std::vector<NamedTensor> tensors;  // of the checkpoint, in fp32
+    std::vector<NamedTensor> tensors;  // of the checkpoint, in fp32, without data
 };
 
 NamedTensor in_type(NamedTensor named, DType dtype) {
@@ -56,24 +56,26 @@ std::vector<ShardFile> plan_shards(const std::vector<NamedTensor>& tensors, DTyp
     return shards;
 }
 
-// Returns the tensors by checkpoint name, in the order of the model's parameter table.
+// Returns the tensors by checkpoint name, without data, in the order of the model's parameter table.
 std::vector<NamedTensor> tensors_of(const Checkpoint& checkpoint) {
     const ParameterTable table(checkpoint.manifest.config.model);
     std::vector<NamedTensor> tensors;
     for (const Parameter& parameter : table.parameters())
         for (const CheckpointPart& part : parameter.parts)
-            tensors.push_back({part.name, checkpoint.weights->tensor(part.name)});
+            tensors.push_back({part.name, checkpoint.weights->describe(part.name)});
     return tensors;
 }
 
-void write_shard(const OutputFolder& folder, const ShardFile& shard, DType dtype, Progress* progress) {
+void write_shard(const OutputFolder& folder, const ShardFile& shard, const TensorFiles& source, DType dtype,
+                 Progress* progress) {
     std::vector<NamedTensor> described;
     for (const NamedTensor& named : shard.tensors) described.push_back(in_type(named, dtype));
     const std::string head = safetensors_head(described, {{"format", "pt"}});
     OutputFile file = folder.create(shard.file);
     file.write(head.data(), head.size());
-    for (const auto& [name, tensor] : shard.tensors) {
-        write_rounded(&file, tensor, dtype, name);
+    std::vector<float> memory;
+    for (const NamedTensor& named : shard.tensors) {
+        write_rounded(&file, source.tensor(named.name, &memory), dtype, named.name);
         progress->advance(1);
     }
     file.sync_and_close();
@@ -105,7 +107,7 @@ void export_huggingface(const Checkpoint& checkpoint, const std::string& output,
     OutputFolder folder(output);
     folder.require_space(bytes);
     Progress progress("exporting", static_cast<int64_t>(tensors.size()), "tensors");
-    for (const ShardFile& shard : shards) write_shard(folder, shard, dtype, &progress);
+    for (const ShardFile& shard : shards) write_shard(folder, shard, *checkpoint.weights, dtype, &progress);
     progress.finish();
     checkpoint.weights->require_intact();
     if (shards.size() > 1) folder.write_text("model.safetensors.index.json", index_json(shards, bytes));

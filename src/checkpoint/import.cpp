@@ -150,7 +150,7 @@ FileRecord write_weights(const OutputFolder& folder, const ImportedTensors& tens
             written.back().tensor.data = nullptr;
             count += written.back().tensor.numel();
         }
-    OutputFile file = folder.create(kModelFile);
+    OutputFile file = folder.create(model_file());
     ChunkedSha256 checksums;
     const Sink sink = [&](const void* data, size_t bytes) {
         file.write(data, bytes);
@@ -171,7 +171,7 @@ FileRecord write_weights(const OutputFolder& folder, const ImportedTensors& tens
     }
     progress.finish();
     file.sync_and_close();
-    return checksums.finish(kModelFile);
+    return checksums.finish(model_file());
 }
 
 // ---- Messages ----
@@ -257,7 +257,7 @@ void write_model(ImportOptions options) {
     // The checkpoint's own config: it was not started from another one, and generation ends at the model's own token.
     config.model.init_from.clear();
     config.data.eot_token = imported.eot_token;
-    ordered_json manifest = manifest_head("", config, TrainingState(), Device::cpu());
+    ordered_json manifest = manifest_head("", config, TrainingState(), Device::cpu(), 1);
     manifest["files"] = to_json(files);
     output.write_text("manifest.json", manifest_text(manifest));
     output.commit();

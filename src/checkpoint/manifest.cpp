@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <map>
+#include <optional>
 
 #include "kernels/core/check.h"
 #include "src/base/files.h"
@@ -115,26 +118,56 @@ FileRecord file_of(const JsonFields& fields) {
     return record;
 }
 
-std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path, int64_t step) {
+int64_t num_ranks_of(const JsonFields& root, bool is_of_several) {
+    constexpr int64_t kMostRanks = 1 << 20;
+    return is_of_several ? root.integer("world_size", 2, kMostRanks) : root.integer("world_size", 1, 1);
+}
+
+std::vector<FileRecord> files_of(const JsonFields& root, const std::string& path, int64_t step, int64_t num_ranks) {
+    const std::vector<JsonFields> objects = root.objects("files", static_cast<size_t>(2 * num_ranks + 1));
     std::vector<FileRecord> files;
-    for (const JsonFields& fields : root.objects("files", 3)) {
+    std::map<std::string, const JsonFields*> listed;
+    for (const JsonFields& fields : objects) {
         files.push_back(file_of(fields));
-        const std::string& name = files.back().name;
-        if (name != kModelFile && name != kOptimizerFile && name != kTokenizerFile)
-            fields.refuse("name", join(kModelFile, ", ", kOptimizerFile, " or ", kTokenizerFile));
-        const auto is_twice = [&](const FileRecord& file) { return file.name == name; };
-        if (std::count_if(files.begin(), files.end(), is_twice) > 1) fields.refuse("name", "there once");
+        if (!listed.emplace(files.back().name, &fields).second) fields.refuse("name", "there once");
     }
-    const auto require = [&](const char* name) {
-        if (std::none_of(files.begin(), files.end(), [&](const FileRecord& file) { return file.name == name; }))
-            throw DamagedCheckpoint(join(path, ": files does not list ", name, ", so nothing says that it is whole"));
+    const auto damaged = [&](const std::string& what) {
+        return DamagedCheckpoint(join(path, ": files does not list ", what, ", so nothing says that it is whole"));
     };
-    require(kModelFile);
-    if (step > 0) require(kOptimizerFile);
+    // Before a long list of names is made for a number that cannot be.
+    if (static_cast<int64_t>(files.size()) < num_ranks) throw damaged("a file of each rank");
+    std::string missing;
+    const bool has_moments = step > 0 || listed.count(optimizer_file(0, num_ranks)) > 0;
+    for (int64_t rank = 0; rank < num_ranks; ++rank)
+        for (const bool is_optimizer : {false, true}) {
+            if (is_optimizer && !has_moments) continue;
+            const std::string name = is_optimizer ? optimizer_file(rank, num_ranks) : model_file(rank, num_ranks);
+            if (listed.erase(name) == 0 && missing.empty()) missing = name;
+        }
+    listed.erase(kTokenizerFile);
+    for (const auto& [name, fields] : listed)
+        fields->refuse("name", join(model_file(0, num_ranks), ", ", optimizer_file(0, num_ranks),
+                                    num_ranks > 1 ? ", those of the other ranks" : "", " or ", kTokenizerFile));
+    if (!missing.empty()) throw damaged(missing);
     return files;
 }
 
+std::string file_of_rank(const char* kind, int64_t rank, int64_t num_ranks) {
+    char name[80];
+    std::snprintf(name, sizeof name, "%s-%05ld-of-%05ld.safetensors", kind, static_cast<long>(rank),
+                  static_cast<long>(num_ranks));
+    return name;
+}
+
 }  // namespace
+
+std::string model_file(int64_t rank, int64_t num_ranks) {
+    return file_of_rank("model", rank, num_ranks);
+}
+
+std::string optimizer_file(int64_t rank, int64_t num_ranks) {
+    return file_of_rank("optimizer", rank, num_ranks);
+}
 
 const FileRecord* Manifest::find(const std::string& file) const {
     for (const FileRecord& record : files)
@@ -168,8 +201,10 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     take_former_names(values);
     const JsonFields root(values, path, "", kManifestLimits.advice);
     const json version = values.value("format_version", json());
-    REQUIRE(version == kCheckpointFormatVersion, path, ": format version ", shown(version),
-            ", this program reads version ", kCheckpointFormatVersion, ": use the version of Ingot that wrote it");
+    const bool is_of_several = version == kSeveralRanksFormatVersion;
+    REQUIRE(is_of_several || version == kCheckpointFormatVersion, path, ": format version ", shown(version),
+            ", this program reads versions ", kCheckpointFormatVersion, " and ", kSeveralRanksFormatVersion,
+            ": use the version of Ingot that wrote it");
     Manifest manifest;
     manifest.config = config_of(root, path);
     const int64_t T = manifest.config.model.context_length, step = root.integer("step", 0, kMostSteps);
@@ -182,8 +217,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     const int64_t tokens = manifest.rows_consumed * T;
     root.integer("tokens", tokens, tokens);
     root.integer("seed", manifest.config.seed, manifest.config.seed);
-    constexpr int64_t kMostRanks = 1 << 20;
-    root.integer("world_size", 1, kMostRanks);
+    manifest.num_ranks = num_ranks_of(root, is_of_several);
     if (root.has("data")) manifest.data = blend_state_from_json(root.object("data"), manifest.rows_consumed);
     manifest.state = step_state_of(root.object("step_state"), step);
     manifest.report = report_from_json(root.object("report"));
@@ -192,7 +226,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     manifest.environment = ordered_json::object();
     if (root.has("environment")) manifest.environment = environment_of(root.object("environment"));
     if (root.has("matmul_choices")) manifest.matmul_choices = matmul_choices_of(root.object("matmul_choices"));
-    manifest.files = files_of(root, path, step);
+    manifest.files = files_of(root, path, step, manifest.num_ranks);
     return manifest;
 }
 
@@ -206,18 +240,27 @@ ordered_json to_json(const std::vector<FileRecord>& files) {
     return list;
 }
 
-void verify_files(const std::string& folder, const std::vector<FileRecord>& files) {
+void verify_files(const std::string& folder, const std::vector<FileRecord>& files, int64_t rank, int64_t num_ranks) {
+    // The chunks of all files are counted on, so that few large files are shared too.
+    std::vector<ChunkSelection> chunks;
+    int64_t bytes = 0, bytes_read = 0, next = rank;
+    for (const FileRecord& file : files) {
+        chunks.push_back({.first = next, .step = num_ranks});
+        bytes += bytes_of(file, chunks.back());
+        const auto count = static_cast<int64_t>(file.sha256.size());
+        next += next < count ? (count - next + num_ranks - 1) / num_ranks * num_ranks : 0;
+        next -= count;
+    }
     constexpr int64_t kMegabyte = 1'000'000;
-    int64_t bytes = 0, bytes_read = 0;
-    for (const FileRecord& file : files) bytes += static_cast<int64_t>(file.bytes);
-    Progress progress("verifying " + folder, (bytes + kMegabyte - 1) / kMegabyte, "MB");
+    std::optional<Progress> progress;  // one rank shows its own part for all
+    if (rank == 0) progress.emplace("verifying " + folder, (bytes + kMegabyte - 1) / kMegabyte, "MB");
     const auto advance = [&](int64_t count) {
         const int64_t before = bytes_read / kMegabyte;
         bytes_read += count;
-        progress.advance(bytes_read / kMegabyte - before);
+        if (progress) progress->advance(bytes_read / kMegabyte - before);
     };
     try {
-        for (const FileRecord& file : files) verify_file(folder, file, advance);
+        for (size_t i = 0; i < files.size(); ++i) verify_file(folder, files[i], advance, chunks[i]);
     } catch (const UserError& error) {
         throw DamagedCheckpoint(error.what());
     }

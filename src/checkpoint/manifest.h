@@ -19,12 +19,15 @@
 
 namespace ingot {
 
-constexpr int kCheckpointFormatVersion = 2;
+// A checkpoint of several ranks has a version of its own, so that a program that reads one rank's files alone says that
+// it does not know it.
+constexpr int kCheckpointFormatVersion = 2, kSeveralRanksFormatVersion = 3;
 
-// The files of a checkpoint. The optimizer's is missing at step 0, where nothing was trained yet (an imported model);
-// the last one is there if the run has a tokenizer.
-constexpr const char* kModelFile = "model-00000-of-00001.safetensors";
-constexpr const char* kOptimizerFile = "optimizer-00000-of-00001.safetensors";
+// The files of a checkpoint that `num_ranks` ranks wrote, each its own: "model-00002-of-00008.safetensors". The
+// optimizer's are missing at step 0, where nothing was trained yet (an imported model); the last one is there if the
+// run has a tokenizer.
+std::string model_file(int64_t rank = 0, int64_t num_ranks = 1);
+std::string optimizer_file(int64_t rank = 0, int64_t num_ranks = 1);
 constexpr const char* kTokenizerFile = "tokenizer.json";
 
 // The content of a manifest.
@@ -37,10 +40,12 @@ struct Manifest {
     StepReport report;                   // of step `step`
     nlohmann::ordered_json environment;  // an object of texts, numbers and truth values
     std::vector<MatmulChoice> matmul_choices;
+    int64_t num_ranks = 1;  // that wrote it
     std::vector<FileRecord> files;
     Config config;  // resolved, of the run that wrote it
 
     const FileRecord* find(const std::string& file) const;  // null: none
+    bool has_moments() const { return find(optimizer_file(0, num_ranks)) != nullptr; }
 };
 
 // The text of a manifest, sealed with its own checksum.
@@ -62,7 +67,9 @@ Manifest parse_manifest(const std::string& text, const std::string& path);
 
 nlohmann::ordered_json to_json(const std::vector<FileRecord>& files);
 
-// Reads every file of the list and compares sizes and checksums. Throws DamagedCheckpoint.
-void verify_files(const std::string& folder, const std::vector<FileRecord>& files);
+// Compares the sizes of all files of the list and reads them, every num_ranks-th chunk, from chunk `rank` on, to
+// compare checksums: the ranks of a run read each byte once together. Throws DamagedCheckpoint.
+void verify_files(const std::string& folder, const std::vector<FileRecord>& files, int64_t rank = 0,
+                  int64_t num_ranks = 1);
 
 }  // namespace ingot

@@ -53,7 +53,6 @@ class CheckpointStore {
         Draft(const Draft&) = delete;
         Draft& operator=(const Draft&) = delete;
         const Folder& folder() const { return folder_; }
-        uint64_t available_bytes() const { return checkpoints_.available_bytes(); }
 
       private:
         friend class CheckpointStore;

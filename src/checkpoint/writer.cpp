@@ -22,9 +22,9 @@ struct CheckpointWriter::Job {
 };
 
 ordered_json manifest_head(const std::string& run_id, const Config& config, const TrainingState& training,
-                           const Device& device) {
+                           const Device& device, int64_t num_ranks) {
     ordered_json manifest;
-    manifest["format_version"] = kCheckpointFormatVersion;
+    manifest["format_version"] = num_ranks == 1 ? kCheckpointFormatVersion : kSeveralRanksFormatVersion;
     if (!run_id.empty()) manifest["run"] = run_id;
     manifest["step"] = training.step;
     manifest["tokens"] = training.report.tokens;
@@ -37,8 +37,8 @@ ordered_json manifest_head(const std::string& run_id, const Config& config, cons
                               {"consecutive_skips", training.state.consecutive_skips}};
     manifest["report"] = report_to_json(training.report);
     for (const char* found_anew : {"val_loss", "hellaswag", "mfu"}) manifest["report"].erase(found_anew);
-    manifest["world_size"] = 1;
-    manifest["environment"] = environment(device, config);
+    manifest["world_size"] = num_ranks;
+    manifest["environment"] = environment(device, config, num_ranks);
     if (!device.is_cpu()) manifest["matmul_choices"] = matmul_choices_to_json(matmul_choices(device));
     manifest["config"] = config_to_json(config);
     return manifest;
@@ -46,29 +46,63 @@ ordered_json manifest_head(const std::string& run_id, const Config& config, cons
 
 namespace {
 
-uint64_t bytes_of(const std::vector<NamedTensor>& tensors) {
+uint64_t bytes_of(const std::vector<OptimizerState>& state) {
     uint64_t bytes = 0;
-    for (const NamedTensor& named : tensors) bytes += static_cast<uint64_t>(named.tensor.bytes());
+    for (const OptimizerState& part : state)
+        for (const StatePiece& piece : part.pieces) bytes += static_cast<uint64_t>(piece.tensor.bytes());
     return bytes;
 }
 
 // Checks before anything is written, so that a full disk costs no time and leaves nothing behind. Headers and the
 // manifest take less than the margin.
-void check_free_space(const CheckpointStore::Draft& draft, uint64_t bytes) {
+void check_free_space(const Folder& folder, uint64_t bytes) {
     constexpr uint64_t kMargin = 1 << 20;
-    const uint64_t available = draft.available_bytes();
+    const uint64_t available = folder.available_bytes();
     if (available >= bytes + kMargin) return;
     throw Error(kExitAllocation,
-                join("cannot save to ", draft.folder().path(), ": a checkpoint needs ", format_bytes(bytes + kMargin),
-                     ", ", format_bytes(available), " are free: free some space, or set a lower checkpoint.keep"));
+                join("cannot save to ", folder.path(), ": a checkpoint needs ", format_bytes(bytes + kMargin), ", ",
+                     format_bytes(available), " are free: free some space, or set a lower checkpoint.keep"));
 }
+
+// The pieces of the state in a tensor that has one after the other.
+std::vector<StatePiece> pieces_in(const Tensor& all, std::vector<StatePiece> pieces) {
+    int64_t at = 0;
+    for (StatePiece& piece : pieces) {
+        const int64_t count = piece.tensor.numel();
+        piece.tensor = all.slice(0, at, at + count);
+        at += count;
+    }
+    return pieces;
+}
+
+void write_text(const Folder& folder, const std::string& name, const std::string& text) {
+    OutputFile file = folder.create(name);
+    file.write(text.data(), text.size());
+    file.sync_and_close();
+}
+
+// Another rank may have written its files where this one cannot see them.
+void require_files(const Folder& folder, const ordered_json& files) {
+    for (const ordered_json& file : files) {
+        const std::string name = file.at("name");
+        const std::optional<struct stat> info = folder.look_at(name);
+        if (!info || static_cast<uint64_t>(info->st_size) != file.at("bytes").get<uint64_t>())
+            throw Error(kExitAllocation,
+                        join(folder.path_of(name), " was written by its rank, and the first rank does not find it: ",
+                             "set run_dir to a folder that all ranks share"));
+    }
+}
+
+// The first letter of what a rank tells the others.
+constexpr char kDone = 'd', kFault = 'f';
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, const Optimizer& optimizer,
+CheckpointWriter::CheckpointWriter(const Config& config, const Model& model, const Optimizer& optimizer, Ranks* ranks,
                                    MemoryPlan* host_plan)
     : model_(model),
       optimizer_(optimizer),
+      ranks_(*ranks),
       is_async_(config.checkpoint.async),
       snapshot_(optimizer.owned_state().size()),
       updated_(model.device()),
@@ -112,24 +146,35 @@ void CheckpointWriter::start(CheckpointStore* store, const Config& config, const
         updated_.record(Stream::compute);
         updated_.block(Stream::download);
         const std::vector<OptimizerState> state = optimizer_.owned_state();
-        for (size_t i = 0; i < state.size(); ++i)
-            if (snapshot_[i]) device.start_copy(snapshot_[i], state[i].pieces[0].tensor, Stream::download);
+        for (size_t i = 0; i < state.size(); ++i) {
+            if (!snapshot_[i]) continue;
+            const std::vector<StatePiece> copies = pieces_in(snapshot_[i], state[i].pieces);
+            for (size_t j = 0; j < copies.size(); ++j)
+                device.start_copy(copies[j].tensor, state[i].pieces[j].tensor, Stream::download);
+        }
         downloaded_.record(Stream::download);
     }
     std::promise<void> copied;
     copied_ = copied.get_future();
-    Job job{store, config.checkpoint, training, manifest_head(store->run_id(), config, training, device),
+    Job job{store, config.checkpoint, training,
+            manifest_head(store != nullptr ? store->run_id() : "", config, training, device, ranks_.size()),
             tokenizer_json};
     auto run = [this, job = std::move(job), copied = std::move(copied)]() mutable {
+        const auto end_copying = [&] {  // a save that failed early holds nobody up
+            try {
+                copied.set_value();
+            } catch (const std::future_error&) {}
+        };
         Result result{job.training.step, "", ""};
         try {
             result.set_aside = write(job, &copied);
+        } catch (const PeerError&) {  // for wait(): no rank can go on
+            end_copying();
+            throw;
         } catch (const std::exception& error) {
             result.fault = error.what();
         }
-        try {
-            copied.set_value();  // a save that failed early holds nobody up
-        } catch (const std::future_error&) {}
+        end_copying();
         return result;
     };
     writing_ = std::async(std::launch::async, std::move(run));
@@ -158,54 +203,102 @@ std::optional<CheckpointWriter::Result> CheckpointWriter::poll() {
     return wait();
 }
 
-std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
+// Every rank does its part of the work. Returns what each has to tell. The fault of one is thrown on all.
+std::vector<std::string> CheckpointWriter::together(const std::function<std::string()>& work) const {
+    std::string own;
+    try {
+        own = kDone + work();
+    } catch (const std::exception& fault) {
+        own = kFault + std::string(fault.what());
+    }
+    std::vector<std::string> all = ranks_.exchange(own, Ranks::Channel::save);
+    for (size_t rank = 0; rank < all.size(); ++rank) {
+        const bool is_fault = all[rank][0] == kFault;
+        all[rank].erase(0, 1);
+        if (is_fault) throw Error(kExitAllocation, (all.size() > 1 ? join("rank ", rank, ": ") : "") + all[rank]);
+    }
+    return all;
+}
+
+// The state that this rank saves, in the snapshot as far as there is one.
+std::vector<OptimizerState> CheckpointWriter::copied_state(std::promise<void>* copied) const {
     const Device& device = model_.device();
     downloaded_.wait();
     std::vector<OptimizerState> state = optimizer_.owned_state();
     for (size_t i = 0; i < state.size(); ++i) {
         if (!snapshot_[i]) continue;
-        if (device.is_cpu()) device.copy(snapshot_[i], state[i].pieces[0].tensor);
-        state[i].pieces[0].tensor = snapshot_[i];
+        std::vector<StatePiece> copies = pieces_in(snapshot_[i], state[i].pieces);
+        for (size_t j = 0; device.is_cpu() && j < copies.size(); ++j)
+            device.copy(copies[j].tensor, state[i].pieces[j].tensor);
+        state[i].pieces = std::move(copies);
     }
     if (snapshots_weights_) copied->set_value();
+    return state;
+}
 
-    CheckpointStore::Draft draft(job.store->run(), job.training.step);
-    const Folder& folder = draft.folder();
+// Writes and syncs the files of this rank. Returns what the manifest says of them.
+ordered_json CheckpointWriter::write_files(const Folder& folder, const std::vector<OptimizerState>& state,
+                                           std::promise<void>* copied) const {
     std::vector<NamedTensor> model_tensors, moments;
     for (const OptimizerState& part : state)
-        for (const NamedTensor& named : checkpoint_tensors(model_.table(), part.pieces[0].tensor, part.prefix))
+        for (const NamedTensor& named : checkpoint_tensors(model_.table(), part.pieces, part.prefix))
             (part.is_weights() ? model_tensors : moments).push_back(named);
-    check_free_space(draft, bytes_of(model_tensors) + bytes_of(moments) + job.tokenizer_json.size());
-
     std::vector<FileRecord> files;
-    const auto write_tensors = [&](const char* name, const std::vector<NamedTensor>& tensors) {
+    const auto write_tensors = [&](const std::string& name, const std::vector<NamedTensor>& tensors) {
         ChunkedSha256 checksums;
-        write_safetensors(folder.create(name), tensors, {{"format", "pt"}}, &checksums, device);
+        write_safetensors(folder.create(name), tensors, {{"format", "pt"}}, &checksums, model_.device());
         files.push_back(checksums.finish(name));
     };
-    const auto write_text = [&](const char* name, const std::string& text) {
-        OutputFile file = folder.create(name);
-        file.write(text.data(), text.size());
-        file.sync_and_close();
-    };
-    write_tensors(kModelFile, model_tensors);
+    write_tensors(model_file(ranks_.rank(), ranks_.size()), model_tensors);
     if (snapshots_moments_ && !snapshots_weights_) copied->set_value();
-    write_tensors(kOptimizerFile, moments);
+    write_tensors(optimizer_file(ranks_.rank(), ranks_.size()), moments);
     if (!snapshots_moments_) copied->set_value();
-    if (!job.tokenizer_json.empty()) {
-        write_text(kTokenizerFile, job.tokenizer_json);
-        ChunkedSha256 checksums;
-        checksums.update(job.tokenizer_json.data(), job.tokenizer_json.size());
-        files.push_back(checksums.finish(kTokenizerFile));
-    }
-    ordered_json manifest = job.manifest;
-    manifest["files"] = to_json(files);
-    write_text("manifest.json", manifest_text(manifest));
-    const std::string set_aside = job.store->commit(&draft);
-    try {
-        job.store->prune(job.training.step, job.config.keep, job.config.keep_every);
-    } catch (const Error&) {}  // it costs space, and the checkpoint is committed
-    return set_aside;
+    return to_json(files);
+}
+
+std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
+    std::vector<OptimizerState> state;
+    std::optional<CheckpointStore::Draft> draft;  // the first rank's
+    const std::string place = together([&]() -> std::string {
+        state = copied_state(copied);
+        if (!ranks_.is_first()) return "";
+        draft.emplace(job.store->run(), job.training.step);
+        const int64_t element_bytes = size_of(accumulation_dtype(model_.dtype()));
+        const int64_t bytes = model_.table().num_parameters() * element_bytes * static_cast<int64_t>(state.size());
+        check_free_space(draft->folder(), static_cast<uint64_t>(bytes) + job.tokenizer_json.size());
+        return draft->folder().place();
+    })[0];
+
+    const std::vector<std::string> written = together([&] {
+        if (draft) return write_files(draft->folder(), state, copied).dump();
+        const Folder folder(place);
+        check_free_space(folder, bytes_of(state));
+        return write_files(folder, state, copied).dump();
+    });
+
+    return together([&]() -> std::string {
+        if (!draft) return "";
+        ordered_json files = ordered_json::parse(written[0]);
+        for (size_t rank = 1; rank < written.size(); ++rank) {
+            const ordered_json others = ordered_json::parse(written[rank]);
+            require_files(draft->folder(), others);
+            files.insert(files.end(), others.begin(), others.end());
+        }
+        if (!job.tokenizer_json.empty()) {
+            write_text(draft->folder(), kTokenizerFile, job.tokenizer_json);
+            ChunkedSha256 checksums;
+            checksums.update(job.tokenizer_json.data(), job.tokenizer_json.size());
+            files.push_back(to_json({checksums.finish(kTokenizerFile)})[0]);
+        }
+        ordered_json manifest = job.manifest;
+        manifest["files"] = files;
+        write_text(draft->folder(), "manifest.json", manifest_text(manifest));
+        std::string set_aside = job.store->commit(&*draft);
+        try {
+            job.store->prune(job.training.step, job.config.keep, job.config.keep_every);
+        } catch (const Error&) {}  // it costs space, and the checkpoint is committed
+        return set_aside;
+    })[0];
 }
 
 }  // namespace ingot

@@ -188,7 +188,8 @@ void Trainer::describe_resume(const Checkpoint& checkpoint, std::vector<std::str
         console_.line("data: ", excerpt(line, kLongestMessage));
     }
     console_.text(data_.describe_blend(training_.rows_consumed));
-    for (const std::string& line : environment_changes(manifest.environment, environment(plan_.device(), config_)))
+    for (const std::string& line :
+         environment_changes(manifest.environment, environment(plan_.device(), config_, ranks_.size())))
         differences.push_back(line);
     if (const int64_t count = num_new_choices(manifest.matmul_choices, matmul_choices(plan_.device())); count > 0)
         differences.push_back(join(count, " GEMMs have another algorithm than in the checkpoint"));
@@ -522,7 +523,7 @@ int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, co
     if (tokenizer) console.line("tokenizer: ", tokenizer->describe());
     if (initial) print_start(*initial, config, tokenizer.get(), console);
     print_plan(config, plan, console);
-    console.line("environment: ", environment_hash(environment(device, config)));
+    console.line("environment: ", environment_hash(environment(device, config, ranks->size())));
     Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, ranks, console,
                     &plan);
     trainer.start(checkpoint, initial);

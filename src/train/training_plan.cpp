@@ -54,7 +54,7 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device, Ranks* ra
       loader_ring(Loader::kBatches),
       step(device, "step", &memory_),
       eval_step(device, "eval_step", &memory_),
-      writer(config, model, optimizer, host_plan()) {
+      writer(config, model, optimizer, ranks, host_plan()) {
     model.set_bucket_use(&optimizer);
     for (size_t i = 0; i < loader_ring.size(); ++i)
         loader_ring[i].plan(join("loader.", i), model.max_tokens(), host_plan());

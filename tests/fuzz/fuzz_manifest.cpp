@@ -27,8 +27,14 @@ void check(const Manifest& manifest) {
     must(manifest.rows_consumed <= INT64_MAX / T && (manifest.step > 0 || manifest.rows_consumed == 0));
     must(manifest.state.updates_applied >= 0 && manifest.state.updates_applied <= manifest.step);
     must(manifest.state.loss_scale > 0 && manifest.report.step == manifest.step);
-    must(manifest.find(kModelFile) != nullptr && (manifest.step == 0 || manifest.find(kOptimizerFile) != nullptr));
-    must(manifest.find("another") == nullptr && manifest.files.size() <= 3);
+    must(manifest.num_ranks >= 1 && manifest.find("another") == nullptr);
+    must(manifest.has_moments() || manifest.step == 0);
+    for (int64_t rank = 0; rank < manifest.num_ranks; ++rank) {
+        must(manifest.find(model_file(rank, manifest.num_ranks)) != nullptr);
+        must((manifest.find(optimizer_file(rank, manifest.num_ranks)) != nullptr) == manifest.has_moments());
+    }
+    const size_t num_files = static_cast<size_t>(manifest.num_ranks) * (manifest.has_moments() ? 2 : 1);
+    must(manifest.files.size() <= num_files + 1);
     for (const FileRecord& file : manifest.files) {
         must(file.name.find('/') == std::string::npos && file.bytes > 0);
         must(file.sha256.size() == (file.bytes + FileRecord::kChunkBytes - 1) / FileRecord::kChunkBytes);

@@ -155,9 +155,9 @@ class Damage(TrainerCase):
         manifest = self.run_folder("newer") / "checkpoints" / "step-00000012" / "manifest.json"
         text = manifest.read_text()
         self.assertEqual(seal(text), text)
-        manifest.write_text(seal(text.replace('"format_version": 2', '"format_version": 3')))
+        manifest.write_text(seal(text.replace('"format_version": 2', '"format_version": 4')))
         result = self.run_train("newer", "--resume", "auto", code=2)
-        self.assertIn("format version 3, this program reads version 2", result.stderr)
+        self.assertIn("format version 4, this program reads versions 2 and 3", result.stderr)
 
 
 class Saving(TrainerCase):

@@ -23,17 +23,17 @@ Config config_with(const std::string& precision, const std::string& attention, i
 TEST(Environment, TellsTheKernelOfAttention) {
     const Device planned = Device::planned_cuda();
     const auto kernel = [&](const char* precision, const char* attention, int64_t head_dim = 64) {
-        return environment(planned, config_with(precision, attention, head_dim)).at("attention").get<std::string>();
+        return environment(planned, config_with(precision, attention, head_dim), 1).at("attention").get<std::string>();
     };
     EXPECT_EQ(kernel("bf16", "sm80"), name_of(AttentionKernel::sm80));
     EXPECT_EQ(kernel("bf16", "sm90"), name_of(AttentionKernel::sm90));
     EXPECT_EQ(kernel("bf16", "auto", 32), name_of(AttentionKernel::sm80));
     EXPECT_EQ(kernel("fp32", "auto"), name_of(AttentionKernel::simt));
     EXPECT_THROW(kernel("bf16", "sm90", 32), UserError);
-    EXPECT_FALSE(environment(Device::cpu(), config_with("fp32", "auto", 64)).contains("attention"));
+    EXPECT_FALSE(environment(Device::cpu(), config_with("fp32", "auto", 64), 1).contains("attention"));
 
-    const auto then = environment(planned, config_with("bf16", "sm80", 64)),
-               now = environment(planned, config_with("bf16", "sm90", 64));
+    const auto then = environment(planned, config_with("bf16", "sm80", 64), 1),
+               now = environment(planned, config_with("bf16", "sm90", 64), 1);
     using Changes = std::vector<std::string>;
     EXPECT_EQ(environment_changes(then, then), Changes{});
     EXPECT_EQ(environment_changes(then, now), Changes{"attention was \"sm80\", is \"sm90\""});

@@ -72,8 +72,8 @@ nlohmann::ordered_json small_manifest() {
     manifest["world_size"] = 1;
     manifest["environment"] = {{"ingot", "1"}, {"world_size", 1}};
     manifest["config"] = config_to_json(config);
-    manifest["files"] = to_json({{.name = kModelFile, .bytes = 4, .sha256 = {sha256("abcd", 4)}},
-                                 {.name = kOptimizerFile, .bytes = 4, .sha256 = {sha256("abcd", 4)}}});
+    manifest["files"] = to_json({{.name = model_file(), .bytes = 4, .sha256 = {sha256("abcd", 4)}},
+                                 {.name = optimizer_file(), .bytes = 4, .sha256 = {sha256("abcd", 4)}}});
     return manifest;
 }
 
@@ -106,7 +106,7 @@ TEST_F(Manifest, EveryChangedByteAndEveryCutIsNoticed) {
     write("manifest.json", text + "\n");
     EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint);
     // Whole, and of a future version: no damage.
-    manifest["format_version"] = kCheckpointFormatVersion + 1;
+    manifest["format_version"] = kSeveralRanksFormatVersion + 1;
     write("manifest.json", manifest_text(manifest));
     const std::string error = user_error_of([&] { read_manifest(folder_); });
     EXPECT_NE(error.find("use the version of Ingot that wrote it"), std::string::npos) << error;
@@ -151,7 +151,7 @@ TEST_F(Manifest, ValuesThatCannotBeAreRefused) {
     refused("/config/model/n_kv_heads", 3);
     refused("/config/surplus", 1);
     refused("/files/0/name", "../../x.safetensors");
-    refused("/files/0/name", kOptimizerFile);
+    refused("/files/0/name", optimizer_file());
     refused("/files/0/name", std::string(200, 'x'));
     refused("/files/0/bytes", uint64_t{1} << 63);
     refused("/files/0/bytes", int64_t{1} << 40);  // its checksums are those of one chunk
@@ -174,10 +174,61 @@ TEST_F(Manifest, TheOptimizersFileMayBeMissingAtStepZero) {
     manifest["report"] = report_to_json(StepReport());
     manifest["files"].erase(1);
     write("manifest.json", manifest_text(manifest));
-    EXPECT_EQ(read_manifest(folder_).find(kOptimizerFile), nullptr);
+    EXPECT_EQ(read_manifest(folder_).find(optimizer_file()), nullptr);
     manifest["files"].erase(0);
     write("manifest.json", manifest_text(manifest));
     EXPECT_THROW(read_manifest(folder_), DamagedCheckpoint) << "but weights there must be";
+}
+
+// The same run's, of three ranks.
+nlohmann::ordered_json manifest_of_three() {
+    nlohmann::ordered_json manifest = small_manifest();
+    manifest["format_version"] = kSeveralRanksFormatVersion;
+    manifest["world_size"] = 3;
+    std::vector<FileRecord> files;
+    for (int64_t rank = 0; rank < 3; ++rank)
+        for (const std::string& name : {model_file(rank, 3), optimizer_file(rank, 3)})
+            files.push_back({.name = name, .bytes = 4, .sha256 = {sha256("abcd", 4)}});
+    manifest["files"] = to_json(files);
+    return manifest;
+}
+
+TEST_F(Manifest, OfSeveralRanksListsTheFilesOfEach) {
+    const auto read = [&](const nlohmann::ordered_json& manifest) {
+        write("manifest.json", manifest_text(manifest));
+        return read_manifest(folder_);
+    };
+    EXPECT_EQ(model_file(2, 3), "model-00002-of-00003.safetensors");
+    EXPECT_EQ(optimizer_file(), "optimizer-00000-of-00001.safetensors");
+    EXPECT_EQ(read(small_manifest()).num_ranks, 1);
+    EXPECT_EQ(read(manifest_of_three()).num_ranks, 3);
+    EXPECT_EQ(read(manifest_of_three()).files.size(), 6u);
+    EXPECT_TRUE(read(manifest_of_three()).has_moments());
+    for (size_t left_out = 0; left_out < 6; ++left_out) {
+        nlohmann::ordered_json manifest = manifest_of_three();
+        const std::string name = manifest["files"][left_out]["name"];
+        manifest["files"].erase(left_out);
+        EXPECT_THROW(read(manifest), DamagedCheckpoint);
+        EXPECT_NE(user_error_of([&] { read(manifest); }).find(name), std::string::npos);
+        manifest["files"].push_back(manifest["files"][0]);
+        EXPECT_NE(user_error_of([&] { read(manifest); }).find("there once"), std::string::npos);
+    }
+    // One of another number of ranks, one too many, and a version that does not fit the number.
+    const auto refused = [&](const char* pointer, const nlohmann::json& value, const std::string& why) {
+        nlohmann::ordered_json manifest = manifest_of_three();
+        manifest[nlohmann::ordered_json::json_pointer(pointer)] = value;
+        const std::string error = user_error_of([&] { read(manifest); });
+        EXPECT_NE(error.find(why), std::string::npos) << pointer << ": " << error;
+    };
+    refused("/files/2/name", model_file(1, 4), "files[2].name");
+    refused("/files/2/name", model_file(3, 3), "files[2].name");
+    refused("/files/2/name", model_file(), "files[2].name");
+    refused("/world_size", 1, "world_size");
+    refused("/world_size", 2, "files");
+    refused("/world_size", 4, "files[0].name");
+    refused("/world_size", 1 << 20, "files does not list");
+    refused("/world_size", (1 << 20) + 1, "world_size");
+    refused("/format_version", kCheckpointFormatVersion, "world_size");
 }
 
 // Then nothing would say that the weights are whole.
