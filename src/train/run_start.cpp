@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 
 #include "kernels/core/blas.h"
 #include "kernels/core/check.h"
@@ -18,6 +19,11 @@ namespace ingot {
 namespace fs = std::filesystem;
 
 namespace {
+
+// What the first rank finds out alone. Its error is not the others': they wait here, until its end is a PeerError.
+std::string of_first(Ranks* ranks, const std::function<std::string()>& work) {
+    return ranks->from_first(ranks->is_first() ? work() : "");
+}
 
 template <typename... Values>
 std::string line(const char* format, Values... values) {
@@ -107,49 +113,63 @@ Device training_device(const Config& config, const Ranks& ranks, const Console& 
 }
 
 std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
-                                               const std::string& resume) {
-    store->remove_unfinished();
-    const std::vector<std::string> existing = list_checkpoints(run_dir);
+                                               const std::string& resume, Ranks* ranks) {
     const bool takes_path = resume != "none" && resume != "auto";
-    REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
-            "): go on with --resume auto, or start anew with another name or run_dir");
-    if (!takes_path && existing.empty()) return std::nullopt;
-    Checkpoint checkpoint = open_checkpoint(takes_path ? resume : run_dir);
-    REQUIRE(
-        checkpoint.moments != nullptr, checkpoint.folder,
-        " has weights alone, no optimizer state to go on with: start a new run from it, with --set model.init_from=",
-        checkpoint.folder);
-    const bool is_own = store->holds(checkpoint.folder);
-    REQUIRE(existing.empty() || is_own, run_dir, " holds checkpoints of its own, and ", resume,
-            " belongs to another run: start with another name or run_dir");
-    if (is_own) store->go_on_from(checkpoint.folder, checkpoint.manifest);
+    std::vector<std::string> existing;
+    const std::string from = of_first(ranks, [&]() -> std::string {
+        store->remove_unfinished();
+        existing = list_checkpoints(run_dir);
+        REQUIRE(existing.empty() || resume != "none", run_dir, " holds a checkpoint (", existing.back(),
+                "): go on with --resume auto, or start anew with another name or run_dir");
+        if (takes_path) return resume;
+        return existing.empty() ? "" : run_dir;
+    });
+    if (from.empty()) return std::nullopt;
+    Checkpoint checkpoint = open_checkpoint(from, true, ranks);
+    of_first(ranks, [&] {
+        REQUIRE(checkpoint.moments != nullptr, checkpoint.folder,
+                " has weights alone, no optimizer state to go on with: start a new run from it, with --set "
+                "model.init_from=",
+                checkpoint.folder);
+        const bool is_own = store->holds(checkpoint.folder);
+        REQUIRE(existing.empty() || is_own, run_dir, " holds checkpoints of its own, and ", resume,
+                " belongs to another run: start with another name or run_dir");
+        if (is_own) store->go_on_from(checkpoint.folder, checkpoint.manifest);
+        return "";
+    });
     return checkpoint;
 }
 
-std::optional<Checkpoint> checkpoint_to_start_from(const Config& config) {
+std::optional<Checkpoint> checkpoint_to_start_from(const Config& config, Ranks* ranks) {
     const std::string& folder = config.model.init_from;
     if (folder.empty()) return std::nullopt;
-    std::error_code error;
-    const bool is_checkpoint = fs::exists(folder + "/manifest.json", error) || !list_checkpoints(folder).empty();
-    const bool is_huggingface =
-        fs::exists(folder + "/model.safetensors", error) || fs::exists(folder + "/model.safetensors.index.json", error);
-    REQUIRE(is_checkpoint || !is_huggingface, "model.init_from is ", folder,
-            ", a model of Hugging Face: import it with ./train import --from ", folder,
-            " --output DIR, and give that DIR");
+    of_first(ranks, [&] {
+        std::error_code error;
+        const bool is_checkpoint = fs::exists(folder + "/manifest.json", error) || !list_checkpoints(folder).empty();
+        const bool is_huggingface = fs::exists(folder + "/model.safetensors", error) ||
+                                    fs::exists(folder + "/model.safetensors.index.json", error);
+        REQUIRE(is_checkpoint || !is_huggingface, "model.init_from is ", folder,
+                ", a model of Hugging Face: import it with ./train import --from ", folder,
+                " --output DIR, and give that DIR");
+        return "";
+    });
     Checkpoint checkpoint;
     try {
-        checkpoint = open_checkpoint(folder, false);
+        checkpoint = open_checkpoint(folder, false, ranks);
     } catch (const UserError& fault) {
         throw UserError(join("model.init_from: ", fault.what()));
     }
-    for (const ConfigChange& change : config_changes(config_to_json(checkpoint.manifest.config), config)) {
-        const bool is_of_model = change.path.rfind("model.", 0) == 0 && change.path != "model.context_length" &&
-                                 change.path != "model.init_from" && change.path != "model.init_std";
-        REQUIRE(!is_of_model, "model.init_from: ", checkpoint.folder, " has ", change.path, " = ",
-                excerpt(change.then, 200), ", the config says ", excerpt(change.now, 200),
-                ": a run that starts from its weights computes as it does, set ", change.path, " to ",
-                excerpt(change.then, 200));
-    }
+    of_first(ranks, [&] {
+        for (const ConfigChange& change : config_changes(config_to_json(checkpoint.manifest.config), config)) {
+            const bool is_of_model = change.path.rfind("model.", 0) == 0 && change.path != "model.context_length" &&
+                                     change.path != "model.init_from" && change.path != "model.init_std";
+            REQUIRE(!is_of_model, "model.init_from: ", checkpoint.folder, " has ", change.path, " = ",
+                    excerpt(change.then, 200), ", the config says ", excerpt(change.now, 200),
+                    ": a run that starts from its weights computes as it does, set ", change.path, " to ",
+                    excerpt(change.then, 200));
+        }
+        return "";
+    });
     return checkpoint;
 }
 
@@ -196,7 +216,7 @@ int dry_run(Config config, Ranks* ranks, const Console& console) {
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
     const Device device = is_planned ? Device::planned_cuda() : training_device(config, *ranks, console);
     print_notes(config, device, console);
-    if (const std::optional<Checkpoint> initial = checkpoint_to_start_from(config))
+    if (const std::optional<Checkpoint> initial = checkpoint_to_start_from(config, ranks))
         print_start(*initial, config, nullptr, console);
     try {
         const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);

@@ -22,13 +22,14 @@ namespace ingot {
 // training.precision.
 Device training_device(const Config& config, const Ranks& ranks, const Console& console);
 
-// Returns the checkpoint that --resume means for this run folder, which is whole, or nothing. Throws UserError.
+// Returns the checkpoint that --resume means for this run folder, which is whole, or nothing. The first rank, which
+// alone has the store (null on the others), decides for all, and throws UserError.
 std::optional<Checkpoint> checkpoint_to_resume(const std::string& run_dir, CheckpointStore* store,
-                                               const std::string& resume);
+                                               const std::string& resume, Ranks* ranks);
 
-// The checkpoint of model.init_from; nothing where the config has none. Throws UserError if there is none, or if its
-// model is not the config's in all but context_length.
-std::optional<Checkpoint> checkpoint_to_start_from(const Config& config);
+// The checkpoint of model.init_from; nothing where the config has none. The first rank throws UserError if there is
+// none, or if its model is not the config's in all but context_length.
+std::optional<Checkpoint> checkpoint_to_start_from(const Config& config, Ranks* ranks);
 // Says on the console what a run takes from it; a tokenizer that is not the checkpoint's is a warning on stderr.
 void print_start(const Checkpoint& initial, const Config& config, const Tokenizer* tokenizer, const Console& console);
 

@@ -66,8 +66,9 @@ std::string bits_promise(const std::vector<std::string>& differences, const std:
 
 class Trainer {
   public:
-    // The arguments outlive the trainer, except the range. `tokenizer` and `hellaswag` may be null.
-    Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
+    // The arguments outlive the trainer, except the range. `tokenizer` and `hellaswag` may be null; `folder` and
+    // `store` are the first rank's, null on the others.
+    Trainer(const Config& config, const RunFolder* folder, CheckpointStore* store, TrainingData* data,
             Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, Ranks* ranks,
             const Console& console, TrainingPlan* plan);
     // Goes on from the checkpoint; or begins, with the weights of `initial` if there is one.
@@ -98,6 +99,7 @@ class Trainer {
     int stop_without_folder(const std::string& why);
     [[noreturn]] void end_with(ExitCode code, const std::string& what);
     std::string what_is_saved() const;
+    std::string why_taken() const;  // RunFolder::why_taken(), which the first rank tells all
     // The signal that told this rank to stop, kTimeIsUp, or 0.
     int64_t told_to_stop() const;
     // Whether a step that was begun may be dropped while it waits for data: by one rank, not by one of several, since
@@ -120,8 +122,8 @@ class Trainer {
     }
 
     const Config& config_;
-    const RunFolder& folder_;
-    CheckpointStore& store_;
+    const RunFolder* const folder_;
+    CheckpointStore* const store_;
     TrainingData& data_;
     Tokenizer* const tokenizer_;
     const HellaSwag* const hellaswag_;
@@ -143,12 +145,12 @@ class Trainer {
     int64_t why_stopped_ = 0;  // what must_stop() found
 };
 
-Trainer::Trainer(const Config& config, const RunFolder& folder, CheckpointStore* store, TrainingData* data,
+Trainer::Trainer(const Config& config, const RunFolder* folder, CheckpointStore* store, TrainingData* data,
                  Tokenizer* tokenizer, const HellaSwag* hellaswag, const StepRange& profile, Ranks* ranks,
                  const Console& console, TrainingPlan* plan)
     : config_(config),
       folder_(folder),
-      store_(*store),
+      store_(store),
       data_(*data),
       tokenizer_(tokenizer),
       hellaswag_(hellaswag),
@@ -197,7 +199,8 @@ void Trainer::describe_resume(const Checkpoint& checkpoint, std::vector<std::str
         differences.push_back("training.deterministic is false");
     console_.line(bits_promise(differences, data_.sampled()));
     // Checkpoints ahead of the resumed step are damaged, or belong to steps that this run will train anew.
-    for (const std::string& path : store_.set_aside_after(training_.step))
+    if (store_ == nullptr) return;
+    for (const std::string& path : store_->set_aside_after(training_.step))
         console_.line("set aside, remove it when you like: ", path);
 }
 
@@ -217,14 +220,20 @@ void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::opti
                                                   .ranks = ranks_.size(),
                                                   .rank = ranks_.rank()},
                                        plan_.loader_ring, data_.unread());
-    if (checkpoint && store_.holds(checkpoint->folder)) saved_step_ = training_.step;
-    if (config_.log.jsonl && ranks_.is_first()) log_ = std::make_unique<RunLog>(folder_.folder(), training_.step);
-    if (ranks_.is_first()) folder_.write_config(config_);
+    const bool is_own = checkpoint && store_ != nullptr && store_->holds(checkpoint->folder);
+    if (ranks_.agree(is_own) != 0) saved_step_ = training_.step;
+    if (config_.log.jsonl && folder_ != nullptr) log_ = std::make_unique<RunLog>(folder_->folder(), training_.step);
+    if (folder_ != nullptr) folder_->write_config(config_);
     // A kill may have come between the save and the log line of its step.
-    report_is_pending_ = training_.step > 0 && (log_ == nullptr || !log_->has_last_step());
+    const bool has_line = log_ != nullptr && log_->has_last_step();
+    report_is_pending_ = training_.step > 0 && ranks_.agree(has_line) == 0;
 }
 
 // ---- The parts of the loop ----
+
+std::string Trainer::why_taken() const {
+    return ranks_.from_first(folder_ != nullptr ? folder_->why_taken() : "");
+}
 
 int64_t Trainer::told_to_stop() const {
     if (stop_signal() != 0) return stop_signal();
@@ -345,7 +354,7 @@ void Trainer::save(SaveMode mode) {
     note_save(plan_.writer.wait(), SaveMode::running);
     if (saved_step_ != training_.step) {
         training_.data = data_.state(training_.rows_consumed);
-        plan_.writer.start(&store_, config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
+        plan_.writer.start(store_, config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
         saved_step_ = training_.step;
     }
     note_save(mode == SaveMode::last_chance ? plan_.writer.wait() : plan_.writer.poll(), mode);
@@ -400,7 +409,7 @@ std::string Trainer::what_is_saved() const {
 }
 
 int Trainer::stop() {
-    if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
+    if (const std::string why = why_taken(); !why.empty()) return stop_without_folder(why);
     finish_and_save();
     const std::string why = why_stopped_ != kTimeIsUp
                                 ? "by " + describe_signal(static_cast<int>(why_stopped_))
@@ -417,7 +426,8 @@ int Trainer::stop_without_folder(const std::string& why) {
         has_lost_last_save_ = true;
         throw Error(kExitAllocation, join(why, ", and what was trained cannot be saved: ", fault.what()));
     }
-    const std::string where = training_.step > 0 ? join(" as ", store_.place_of(training_.step)) : "";
+    const bool is_saved = store_ != nullptr && training_.step > 0;
+    const std::string where = is_saved ? join(" as ", store_->place_of(training_.step)) : "";
     const std::string text = join(why, " while the run trained there: stopped ", what_is_saved(), where,
                                   ": put the folder back, or set run_dir to where it is, and go on with --resume auto");
     console_.error_line("error: ", printable_line(text));
@@ -460,12 +470,12 @@ int Trainer::loop() {
     for (;;) {
         // An update is saved first, so that nothing that follows can lose it; then come evaluation, log and samples.
         note_save(plan_.writer.poll(), SaveMode::running);
-        if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
+        if (const std::string why = why_taken(); !why.empty()) return stop_without_folder(why);
         if (is_last() || (is_due(config_.checkpoint.every) && saved_step_ != training_.step))
             save(is_last() ? SaveMode::last_chance : SaveMode::running);
         if (report_is_pending_) {
             if ((is_due(config_.eval.every) || is_last()) && !evaluate()) return stop();
-            if (const std::string why = folder_.why_taken(); !why.empty()) return stop_without_folder(why);
+            if (const std::string why = why_taken(); !why.empty()) return stop_without_folder(why);
             write_log();
             if (const int code = stop_for_nonfinite(); code != kExitDone) return code;
         }
@@ -493,20 +503,23 @@ int stopped_before_training(const Console& console) {
 }
 
 int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, const Console& console) {
-    const RunFolder folder(config);
+    std::optional<RunFolder> folder;  // the first rank's, as the store is
+    if (ranks->is_first()) folder.emplace(config);
     const Device device = training_device(config, *ranks, console);
     REQUIRE(options.profile.is_empty() || !device.is_cpu(),
             "--profile is for a GPU, and this run is on the CPU: leave it out, or use --device cuda");
     const std::unique_ptr<Tokenizer> tokenizer = training_tokenizer(config);
     const std::unique_ptr<HellaSwag> hellaswag = training_hellaswag(config, tokenizer.get());
-    TrainingData data(config, &folder.folder());
+    TrainingData data(config, folder ? &folder->folder() : nullptr);
     data.require_targets();
     data.take_fingerprints();
     if (stop_signal() != 0) return stopped_before_training(console);
     if (!config.training.steps) resolve_steps(&config, data.epoch_tokens());
-    CheckpointStore store(folder);
-    const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(folder.path(), &store, options.resume);
-    const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config);
+    std::optional<CheckpointStore> store;
+    if (folder) store.emplace(*folder);
+    CheckpointStore* const own_store = store ? &*store : nullptr;
+    const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(config.run_dir, own_store, options.resume, ranks);
+    const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config, ranks);
     if (stop_signal() != 0) return stopped_before_training(console);
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
@@ -524,8 +537,8 @@ int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, co
     if (initial) print_start(*initial, config, tokenizer.get(), console);
     print_plan(config, plan, console);
     console.line("environment: ", environment_hash(environment(device, config, ranks->size())));
-    Trainer trainer(config, folder, &store, &data, tokenizer.get(), hellaswag.get(), options.profile, ranks, console,
-                    &plan);
+    Trainer trainer(config, folder ? &*folder : nullptr, own_store, &data, tokenizer.get(), hellaswag.get(),
+                    options.profile, ranks, console, &plan);
     trainer.start(checkpoint, initial);
     return trainer.run();
 }
