@@ -204,26 +204,72 @@ def read_entry(path: str, file: BinaryIO, name: str, tensor: object, data: int) 
     return Entry(path, file, dtype, shape, data + begin, data + end)
 
 
-def chunks(entry: Entry) -> Iterator[array]:
-    entry.file.seek(entry.begin)
-    left = entry.end - entry.begin
-    while left > 0:
-        data = entry.file.read(min(left, 4 * CHUNK))
-        if len(data) != min(left, 4 * CHUNK):
-            raise CannotCompare(f"{entry.path} became shorter while it was read")
-        left -= len(data)
-        values = array("f")
-        values.frombytes(data)
-        if sys.byteorder == "big":
-            values.byteswap()
+@dataclass
+class Tensor:
+    """A tensor that one rank wrote whole, or in fragments, NAME[begin:end], in the files of several ranks."""
+    dtype: str
+    shape: list[int]  # of fragments: [number of elements]
+    pieces: list[Entry]
+    is_whole: bool
+
+    def is_like(self, other: Tensor) -> bool:
+        if self.dtype != other.dtype:
+            return False
+        if self.is_whole and other.is_whole:
+            return self.shape == other.shape
+        return math.prod(self.shape) == math.prod(other.shape)
+
+
+def join_fragments(folder: str, entries: list[tuple[str, Entry]]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    fragments: dict[str, list[tuple[int, int, Entry]]] = {}
+    for name, entry in entries:
+        match = re.fullmatch(r"(.+)\[([0-9]{1,18}):([0-9]{1,18})\]", name, re.DOTALL)
+        if match:
+            fragments.setdefault(match[1], []).append((int(match[2]), int(match[3]), entry))
+        elif name in tensors:
+            raise CannotCompare(f"{folder} has {name} twice")
+        else:
+            tensors[name] = Tensor(entry.dtype, entry.shape, [entry], True)
+    for name, parts in fragments.items():
+        parts.sort(key=lambda part: part[:2])
+        at = 0
+        for begin, end, entry in parts:
+            if begin != at or entry.shape != [end - begin] or entry.dtype != parts[0][2].dtype or name in tensors:
+                raise CannotCompare(f"{entry.path}: {name}[{begin}:{end}] does not fit the other fragments of {name}")
+            at = end
+        tensors[name] = Tensor(parts[0][2].dtype, [at], [entry for _, _, entry in parts], False)
+    return tensors
+
+
+def chunks(tensor: Tensor) -> Iterator[array]:
+    values = array("f")
+    for piece in tensor.pieces:
+        piece.file.seek(piece.begin)
+        left = piece.end - piece.begin
+        while left > 0:
+            size = min(left, 4 * (CHUNK - len(values)))
+            data = piece.file.read(size)
+            if len(data) != size:
+                raise CannotCompare(f"{piece.path} became shorter while it was read")
+            left -= size
+            part = array("f")
+            part.frombytes(data)
+            if sys.byteorder == "big":
+                part.byteswap()
+            values.extend(part)
+            if len(values) == CHUNK:
+                yield values
+                values = array("f")
+    if values:
         yield values
 
 
-def tensor_difference(a: Entry, b: Entry) -> tuple[bool, float]:
+def tensor_difference(a: Tensor, b: Tensor) -> tuple[bool, float]:
     """Returns whether the bits are the same and hold no NaN, and |a - b| / max(|a|, |b|) in the L2 norm."""
     is_same = True
     norm_a = norm_b = norm_difference = 0.0
-    for x, y in zip(chunks(a), chunks(b)):  # the shapes are equal, so that both have as many chunks
+    for x, y in zip(chunks(a), chunks(b)):  # both have as many elements, and so the same chunks
         norm_a += sum(map(operator.mul, x, x))
         norm_b += sum(map(operator.mul, y, y))
         if x.tobytes() != y.tobytes():
@@ -292,6 +338,12 @@ def compare_checkpoints(run_a: pathlib.Path, run_b: pathlib.Path, tolerance: flo
     return "no checkpoint in common" if a or b else "no checkpoint in common, since neither has one", []
 
 
+def kind_of(file: str) -> str:
+    """Returns "model" for "model-00000-of-00002.safetensors": runs of other numbers of ranks have other files."""
+    match = re.fullmatch(r"(.+)-[0-9]{5,}-of-[0-9]{5,}\.safetensors", file)
+    return match[1] if match else file
+
+
 def compare_files(step: int, one: tuple[str, dict[str, BinaryIO]], other: tuple[str, dict[str, BinaryIO]],
                   tolerance: float) -> tuple[str, list[str]]:
     """Does what compare_checkpoints does, for one step; `one` and `other` are a folder and its open files."""
@@ -300,21 +352,24 @@ def compare_files(step: int, one: tuple[str, dict[str, BinaryIO]], other: tuple[
         raise CannotCompare(f"{folder_a} and {folder_b} hold no safetensors file, so that no weights can be compared")
     differences: list[tuple[float, str]] = []
     num_tensors = 0
+    kinds_a, kinds_b = set(map(kind_of, files_a)), set(map(kind_of, files_b))
     for file in sorted(files_a.keys() | files_b.keys()):
-        if file not in files_a or file not in files_b:
+        if kind_of(file) in kinds_a ^ kinds_b:
             differences.append((math.inf, f"{file} is in one run alone"))
-            continue
-        tensors_a = read_header(f"{folder_a}/{file}", files_a[file])
-        tensors_b = read_header(f"{folder_b}/{file}", files_b[file])
+    for kind in sorted(kinds_a & kinds_b):
+        tensors_a, tensors_b = (
+            join_fragments(folder, [entry for file in sorted(files) if kind_of(file) == kind
+                                    for entry in read_header(f"{folder}/{file}", files[file]).items()])
+            for folder, files in (one, other))
         for name in sorted(tensors_a.keys() | tensors_b.keys()):
             num_tensors += 1
             x, y = tensors_a.get(name), tensors_b.get(name)
             if x is None or y is None:
                 differences.append((math.inf, f"{name} is in one run alone"))
-            elif (x.dtype, x.shape) != (y.dtype, y.shape):
+            elif not x.is_like(y):
                 differences.append((math.inf, f"{name} is {x.dtype} {x.shape} and {y.dtype} {y.shape}"))
             elif x.dtype != "F32":
-                raise CannotCompare(f"{x.path}: {name} is {x.dtype}, only F32 can be compared")
+                raise CannotCompare(f"{x.pieces[0].path}: {name} is {x.dtype}, only F32 can be compared")
             else:
                 is_same, relative = tensor_difference(x, y)
                 if not (is_same or (tolerance > 0 and relative <= tolerance)):

@@ -122,6 +122,38 @@ class CompareRuns(unittest.TestCase):
         self.write("b", [entry(1)])
         self.assertIn("val_loss", self.compare(1))
 
+    def test_fragments_of_several_ranks_are_one_tensor(self):
+        """The checkpoints of runs with other numbers of ranks hold the same tensors, in other files."""
+        whole = {"w": [1.0, 2.0, 3.0, 4.0, 5.0], "x": [6.0]}
+
+        def ranks(*files):
+            self.write("b", [entry(1)])
+            folder = self.folder / "b/checkpoints/step-00000001"
+            shutil.rmtree(folder, ignore_errors=True)
+            for rank, weights in enumerate(files):
+                self.write("part", [entry(1)], weights)
+                folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "part/checkpoints/step-00000001/model-00000-of-00001.safetensors").rename(
+                    folder / f"model-{rank:05}-of-{len(files):05}.safetensors")
+                shutil.rmtree(self.folder / "part")
+
+        self.write("a", [entry(1)], whole)
+        ranks({"w[0:2]": [1.0, 2.0]}, {"w[2:5]": [3.0, 4.0, 5.0], "x": [6.0]})
+        self.assertIn("2 tensors of the checkpoint of step 1", self.compare(0))
+        ranks({"w[3:5]": [4.0, 5.0], "x": [6.0]}, {"w[0:1]": [1.0]}, {"w[1:3]": [2.0, 3.0]})
+        self.compare(0)
+        ranks({"w[0:2]": [1.0, 2.0]}, {"w[2:5]": [3.0, 4.5, 5.0], "x": [6.0]})
+        self.assertIn("w differs", self.compare(1))
+        self.compare(0, "--tolerance", "0.1")
+        ranks({"w[0:2]": [1.0, 2.0]}, {"w[2:4]": [3.0, 4.0], "x": [6.0]})
+        self.assertIn("w is F32 [5] and F32 [4]", self.compare(1))
+        for files in (({"w[0:2]": [1.0, 2.0]}, {"w[3:5]": [4.0, 5.0]}), ({"w[0:2]": [1.0, 2.0]}, {"w[1:5]": [2.0] * 4}),
+                      ({"w[0:2]": [1.0]}, {"w[2:5]": [3.0] * 3}), ({"w": [1.0] * 5}, {"w[0:5]": [1.0] * 5}),
+                      ({"w": [1.0] * 5}, {"w": [1.0] * 5})):
+            with self.subTest(files=files):
+                ranks(*files)
+                self.could_not_compare("w")
+
     def test_bad_input(self):
         self.write("a", [entry(1)])
         self.assertIn("cannot read", self.compare(2))
