@@ -18,6 +18,7 @@ from torch_step import Trainer
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -57,12 +58,11 @@ class Fsdp2Trainer(AloneTrainer):
             self.model.loss = torch.compile(self.model.loss, mode=mode, dynamic=False)  # type: ignore[method-assign]
         narrow = None if self.precision == "fp32" else torch.bfloat16
         # The scale of the loss stays fp32: inputs are not cast.
-        options = {"mp_policy": MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32,
-                                                     cast_forward_inputs=False), "reshard_after_forward": False}
+        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        mesh = init_device_mesh(torch.device(self.device).type, (self.size,))
+        for module in (*self.model.layers, self.model):
+            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         self.precision = "fp32"  # from here on: no autocast, and the masters are the model's own parameters
-        for layer in self.model.layers:
-            fully_shard(layer, **options)  # type: ignore[arg-type]
-        fully_shard(self.model, **options)  # type: ignore[arg-type]
         return self.model
 
     @contextlib.contextmanager
@@ -110,6 +110,11 @@ class Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def wait_for_all() -> None:
+    """Waits for the hosts of all ranks. NCCL's barrier would keep a GPU that waits busy, beside one that is measured."""
+    dist.all_reduce(torch.zeros(1))
 
 
 def from_first(value: int) -> int:
@@ -162,13 +167,13 @@ class Bench:
         if self.is_gpu:
             torch.cuda.reset_peak_memory_stats()
         before = self.allocated()
-        dist.barrier()
+        wait_for_all()
         result = None
         if way != "one" or self.rank == 0:
             result = self.measure(trainer, key, way == "one", seconds, settle)
             result["memory_bytes"] = torch.cuda.max_memory_allocated() - before + self.state_bytes[key] \
                 if self.is_gpu else None
-        dist.barrier()
+        wait_for_all()
         return result
 
     def measure(self, trainer: AloneTrainer, key: str, is_one: bool, seconds: float, settle: float) -> dict[str, Any]:
