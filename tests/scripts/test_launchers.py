@@ -2,6 +2,9 @@
 
 A launcher that is not here is skipped with the reason: Slurm (Debian: slurmctld slurmd slurm-client munge), Open MPI
 (openmpi-bin), torchrun (PyTorch, of the PATH, beside INGOT_TORCH_PYTHON, or in .venv-interop).
+
+Seen to catch, of the job script: a signal that is not passed on, a wait that the signal ends, a job that is queued again
+after a refused config, one whose shell outlives its cancellation.
 """
 
 import os
