@@ -48,7 +48,7 @@ class Launchers(TrainerCase):
 
     def launch(self, launcher, name, **environment):
         """Runs 12 steps on the ranks that the launcher starts."""
-        result = subprocess.run([*launcher, *self.command(name, "--device", "cpu")], cwd=self.folder, text=True,
+        result = subprocess.run([*launcher, TRAIN, *self.arguments(name, "--device", "cpu")], cwd=self.folder, text=True,
                                 capture_output=True, env={**self.clean, **environment}, timeout=240)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         # One rank prints, and all its rows are those of a run of one rank, so that the losses differ by the order of
@@ -112,6 +112,12 @@ class Launchers(TrainerCase):
         cluster.wait(lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING"), "the job ends", 240)
         self.assertEqual((state(job), state(job, "ExitCode")), ("COMPLETED", "0:0"), said())
         self.assertEqual([entry["step"] for entry in self.log("slurm")], list(range(1, 401)))
+        # The same bits as a run that nothing interrupted.
+        whole = subprocess.run([TRAIN, "--config", "config.json", "--gpus", "2", "--set", "name=whole", *more],
+                               cwd=self.folder, text=True, capture_output=True, env=self.clean)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        for key in ("loss", "grad_norm"):
+            self.assertEqual([entry[key] for entry in self.log("slurm")], [entry[key] for entry in self.log("whole")])
 
         # Any other end is one that a person must look at.
         output.unlink()
