@@ -5,7 +5,6 @@ slowdown that outlasts the transfer, hops between hosts counted as hops within, 
 for one rank.
 """
 
-import importlib.machinery
 import importlib.util
 import json
 import re
