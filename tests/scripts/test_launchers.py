@@ -132,6 +132,7 @@ class Launchers(TrainerCase):
         cluster.wait(lambda: state(job) == "CANCELLED", "the job is cancelled", 120)
         time.sleep(1)
         self.assertEqual((state(job), state(job, "Restarts")), ("CANCELLED", "0"), said())
+        self.assertIn("which is saved", said())
 
 
 class SlurmScript(unittest.TestCase):
