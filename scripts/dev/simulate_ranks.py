@@ -223,7 +223,7 @@ def shape_of_bench(path: pathlib.Path, batch_tokens: int) -> Shape:
         rows, context = training["micro_batch_size"], config["model"]["context_length"]
         micro_steps = training["batch_tokens"] // (rows * context)
         seconds = {part["part"]: part["seconds"] for part in result["parts"]}
-        update = seconds.get("adamw", 0.0) + seconds.get("gradient_norm", 0.0)
+        update = seconds["adamw"] + seconds["gradient_norm"]
         sizes = bucket_sizes(config["model"])
         return make_shape(config["name"], config, rows, (result["step_seconds"] - update) / micro_steps, update,
                           result["visible_pairs_per_token"], batch_tokens, result["memory_bytes"] - 18 * sum(sizes))
