@@ -44,6 +44,7 @@ ALIGNMENT = 64  # ParameterTable::kAlignment, in elements
 GIB = 2.0**30
 RANKS = (2, 8, 64, 1024)
 MOST_RANKS = 16384
+UPDATE_PARTS = ("adamw", "gradient norm")  # as src/bench/step_parts.cpp names them
 SEVEN_B_OTHER_GIB = 14.65  # activations, logits and workspace of 8 rows with blocks computed again, by --dry-run
 # Llama 3 on 16,384 H100s: 419 unexpected interruptions in 54 days (Grattafiori et al. 2024, section 3.3.4).
 GPU_HOURS_PER_FAILURE = 54 * 24 * 16384 / 419
@@ -223,7 +224,7 @@ def shape_of_bench(path: pathlib.Path, batch_tokens: int) -> Shape:
         rows, context = training["micro_batch_size"], config["model"]["context_length"]
         micro_steps = training["batch_tokens"] // (rows * context)
         seconds = {part["part"]: part["seconds"] for part in result["parts"]}
-        update = seconds["adamw"] + seconds["gradient_norm"]
+        update = sum(seconds[part] for part in UPDATE_PARTS)
         sizes = bucket_sizes(config["model"])
         return make_shape(config["name"], config, rows, (result["step_seconds"] - update) / micro_steps, update,
                           result["visible_pairs_per_token"], batch_tokens, result["memory_bytes"] - 18 * sum(sizes))

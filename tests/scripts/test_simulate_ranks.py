@@ -154,9 +154,11 @@ class Command(unittest.TestCase):
         folder = temporary_folder(self)
         config = sim.read_config(ROOT / "configs/bench-gpu-124m.json")
         step = {"config": config, "step_seconds": 0.1, "visible_pairs_per_token": 128.0, "memory_bytes": 21 * 2**30,
-                "parts": [{"part": "adamw", "seconds": 0.008}, {"part": "gradient_norm", "seconds": 0.002},
+                "parts": [{"part": "adamw", "seconds": 0.008}, {"part": "gradient norm", "seconds": 0.002},
                           {"part": "products", "seconds": 0.07}]}
         (folder / "step.json").write_text(json.dumps(step))
+        for part in sim.UPDATE_PARTS:
+            self.assertIn(f', "{part}"}},', (ROOT / "src/bench/step_parts.cpp").read_text())
         shape = sim.shape_of_bench(folder / "step.json", 524288)
         self.assertAlmostEqual(sum(shape.forward) + sum(shape.backward), 0.09)
         self.assertAlmostEqual(shape.update, 0.01)
