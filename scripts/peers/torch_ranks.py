@@ -113,7 +113,7 @@ class Clock:
 
 
 def wait_for_all() -> None:
-    """Waits for the hosts of all ranks. NCCL's barrier would keep a GPU that waits busy, beside one that is measured."""
+    """Waits for the hosts of all ranks. NCCL's barrier would keep a waiting GPU busy, beside one that is measured."""
     dist.all_reduce(torch.zeros(1))
 
 

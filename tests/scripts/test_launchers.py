@@ -3,8 +3,8 @@
 A launcher that is not here is skipped with the reason: Slurm (Debian: slurmctld slurmd slurm-client munge), Open MPI
 (openmpi-bin), torchrun (PyTorch, of the PATH, beside INGOT_TORCH_PYTHON, or in .venv-interop).
 
-Seen to catch, of the job script: a signal that is not passed on, a wait that the signal ends, a job that is queued again
-after a refused config, one whose shell outlives its cancellation.
+Seen to catch, of the job script: a signal that is not passed on, a wait that the signal ends, a job that is queued
+again after a refused config, one whose shell outlives its cancellation.
 """
 
 import os
@@ -48,8 +48,8 @@ class Launchers(TrainerCase):
 
     def launch(self, launcher, name, **environment):
         """Runs 12 steps on the ranks that the launcher starts."""
-        result = subprocess.run([*launcher, TRAIN, *self.arguments(name, "--device", "cpu")], cwd=self.folder, text=True,
-                                capture_output=True, env={**self.clean, **environment}, timeout=240)
+        result = subprocess.run([*launcher, TRAIN, *self.arguments(name, "--device", "cpu")], cwd=self.folder,
+                                text=True, capture_output=True, env={**self.clean, **environment}, timeout=240)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         # One rank prints, and all its rows are those of a run of one rank, so that the losses differ by the order of
         # sums alone.

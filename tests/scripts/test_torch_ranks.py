@@ -3,8 +3,8 @@
 Needs a Python with PyTorch 2.6 or later, named by INGOT_TORCH_PYTHON if it is not the one that runs this; skipped
 without.
 
-Seen to catch: ranks that read the same rows, no_sync() in the last micro-step too, gradients that FSDP2 never reduces, a
-ratio to the load instead of the mean alone.
+Seen to catch: ranks that read the same rows, no_sync() in the last micro-step too, gradients that FSDP2 never reduces,
+a ratio to the load instead of the mean alone.
 """
 
 import json
