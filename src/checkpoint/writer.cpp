@@ -81,6 +81,25 @@ void write_text(const Folder& folder, const std::string& name, const std::string
     file.sync_and_close();
 }
 
+// The draft's path as the system reports it, which holds after the run folder was renamed; and as run_dir says, which
+// holds on another machine, whose links may lead elsewhere.
+std::string paths_of(const Folder& draft) {
+    return draft.place() + '\0' + draft.path();
+}
+
+// Nobody else's folder has the name of the draft.
+Folder open_draft(const std::string& paths) {
+    const size_t end = paths.find('\0');
+    try {
+        return Folder(paths.substr(0, end));
+    } catch (const Error&) {}
+    try {
+        return Folder(paths.substr(end + 1));
+    } catch (const Error& fault) {
+        throw Error(fault.exit_code, join(fault.what(), ", or set run_dir to a folder that all ranks share"));
+    }
+}
+
 // Another rank may have written its files where this one cannot see them.
 void require_files(const Folder& folder, const ordered_json& files) {
     for (const ordered_json& file : files) {
@@ -259,19 +278,19 @@ ordered_json CheckpointWriter::write_files(const Folder& folder, const std::vect
 std::string CheckpointWriter::write(const Job& job, std::promise<void>* copied) const {
     std::vector<OptimizerState> state;
     std::optional<CheckpointStore::Draft> draft;  // the first rank's
-    const std::string place = together([&]() -> std::string {
+    const std::string paths = together([&]() -> std::string {
         state = copied_state(copied);
         if (!ranks_.is_first()) return "";
         draft.emplace(job.store->run(), job.training.step);
         const int64_t element_bytes = size_of(accumulation_dtype(model_.dtype()));
         const int64_t bytes = model_.table().num_parameters() * element_bytes * static_cast<int64_t>(state.size());
         check_free_space(draft->folder(), static_cast<uint64_t>(bytes) + job.tokenizer_json.size());
-        return draft->folder().place();
+        return paths_of(draft->folder());
     })[0];
 
     const std::vector<std::string> written = together([&] {
         if (draft) return write_files(draft->folder(), state, copied).dump();
-        const Folder folder(place);
+        const Folder folder = open_draft(paths);
         check_free_space(folder, bytes_of(state));
         return write_files(folder, state, copied).dump();
     });

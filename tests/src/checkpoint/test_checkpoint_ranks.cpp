@@ -200,6 +200,34 @@ TEST_F(CheckpointRanks, AFaultOfOneRankIsTheFaultOfAllAndCommitsNothing) {
     EXPECT_EQ(open_checkpoint(saved.run_dir).manifest.num_ranks, 3);
 }
 
+TEST_F(CheckpointRanks, TheDraftIsFoundAfterARenameAndThroughALink) {
+    fs::create_directory(path("real"));
+    fs::create_directory_symlink(path("real"), path("run"));
+    const Config saved = config("run");
+    ThreadRanks group(3);
+    // Where the link leads is another path when the others look for the draft.
+    group.before_exchange = [&](int64_t rank, Channel channel, int64_t number) {
+        if (rank != 0 || channel != Channel::save || number != 0) return;
+        fs::rename(path("real"), path("other"));
+        fs::remove(path("run"));
+        fs::create_directory_symlink(path("other"), path("run"));
+    };
+    EXPECT_EQ(save(&group, saved), std::vector<std::string>(3));
+    EXPECT_EQ(open_checkpoint(path("other")).manifest.num_ranks, 3);
+    // The run's folder has another name since it was opened, and run_dir leads nowhere.
+    group.before_exchange = nullptr;
+    const RunFolder folder(saved);
+    CheckpointStore store(folder);
+    fs::rename(path("other"), path("renamed"));
+    group.run_all([&](Ranks* ranks) {
+        RankModel rank(saved, ranks);
+        rank.fill();
+        rank.writer.start(ranks->is_first() ? &store : nullptr, saved, training(4), "");
+        EXPECT_EQ(rank.writer.wait()->fault, "");
+    });
+    EXPECT_EQ(open_checkpoint(path("renamed")).manifest.step, 4);
+}
+
 TEST_F(CheckpointRanks, ADeadRankEndsTheSaveOfTheOthersAndCommitsNothing) {
     for (const int64_t moment : {0, 1, 2})
         for (const bool polls : {false, true}) {
