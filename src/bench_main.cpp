@@ -154,6 +154,7 @@ CLI::App* add_ranks(CLI::App* app, ingot::BenchRanksOptions* options) {
     command->add_option("--seconds", options->seconds, "Time for each measurement of steps")->capture_default_str();
     command->add_option("--rounds", options->rounds, "Measurements with and without collectives, in turns")
         ->capture_default_str();
+    command->add_option("--trace", options->trace, "Write a Chrome trace of the first rank's steps to this file");
     command->add_option("--json", options->json, "Write all figures to this file");
     return command;
 }

@@ -20,7 +20,7 @@ void check(const char* function, ncclResult_t result) {
 #define NCCL_CHECK(call) check(#call, call)
 
 // One thread, since there are few ranks and three numbers of each.
-__global__ void sum_step_sums(StepSums* sums, const StepSums* of_ranks, int num_ranks) {
+__global__ void sum_step_sums_kernel(StepSums* sums, const StepSums* of_ranks, int num_ranks) {
     StepSums total;
     for (int rank = 0; rank < num_ranks; ++rank) {
         total.loss += of_ranks[rank].loss;
@@ -30,7 +30,7 @@ __global__ void sum_step_sums(StepSums* sums, const StepSums* of_ranks, int num_
     *sums = total;
 }
 
-__global__ void sum_over_ranks(float* out, const float* in, size_t n, size_t stride, int num_ranks) {
+__global__ void sum_over_ranks_kernel(float* out, const float* in, size_t n, size_t stride, int num_ranks) {
     const size_t step = size_t{gridDim.x} * blockDim.x;
     for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) {
         float total = in[i];
@@ -121,13 +121,13 @@ void NcclConnection::receive(void* data, size_t bytes, int from) {
 void NcclConnection::all_reduce(StepSums* sums) {
     auto* const of_ranks = static_cast<StepSums*>(state_->of_ranks.get());
     NCCL_CHECK(ncclAllGather(sums, of_ranks, sizeof(StepSums), ncclInt8, state_->comm, state_->stream));
-    sum_step_sums<<<1, 1, 0, state_->stream>>>(sums, of_ranks, state_->num_ranks);
+    sum_step_sums_kernel<<<1, 1, 0, state_->stream>>>(sums, of_ranks, state_->num_ranks);
     CUDA_CHECK(cudaGetLastError());
 }
 
 void NcclConnection::sum(float* out, const float* in, size_t n, size_t stride) {
     constexpr int kThreads = 256, kBlocks = 64;  // few, since GEMMs run beside it
-    sum_over_ranks<<<kBlocks, kThreads, 0, state_->stream>>>(out, in, n, stride, state_->num_ranks);
+    sum_over_ranks_kernel<<<kBlocks, kThreads, 0, state_->stream>>>(out, in, n, stride, state_->num_ranks);
     CUDA_CHECK(cudaGetLastError());
 }
 

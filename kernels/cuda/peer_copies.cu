@@ -63,7 +63,7 @@ struct Handle {
 };
 
 // sum (n) += parts of the ranks before it, it itself, parts of the ranks after it, in this order.
-__global__ void sum_in_order(float* own, const float* parts, int64_t n, int64_t stride, int num_ranks, int rank) {
+__global__ void sum_in_order_kernel(float* own, const float* parts, int64_t n, int64_t stride, int num_ranks, int rank) {
     const int64_t step = int64_t{gridDim.x} * blockDim.x;
     for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n / 4; i += step) {
         float4 total{};
@@ -230,7 +230,7 @@ void PeerCopies::reduce_scatter(int tensor, int slot, std::span<const Range> ran
                 if (peer != s.rank)
                     s.copy(staging + kChunk * part++, reinterpret_cast<float*>(s.tensor_of(peer, tensor)) + begin,
                            count * static_cast<int64_t>(sizeof(float)));
-            sum_in_order<<<kBlocks, kThreads, 0, s.stream>>>(
+            sum_in_order_kernel<<<kBlocks, kThreads, 0, s.stream>>>(
                 reinterpret_cast<float*>(s.tensor_of(s.rank, tensor)) + begin, staging, count, kChunk, s.num_ranks,
                 s.rank);
             CUDA_CHECK(cudaGetLastError());

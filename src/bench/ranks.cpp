@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/measure.h"
+#include "kernels/cuda/trace.h"
 #include "src/base/console.h"
 #include "src/bench/synthetic_run.h"
 #include "src/config/config.h"
@@ -51,6 +52,7 @@ class Bench {
     void run() {
         resolve_micro_batch(&config_, device_, &ranks_);
         measure_steps();
+        if (!options_.trace.empty()) trace();
         if (options_.json.empty() || !ranks_.is_first()) return;
         std::ofstream file(options_.json);
         file << result_.dump(1) << "\n";
@@ -72,6 +74,21 @@ class Bench {
         const double seconds = (seconds_now() - began) / static_cast<double>(steps);
         run.run_to(run.step() + 1, true);
         return largest(seconds);
+    }
+
+    // A trace of some steps, the first rank's: collectives stand in a stream of their own.
+    void trace() {
+        constexpr int64_t kSteps = 4;
+        start_trace(false);
+        {
+            SyntheticRun run(config_, device_, {}, &ranks_);
+            run.run_to(kSteps, true);
+        }
+        const std::vector<TraceRecord> records = stop_trace();
+        if (!ranks_.is_first()) return;
+        std::ofstream file(options_.trace);
+        write_chrome_trace(records, file);
+        REQUIRE(file.flush(), "cannot write ", options_.trace, ": give another file, or leave --trace out");
     }
 
     double largest(double seconds) {

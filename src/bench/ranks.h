@@ -14,7 +14,7 @@ struct BenchRanksOptions {
     std::vector<std::string> overrides;
     double seconds = 10;  // for each measurement of steps
     int64_t rounds = 2;
-    std::string json;  // a file, or empty
+    std::string trace, json;  // files, or empty
 };
 
 // Measures, on every rank at once: the bus bandwidth of each collective of a step at the sizes of the config's buckets;

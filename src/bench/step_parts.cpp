@@ -29,6 +29,7 @@ constexpr std::pair<StepPart, const char*> kPartNames[] = {
     {StepPart::step_scalars, "step scalars"},
     {StepPart::zero_gradients, "zero gradients"},
     {StepPart::copies, "copies"},
+    {StepPart::communication, "communication"},
     {StepPart::other, "other"},
 };
 static_assert(std::size(kPartNames) == kNumStepParts);
@@ -66,6 +67,9 @@ constexpr KernelPart kKernelParts[] = {
     {"rmsnorm.cu", "backward_kernel", StepPart::rmsnorm_backward},
     {"rmsnorm.cu", "scalar_backward_kernel", StepPart::rmsnorm_backward},
     {"rmsnorm.cu", "sum_partials_kernel", StepPart::rmsnorm_backward},
+    {"nccl.cu", "sum_step_sums_kernel", StepPart::communication},
+    {"nccl.cu", "sum_over_ranks_kernel", StepPart::communication},
+    {"peer_copies.cu", "sum_in_order_kernel", StepPart::communication},
     {"rope.cu", "rope_kernel", StepPart::rope},
     {"sm80", "forward_kernel", StepPart::attention_forward},
     {"sm80", "prepare_kernel", StepPart::attention_backward},
@@ -134,6 +138,7 @@ std::span<const KernelPart> kernel_parts() {
 StepPart part_of_kernel(const std::string& symbol) {
     for (const KernelPart& row : kKernelParts)
         if (is_kernel(symbol, row)) return row.part;
+    if (symbol.find("nccl") != std::string::npos) return StepPart::communication;
     return is_ours(symbol) ? StepPart::other : StepPart::gemms;
 }
 

@@ -33,7 +33,8 @@ enum class StepPart : uint8_t {
     step_scalars,
     zero_gradients,  // and any other memset
     copies,
-    other  // ours, but no part of a step
+    communication,  // with other GPUs, but for the copies
+    other           // ours, but no part of a step
 };
 constexpr size_t kNumStepParts = static_cast<size_t>(StepPart::other) + 1;
 const char* name_of(StepPart part);

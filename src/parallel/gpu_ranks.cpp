@@ -24,58 +24,67 @@ enum { kGradients, kWeights };  // the tensors of PeerCopies
 class GpuRanks final : public Ranks {
   public:
     GpuRanks(const World& world, std::shared_ptr<ControlPlane> control) : world_(world), control_(std::move(control)) {
-        control_->on_failure([this](const std::string& failure) {
+        control_->on_failure([links = links_](const std::string& failure) {
             // Whatever hangs, this process ends: in the driver, say, where nothing can be interrupted.
-            std::thread([this, failure] {
+            std::thread([links, failure] {
                 for (auto waited = kStep; waited < kGrace; waited += kStep) {
                     std::this_thread::sleep_for(kStep);
-                    const std::lock_guard<std::mutex> lock(mutex_);
-                    if (copies_) copies_->release();
+                    const std::lock_guard<std::mutex> lock(links->mutex);
+                    if (links->copies) links->copies->release();
                 }
                 std::fprintf(stderr, "error: %s\n", failure.c_str());
                 _exit(kExitPeer);
             }).detach();
-            const std::lock_guard<std::mutex> lock(mutex_);
-            if (connection_) connection_->abort();
+            const std::lock_guard<std::mutex> lock(links->mutex);
+            if (links->nccl) links->nccl->abort();
         });
     }
-    ~GpuRanks() override { control_->on_failure({}); }
+    ~GpuRanks() override {
+        control_->on_failure({});
+        const std::lock_guard<std::mutex> lock(links_->mutex);
+        links_->copies = nullptr;
+        links_->nccl = nullptr;
+    }
     GpuRanks(const GpuRanks&) = delete;
     GpuRanks& operator=(const GpuRanks&) = delete;
 
     int64_t size() const override { return world_.size; }
     int64_t rank() const override { return world_.rank; }
-    int local_rank() const override { return static_cast<int>(world_.local_rank); }
+    // A launcher may show each rank its own GPU alone (srun --gpus-per-task=1).
+    int local_rank() const override {
+        std::string why;
+        return Device::num_cuda_devices(&why) == 1 ? 0 : static_cast<int>(world_.local_rank);
+    }
 
     std::string connect(const Device& device, const Shared& shared, bool deterministic) override {
-        if (!connection_) {
+        if (!links_->nccl) {
             const std::string id = from_first(is_first() ? nccl_new_id() : "");
             auto connection = std::make_unique<NcclConnection>(device, id, static_cast<int>(size()),
                                                                static_cast<int>(rank()), deterministic);
             begun_ = std::make_unique<DeviceEvent>(device);
             reduced_ = std::make_unique<DeviceEvent>(device);
-            const std::lock_guard<std::mutex> lock(mutex_);
-            connection_ = std::move(connection);
+            const std::lock_guard<std::mutex> lock(links_->mutex);
+            links_->nccl = std::move(connection);
         }
         connect_copies(device, shared);
-        return join(size(), " GPUs, ", copies_ ? "gradients and weights by their copy engines, the rest" : "all",
+        return join(size(), " GPUs, ", links_->copies ? "gradients and weights by their copy engines, the rest" : "all",
                     " by NCCL ", nccl_version());
     }
 
     void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) override {
         begin("reduce-scatter", bucket[0].bucket);
-        if (copies_ && flat.data == shared_.gradients.data)
-            copies_->reduce_scatter(kGradients, static_cast<int>(bucket[0].bucket), ranges_of(bucket));
+        if (links_->copies && flat.data == shared_.gradients.data)
+            links_->copies->reduce_scatter(kGradients, static_cast<int>(bucket[0].bucket), ranges_of(bucket));
         else if (is_split_evenly(bucket, size()))
-            connection_->reduce_scatter(flat.get<float>() + bucket[0].begin, static_cast<size_t>(bucket[0].numel()));
+            links_->nccl->reduce_scatter(flat.get<float>() + bucket[0].begin, static_cast<size_t>(bucket[0].numel()));
         else
             reduce_to_owners(device, bucket, flat);
     }
 
     void start_all_reduce(const Device&, std::span<const OwnedRange> bucket, const Tensor& flat) override {
         begin("all-reduce", bucket[0].bucket);
-        connection_->all_reduce(flat.get<float>() + bucket[0].begin,
-                                static_cast<size_t>(bucket.back().end - bucket[0].begin));
+        links_->nccl->all_reduce(flat.get<float>() + bucket[0].begin,
+                                 static_cast<size_t>(bucket.back().end - bucket[0].begin));
     }
 
     void finish_reduce(const Device&) override {
@@ -87,21 +96,22 @@ class GpuRanks final : public Ranks {
         begin("all-gather", bucket[0].bucket);
         const int64_t element = size_of(flat.dtype);
         char* const data = static_cast<char*>(flat.data);
-        if (copies_ && flat.data == shared_.weights.data) {
-            copies_->all_gather(kWeights, static_cast<int>(bucket[0].bucket), ranges_of(bucket));
+        if (links_->copies && flat.data == shared_.weights.data) {
+            links_->copies->all_gather(kWeights, static_cast<int>(bucket[0].bucket), ranges_of(bucket));
         } else if (is_split_evenly(bucket, size())) {
-            connection_->all_gather(data + bucket[0].begin * element, static_cast<size_t>(bucket[0].numel() * element));
+            links_->nccl->all_gather(data + bucket[0].begin * element,
+                                     static_cast<size_t>(bucket[0].numel() * element));
         } else {
-            connection_->begin_group();
+            links_->nccl->begin_group();
             for (const OwnedRange& range : bucket)
                 for (int64_t other = 0; other < size(); ++other) {
                     char* const at = data + range.begin * element;
                     const auto bytes = static_cast<size_t>(range.numel() * element);
-                    if (range.rank == rank() && other != rank()) connection_->send(at, bytes, static_cast<int>(other));
+                    if (range.rank == rank() && other != rank()) links_->nccl->send(at, bytes, static_cast<int>(other));
                     if (range.rank == other && other != rank())
-                        connection_->receive(at, bytes, static_cast<int>(other));
+                        links_->nccl->receive(at, bytes, static_cast<int>(other));
                 }
-            connection_->end_group();
+            links_->nccl->end_group();
         }
         gathered(device, bucket[0].bucket).record(Stream::collective);
     }
@@ -112,7 +122,7 @@ class GpuRanks final : public Ranks {
 
     void all_reduce(const Device&, StepSums* sums) override {
         begin("all-reduce of the step's sums", -1);
-        connection_->all_reduce(sums);
+        links_->nccl->all_reduce(sums);
         reduced_->record(Stream::collective);
         reduced_->block(Stream::compute);
     }
@@ -143,8 +153,8 @@ class GpuRanks final : public Ranks {
         const bool is_open = copies && copies->open(handles);
         // All ranks or none.
         const bool all_open = agree(is_open ? 0 : 1) == 0;
-        const std::lock_guard<std::mutex> lock(mutex_);
-        copies_ = all_open ? std::move(copies) : nullptr;
+        const std::lock_guard<std::mutex> lock(links_->mutex);
+        links_->copies = all_open ? std::move(copies) : nullptr;
         shared_ = shared;
     }
 
@@ -178,31 +188,36 @@ class GpuRanks final : public Ranks {
             staging_bytes_ = bytes;
         }
         float* const staging = static_cast<float*>(staging_.get());  // (ranks, own)
-        connection_->begin_group();
+        links_->nccl->begin_group();
         int64_t at = 0;
         for (const OwnedRange& range : bucket) {
             const auto count = static_cast<size_t>(range.numel()) * sizeof(float);
-            connection_->send(data + range.begin, count, static_cast<int>(range.rank));
+            links_->nccl->send(data + range.begin, count, static_cast<int>(range.rank));
             if (range.rank != rank()) continue;
             for (int64_t other = 0; other < size(); ++other)
-                connection_->receive(staging + other * own + at, count, static_cast<int>(other));
+                links_->nccl->receive(staging + other * own + at, count, static_cast<int>(other));
             at += range.numel();
         }
-        connection_->end_group();
+        links_->nccl->end_group();
         at = 0;
         for (const OwnedRange& range : bucket) {
             if (range.rank != rank()) continue;
-            connection_->sum(data + range.begin, staging + at, static_cast<size_t>(range.numel()),
-                             static_cast<size_t>(own));
+            links_->nccl->sum(data + range.begin, staging + at, static_cast<size_t>(range.numel()),
+                              static_cast<size_t>(own));
             at += range.numel();
         }
     }
 
     const World world_;
     const std::shared_ptr<ControlPlane> control_;
-    std::mutex mutex_;  // guards connection_ and copies_ against the control plane's thread
-    std::unique_ptr<NcclConnection> connection_;
-    std::unique_ptr<PeerCopies> copies_;  // null: NCCL does all
+    // What a failure ends, in a thread that may outlive this. The mutex is for that thread: only connect() and the
+    // destructor change the pointers.
+    struct Links {
+        std::mutex mutex;
+        std::unique_ptr<NcclConnection> nccl;
+        std::unique_ptr<PeerCopies> copies;  // null: NCCL does all
+    };
+    const std::shared_ptr<Links> links_ = std::make_shared<Links>();
     Shared shared_{};
     std::unique_ptr<DeviceEvent> begun_, reduced_;
     std::map<int64_t, DeviceEvent> gathered_;  // by bucket
