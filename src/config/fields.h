@@ -24,45 +24,46 @@ using NamedValue = std::pair<const char*, E>;
 template <typename E>
 constexpr bool enum_names = false;
 template <>
-constexpr NamedValue<Position> enum_names<Position>[] = {
+inline constexpr NamedValue<Position> enum_names<Position>[] = {
     {"alibi", Position::alibi}, {"rope", Position::rope}, {"none", Position::none}};
 template <>
-constexpr NamedValue<RopeScalingType> enum_names<RopeScalingType>[] = {{"none", RopeScalingType::none},
-                                                                       {"llama3", RopeScalingType::llama3}};
+inline constexpr NamedValue<RopeScalingType> enum_names<RopeScalingType>[] = {{"none", RopeScalingType::none},
+                                                                              {"llama3", RopeScalingType::llama3}};
 template <>
-constexpr NamedValue<Recompute> enum_names<Recompute>[] = {
+inline constexpr NamedValue<Recompute> enum_names<Recompute>[] = {
     {"none", Recompute::none}, {"light", Recompute::light}, {"block", Recompute::block}};
 template <>
-constexpr NamedValue<ScheduleType> enum_names<ScheduleType>[] = {{"constant", ScheduleType::constant},
-                                                                 {"linear", ScheduleType::linear},
-                                                                 {"cosine", ScheduleType::cosine},
-                                                                 {"wsd", ScheduleType::wsd}};
+inline constexpr NamedValue<ScheduleType> enum_names<ScheduleType>[] = {{"constant", ScheduleType::constant},
+                                                                        {"linear", ScheduleType::linear},
+                                                                        {"cosine", ScheduleType::cosine},
+                                                                        {"wsd", ScheduleType::wsd}};
 template <>
-constexpr NamedValue<EotSide> enum_names<EotSide>[] = {
+inline constexpr NamedValue<EotSide> enum_names<EotSide>[] = {
     {"auto", EotSide::automatic}, {"start", EotSide::start}, {"end", EotSide::end}};
 template <>
-constexpr NamedValue<DataFormat> enum_names<DataFormat>[] = {{"auto", DataFormat::automatic},
-                                                             {"llmc", DataFormat::llmc},
-                                                             {"raw", DataFormat::raw},
-                                                             {"megatron", DataFormat::megatron}};
+inline constexpr NamedValue<DataFormat> enum_names<DataFormat>[] = {{"auto", DataFormat::automatic},
+                                                                    {"llmc", DataFormat::llmc},
+                                                                    {"raw", DataFormat::raw},
+                                                                    {"megatron", DataFormat::megatron}};
 template <>
-constexpr NamedValue<RawType> enum_names<RawType>[] = {
+inline constexpr NamedValue<RawType> enum_names<RawType>[] = {
     {"auto", RawType::automatic}, {"uint16", RawType::uint16}, {"uint32", RawType::uint32}};
 template <>
-constexpr NamedValue<Packing> enum_names<Packing>[] = {{"stream", Packing::stream}, {"best_fit", Packing::best_fit}};
+inline constexpr NamedValue<Packing> enum_names<Packing>[] = {{"stream", Packing::stream},
+                                                              {"best_fit", Packing::best_fit}};
 template <>
-constexpr NamedValue<NonFinite> enum_names<NonFinite>[] = {{"skip", NonFinite::skip}, {"stop", NonFinite::stop}};
+inline constexpr NamedValue<NonFinite> enum_names<NonFinite>[] = {{"skip", NonFinite::skip}, {"stop", NonFinite::stop}};
 template <>
-constexpr NamedValue<DeviceChoice> enum_names<DeviceChoice>[] = {
+inline constexpr NamedValue<DeviceChoice> enum_names<DeviceChoice>[] = {
     {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}};
 template <>
-constexpr NamedValue<Precision> enum_names<Precision>[] = {
+inline constexpr NamedValue<Precision> enum_names<Precision>[] = {
     {"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp16", Precision::fp16}};
 template <>
-constexpr NamedValue<AttentionRequest> enum_names<AttentionRequest>[] = {{"auto", AttentionRequest::automatic},
-                                                                         {"simt", AttentionRequest::simt},
-                                                                         {"sm80", AttentionRequest::sm80},
-                                                                         {"sm90", AttentionRequest::sm90}};
+inline constexpr NamedValue<AttentionRequest> enum_names<AttentionRequest>[] = {{"auto", AttentionRequest::automatic},
+                                                                                {"simt", AttentionRequest::simt},
+                                                                                {"sm80", AttentionRequest::sm80},
+                                                                                {"sm90", AttentionRequest::sm90}};
 
 // Returns the name that a config uses.
 template <typename E>

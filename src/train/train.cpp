@@ -454,6 +454,8 @@ int Trainer::run() {
     }
     try {
         return loop();
+    } catch (const PeerError&) {  // what the ranks had together is lost
+        throw;
     } catch (const CudaError&) {  // nothing can be read from the device any more
         ranks_.check();           // where a peer has failed, that is why
         throw;
