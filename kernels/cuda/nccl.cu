@@ -19,7 +19,7 @@ void check(const char* function, ncclResult_t result) {
 }
 #define NCCL_CHECK(call) check(#call, call)
 
-// One thread, since there are few ranks and three numbers of each.
+// One thread is enough for few ranks and three numbers of each.
 __global__ void sum_step_sums_kernel(StepSums* sums, const StepSums* of_ranks, int num_ranks) {
     StepSums total;
     for (int rank = 0; rank < num_ranks; ++rank) {

@@ -30,7 +30,7 @@ class PeerCopies {
     PeerCopies(const PeerCopies&) = delete;
     PeerCopies& operator=(const PeerCopies&) = delete;
 
-    // What the other ranks need for open(); empty where memory cannot be shared.
+    // Returns the bytes that the other ranks need for open(); none where memory cannot be shared.
     std::string handle() const;
     // Opens the memory of the others, given their handles by rank. Returns false if that cannot be: a rank is on
     // another machine, or its GPU cannot be reached from this one.

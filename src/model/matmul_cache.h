@@ -1,7 +1,7 @@
 // The machine's cache of GEMM algorithms: a run need not time a GEMM that an earlier one has timed.
 //
 //   $XDG_CACHE_HOME/ingot/matmul-GPU-cuBLASLt-VERSION.json, else ~/.cache/ingot/...
-//   {"machine": "GPU, cuBLASLt VERSION", "choices": {PRODUCT: ALGORITHM, ...}}
+//   {"machine": "GPU, cuBLASLt VERSION", "choices": {GEMM: ALGORITHM, ...}}
 //
 // It is a convenience: whatever is wrong with it, the GEMMs are timed again. So nothing here throws; *note is one
 // line for people when the cache cannot be used, and else empty.
@@ -26,7 +26,7 @@ std::vector<MatmulChoice> read_matmul_cache(const std::string& machine, std::str
 // run times those again.
 void write_matmul_cache(const std::string& machine, const std::vector<MatmulChoice>& choices, std::string* note);
 
-// {PRODUCT: ALGORITHM, ...}, for the cache and for a checkpoint's manifest. From JSON: leaves out what is no such pair.
+// {GEMM: ALGORITHM, ...}, for the cache and for a checkpoint's manifest. From JSON: leaves out what is no such pair.
 nlohmann::ordered_json matmul_choices_to_json(const std::vector<MatmulChoice>& choices);
 std::vector<MatmulChoice> matmul_choices_from_json(const nlohmann::json& object);
 

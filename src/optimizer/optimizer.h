@@ -19,7 +19,8 @@ struct StatePiece {
     Tensor tensor;  // (n)
 };
 
-// What training keeps of the parameters under one name. A checkpoint names the parameter `p` of it PREFIX + p.
+// A tensor for each parameter that training keeps, under one name. A checkpoint names the parameter `p` of it PREFIX +
+// p.
 struct OptimizerState {
     std::string prefix;  // "": the weights; "m.", "v.": the moments
     std::vector<StatePiece> pieces;
@@ -41,9 +42,9 @@ class Optimizer final : public BucketUse {
     // Rounds the masters to the model's weights, on all ranks, after they were written from outside.
     void refresh_model();
 
-    // The model calls these as it goes. Between start_reducing() and finish_reducing(), which stand around a step's last
-    // micro-step, a bucket's gradients are summed over the ranks as soon as they are complete, beside the backward that
-    // goes on.
+    // The model calls these as it goes. Between start_reducing() and finish_reducing(), which stand around a step's
+    // last micro-step, a bucket's gradients are summed over the ranks as soon as they are complete, beside the backward
+    // that goes on.
     void before_weights(int64_t bucket) override;
     void after_gradients(int64_t bucket) override;
     void start_reducing() { reduces_ = true; }
@@ -53,9 +54,9 @@ class Optimizer final : public BucketUse {
     // Starts to give every rank the weights that the others have updated; before_weights() waits for them.
     void gather_weights() const;
 
-    // What this rank keeps: the weights, then the moments, the order in which a checkpoint has them.
+    // Returns what this rank keeps: the weights, then the moments, the order in which a checkpoint has them.
     std::vector<OptimizerState> state() const { return state_of(held_); }
-    // The part of it that this rank saves: what all ranks save together is each element once.
+    // Returns the part of it that this rank saves: all ranks together save each element once.
     std::vector<OptimizerState> owned_state() const { return state_of(owned_); }
     // How many elements each tensor of owned_state() has.
     int64_t num_owned() const;

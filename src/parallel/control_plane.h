@@ -38,12 +38,12 @@ class ControlPlane {
     int64_t rank() const { return own_.rank; }
     int64_t size() const { return own_.size; }
     double timeout_seconds() const { return timeout_; }
-    // What the ranks say to each other to be recognised, on connections of their own too.
+    // Returns what the ranks say to each other to be recognised, on connections of their own too.
     const Hello& own_hello() const { return own_; }
     // The address at which the other ranks can reach this process, which rank 0 itself does not know: "".
     std::string own_address() const { return own_address_; }
 
-    // What the others name if this rank fails: "reduce_scatter of layer 3, step 812".
+    // Sets what the others name if this rank fails: "reduce_scatter of layer 3, step 812".
     void note(const std::string& last_collective);
 
     // Each rank passes a text; returns all of them, by rank. Within a channel all ranks call it equally often, one
@@ -94,7 +94,7 @@ class ControlPlane {
     const double timeout_;
     Hello own_;
     std::string own_address_;
-    // Of rank 0: all others, by rank; of the others: rank 0. They belong to the thread once it runs.
+    // Rank 0 has all others as peers, by rank; the others have rank 0. They belong to the thread once it runs.
     std::vector<Peer> peers_;
     Waker waker_;
 

@@ -17,7 +17,7 @@ namespace ingot {
 namespace {
 
 // A rank that learns of a failure has so long to end by itself.
-constexpr std::chrono::milliseconds kGrace{20000}, kStep{100};
+constexpr std::chrono::milliseconds kGrace{10000}, kStep{100};
 
 enum { kGradients, kWeights };  // the tensors of PeerCopies
 
@@ -151,7 +151,7 @@ class GpuRanks final : public Ranks {
         }
         const std::vector<std::string> handles = exchange(copies ? copies->handle() : "", Channel::loop);
         const bool is_open = copies && copies->open(handles);
-        // All ranks or none.
+        // Either all ranks copy or none does.
         const bool all_open = agree(is_open ? 0 : 1) == 0;
         const std::lock_guard<std::mutex> lock(links_->mutex);
         links_->copies = all_open ? std::move(copies) : nullptr;
@@ -164,7 +164,7 @@ class GpuRanks final : public Ranks {
         return ranges;
     }
 
-    // What the collective stream is given from now on begins after what the compute stream was given so far.
+    // Makes the work that the collective stream is given from now on wait for what the compute stream was given so far.
     void begin(const char* what, int64_t bucket) {
         control_->note(bucket < 0 ? what : join(what, " of bucket ", bucket));
         begun_->record(Stream::compute);
@@ -210,8 +210,8 @@ class GpuRanks final : public Ranks {
 
     const World world_;
     const std::shared_ptr<ControlPlane> control_;
-    // What a failure ends, in a thread that may outlive this. The mutex is for that thread: only connect() and the
-    // destructor change the pointers.
+    // The links that a failure ends, in a thread that may outlive this. The mutex is for that thread: only connect()
+    // and the destructor change the pointers.
     struct Links {
         std::mutex mutex;
         std::unique_ptr<NcclConnection> nccl;

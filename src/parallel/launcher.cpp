@@ -31,7 +31,7 @@ namespace ingot {
 namespace {
 
 constexpr double kMargin = 5;         // seconds above the timeout of the control plane
-constexpr double kAfterVerdict = 30;  // once a rank has ended with code 4, all have been told
+constexpr double kAfterVerdict = 15;  // once a rank has ended with code 4, all have been told
 constexpr double kBeforeKilling = 5;  // between SIGTERM and SIGKILL
 constexpr size_t kLongestLine = 64 << 10;
 constexpr unsigned char kChildEnded = 0;  // among the numbers of signals

@@ -39,7 +39,7 @@ class Partition {
                                                                                    starts_[static_cast<size_t>(index)]);
     }
     const std::vector<OwnedRange>& ranges() const { return ranges_; }
-    // What a rank owns, ascending, neighbours merged.
+    // Returns what a rank owns, ascending, neighbours merged.
     std::vector<FlatRange> ranges_of(int64_t rank) const;
 
   private:

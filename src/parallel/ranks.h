@@ -53,11 +53,11 @@ class Ranks {
     virtual void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
     // The same, and every range becomes the sum on every rank.
     virtual void start_all_reduce(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
-    // What the compute stream is given from now on begins after all sums that were started.
+    // Makes the work that the compute stream is given from now on wait for all sums that were started.
     virtual void finish_reduce(const Device& device) = 0;
     // Starts to give every range of the bucket to all ranks, after what the compute stream has been given so far.
     virtual void start_all_gather(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) = 0;
-    // What the compute stream is given from now on begins after the last all_gather of this bucket.
+    // Makes the work that the compute stream is given from now on wait for the last all-gather of this bucket.
     virtual void finish_all_gather(const Device& device, std::span<const OwnedRange> bucket) = 0;
     // Every rank's sums become those of all, in the order of the compute stream.
     virtual void all_reduce(const Device& device, StepSums* sums) = 0;

@@ -140,9 +140,10 @@ void StepRunner::update() {
     Slot& launched = slot(++last_launched_);
     plan_.writer.wait_until_copied();
     run(&update_, [&] { plan_.optimizer.update(plan_.step.get()); });
-    plan_.optimizer.gather_weights();
+    // Before the weights are gathered, whose copies would occupy the copy engine first.
     plan_.device().start_copy(DeviceStep::bytes_of(launched.block), plan_.step.tensor());
     launched.end.record();
+    plan_.optimizer.gather_weights();
 }
 
 StepRunner::Finished StepRunner::finish() {

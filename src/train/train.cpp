@@ -102,8 +102,8 @@ class Trainer {
     std::string why_taken() const;  // RunFolder::why_taken(), which the first rank tells all
     // The signal that told this rank to stop, kTimeIsUp, or 0.
     int64_t told_to_stop() const;
-    // Whether a step that was begun may be dropped while it waits for data: by one rank, not by one of several, since
-    // the others go through with it.
+    // Returns whether a step that was begun may be dropped while it waits for data: by one rank, not by one of several,
+    // since the others go through with it.
     bool gives_up_waiting() {
         why_stopped_ = ranks_.size() == 1 ? told_to_stop() : 0;
         return why_stopped_ != 0;
@@ -261,7 +261,7 @@ bool Trainer::launch_step() {
     return true;
 }
 
-// What the ranks' clocks say of a step: the step takes as long as its slowest rank.
+// Asks the clocks of all ranks: a step takes as long as its slowest rank.
 void Trainer::take_times(const StepRunner::Finished& finished, StepReport* report) {
     const double own[] = {finished.seconds, finished.data_wait_seconds, finished.visible_pairs};
     double fastest = finished.seconds;
