@@ -111,6 +111,10 @@ int stop_signal() {
     return received;
 }
 
+bool is_stop_signal(int number) {
+    return std::find(std::begin(kStopSignals), std::end(kStopSignals), number) != std::end(kStopSignals);
+}
+
 std::string describe_signal(int number) {
     const std::string text = "signal " + std::to_string(number);
     if (number == SIGXCPU) return text + " (the limit of CPU time is reached: raise ulimit -t)";

@@ -28,6 +28,7 @@ void reserve_cpu_time_for_saving();
 void outlive_the_reader();
 // Returns the first signal that asked to stop, or 0.
 int stop_signal();
+bool is_stop_signal(int number);
 // Returns "signal 15", with advice where there is any.
 std::string describe_signal(int number);
 

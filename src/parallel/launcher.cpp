@@ -98,7 +98,7 @@ class Launcher {
     void take_events();
     void pass_on(int signal);
     void take_ends();
-    void take_end(int64_t rank, int status);
+    void take_end(int64_t rank, pid_t process, int status);
     void pass_output(int64_t rank);
     void print_line(int64_t rank, const std::string& line) const;
     void end_the_rest();
@@ -282,28 +282,30 @@ void Launcher::take_ends() {
     for (int64_t rank = 0; rank < launch_.num_ranks; ++rank) {
         Rank& each = ranks_[static_cast<size_t>(rank)];
         int status = 0;
-        if (each.process == 0 || waitpid(each.process, &status, WNOHANG) != each.process) continue;
-        take_end(rank, status);
-        each.process = 0;
+        const pid_t process = each.process;
+        if (process == 0 || waitpid(process, &status, WNOHANG) != process) continue;
+        each.process = 0;  // nothing is sent to its number any more, which another process may get
+        take_end(rank, process, status);
     }
 }
 
-void Launcher::take_end(int64_t number, int status) {
+void Launcher::take_end(int64_t number, pid_t process, int status) {
     const Rank& rank = ranks_[static_cast<size_t>(number)];
     if (is_abandoned_ || rank.is_ended_by_us) return;
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : kExitPeer;
     bool is_own = code != kExitPeer;
     if (WIFSIGNALED(status)) {
         const int signal = WTERMSIG(status);
-        // A rank that had not begun to catch the signal when it was passed on.
-        if (passed_on_.count(signal) == 1) {
+        // The rank had not begun to catch the signal. If it was sent to this rank alone, all others are to stop too.
+        if (is_stop_signal(signal)) {
             was_interrupted_ = true;
+            if (passed_on_.count(signal) == 0) pass_on(signal);
             return;
         }
         is_own = true;
         pass_output(number);
         std::fprintf(stderr, "error: rank %lld (process %d) was ended by signal %d (%s)\n",
-                     static_cast<long long>(number), static_cast<int>(rank.process), signal, strsignal(signal));
+                     static_cast<long long>(number), static_cast<int>(process), signal, strsignal(signal));
     }
     if (code == kExitInterrupted) was_interrupted_ = true;
     if (code == kExitDone || code == kExitInterrupted) return;
@@ -332,8 +334,9 @@ void Launcher::end_the_rest() {
 int Launcher::exit_code() const {
     if (is_abandoned_) return 128 + SIGINT;
     if (own_code_) return *own_code_;
-    if (has_missed_a_peer_) return kExitPeer;
-    return was_interrupted_ ? kExitInterrupted : kExitDone;
+    // Ranks that had begun to train miss one that a signal ended before.
+    if (was_interrupted_) return kExitInterrupted;
+    return has_missed_a_peer_ ? kExitPeer : kExitDone;
 }
 
 }  // namespace

@@ -498,8 +498,8 @@ int Trainer::loop() {
 
 // ---- Before the run ----
 
-int stopped_before_training(const Console& console) {
-    console.error_line("stopped by ", describe_signal(stop_signal()),
+int stopped_before_training(int64_t signal, const Console& console) {
+    console.error_line("stopped by ", describe_signal(static_cast<int>(signal)),
                        " before the first step of this command: nothing was trained: run it again");
     return kExitInterrupted;
 }
@@ -515,14 +515,14 @@ int train_in_folder(const TrainOptions& options, Config config, Ranks* ranks, co
     TrainingData data(config, folder ? &folder->folder() : nullptr);
     data.require_targets();
     data.take_fingerprints();
-    if (stop_signal() != 0) return stopped_before_training(console);
+    if (const int64_t signal = ranks->agree(stop_signal())) return stopped_before_training(signal, console);
     if (!config.training.steps) resolve_steps(&config, data.epoch_tokens());
     std::optional<CheckpointStore> store;
     if (folder) store.emplace(*folder);
     CheckpointStore* const own_store = store ? &*store : nullptr;
     const std::optional<Checkpoint> checkpoint = checkpoint_to_resume(config.run_dir, own_store, options.resume, ranks);
     const std::optional<Checkpoint> initial = checkpoint ? std::nullopt : checkpoint_to_start_from(config, ranks);
-    if (stop_signal() != 0) return stopped_before_training(console);
+    if (const int64_t signal = ranks->agree(stop_signal())) return stopped_before_training(signal, console);
     if (checkpoint && config.training.micro_batch_is_auto) {
         // Another size would round differently.
         const TrainingConfig& then = checkpoint->manifest.config.training;
@@ -563,8 +563,8 @@ int train(const TrainOptions& options) {
     reserve_cpu_time_for_saving();
     try {
         return train_in_folder(options, std::move(config), ranks.get(), console);
-    } catch (const Stopped&) {  // while the data were read
-        return stopped_before_training(console);
+    } catch (const Stopped&) {  // while the data were read, after which all ranks ask each other
+        return stopped_before_training(ranks->agree(stop_signal()), console);
     } catch (const std::exception& error) {
         ranks->leave(error.what());
         throw;

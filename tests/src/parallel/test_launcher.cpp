@@ -180,6 +180,17 @@ TEST(Launcher, ASignalBeforeTheRanksCatchItIsAnInterruption) {
     EXPECT_EQ(launcher.code(), 75);
 }
 
+TEST(Launcher, ASignalBeforeOneRankCatchesItStopsAll) {
+    // Rank 1 is ended by a signal that it does not catch yet. Rank 0 misses it, and rank 2 saves.
+    LauncherProcess launcher(
+        "[ $RANK = 0 ] && { trap '' TERM; sleep 1; exit 4; }; "
+        "[ $RANK = 1 ] && { sleep 0.5; kill -TERM $$; }; "
+        "trap 'echo saved; exit 75' TERM; while :; do sleep 0.05; done",
+        3);
+    EXPECT_EQ(launcher.code(), 75);
+    expect_text(launcher.errors, "[rank 2] saved");
+}
+
 TEST(Launcher, ASecondCtrlCEndsAtOnce) {
     LauncherProcess launcher("trap 'echo once' INT; echo ready; while :; do sleep 0.05; done", 2);
     launcher.wait_for("ready");
