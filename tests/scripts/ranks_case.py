@@ -16,6 +16,10 @@ from .trainer_case import TrainerCase
 
 LAUNCHER_VARIABLES = re.compile(
     "(SLURM|OMPI|PMIX?|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE|INGOT_RUN)_|RANK$|WORLD_SIZE$")
+# With a learning rate that does not depend on training.steps, a run of few steps is the beginning of one of many; and one
+# that does not end before the test ends it.
+ALIKE = ["schedule.type=constant", "schedule.warmup_steps=0"]
+ENDLESS = [*ALIKE, "training.steps=1000000"]
 SECONDS = 90  # that anything may take, on a machine that has much else to do
 
 
@@ -131,6 +135,19 @@ class RanksCase(TrainerCase):
 
     def whole_checkpoints(self, name) -> list[str]:
         return [each for each in self.checkpoints(name) if re.fullmatch("step-[0-9]+", each)]
+
+    def assert_goes_on(self, name, ranks, sets) -> str:
+        """Resumes an endless run from its newest checkpoint, which is whole, for some steps: it has the bits of a run
+        that was never interrupted. Returns what it printed."""
+        last = max(int(each[5:]) for each in self.whole_checkpoints(name)) + 10
+        sets = [*sets, *ALIKE, f"training.steps={last}"]
+        output, error = self.run_ranks(name, ranks, "--resume", "auto", sets=sets)
+        self.assertIn(f"resumed from step {last - 10} ", output)
+        self.assertNotIn("damaged", error)
+        self.assertEqual(self.checkpoints(name), self.whole_checkpoints(name))  # nothing half-written stays behind
+        self.run_ranks(f"{name}-uninterrupted", ranks, sets=sets)
+        self.assert_same_bits(name, f"{name}-uninterrupted", last)
+        return output
 
     def compare(self, one, other, tolerance=0.0, code=0) -> str:
         result = subprocess.run([sys.executable, str(ROOT / "scripts/compare_runs.py"), str(self.run_folder(one)),

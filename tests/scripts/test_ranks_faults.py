@@ -1,0 +1,165 @@
+"""What several processes that train together survive, and how they end: kills, hangs, signals, full disks, values that
+are not finite. CPU only. (Launchers and places that are refused: test_ranks.py; two hosts: test_ranks_hosts.py.)
+
+"""
+
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import time
+import unittest
+
+from .ranks_case import ENDLESS, RanksCase, free_port, is_alive, wait_for
+
+TIMEOUT = 5
+SETS = [*ENDLESS, "model.d_model=64", "checkpoint.every=20", "eval.every=100", "sample.every=0",
+        f"distributed.timeout_seconds={TIMEOUT}"]
+# A rank that is stopped is heard of no more for the timeout, seen at the next beat (1 s); others wait for its goodbye (5
+# s); then the launcher gives it time (the timeout and 5 s), and 5 s more between SIGTERM and SIGKILL. The rest is for a
+# machine that has much else to do.
+MOST_SECONDS = TIMEOUT + 1 + 5 + TIMEOUT + 5 + 5 + 20
+
+
+class Faults(RanksCase):
+    def end_in_time(self, process, code, seconds=MOST_SECONDS):
+        start = time.monotonic()
+        output, error = self.ends(process, code)
+        self.assertLess(time.monotonic() - start, seconds, error)
+        wait_for(lambda: not any(map(is_alive, self.seen)), "no rank outlives its launcher", 10)
+        return output, error
+
+    # ---- Kills and hangs ----
+
+    def test_one_rank_is_killed(self):
+        """At random moments, also while the ranks save."""
+        generator = random.Random(2)
+        for number in range(8):
+            process = self.launch("killed", 3, "--resume", "auto", sets=SETS)
+            ranks = self.ranks_of(process, 3)
+            self.wait_for_step(process, 30 * number + generator.randint(21, 50))
+            victim = (0, 1, 2, 0)[number % 4]
+            drafts = self.run_folder("killed") / "checkpoints"
+            if number % 2 == 1:
+                wait_for(lambda: list(drafts.glob("*.tmp-*")) or process.poll() is not None, "the ranks save")
+            else:
+                time.sleep(generator.uniform(0, 0.02))
+            os.kill(ranks[victim], signal.SIGKILL)
+            _, error = self.end_in_time(process, 4)
+            self.assertIn(f"error: rank {victim} (process {ranks[victim]}) was ended by signal 9", error)
+            # The others say so, too: rank 0 learns it itself, and the others from it.
+            names = re.findall(rf"error: rank {victim} \(host [^ ]+, process {ranks[victim]}\) is gone without a word",
+                               error)
+            self.assertEqual(len(names), 2, error)
+            self.assertNotIn("damaged", error)
+            self.assertGreater(len(self.whole_checkpoints("killed")), 0)
+        self.assert_goes_on("killed", 3, SETS)
+
+    def test_one_rank_is_stopped(self):
+        runs = []
+        for victim in (0, 1):
+            process = self.launch(f"stopped-{victim}", 3, sets=SETS)
+            runs.append((victim, process, self.ranks_of(process, 3)))
+        for victim, process, ranks in runs:
+            self.wait_for_step(process, 30)
+            os.kill(ranks[victim], signal.SIGSTOP)
+        for victim, process, ranks in runs:
+            with self.subTest(victim=victim):
+                _, error = self.end_in_time(process, 4)
+                names = re.findall(rf"error: rank {victim} \(host [^ ]+, process {ranks[victim]}\) has not been heard "
+                                   rf"of for {TIMEOUT} s: .*its last collective was [a-z]", error)
+                self.assertEqual(len(names), 2, error)
+                self.assertIn(f"error: rank {victim} (process {ranks[victim]}) does not end after another has failed",
+                              error)
+
+    # ---- Signals ----
+
+    def test_a_signal_to_the_launcher_or_to_one_rank(self):
+        generator = random.Random(3)
+        for number in range(6):
+            kind = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)[number % 3]
+            victim = (None, 0, 2)[number // 2]
+            process = self.launch("signals", 3, "--resume", "auto", sets=SETS)
+            ranks = self.ranks_of(process, 3)
+            self.wait_for_step(process, 30 * number + generator.randint(1, 30))
+            time.sleep(generator.uniform(0, 0.02))
+            os.kill(process.pid if victim is None else ranks[victim], kind)
+            _, error = self.end_in_time(process, 75)
+            self.assertNotIn("error:", error)
+            saved = re.search(rf"stopped by signal {kind:d}, after step ([0-9]+), which is saved", error)
+            self.assertIsNotNone(saved, error)
+            self.assertEqual(self.manifest("signals", int(saved[1]))["step"], int(saved[1]))
+        self.assert_goes_on("signals", 3, SETS)
+
+    def test_a_signal_at_the_start(self):
+        """Before all ranks are there, while they read, or at the first steps: never anything but an interruption."""
+        generator = random.Random(4)
+        for number in range(12):
+            victim = (None, 0, 1, 2)[number % 4]
+            process = self.launch("started", 3, "--resume", "auto", sets=SETS)
+            ranks = self.ranks_of(process, 3)
+            time.sleep(generator.uniform(0, 0.1))
+            os.kill(process.pid if victim is None else ranks[victim], signal.SIGTERM)
+            self.end_in_time(process, 75)
+
+    def test_the_time_is_up(self):
+        sets = SETS + ["training.max_minutes=0.02"]
+        _, error = self.run_ranks("time", 3, sets=sets, code=75)
+        self.assertIn("stopped after training.max_minutes 0.02, after step ", error)
+        self.run_ranks("time", 2, "--resume", "auto", sets=sets, code=75)
+
+    # ---- Disks ----
+
+    def test_a_full_disk_on_one_rank(self):
+        """No file of rank 1 may be longer than 20 kB for a while, which stands for a disk that is full."""
+        process = self.launch("full", 3, sets=SETS)
+        ranks = self.ranks_of(process, 3)
+        self.wait_for_step(process, 21)
+        soft, hard = resource.prlimit(ranks[1], resource.RLIMIT_FSIZE)
+        resource.prlimit(ranks[1], resource.RLIMIT_FSIZE, (20 << 10, hard))
+        warning = process.stderr.readline()
+        resource.prlimit(ranks[1], resource.RLIMIT_FSIZE, (soft, hard))
+        self.assertRegex(warning, "^WARNING: rank 1: .*; training goes on without this checkpoint")
+        self.wait_for_step(process, max(map(int, re.findall("step-([0-9]+)", warning))) + 41)
+        process.send_signal(signal.SIGTERM)
+        _, error = self.end_in_time(process, 75)
+        self.assertNotIn("error:", error)
+        self.assertEqual(self.checkpoints("full"), self.whole_checkpoints("full"))
+        self.assert_goes_on("full", 3, SETS)
+
+    def test_a_disk_that_stays_full(self):
+        """Nothing is committed, nothing is left behind, and the run says with code 5 that its last save failed."""
+        port, sets = free_port(), SETS + ["training.steps=60"]
+        small = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]
+        first = self.rank_by_hand("small", 0, 2, port, sets=sets)
+        second = self.rank_by_hand("small", 1, 2, port, sets=sets, before=small)
+        _, error = self.ends(first, 5)
+        self.ends(second, 5)
+        self.assertEqual(len(re.findall("WARNING: rank 1: .*; training goes on without this checkpoint", error)), 2)
+        self.assertRegex(error, "error: rank 1: .*")
+        self.assertEqual(self.checkpoints("small"), [])
+        self.assertEqual(self.steps("small"), list(range(1, 60)))  # the last step's save comes before its line
+
+    # ---- Other runs ----
+
+    def test_a_process_of_another_run_disturbs_nobody(self):
+        port, sets = free_port(), SETS
+        first, second = (self.rank_by_hand("mine", rank, 2, port, sets=sets) for rank in (0, 1))
+        self.wait_for_step(first, 10)
+        _, error = self.ends(self.rank_by_hand("other", 1, 2, port, nonce="other", sets=sets), 2)
+        self.assertIn("refused this process: it belongs to another run", error)
+        _, error = self.ends(self.rank_by_hand("other", 0, 2, port, nonce="other", sets=sets), 2)
+        self.assertIn(f"port {port} is taken", error)
+        _, error = self.ends(self.rank_by_hand("mine", 1, 2, port, sets=sets), 2)
+        self.assertIn("rank 1 is here already", error)
+        self.assertIsNone(first.poll())
+        second.send_signal(signal.SIGTERM)
+        _, error = self.ends(first, 75)
+        self.assertIn("was refused: it belongs to another run", error)
+        self.ends(second, 75)
+
+
+if __name__ == "__main__":
+    unittest.main()
