@@ -2,12 +2,17 @@
 
 """
 
+import json
 import os
 import random
 import signal
+import struct
 import time
 import unittest
 
+from . import TRAIN, run, set_options
+from .import_case import safetensors, tiny_config, tiny_tensors
+from .inputs import shard
 from .ranks_case import ALIKE, ENDLESS, RanksCase, is_alive, wait_for
 
 # 10 rows: neither 2, 3 nor 4 ranks with micro-batches of 2 divide them, so that some batches have rows of padding, and
@@ -93,6 +98,73 @@ class OtherNumbers(RanksCase):
         output = self.train_in_turn("many", [(4, 6), (7, 12), (3, 18)])
         self.assertIn("bits: not promised", output)
         self.assertIn("18 common steps", self.compare("single", "many", ROUNDING))
+
+
+class NonFinite(RanksCase):
+    """An imported model that says of one token that it never comes: its logit overflows to -inf everywhere. That token
+    stands in one row of an epoch, so that in one step the loss of one rank is infinite."""
+
+    TOKEN, STEPS = 7, 16
+
+    def setUp(self):
+        super().setUp()
+        tensors = tiny_tensors()
+
+        def change(name, change_values):
+            dtype, shape, content = tensors[name]
+            count = len(content) // 4
+            values = list(struct.unpack(f"<{count}f", content))
+            change_values(values)
+            tensors[name] = (dtype, shape, struct.pack(f"<{count}f", *values))
+
+        def of_column_0(value):
+            def change_values(values):
+                values[::8] = [value] * len(values[::8])
+            return change_values
+
+        def of_row_0(values):
+            values[:len(values) // 8] = [0] * (len(values) // 8)
+
+        def of_the_token(values):
+            values[8 * self.TOKEN:8 * self.TOKEN + 8] = [-3e38] + 7 * [0]
+
+        # The first element of the residual stream is 1, whatever the layer adds to the others.
+        change("model.embed_tokens.weight", of_column_0(1))
+        change("model.layers.0.self_attn.o_proj.weight", of_row_0)
+        change("model.layers.0.mlp.down_proj.weight", of_row_0)
+        change("model.norm.weight", of_column_0(10))
+        change("lm_head.weight", of_the_token)
+        source = self.folder / "source"
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(tiny_config()))
+        (source / "model.safetensors").write_bytes(safetensors(tensors))
+        run(TRAIN, "import", "--from", source, "--output", self.folder / "imported")
+        # 160 rows of 32 tokens, which are one epoch.
+        tokens = [97 + (number * number + number // 7) % 20 for number in range(160 * 32 + 1)]
+        tokens[2000] = self.TOKEN
+        (self.folder / "rare.bin").write_bytes(shard(tokens))
+
+    def train_imported(self, ranks, name, *sets):
+        self.ends(self.open([TRAIN, "--config", self.folder / "imported/config.json", "--device", "cpu", "--gpus", ranks,
+                             *set_options([f"name={name}", 'data.train=["rare.bin"]', "data.val=[]", "data.eot_token=256",
+                                           "model.context_length=32", *BATCH, f"training.steps={self.STEPS}",
+                                           "optimizer.lr=1e-3", "sample.every=0", *sets])]), 0)
+        return self.entries(name)
+
+    def test_one_rank_makes_all_skip(self):
+        alone = self.train_imported(1, "infinite-alone")
+        skipped = [entry["step"] for entry in alone if entry["skipped"]]
+        self.assertEqual(len(skipped), 1, alone)
+        for ranks in (2, 3):
+            log = self.train_imported(ranks, f"infinite-{ranks}")
+            self.assertEqual([entry["step"] for entry in log if entry["skipped"]], skipped)
+            for entry, other in zip(log, alone):
+                if not entry["skipped"]:
+                    self.assertLess(abs(entry["loss"] / other["loss"] - 1), ROUNDING, (entry, other))
+                else:
+                    self.assertNotIsInstance(entry["loss"], float)  # it says "nan"
+        # What comes later is trained with the weights of all ranks, none of which is spoilt.
+        self.assertLess(skipped[0], self.STEPS - 1)
 
 
 if __name__ == "__main__":
