@@ -4,6 +4,7 @@ are not finite. CPU only. (Launchers and places that are refused: test_ranks.py;
 """
 
 import os
+import pathlib
 import random
 import re
 import resource
@@ -12,6 +13,7 @@ import subprocess
 import time
 import unittest
 
+from .inputs import shard
 from .ranks_case import ENDLESS, RanksCase, free_port, is_alive, wait_for
 
 TIMEOUT = 5
@@ -103,6 +105,23 @@ class Faults(RanksCase):
             time.sleep(generator.uniform(0, 0.1))
             os.kill(process.pid if victim is None else ranks[victim], signal.SIGTERM)
             self.end_in_time(process, 75)
+
+    def test_a_signal_while_the_data_are_read(self):
+        """One rank stops reading, and the others come to the end of the data."""
+        count = 50_000_000  # tokens, in a file with a hole
+        with open(self.folder / "long.bin", "wb") as file:
+            file.write(shard(ids=[], count=count))
+            file.truncate(1024 + 2 * count)
+        generator = random.Random(6)
+        for victim in (0, 1, 2):
+            port, sets = free_port(), SETS + ['data.train=["long.bin"]']
+            ranks = [self.rank_by_hand(f"read-{victim}", rank, 3, port, sets=sets) for rank in range(3)]
+            maps = pathlib.Path(f"/proc/{ranks[victim].pid}/maps")
+            wait_for(lambda: "long.bin" in maps.read_text(), "it reads the data")
+            time.sleep(generator.uniform(0, 0.05))
+            ranks[victim].terminate()
+            for rank in ranks:
+                self.ends(rank, 75)
 
     def test_the_time_is_up(self):
         sets = SETS + ["training.max_minutes=0.02"]
