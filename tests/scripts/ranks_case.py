@@ -59,9 +59,11 @@ class RanksCase(TrainerCase):
             if process.poll() is None:
                 self.seen.update(self.children(process))
                 process.kill()
-            process.communicate()
+        # Before what was printed is read to its end, since ranks that live on hold the pipes.
         for process in filter(is_alive, self.seen):
             os.kill(process, signal.SIGKILL)
+        for process in self.started:
+            process.communicate()
         wait_for(lambda: not any(map(is_alive, self.seen)), "all ranks have ended")
 
     def open(self, command, environment=None) -> subprocess.Popen:

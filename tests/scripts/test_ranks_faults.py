@@ -1,6 +1,8 @@
 """What several processes that train together survive, and how they end: kills, hangs, signals, full disks, values that
 are not finite. CPU only. (Launchers and places that are refused: test_ranks.py; two hosts: test_ranks_hosts.py.)
 
+Seen to catch: a signal at the start or during reading that ends the ranks with two codes, a stop that one rank decides for
+itself, a failed save that the other ranks do not learn of, a nonce that is not compared.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Two hosts that train together: network namespaces of Linux, joined by a cable of two ends (veth) that can be cut. CPU
 only; needs the right to make namespaces.
 
+Seen to catch: silence of a rank that does not count as a failure.
 """
 
 import itertools

@@ -1,5 +1,7 @@
 """A run has the same rows on any number of processes, the same bits on the same number, and goes on at a resume. CPU only.
 
+Seen to catch: ranks that all read the rows of the first, ranks that outlive a killed launcher, a loss that is not finite on
+one rank and is skipped by that rank alone.
 """
 
 import json
