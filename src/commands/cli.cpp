@@ -69,7 +69,7 @@ Examples:
          "PATH: go on from this checkpoint\n"},
         {"--device", "NAME", "auto (a GPU if there is one), cpu or cuda; the same as --set training.device=NAME\n"},
         {"--gpus", "N",
-         "train on N GPUs of this machine, by a process each (default: all); with --device cpu, N processes\n"
+         "train on N GPUs of this machine, one process each (default: all); with --device cpu, N processes\n"
          "on the CPU. torchrun, srun and mpirun start the processes themselves, on several machines too\n"},
         {"--dry-run", "", "print the plan (parameters, memory) and stop before anything is written\n"},
         {"--profile", "FROM:TO",
