@@ -16,8 +16,8 @@ from .trainer_case import TrainerCase
 
 LAUNCHER_VARIABLES = re.compile(
     "(SLURM|OMPI|PMIX?|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE|INGOT_RUN)_|RANK$|WORLD_SIZE$")
-# With a learning rate that does not depend on training.steps, a run of few steps is the beginning of one of many; and one
-# that does not end before the test ends it.
+# With a learning rate that does not depend on training.steps, a run of few steps is the beginning of one of many; and
+# one that does not end before the test ends it.
 ALIKE = ["schedule.type=constant", "schedule.warmup_steps=0"]
 ENDLESS = [*ALIKE, "training.steps=1000000"]
 SECONDS = 90  # that anything may take, on a machine that has much else to do

@@ -1,8 +1,8 @@
 """What several processes that train together survive, and how they end: kills, hangs, signals, full disks, values that
 are not finite. CPU only. (Launchers and places that are refused: test_ranks.py; two hosts: test_ranks_hosts.py.)
 
-Seen to catch: a signal at the start or during reading that ends the ranks with two codes, a stop that one rank decides for
-itself, a failed save that the other ranks do not learn of, a nonce that is not compared.
+Seen to catch: a signal at the start or during reading that ends the ranks with two codes, a stop that one rank decides
+for itself, a failed save that the other ranks do not learn of, a nonce that is not compared.
 """
 
 import os
@@ -21,8 +21,8 @@ from .ranks_case import ENDLESS, RanksCase, free_port, is_alive, wait_for
 TIMEOUT = 5
 SETS = [*ENDLESS, "model.d_model=64", "checkpoint.every=20", "eval.every=100", "sample.every=0",
         f"distributed.timeout_seconds={TIMEOUT}"]
-# A rank that is stopped is heard of no more for the timeout, seen at the next beat (1 s); others wait for its goodbye (5
-# s); then the launcher gives it time (the timeout and 5 s), and 5 s more between SIGTERM and SIGKILL. The rest is for a
+# A rank that is stopped is heard of no more for the timeout, seen at the next beat (1 s); others wait for its goodbye
+# (5 s); then the launcher gives it time (the timeout and 5 s), and 5 s more between SIGTERM and SIGKILL. The rest is for a
 # machine that has much else to do.
 MOST_SECONDS = TIMEOUT + 1 + 5 + TIMEOUT + 5 + 5 + 20
 

@@ -15,8 +15,8 @@ from .ranks_case import ENDLESS, RanksCase, wait_for
 
 TIMEOUT = 8
 SETS = ["checkpoint.every=50", "eval.every=0", "sample.every=0", f"distributed.timeout_seconds={TIMEOUT}"]
-# After the timeout, the next beat (1 s) and the wait for a goodbye (5 s), with some more for a machine that has much else
-# to do.
+# After the timeout, the next beat (1 s) and the wait for a goodbye (5 s), with some more for a machine that has much
+# else to do.
 MOST_SECONDS = TIMEOUT + 1 + 5 + 20
 PORT = 29500  # of the namespace's own
 numbers = itertools.count()
@@ -86,8 +86,8 @@ class Hosts(RanksCase):
             _, error = self.ends(process, 4)
             other = 1 - rank
             self.assertRegex(error, rf"error: rank {other} \(host [^ ]+, process {processes[other].pid}\) has not been "
-                                    rf"heard of for {TIMEOUT} s: it hangs, or it cannot be reached; its last collective "
-                                    "was [a-z]")
+                                    rf"heard of for {TIMEOUT} s: it hangs, or it cannot be reached; its last "
+                                    "collective was [a-z]")
         self.assertLess(time.monotonic() - start, MOST_SECONDS)
         self.assert_goes_on("lost", 2, SETS)
 

@@ -1,7 +1,8 @@
-"""A run has the same rows on any number of processes, the same bits on the same number, and goes on at a resume. CPU only.
+"""A run has the same rows on any number of processes, the same bits on the same number, and goes on at a resume. CPU
+only.
 
-Seen to catch: ranks that all read the rows of the first, ranks that outlive a killed launcher, a loss that is not finite on
-one rank and is skipped by that rank alone.
+Seen to catch: ranks that all read the rows of the first, ranks that outlive a killed launcher, a loss that is not finite
+on one rank and is skipped by that rank alone.
 """
 
 import json
@@ -146,11 +147,12 @@ class NonFinite(RanksCase):
         tokens[2000] = self.TOKEN
         (self.folder / "rare.bin").write_bytes(shard(tokens))
 
-    def train_imported(self, ranks, name, *sets):
-        self.ends(self.open([TRAIN, "--config", self.folder / "imported/config.json", "--device", "cpu", "--gpus", ranks,
-                             *set_options([f"name={name}", 'data.train=["rare.bin"]', "data.val=[]", "data.eot_token=256",
-                                           "model.context_length=32", *BATCH, f"training.steps={self.STEPS}",
-                                           "optimizer.lr=1e-3", "sample.every=0", *sets])]), 0)
+    def train_imported(self, ranks, name):
+        options = [f"name={name}", 'data.train=["rare.bin"]', "data.val=[]", "data.eot_token=256",
+                   "model.context_length=32", *BATCH, f"training.steps={self.STEPS}", "optimizer.lr=1e-3",
+                   "sample.every=0"]
+        self.ends(self.open([TRAIN, "--config", "imported/config.json", "--device", "cpu", "--gpus", ranks,
+                             *set_options(options)]), 0)
         return self.entries(name)
 
     def test_one_rank_makes_all_skip(self):
