@@ -190,17 +190,6 @@ if(INGOT_TESTS)
   if(NOT GTest_FOUND)
     ingot_missing(libgtest-dev)
   endif()
-  # The launchers of several ranks, which a test starts for real. Without them it is skipped.
-  foreach(launcher IN ITEMS slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge mpirun:openmpi-bin)
-    string(REPLACE ":" ";" launcher ${launcher})
-    list(GET launcher 0 program)
-    list(GET launcher 1 package)
-    unset(found)
-    find_program(found ${program} PATHS /usr/sbin /sbin NO_CACHE)
-    if(NOT found)
-      ingot_missing(${package})
-    endif()
-  endforeach()
 endif()
 
 # ---- The verdict ----

@@ -127,6 +127,15 @@ leave_out_unknown() {
 missing_extras() {
     { have_matplotlib && { [ "${1:-}" != tests ] || have_python $data_packages; }; } ||
         python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    [ "${1:-}" != tests ] || missing_launchers
+}
+
+# Slurm and Open MPI, under which a test starts several ranks for real, as far as this system has them.
+missing_launchers() {
+    local pair
+    for pair in slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge mpirun:openmpi-bin; do
+        PATH=$PATH:/usr/sbin:/sbin have "${pair%:*}" || ! apt_knows "${pair#*:}" || echo "${pair#*:}"
+    done
 }
 
 # How apt-get becomes root here: "root" it is already, "sudo" that asks nothing, "password" that sudo asks for at this
@@ -184,6 +193,7 @@ install_missing() {
         packages=$(missing_packages "$@")
         packages=${packages//$'\n'/ }
         extras=$(missing_extras "$@")
+        extras=${extras//$'\n'/ }
         root=$(way_to_root)
         if [ -z "$packages" ]; then
             echo "Every package that the build needs is here."

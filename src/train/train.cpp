@@ -25,6 +25,7 @@
 #include "src/parallel/world.h"
 #include "src/train/log.h"
 #include "src/train/peak_rate.h"
+#include "src/train/resume.h"
 #include "src/train/run_start.h"
 #include "src/train/start_ranks.h"
 #include "src/train/step_runner.h"
@@ -34,35 +35,6 @@
 namespace ingot {
 
 namespace {
-
-// Returns how many of the choices `now` are not in the record.
-int64_t num_new_choices(const std::vector<MatmulChoice>& record, const std::vector<MatmulChoice>& now) {
-    return std::count_if(now.begin(), now.end(), [&](const MatmulChoice& choice) {
-        return std::none_of(record.begin(), record.end(), [&](const MatmulChoice& recorded) {
-            return recorded.gemm == choice.gemm && recorded.algorithm == choice.algorithm;
-        });
-    });
-}
-
-std::string list_of(const std::vector<std::string>& parts, const char* separator) {
-    std::string text;
-    for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
-    return text;
-}
-
-// Says whether a resumed run has the bits of an uninterrupted one. `sampled` names data whose bytes were compared in
-// part.
-std::string bits_promise(const std::vector<std::string>& differences, const std::vector<std::string>& sampled) {
-    if (!differences.empty())
-        return excerpt("bits: not promised to be those of an uninterrupted run, since " + list_of(differences, "; "),
-                       kLongestMessage);
-    std::string text =
-        "bits: as if the run had not stopped (config, data, device and libraries are those of the checkpoint";
-    if (!sampled.empty())
-        text += join("; ", list_of(sampled, " and "), sampled.size() == 1 ? " is" : " are",
-                     " too large to be compared whole: as far as sizes, times and samples of the files say");
-    return text + ")";
-}
 
 class Trainer {
   public:
@@ -91,8 +63,6 @@ class Trainer {
     void note_save(const std::optional<CheckpointWriter::Result>& result, SaveMode mode);
     void write_log();
     void sample();
-    std::vector<std::string> changes_since(const Checkpoint& checkpoint) const;
-    void describe_resume(const Checkpoint& checkpoint, std::vector<std::string> differences);
     int stop_for_nonfinite() const;
     void finish_and_save();
     int stop();
@@ -162,54 +132,16 @@ Trainer::Trainer(const Config& config, const RunFolder* folder, CheckpointStore*
 
 // ---- Start ----
 
-// Says what the config changes of the checkpoint's, and returns it, as far as the bits depend on it. Throws UserError
-// for what a resumed run cannot change.
-std::vector<std::string> Trainer::changes_since(const Checkpoint& checkpoint) const {
-    std::vector<std::string> differences;
-    for (const ConfigChange& change : config_changes(config_to_json(checkpoint.manifest.config), config_)) {
-        const std::string then = excerpt(change.then, 200), now = excerpt(change.now, 200);
-        REQUIRE(change.on_resume != OnResume::fixed, checkpoint.folder, " was trained with ", change.path, " = ", then,
-                ", the config says ", now, ": a resumed run cannot change the ",
-                change.path == "seed" ? "seed" : "model", "; set it back, or use another name or run_dir");
-        if (change.on_resume == OnResume::free) continue;
-        differences.push_back(change.path + " was changed");
-        console_.line("changed from now on: ", change.path, " was ", then, ", is ", now);
-    }
-    if (tokenizer_ != nullptr && !checkpoint.tokenizer_json.empty() &&
-        tokenizer_->source() != checkpoint.tokenizer_json)
-        console_.line(
-            "changed from now on: the tokenizer.json of data.tokenizer is another file than the checkpoint's");
-    return differences;
-}
-
-void Trainer::describe_resume(const Checkpoint& checkpoint, std::vector<std::string> differences) {
-    const Manifest& manifest = checkpoint.manifest;
-    console_.line("resumed from step ", training_.step, " of ", checkpoint.folder);
-    for (const std::string& line : data_.resume(training_.data, training_.rows_consumed)) {
-        differences.push_back(line);
-        console_.line("data: ", excerpt(line, kLongestMessage));
-    }
-    console_.text(data_.describe_blend(training_.rows_consumed));
-    for (const std::string& line :
-         environment_changes(manifest.environment, environment(plan_.device(), config_, ranks_.size())))
-        differences.push_back(line);
-    if (const int64_t count = num_new_choices(manifest.matmul_choices, matmul_choices(plan_.device())); count > 0)
-        differences.push_back(join(count, " GEMMs have another algorithm than in the checkpoint"));
-    if (!config_.training.deterministic && !plan_.device().is_cpu())
-        differences.push_back("training.deterministic is false");
-    console_.line(bits_promise(differences, data_.sampled()));
-    // Checkpoints ahead of the resumed step are damaged, or belong to steps that this run will train anew.
-    if (store_ == nullptr) return;
-    for (const std::string& path : store_->set_aside_after(training_.step))
-        console_.line("set aside, remove it when you like: ", path);
-}
-
 void Trainer::start(const std::optional<Checkpoint>& checkpoint, const std::optional<Checkpoint>& initial) {
-    std::vector<std::string> differences;
-    if (checkpoint) differences = changes_since(*checkpoint);
+    std::optional<Resume> resume;
+    if (checkpoint) resume.emplace(*checkpoint, config_, tokenizer_, console_);
     training_ =
         runner_.prepare({.resumed = checkpoint ? &*checkpoint : nullptr, .initial = initial ? &*initial : nullptr});
-    if (checkpoint) describe_resume(*checkpoint, std::move(differences));
+    if (resume) resume->describe(training_, plan_.device(), ranks_.size(), &data_);
+    // Checkpoints ahead of the resumed step are damaged, or belong to steps that this run will train anew.
+    if (resume && store_ != nullptr)
+        for (const std::string& path : store_->set_aside_after(training_.step))
+            console_.line("set aside, remove it when you like: ", path);
     REQUIRE(profile_.is_empty() || (profile_.first > training_.step && profile_.last <= *config_.training.steps),
             "--profile ", profile_.first, ":", profile_.last, ": this run goes from step ", training_.step + 1, " to ",
             *config_.training.steps, ": name steps among these");
