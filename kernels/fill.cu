@@ -41,11 +41,17 @@ __global__ void round_to_kernel(T* out, const float* in, int64_t count) {
 
 void fill_normal_cuda(const Device& device, const FillNormal& a) {
     const CudaContext& context = device.context();
-    for_cuda_type(a.out.dtype, "fill_normal", [&](auto element) {
+    const auto fill = [&](auto element) {
         using T = decltype(element);
         fill_normal_kernel<T><<<num_blocks(context, a.out.numel()), kThreads, 0, context.stream>>>(
             a.out.get<T>(), a.out.numel(), fill_rows(a.out), a.seed, a.stream, static_cast<float>(a.std));
-    });
+    };
+    if (a.out.dtype == DType::e4m3)
+        fill(__nv_fp8_e4m3{});
+    else if (a.out.dtype == DType::e5m2)
+        fill(__nv_fp8_e5m2{});
+    else
+        for_cuda_type(a.out.dtype, "fill_normal", fill);
     CUDA_CHECK_LAUNCH("fill_normal");
 }
 

@@ -8,7 +8,7 @@
 namespace ingot {
 
 // out[i] = std * random_normal(seed, stream, i), in fp32 (core/rng.h), rounded to out's dtype once: the same bits on
-// every device. i counts the elements of `out`, which may be a matrix whose rows lie apart.
+// every device; on CUDA out may be in fp8 too. i counts the elements of `out`, which may be a matrix whose rows lie apart.
 struct FillNormal {
     Tensor out;
     uint64_t seed, stream;

@@ -10,14 +10,16 @@
 #include <cstddef>
 
 #include "kernels/core/device.h"
+#include "kernels/core/fp8.h"
 
 namespace ingot {
 
 // out may be x itself.
 struct RmsNormForward {
-    Tensor out, rstd;
+    Tensor out = {}, rstd;
     Tensor x, weight;  // weight: (C)
     double eps;
+    Fp8Operand quantized = {};  // (N, C) e4m3, in place of out: then out is null, and x contiguous
 };
 void rmsnorm_forward(const Device&, const RmsNormForward&);
 
@@ -37,6 +39,7 @@ size_t rmsnorm_backward_workspace(const Device&, const Tensor& x);
 
 // The CUDA twins, called by the functions above once shapes are checked.
 void rmsnorm_forward_cuda(const Device&, const RmsNormForward&);
+void rmsnorm_forward_fp8_cuda(const Device&, const RmsNormForward&);
 void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&);
 // The backward kernel has at most so many blocks on a multiprocessor, each with a row of partial sums.
 constexpr int kRmsNormBackwardBlocks = 4;

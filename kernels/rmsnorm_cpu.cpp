@@ -1,6 +1,8 @@
 #include <cmath>
+#include <vector>
 
 #include "kernels/core/parallel.h"
+#include "kernels/fp8.h"
 #include "kernels/rmsnorm.h"
 
 namespace ingot {
@@ -116,9 +118,26 @@ void check_vectors(const Device& device, const Tensor& x, const Tensor& rstd, co
         check_tensor("rmsnorm", "rstd", rstd, {x.shape[0], x.shape[1]}, stats, device.kind());
 }
 
+// The twin of the fp8 version computes everything, then rounds it.
+void forward_fp8(const Device& device, const RmsNormForward& a) {
+    CHECK(a.x.rank == 2 && !a.out, "rmsnorm to fp8: x is ", a.x.describe(), ", out ", a.out.describe());
+    const int64_t N = a.x.shape[0], C = a.x.shape[1];
+    check_tensor("rmsnorm", "x", a.x, {N, C}, a.x.dtype, device.kind());
+    check_vectors(device, a.x, a.rstd, a.weight);
+    check_fp8_operand("rmsnorm", "out", a.quantized, N, C, device.kind());
+    if (!device.is_cpu()) return rmsnorm_forward_fp8_cuda(device, a);
+    for_cpu_scalar(a.x.dtype, "rmsnorm", [&](auto scalar) {
+        std::vector<decltype(scalar)> values(static_cast<size_t>(N * C));
+        const Tensor out = Tensor::contiguous(values.data(), a.x.dtype, {N, C});
+        rmsnorm_forward(device, {.out = out, .rstd = a.rstd, .x = a.x, .weight = a.weight, .eps = a.eps});
+        fp8_quantize_cpu({.out = a.quantized, .in = out});
+    });
+}
+
 }  // namespace
 
 void rmsnorm_forward(const Device& device, const RmsNormForward& a) {
+    if (a.quantized) return forward_fp8(device, a);
     check_input(device, "x", a.x, a.x);
     check_output(device, "out", a.out, a.x);
     check_vectors(device, a.x, a.rstd, a.weight);

@@ -1,6 +1,7 @@
 // SwiGLU on CUDA is bound by memory; each thread has 16 bytes of out. The scalar version of the kernels takes widths
 // that are no multiple of 16 bytes.
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/sigmoid.cuh"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/swiglu.h"
 
@@ -9,17 +10,6 @@ namespace ingot {
 namespace {
 
 constexpr int kThreads = 256;
-
-// 1 / (1 + e^-x). In 16-bit types the fast exponential and division (ex2.approx and rcp.approx, a few fp32 ulps) lie
-// far below the rounding of the store, and the exact ones would cost more time than the memory does. For x below about
-// -88 e^-x is infinite and the result 0, as it should be.
-template <typename T>
-__device__ float sigmoid(float x) {
-    if constexpr (sizeof(T) == 4)
-        return 1.0f / (1.0f + expf(-x));
-    else
-        return __fdividef(1.0f, 1.0f + __expf(-x));
-}
 
 // A thread's chunk is at element f of token n. num_chunks and chunks_per_row count chunks.
 struct Grid {

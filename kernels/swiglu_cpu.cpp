@@ -1,5 +1,8 @@
+#include <vector>
+
 #include "kernels/core/math.h"
 #include "kernels/core/parallel.h"
+#include "kernels/fp8.h"
 #include "kernels/swiglu.h"
 
 namespace ingot {
@@ -48,15 +51,50 @@ void check(const Device& device, const char* out_name, const Tensor& out, const 
     check_tensor("swiglu", gate_up_name, gate_up, {out.shape[0], 2 * out.shape[1]}, out.dtype, device.kind());
 }
 
+// The twins of the fp8 versions compute everything, then round it.
+void forward_fp8(const Device& device, const SwigluForward& a) {
+    CHECK(a.gate_up.rank == 2 && !a.out, "swiglu: gate_up is ", a.gate_up.describe(), ", out beside fp8 is ",
+          a.out.describe());
+    const int64_t N = a.gate_up.shape[0], F = a.gate_up.shape[1] / 2;
+    check_tensor("swiglu", "gate_up", a.gate_up, {N, 2 * F}, a.gate_up.dtype, device.kind());
+    check_fp8_operand("swiglu", "out", a.quantized, N, F, device.kind());
+    if (!device.is_cpu()) return swiglu_forward_fp8_cuda(device, a);
+    for_cpu_scalar(a.gate_up.dtype, "swiglu", [&](auto scalar) {
+        std::vector<decltype(scalar)> values(static_cast<size_t>(N * F));
+        const Tensor out = Tensor::contiguous(values.data(), a.gate_up.dtype, {N, F});
+        swiglu_forward(device, {.out = out, .gate_up = a.gate_up});
+        fp8_quantize_cpu({.out = a.quantized, .in = out});
+    });
+}
+
+void backward_fp8(const Device& device, const SwigluBackward& a) {
+    CHECK(!a.dgate_up && !a.out, "swiglu: dgate_up beside fp8 is ", a.dgate_up.describe(), ", out ", a.out.describe());
+    check(device, "dout", a.dout, "gate_up", a.gate_up);
+    const int64_t N = a.dout.shape[0], F = a.dout.shape[1];
+    check_fp8_operand("swiglu", "dgate_up", a.quantized, N, 2 * F, device.kind());
+    if (a.quantized_out) check_fp8_operand("swiglu", "out", a.quantized_out, N, F, device.kind());
+    if (!device.is_cpu()) return swiglu_backward_fp8_cuda(device, a);
+    for_cpu_scalar(a.dout.dtype, "swiglu", [&](auto scalar) {
+        std::vector<decltype(scalar)> values(static_cast<size_t>(3 * N * F));
+        const Tensor dgate_up = Tensor::contiguous(values.data(), a.dout.dtype, {N, 2 * F});
+        const Tensor out = Tensor::contiguous(values.data() + 2 * N * F, a.dout.dtype, {N, F});
+        swiglu_backward(device, {.dgate_up = dgate_up, .dout = a.dout, .gate_up = a.gate_up, .out = out});
+        fp8_quantize_cpu({.out = a.quantized, .in = dgate_up});
+        if (a.quantized_out) fp8_quantize_cpu({.out = a.quantized_out, .in = out});
+    });
+}
+
 }  // namespace
 
 void swiglu_forward(const Device& device, const SwigluForward& a) {
+    if (a.quantized) return forward_fp8(device, a);
     check(device, "out", a.out, "gate_up", a.gate_up);
     if (!device.is_cpu()) return swiglu_forward_cuda(device, a);
     for_cpu_scalar(a.out.dtype, "swiglu", [&](auto scalar) { forward_cpu<decltype(scalar)>(a); });
 }
 
 void swiglu_backward(const Device& device, const SwigluBackward& a) {
+    if (a.quantized) return backward_fp8(device, a);
     check(device, "dout", a.dout, "gate_up", a.gate_up);
     check(device, "dout", a.dout, "dgate_up", a.dgate_up);
     if (a.out) check(device, "out", a.out, "gate_up", a.gate_up);

@@ -14,6 +14,7 @@
 #include "kernels/cuda/timing.h"
 #include "kernels/embedding.h"
 #include "kernels/fill.h"
+#include "kernels/fp8.h"
 #include "kernels/matmul/choices.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/study.h"
@@ -71,7 +72,11 @@ void embedding_backward_cuda(const Device&, const EmbeddingBackward&) { refuse()
 void fill_normal_cuda(const Device&, const FillNormal&) { refuse(); }
 void fill_value_cuda(const Device&, const FillValue&) { refuse(); }
 void round_to_cuda(const Device&, const RoundTo&) { refuse(); }
+bool supports_fp8_cuda(const Device&) { refuse(); }
+void fp8_quantize_cuda(const Device&, const Fp8Quantize&) { refuse(); }
+void fp8_update_scales_cuda(const Device&, const Fp8UpdateScales&) { refuse(); }
 void rmsnorm_forward_cuda(const Device&, const RmsNormForward&) { refuse(); }
+void rmsnorm_forward_fp8_cuda(const Device&, const RmsNormForward&) { refuse(); }
 void rmsnorm_backward_cuda(const Device&, const RmsNormBackward&) { refuse(); }
 size_t rmsnorm_backward_workspace_cuda(const Device&, const Tensor&) { refuse(); }
 void rope_cuda(const Device&, const Rope&, int) { refuse(); }
@@ -79,6 +84,8 @@ void step_begin_cuda(const Device&, StepBlock*, const StepSettings&) { refuse();
 void step_decide_cuda(const Device&, StepBlock*) { refuse(); }
 void swiglu_forward_cuda(const Device&, const SwigluForward&) { refuse(); }
 void swiglu_backward_cuda(const Device&, const SwigluBackward&) { refuse(); }
+void swiglu_forward_fp8_cuda(const Device&, const SwigluForward&) { refuse(); }
+void swiglu_backward_fp8_cuda(const Device&, const SwigluBackward&) { refuse(); }
 
 bool is_hopper(const Device&) { refuse(); }
 void attention_forward_simt_cuda(const Device&, const AttentionForward&) { refuse(); }

@@ -1,5 +1,8 @@
 #include "kernels/core/dtype.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace ingot {
 
 f16 to_f16(float value) {
@@ -38,6 +41,53 @@ float to_float(f16 value) {
     const uint32_t u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112u) << 23) | (fraction << 13);
     std::memcpy(&result, &u, sizeof result);
     return result;
+}
+
+namespace {
+
+// A format of 8 bits: its numbers from 2^kMinExponent on have kMantissa bits after the point, those below the same last
+// bit.
+template <int kMantissa, int kMinExponent>
+uint8_t encode(float value, float largest) {
+    const uint8_t sign = std::signbit(value) ? 0x80 : 0;
+    if (std::isnan(value)) return 0x7f;  // in both formats
+    const float magnitude = std::min(std::fabs(value), largest);
+    const int exponent = magnitude > 0 ? std::max(std::ilogb(magnitude), kMinExponent) : kMinExponent;
+    const double scaled = std::ldexp(static_cast<double>(magnitude), kMantissa - exponent);  // exact
+    const int units = static_cast<int>(std::nearbyint(scaled));
+    // A carry runs into the exponent as it should.
+    const int bits = ((exponent - kMinExponent) << kMantissa) + units;
+    return static_cast<uint8_t>(sign | bits);
+}
+
+template <int kMantissa, int kMinExponent>
+float decode(uint8_t bits) {
+    const int field = (bits & 0x7f) >> kMantissa, mantissa = bits & ((1 << kMantissa) - 1);
+    const int units = field == 0 ? mantissa : mantissa | 1 << kMantissa;
+    const float magnitude = std::ldexp(static_cast<float>(units), std::max(field, 1) - 1 + kMinExponent - kMantissa);
+    return (bits & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+e4m3 to_e4m3(float value) {
+    return {encode<3, -6>(value, kLargestE4m3)};
+}
+
+e5m2 to_e5m2(float value) {
+    return {encode<2, -14>(value, kLargestE5m2)};
+}
+
+float to_float(e4m3 value) {
+    if ((value.bits & 0x7f) == 0x7f) return std::nanf("");
+    return decode<3, -6>(value.bits);
+}
+
+float to_float(e5m2 value) {
+    const int magnitude = value.bits & 0x7f;
+    if (magnitude > 0x7c) return std::nanf("");
+    if (magnitude == 0x7c) return std::copysign(HUGE_VALF, value.bits & 0x80 ? -1.0f : 1.0f);
+    return decode<2, -14>(value.bits);
 }
 
 }  // namespace ingot

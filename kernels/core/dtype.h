@@ -1,4 +1,4 @@
-// Element types, and the host's conversions between float and the two 16-bit formats.
+// Element types, and the host's conversions between float and the formats of 16 and 8 bits.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace ingot {
 
-enum class DType : uint8_t { f64, f32, bf16, f16, i32, u8 };
+enum class DType : uint8_t { f64, f32, bf16, f16, i32, u8, e4m3, e5m2 };
 
 constexpr int64_t size_of(DType dtype) {
     switch (dtype) {
@@ -21,6 +21,8 @@ constexpr int64_t size_of(DType dtype) {
         case DType::f16:
             return 2;
         case DType::u8:
+        case DType::e4m3:
+        case DType::e5m2:
             return 1;
     }
     return 0;
@@ -40,6 +42,10 @@ constexpr const char* name_of(DType dtype) {
             return "int32";
         case DType::u8:
             return "uint8";
+        case DType::e4m3:
+            return "e4m3";
+        case DType::e5m2:
+            return "e5m2";
     }
     return "?";
 }
@@ -49,13 +55,22 @@ constexpr DType accumulation_dtype(DType dtype) {
     return dtype == DType::f64 ? DType::f64 : DType::f32;
 }
 
-// 16-bit types are for storage: arithmetic is in float.
+// Types of 16 and 8 bits are for storage: arithmetic is in float.
 struct bf16 {
     uint16_t bits;
 };
 struct f16 {
     uint16_t bits;
 };
+// The two fp8 formats (Micikevicius et al. 2022, "FP8 formats for deep learning", table 1). e4m3 has 3 bits of mantissa
+// and no infinity; e5m2 has 2 and the exponents of fp16.
+struct e4m3 {
+    uint8_t bits;
+};
+struct e5m2 {
+    uint8_t bits;
+};
+constexpr float kLargestE4m3 = 448, kLargestE5m2 = 57344;
 
 // Round to nearest even; NaN stays NaN (quiet), overflow becomes infinity.
 inline bf16 to_bf16(float value) {
@@ -77,6 +92,12 @@ inline float to_float(bf16 value) {
 f16 to_f16(float value);
 float to_float(f16 value);
 
+// Round to nearest even, subnormals kept; beyond the largest number it is taken, for infinity too. NaN stays NaN.
+e4m3 to_e4m3(float value);
+e5m2 to_e5m2(float value);
+float to_float(e4m3 value);
+float to_float(e5m2 value);
+
 // The DType of a C++ type. It is declared for element types alone, so that Tensor::get<T>() of another one does not
 // compile.
 template <typename T>
@@ -89,6 +110,10 @@ template <>
 constexpr DType kDTypeOf<bf16> = DType::bf16;
 template <>
 constexpr DType kDTypeOf<f16> = DType::f16;
+template <>
+constexpr DType kDTypeOf<e4m3> = DType::e4m3;
+template <>
+constexpr DType kDTypeOf<e5m2> = DType::e5m2;
 template <>
 constexpr DType kDTypeOf<int32_t> = DType::i32;
 template <>

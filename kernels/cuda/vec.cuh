@@ -4,6 +4,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_pipeline.h>
 
 #include <algorithm>
@@ -22,6 +23,10 @@ template <>
 constexpr DType kDTypeOf<__nv_bfloat16> = DType::bf16;
 template <>
 constexpr DType kDTypeOf<__half> = DType::f16;
+template <>
+constexpr DType kDTypeOf<__nv_fp8_e4m3> = DType::e4m3;
+template <>
+constexpr DType kDTypeOf<__nv_fp8_e5m2> = DType::e5m2;
 
 // Calls function(T{}) with the element type of a CUDA kernel.
 template <typename Function>
@@ -62,6 +67,15 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
 template <>
 __device__ inline __half from_float<__half>(float value) {
     return __float2half_rn(value);
+}
+// These take the largest number where a value is beyond it.
+template <>
+__device__ inline __nv_fp8_e4m3 from_float<__nv_fp8_e4m3>(float value) {
+    return __nv_fp8_e4m3(value);
+}
+template <>
+__device__ inline __nv_fp8_e5m2 from_float<__nv_fp8_e5m2>(float value) {
+    return __nv_fp8_e5m2(value);
 }
 
 // 16 bytes of T, in four registers as long as they are not unpacked.

@@ -45,24 +45,27 @@ GemmKey key_of(const Gemm& p) {
             .b_alignment = alignment_of(p.b.data),
             .addend_alignment = alignment_of(addend.data),
             .dtype = p.a.dtype,
+            .b_dtype = p.b.dtype,
             .out_dtype = p.out.dtype,
             .a_transposed = p.a_transposed,
             .b_transposed = p.b_transposed,
             .adds = static_cast<bool>(p.addend),
             .in_place = addend.data == p.out.data,
-            .has_bias = static_cast<bool>(p.bias)};
+            .has_bias = static_cast<bool>(p.bias),
+            .fast_accumulation = p.fast_accumulation};
 }
 
 std::string text_of(const GemmKey& key) {
     const auto four = [&](auto a, auto b, auto out, auto addend) {
         return key.adds ? join(a, " ", b, " ", out, " ", addend) : join(a, " ", b, " ", out);
     };
-    return join(name_of(key.dtype), " ", key.M, "x", key.N, "x", key.K, " ", key.a_transposed ? "t" : "n",
-                key.b_transposed ? "t" : "n", " to ", name_of(key.out_dtype),
+    return join(name_of(key.dtype), key.b_dtype != key.dtype ? join("*", name_of(key.b_dtype)) : "", " ", key.M, "x",
+                key.N, "x", key.K, " ", key.a_transposed ? "t" : "n", key.b_transposed ? "t" : "n", " to ",
+                name_of(key.out_dtype),
                 !key.adds      ? ""
                 : key.in_place ? " added in place"
                                : " with an addend",
-                key.has_bias ? " with bias" : "", ", strides ",
+                key.has_bias ? " with bias" : "", key.fast_accumulation ? " fast" : "", ", strides ",
                 four(key.a_stride, key.b_stride, key.out_stride, key.addend_stride), ", align ",
                 four(key.a_alignment, key.b_alignment, key.out_alignment, key.addend_alignment));
 }

@@ -71,15 +71,15 @@ std::string matmul_machine(const Device&);
 struct GemmKey {
     int64_t M, N, K, out_stride, a_stride, b_stride, addend_stride;
     uint32_t out_alignment, a_alignment, b_alignment, addend_alignment;
-    DType dtype, out_dtype;
-    bool a_transposed, b_transposed, adds, in_place, has_bias;
+    DType dtype, b_dtype, out_dtype;
+    bool a_transposed, b_transposed, adds, in_place, has_bias, fast_accumulation;
     bool operator==(const GemmKey&) const = default;
 };
 GemmKey key_of(const Gemm&);
 
 // Returns "bf16 65536x2304x768 nt to bf16, strides 768 768 2304, align 256 256 256": M x N x K, n or t for a and b.
-// Strides and alignments are those of a, b, out and the addend; "with bias" stands before them. Keys that differ have
-// texts that differ.
+// Strides and alignments are those of a, b, out and the addend; "with bias" and "fast" stand before them. Where a and b
+// are of two types both are named: "e5m2*e4m3". Keys that differ have texts that differ.
 std::string text_of(const GemmKey&);
 
 // cuBLASLt's description of an algorithm, which may be stored and used again with the same version of the library.

@@ -20,8 +20,12 @@ cudaDataType_t cuda_type(DType dtype) {
             return CUDA_R_16BF;
         case DType::f16:
             return CUDA_R_16F;
+        case DType::e4m3:
+            return CUDA_R_8F_E4M3;
+        case DType::e5m2:
+            return CUDA_R_8F_E5M2;
         default:
-            CHECK(false, "matmul on CUDA runs in fp32, bf16 or fp16, not in ", name_of(dtype));
+            CHECK(false, "matmul on CUDA runs in fp32, bf16, fp16 or fp8, not in ", name_of(dtype));
     }
     return CUDA_R_32F;
 }
@@ -56,6 +60,7 @@ MatmulPlan::MatmulPlan(const Gemm& p) : key(key_of(p)), gemm(text_of(key)) {
     set(operation, CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(operation, CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     if (p.bias) set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+    if (p.fast_accumulation) set(operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
     create_layout(&first, p.b);
     create_layout(&second, p.a);
     create_layout(&addend, p.addend ? p.addend : p.out);
@@ -70,9 +75,17 @@ MatmulPlan::~MatmulPlan() {
 
 cublasStatus_t launch(const CudaContext& context, const MatmulPlan& plan, const Gemm& p, const LtAlgorithm& algorithm) {
     const float alpha = 1, beta = p.addend ? 1 : 0;
-    if (p.bias) {
-        const cublasStatus_t status = cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                                     &p.bias.data, sizeof p.bias.data);
+    // Our b is the library's A.
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        const void* pointer;
+    } pointers[] = {{CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias.data},
+                    {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.b_scale},
+                    {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.a_scale}};
+    for (const auto& [attribute, pointer] : pointers) {
+        if (pointer == nullptr) continue;
+        const cublasStatus_t status =
+            cublasLtMatmulDescSetAttribute(plan.operation, attribute, &pointer, sizeof pointer);
         if (status != CUBLAS_STATUS_SUCCESS) return status;
     }
     return cublasLtMatmul(context.cublaslt, plan.operation, &alpha, p.b.data, plan.first, p.a.data, plan.second, &beta,

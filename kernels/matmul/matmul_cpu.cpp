@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "kernels/core/blas.h"
 #include "kernels/core/parallel.h"
@@ -96,6 +97,18 @@ void check_matrix(const Device& device, const char* op, const char* name, const 
           name, " is ", tensor.describe(), ": extents and strides must fit in 31 bits");
 }
 
+// The matrix as numbers, exactly, in memory of *values.
+template <typename T>
+Tensor dequantized(const Tensor& matrix, float scale, std::vector<T>* values) {
+    values->resize(static_cast<size_t>(matrix.numel()));
+    for (size_t i = 0; i < values->size(); ++i) {
+        const float value =
+            matrix.dtype == DType::e4m3 ? to_float(matrix.get<e4m3>()[i]) : to_float(matrix.get<e5m2>()[i]);
+        (*values)[i] = static_cast<T>(value) * static_cast<T>(scale);
+    }
+    return Tensor::contiguous(values->data(), kDTypeOf<T>, {matrix.shape[0], matrix.shape[1]});
+}
+
 void run(const Device& device, const Gemm& gemm) {
     if (gemm.out.numel() == 0) return;
     if (!device.is_cpu()) return matmul_cuda(device, gemm);
@@ -115,6 +128,18 @@ Gemm gemm_of(const MatmulBackwardInput& a) {
 Gemm gemm_of(const MatmulBackwardWeight& a) {
     return {
         .out = a.dweight, .a = a.dout, .b = a.x, .addend = a.accumulate ? a.dweight : Tensor{}, .a_transposed = true};
+}
+
+Gemm gemm_of(const MatmulFp8& a) {
+    return {.out = a.out,
+            .a = a.a,
+            .b = a.b,
+            .addend = a.addend,
+            .b_transposed = true,
+            .bias = a.bias,
+            .a_scale = &a.a_scale->dequantize,
+            .b_scale = &a.b_scale->dequantize,
+            .fast_accumulation = a.fast_accumulation};
 }
 
 void matmul_forward(const Device& device, const MatmulForward& a) {
@@ -150,6 +175,37 @@ void matmul_backward_weight(const Device& device, const MatmulBackwardWeight& a)
     check_matrix(device, "matmul_backward_weight", "x", a.x, N, I, dtype);
     check_matrix(device, "matmul_backward_weight", "dweight", a.dweight, O, I, accumulation_dtype(dtype));
     run(device, gemm_of(a));
+}
+
+void matmul_fp8(const Device& device, const MatmulFp8& a) {
+    const auto is_fp8 = [](const Tensor& t) { return t.dtype == DType::e4m3 || t.dtype == DType::e5m2; };
+    CHECK(a.a.rank == 2 && a.b.rank == 2 && is_fp8(a.a) && is_fp8(a.b), "matmul_fp8: a is ", a.a.describe(), ", b is ",
+          a.b.describe());
+    CHECK(a.a.dtype == DType::e4m3 || a.b.dtype == DType::e4m3, "matmul_fp8: two operands in e5m2");
+    CHECK(a.a_scale != nullptr && a.b_scale != nullptr, "matmul_fp8: an operand without a scale");
+    const int64_t M = a.a.shape[0], N = a.b.shape[0], K = a.a.shape[1];
+    CHECK(M % 16 == 0 && N % 16 == 0 && K % 16 == 0 && K > 0, "matmul_fp8: ", M, "x", N, "x", K,
+          ", not multiples of 16");
+    const DType dtype = a.out.dtype;
+    check_tensor("matmul_fp8", "a", a.a, {M, K}, a.a.dtype, device.kind());
+    check_tensor("matmul_fp8", "b", a.b, {N, K}, a.b.dtype, device.kind());
+    check_tensor("matmul_fp8", "out", a.out, {M, N}, dtype, device.kind());
+    if (a.addend) check_tensor("matmul_fp8", "addend", a.addend, {M, N}, dtype, device.kind());
+    if (a.bias) check_tensor("matmul_fp8", "bias", a.bias, {N}, dtype, device.kind());
+    if (a.out.numel() == 0) return;
+    if (!device.is_cpu()) {
+        CHECK(dtype == DType::bf16 || (dtype == DType::f32 && !a.bias), "matmul_fp8 on CUDA: out is ",
+              a.out.describe());
+        return matmul_cuda(device, gemm_of(a));
+    }
+    for_cpu_scalar(dtype, "matmul_fp8", [&](auto scalar) {
+        using T = decltype(scalar);
+        std::vector<T> a_values, b_values;
+        Gemm gemm = gemm_of(a);
+        gemm.a = dequantized(a.a, *gemm.a_scale, &a_values);
+        gemm.b = dequantized(a.b, *gemm.b_scale, &b_values);
+        gemm_cpu<T>(gemm);
+    });
 }
 
 size_t matmul_backward_bias_workspace(const Device& device, int64_t outputs) {

@@ -20,6 +20,7 @@ constexpr std::pair<StepPart, const char*> kPartNames[] = {
     {StepPart::bias_backward, "bias backward"},
     {StepPart::cross_entropy, "cross-entropy"},
     {StepPart::loss_sum, "loss sum"},
+    {StepPart::fp8, "fp8 conversion"},
     {StepPart::embedding_backward, "embedding backward"},
     {StepPart::rmsnorm_backward, "norms backward"},
     {StepPart::attention_backward, "attention backward"},
@@ -51,6 +52,8 @@ constexpr KernelPart kKernelParts[] = {
     {"fill.cu", "fill_normal_kernel", StepPart::other},
     {"fill.cu", "fill_value_kernel", StepPart::other},
     {"fill.cu", "round_to_kernel", StepPart::other},
+    {"fp8.cu", "quantize_kernel", StepPart::fp8},
+    {"fp8.cu", "update_scales_kernel", StepPart::fp8},
     {"left_out.cu", "left_out_forward_kernel", StepPart::attention_forward},
     {"left_out.cu", "left_out_backward_kernel", StepPart::attention_backward},
     {"bias.cu", "bias_kernel", StepPart::bias_backward},
@@ -64,6 +67,7 @@ constexpr KernelPart kKernelParts[] = {
     {"simt.cu", "dkv_kernel", StepPart::attention_backward},
     {"rmsnorm.cu", "forward_kernel", StepPart::rmsnorm_forward},
     {"rmsnorm.cu", "scalar_forward_kernel", StepPart::rmsnorm_forward},
+    {"rmsnorm_fp8.cu", "rmsnorm_forward_fp8_kernel", StepPart::rmsnorm_forward},
     {"rmsnorm.cu", "backward_kernel", StepPart::rmsnorm_backward},
     {"rmsnorm.cu", "scalar_backward_kernel", StepPart::rmsnorm_backward},
     {"rmsnorm.cu", "sum_partials_kernel", StepPart::rmsnorm_backward},
@@ -83,6 +87,8 @@ constexpr KernelPart kKernelParts[] = {
     {"step.cu", "step_decide_kernel", StepPart::step_scalars},
     {"swiglu.cu", "forward_kernel", StepPart::swiglu_forward},
     {"swiglu.cu", "backward_kernel", StepPart::swiglu_backward},
+    {"swiglu_fp8.cu", "swiglu_forward_fp8_kernel", StepPart::swiglu_forward},
+    {"swiglu_fp8.cu", "swiglu_backward_fp8_kernel", StepPart::swiglu_backward},
     {"timing.cu", "copy_kernel", StepPart::other},
 };
 constexpr const char* kFirstKernel = "step_begin_kernel";  // the first kernel of a step

@@ -23,6 +23,7 @@ enum class StepPart : uint8_t {
     gemms,  // kernels that are not ours, which are cuBLASLt's
     cross_entropy,
     loss_sum,
+    fp8,  // conversion that no op does on its way, and the scales
     embedding_backward,
     rmsnorm_backward,
     bias_backward,

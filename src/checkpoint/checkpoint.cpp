@@ -225,6 +225,7 @@ TrainingState load_training(const Checkpoint& checkpoint, const Model& model, Op
             .rows_consumed = manifest.rows_consumed,
             .data = manifest.data,
             .state = manifest.state,
+            .fp8_recent = manifest.fp8_recent,
             .report = manifest.report};
 }
 

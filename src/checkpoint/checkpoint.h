@@ -34,7 +34,8 @@ struct TrainingState {
     int64_t rows_consumed = 0;  // of the training data
     BlendState data;            // after them
     StepState state;
-    StepReport report;  // of step `step`, so that the log line of that step is written by whoever goes on
+    std::vector<float> fp8_recent;  // Fp8Buffers::recent() of training in fp8; empty without it
+    StepReport report;              // of step `step`, so that the log line of that step is written by whoever goes on
 };
 
 // A committed checkpoint that was found whole: its manifest and every byte of its files match their checksums.

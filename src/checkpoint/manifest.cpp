@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <map>
 #include <optional>
 
@@ -79,6 +80,17 @@ StepState step_state_of(const JsonFields& fields, int64_t step) {
     state.consecutive_skips = static_cast<int32_t>(
         fields.integer("consecutive_skips", 0, std::min(step - state.updates_applied, kMostCounted)));
     return state;
+}
+
+std::vector<float> fp8_recent_of(const JsonFields& fields) {
+    constexpr size_t kMostScales = size_t{1} << 20;
+    const json& list = fields.at("recent");
+    const auto is_largest = [](const json& value) {
+        return value.is_number() && value >= 0 && value <= std::numeric_limits<float>::max();
+    };
+    if (!list.is_array() || list.size() > kMostScales || !std::all_of(list.begin(), list.end(), is_largest))
+        fields.refuse("recent", "a list of numbers that are not negative");
+    return list.get<std::vector<float>>();
 }
 
 ordered_json environment_of(const JsonFields& fields) {
@@ -220,6 +232,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     manifest.num_ranks = num_ranks_of(root, is_of_several);
     if (root.has("data")) manifest.data = blend_state_from_json(root.object("data"), manifest.rows_consumed);
     manifest.state = step_state_of(root.object("step_state"), step);
+    if (root.has("fp8")) manifest.fp8_recent = fp8_recent_of(root.object("fp8"));
     manifest.report = report_from_json(root.object("report"));
     root.object("report").integer("step", step, step);
     root.object("report").integer("tokens", tokens, tokens);

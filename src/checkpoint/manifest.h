@@ -37,6 +37,7 @@ struct Manifest {
     int64_t rows_consumed = 0;  // of the training data
     BlendState data;            // after them
     StepState state;
+    std::vector<float> fp8_recent;       // TrainingState::fp8_recent
     StepReport report;                   // of step `step`
     nlohmann::ordered_json environment;  // an object of texts, numbers and truth values
     std::vector<MatmulChoice> matmul_choices;

@@ -35,6 +35,7 @@ ordered_json manifest_head(const std::string& run_id, const Config& config, cons
                               {"loss_scale", training.state.loss_scale},
                               {"good_steps", training.state.good_steps},
                               {"consecutive_skips", training.state.consecutive_skips}};
+    if (!training.fp8_recent.empty()) manifest["fp8"] = {{"recent", training.fp8_recent}};
     manifest["report"] = report_to_json(training.report);
     for (const char* found_anew : {"val_loss", "hellaswag", "mfu"}) manifest["report"].erase(found_anew);
     manifest["world_size"] = num_ranks;

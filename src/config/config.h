@@ -27,7 +27,7 @@ enum class RawType { automatic, uint16, uint32 };  // automatic: the format dete
 enum class Packing { stream, best_fit };
 enum class NonFinite { skip, stop };
 enum class DeviceChoice { automatic, cpu, cuda };
-enum class Precision { automatic, fp32, bf16, fp16 };
+enum class Precision { automatic, fp32, bf16, fp16, fp8 };
 
 // How RoPE's wavelengths are stretched for contexts longer than the model was trained on (kernels/rope.h).
 struct RopeScaling {

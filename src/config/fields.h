@@ -57,8 +57,11 @@ template <>
 inline constexpr NamedValue<DeviceChoice> enum_names<DeviceChoice>[] = {
     {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}};
 template <>
-inline constexpr NamedValue<Precision> enum_names<Precision>[] = {
-    {"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp16", Precision::fp16}};
+inline constexpr NamedValue<Precision> enum_names<Precision>[] = {{"auto", Precision::automatic},
+                                                                  {"fp32", Precision::fp32},
+                                                                  {"bf16", Precision::bf16},
+                                                                  {"fp16", Precision::fp16},
+                                                                  {"fp8", Precision::fp8}};
 template <>
 inline constexpr NamedValue<AttentionRequest> enum_names<AttentionRequest>[] = {{"auto", AttentionRequest::automatic},
                                                                                 {"simt", AttentionRequest::simt},
@@ -172,7 +175,9 @@ template <typename Visitor>
 void visit_fields(Visitor& v, TrainingConfig& c) {
     v.field("device", c.device, {kFromNow, "Where to train; auto: a CUDA device if one can train, else the CPU"});
     v.field("precision", c.precision,
-            {kFromNow, "Type of activations and products; auto: bf16 on CUDA, fp32 on the CPU"});
+            {kFromNow,
+             "Type of activations and products; auto: bf16 on CUDA, fp32 on the CPU; fp8: bf16, but for the layers' "
+             "products in training (GPUs of sm_89 and up)"});
     v.derived("steps", c.steps, {kFromNow, "Optimizer steps of the whole run; or give epochs", 1, kManySteps});
     v.derived("epochs", c.epochs, {kFromNow, "Times to read the training data, instead of steps", 0, 1e6, true});
     v.derived("batch_tokens", c.batch_tokens,

@@ -130,6 +130,24 @@ void fill_defaults(Config* config, const std::string& source) {
     fill_step_defaults(config);
 }
 
+namespace {
+
+// cuBLASLt multiplies in fp8 only where all extents are multiples of 16.
+void check_fp8_sizes(const Config& c) {
+    const ModelConfig& m = c.model;
+    const std::pair<const char*, int64_t> sizes[] = {
+        {"model.d_model", m.d_model},
+        {"model.d_ff", m.d_ff},
+        {"model.n_heads x model.head_dim", m.n_heads * m.head_dim},
+        {"(model.n_heads + 2 x model.n_kv_heads) x model.head_dim", m.qkv_width()},
+        {"training.micro_batch_size x model.context_length", c.training.micro_batch_size * m.context_length}};
+    for (const auto& [name, size] : sizes)
+        REQUIRE(size % 16 == 0, "training.precision \"fp8\" asks for multiples of 16, and ", name, " is ", size,
+                ": change it, or set training.precision to \"bf16\"");
+}
+
+}  // namespace
+
 void check_rules(const Config& c) {
     RangeChecker ranges;
     Config copy = c;
@@ -164,8 +182,9 @@ void check_rules(const Config& c) {
     check_step_rules(c);
     REQUIRE(c.training.device != DeviceChoice::cpu || c.training.precision == Precision::automatic ||
                 c.training.precision == Precision::fp32,
-            "training.precision is a 16-bit type, but training.device is \"cpu\", which computes in fp32: set "
-            "training.precision to \"auto\"");
+            "training.precision is \"", name_of_choice(c.training.precision),
+            "\", but training.device is \"cpu\", which computes in fp32: set training.precision to \"auto\"");
+    if (c.training.precision == Precision::fp8) check_fp8_sizes(c);
     const AttentionRequest attention = c.training.attention;
     REQUIRE(c.training.device != DeviceChoice::cpu || attention == AttentionRequest::automatic,
             "training.attention is \"", name_of_choice(attention),

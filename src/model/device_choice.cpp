@@ -23,6 +23,7 @@ DType compute_type(Precision precision, const Device& device) {
             return DType::f16;
         case Precision::automatic:
         case Precision::bf16:
+        case Precision::fp8:
             break;
     }
     return DType::bf16;

@@ -19,7 +19,7 @@ struct ChosenDevice {
 ChosenDevice choose_device(const std::string& wanted, int gpu = 0);
 
 // Returns the type of activations and GEMMs: on CUDA the one that the run asks for (auto: bf16), on the CPU fp32, where
-// a run that was trained in a 16-bit type can be evaluated too.
+// a run that was trained in a 16-bit type can be evaluated too. In fp8 all but the layers' GEMMs of training is bf16.
 DType compute_type(Precision precision, const Device& device);
 
 // Throws UserError with the reason unless a GPU can be used by this build on this machine. `option`: what asks for it,

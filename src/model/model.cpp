@@ -8,6 +8,7 @@
 #include "kernels/core/profile.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/fp8.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
@@ -45,23 +46,25 @@ int64_t logits_chunk(const Device& device, const ModelConfig& config, DType dtyp
 
 namespace {
 
-std::vector<Activation> layer_activations(const ModelConfig& config, DType dtype, DType stats) {
+// In fp8 three of them are needed by evaluation, and by training for their gradients alone.
+std::vector<Activation> layer_activations(const ModelConfig& config, DType dtype, DType stats, bool uses_fp8) {
     using Shape = Activation::Shape;
     using Layer = LayerActivations;
     const int64_t C = config.d_model, F = config.d_ff, HS = config.head_dim;
     const int64_t NH = config.n_heads, NKV = config.n_kv_heads;
     constexpr Recompute light = Recompute::light, block = Recompute::block;
+    const Recompute operand = uses_fp8 ? Recompute::none : light;
     std::vector<Activation> list = {
-        {"attention_norm", &Layer::attention_norm, dtype, Shape::tokens_width, C, light},
+        {"attention_norm", &Layer::attention_norm, dtype, Shape::tokens_width, C, operand},
         {"attention_rstd", &Layer::attention_rstd, stats, Shape::tokens, 1, block},
         {"qkv", &Layer::qkv, dtype, Shape::tokens_width, config.qkv_width(), block},
         {"attention", &Layer::attention, dtype, Shape::tokens_width, NH * HS, block},
         {"lse", &Layer::lse, stats, Shape::width_tokens, NH, block},
         {"residual_mid", &Layer::residual_mid, dtype, Shape::tokens_width, C, block},
-        {"mlp_norm", &Layer::mlp_norm, dtype, Shape::tokens_width, C, light},
+        {"mlp_norm", &Layer::mlp_norm, dtype, Shape::tokens_width, C, operand},
         {"mlp_rstd", &Layer::mlp_rstd, stats, Shape::tokens, 1, block},
         {"gate_up", &Layer::gate_up, dtype, Shape::tokens_width, 2 * F, block},
-        {"swiglu", &Layer::swiglu, dtype, Shape::tokens_width, F, light},
+        {"swiglu", &Layer::swiglu, dtype, Shape::tokens_width, F, operand},
     };
     if (config.qk_norm) {
         list.push_back({"qk", &Layer::qk, dtype, Shape::tokens_width, (NH + NKV) * HS, block});
@@ -107,7 +110,8 @@ Model::Model(const Device& device, const ModelConfig& config, const ModelOptions
         else
             plan->share(name, &residual_[static_cast<size_t>(l)]);
     }
-    activations_ = layer_activations(config, dtype_, stats_);
+    const bool uses_fp8 = is_training && options.uses_fp8;
+    activations_ = layer_activations(config, dtype_, stats_, uses_fp8);
     layers_.resize(static_cast<size_t>(L));
     for (int64_t l = 0; l < L; ++l)
         for (const Activation& row : activations_) {
@@ -126,7 +130,14 @@ Model::Model(const Device& device, const ModelConfig& config, const ModelOptions
     plan->add("activations.final_norm", dtype_, {N, C}, &final_norm_);
     plan->add("activations.final_rstd", stats_, {N}, &final_rstd_);
     plan->add("activations.losses", stats_, {N}, &losses_);
-    plan->add("logits", dtype_, {chunk_, VP}, &logits_);
+    // The memory of a chunk's logits serves fp8 as well, before and after the head.
+    int64_t logits_rows = chunk_;
+    if (uses_fp8) {
+        fp8_ = std::make_unique<Fp8Buffers>(config, N, recompute_, plan);
+        const int64_t row_bytes = VP * size_of(dtype_);
+        logits_rows = std::max(chunk_, (fp8_->scratch_bytes() + row_bytes - 1) / row_bytes);
+    }
+    plan->add("logits", dtype_, {logits_rows, VP}, &logits_);
     if (!is_training) return;
     plan->add("activation_gradients.residual", dtype_, {N, C}, &dresidual_);
     plan->add("activation_gradients.qkv", dtype_, {N, config.qkv_width()}, &dqkv_);
@@ -144,6 +155,7 @@ Model::Model(const Device& device, const ModelConfig& config, const ModelOptions
 void Model::initialize_constants() {
     const std::shared_ptr<void> memory =
         Device::cpu().allocate(static_cast<size_t>(std::max(rope_table_.bytes(), slopes_.bytes())));
+    if (fp8_ != nullptr) fp8_->reset_scales(device_);
     if (slopes_) {
         Tensor host = slopes_;
         host.data = memory.get();
@@ -192,7 +204,12 @@ Model::Heads Model::attention_heads(const LayerActivations& acts, int64_t n) con
     return {qk.slice(1, 0, NH), qk.slice(1, NH, NH + NKV), qkv.slice(1, NH + NKV, NH + 2 * NKV)};
 }
 
-Model::Layer Model::layer(int64_t layer) const {
+Fp8Layer Model::fp8_layer(int64_t layer, int64_t n, GemmType type) const {
+    if (fp8_ == nullptr || type == GemmType::compute_type) return {};
+    return fp8_->layer(layer, n, logits_);
+}
+
+Model::Layer Model::layer(int64_t layer, const Fp8Layer& fp8) const {
     Layer result;
     result.weights = layer_tensors(table_, weights_, layer);
     if (gradients_) result.gradients = layer_tensors(table_, gradients_, layer);
@@ -201,6 +218,10 @@ Model::Layer Model::layer(int64_t layer) const {
     result.attention_out = {.device = device_, .weight = w.attention_out, .dweight = dw.attention_out};
     result.gate_up = {.device = device_, .weight = w.gate_up, .dweight = dw.gate_up};
     result.down = {.device = device_, .weight = w.down, .dweight = dw.down};
+    result.qkv.weight_fp8 = fp8.qkv.weight;
+    result.attention_out.weight_fp8 = fp8.attention_out.weight;
+    result.gate_up.weight_fp8 = fp8.gate_up.weight;
+    result.down.weight_fp8 = fp8.down.weight;
     return result;
 }
 
@@ -251,9 +272,11 @@ void Model::attend(const MicroBatch& batch, const Heads& heads, const LayerActiv
                                 .options = attention_});
 }
 
-void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute, const KvCache* cache) {
+void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, GemmType type, bool is_recompute,
+                          const KvCache* cache) {
     const ProfileRange range("layer ", layer, is_recompute ? " recompute" : " forward");
-    const Layer ops = this->layer(layer);
+    const Fp8Layer fp8 = fp8_layer(layer, n, type);
+    const Layer ops = this->layer(layer, fp8);
     const LayerTensors& w = ops.weights;
     const LayerActivations acts = activations(layer, n);
     const int64_t NH = config_.n_heads, NKV = config_.n_kv_heads, HS = config_.head_dim;
@@ -261,10 +284,13 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
     const Tensor x_out = first(residual_[static_cast<size_t>(layer + 1)], n);
     const double eps = config_.norm_eps;
 
-    rmsnorm_forward(
-        device_,
-        {.out = acts.attention_norm, .rstd = acts.attention_rstd, .x = x, .weight = w.attention_norm, .eps = eps});
-    ops.qkv.forward({.out = acts.qkv, .x = acts.attention_norm});
+    rmsnorm_forward(device_, {.out = fp8 ? Tensor{} : acts.attention_norm,
+                              .rstd = acts.attention_rstd,
+                              .x = x,
+                              .weight = w.attention_norm,
+                              .eps = eps,
+                              .quantized = fp8.qkv.x});
+    ops.qkv.forward({.out = acts.qkv, .x = acts.attention_norm, .x_fp8 = fp8.qkv.x});
     const Heads heads = attention_heads(acts, n);
     if (config_.qk_norm) {
         const Tensor raw = acts.qkv.split_last(NH + 2 * NKV, HS), rstd = acts.qk_rstd;
@@ -284,18 +310,23 @@ void Model::layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, boo
         rope_forward(device_, {.x = heads.k, .positions = batch.positions, .table = rope_table_});
     }
     attend(batch, heads, acts, layer, cache);
-    ops.attention_out.forward({.out = acts.residual_mid, .x = acts.attention, .residual = x});
+    if (fp8) fp8_quantize(device_, {.out = fp8.attention_out.x, .in = acts.attention});
+    ops.attention_out.forward(
+        {.out = acts.residual_mid, .x = acts.attention, .residual = x, .x_fp8 = fp8.attention_out.x});
 
-    rmsnorm_forward(
-        device_,
-        {.out = acts.mlp_norm, .rstd = acts.mlp_rstd, .x = acts.residual_mid, .weight = w.mlp_norm, .eps = eps});
-    ops.gate_up.forward({.out = acts.gate_up, .x = acts.mlp_norm});
+    rmsnorm_forward(device_, {.out = fp8 ? Tensor{} : acts.mlp_norm,
+                              .rstd = acts.mlp_rstd,
+                              .x = acts.residual_mid,
+                              .weight = w.mlp_norm,
+                              .eps = eps,
+                              .quantized = fp8.gate_up.x});
+    ops.gate_up.forward({.out = acts.gate_up, .x = acts.mlp_norm, .x_fp8 = fp8.gate_up.x});
     if (is_recompute) return;  // the layer's output is still there, and backward computes swiglu again
-    swiglu_forward(device_, {.out = acts.swiglu, .gate_up = acts.gate_up});
-    ops.down.forward({.out = x_out, .x = acts.swiglu, .residual = acts.residual_mid});
+    swiglu_forward(device_, {.out = fp8 ? Tensor{} : acts.swiglu, .gate_up = acts.gate_up, .quantized = fp8.down.x});
+    ops.down.forward({.out = x_out, .x = acts.swiglu, .residual = acts.residual_mid, .x_fp8 = fp8.down.x});
 }
 
-void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache) {
+void Model::forward_trunk(const MicroBatch& batch, int64_t n, GemmType type, const KvCache* cache) {
     CHECK(n >= 1 && n <= max_tokens_, "a micro-batch of ", n, " tokens, planned for up to ", max_tokens_);
     before_weights(ParameterTable::kEmbeddingBucket);
     {
@@ -306,7 +337,7 @@ void Model::forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cac
     }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
         before_weights(ParameterTable::bucket_of_layer(layer));
-        layer_forward(batch, n, layer, false, cache);
+        layer_forward(batch, n, layer, type, false, cache);
     }
     before_weights(table_.head_bucket());
     rmsnorm_forward(device_, {.out = first(final_norm_, n),
@@ -341,19 +372,19 @@ void Model::head_and_loss(const MicroBatch& batch, int64_t n, StepBlock* step, H
 void Model::train(const MicroBatch& batch, StepBlock* step, bool accumulate) {
     CHECK(gradients_, "this model was planned without gradients");
     const int64_t n = batch.tokens.shape[0];
-    forward_trunk(batch, n);
+    forward_trunk(batch, n, GemmType::as_in_training);
     head_and_loss(batch, n, step, HeadMode::train, accumulate);
     backward(batch, accumulate);
 }
 
 void Model::evaluate(const MicroBatch& batch, StepBlock* step) {
     const int64_t n = batch.tokens.shape[0];
-    forward_trunk(batch, n);
+    forward_trunk(batch, n, GemmType::compute_type);
     head_and_loss(batch, n, step, HeadMode::evaluate, false);
 }
 
 void Model::logits(const MicroBatch& batch, const std::vector<int64_t>& rows, const Tensor& logits) {
-    forward_trunk(batch, batch.tokens.shape[0]);
+    forward_trunk(batch, batch.tokens.shape[0], GemmType::compute_type);
     for (size_t i = 0; i < rows.size(); ++i) {
         const int64_t out = static_cast<int64_t>(i);
         head().forward({.out = logits.slice(0, out, out + 1), .x = final_norm_.slice(0, rows[i], rows[i] + 1)});
@@ -365,35 +396,57 @@ void Model::extend(const MicroBatch& batch, KvCache* cache, const Tensor& logits
     CHECK(n == 1 || cache->length() == 0, n, " tokens at once after ", cache->length(), ": only one at a time");
     CHECK(cache->length() + n <= cache->capacity(), cache->length(), " + ", n, " tokens in a cache for ",
           cache->capacity());
-    forward_trunk(batch, n, cache);
+    forward_trunk(batch, n, GemmType::compute_type, cache);
     cache->length_ += n;
     head().forward({.out = logits, .x = final_norm_.slice(0, n - 1, n)});
 }
 
 // ---- Backward ----
 
+// Writes a norm's output again for backward, where it was not kept. With block it is there in the compute type, since
+// the layer's forward has just run again; in fp8 the columns are not.
+void Model::recompute_norm(const Tensor& out, const Tensor& rstd, const Tensor& x, const Tensor& weight,
+                           const Fp8Linear& fp8) {
+    if (fp8 ? fp8_->keeps_columns() : recompute_ != Recompute::light) return;
+    rmsnorm_forward(device_, {.out = fp8 ? Tensor{} : out,
+                              .rstd = rstd,
+                              .x = x,
+                              .weight = weight,
+                              .eps = config_.norm_eps,
+                              .quantized = fp8.x_columns});
+}
+
 // x_out = x_mid + Wdown swiglu(Wgu norm(x_mid)): dx, the gradient of x_out, becomes that of x_mid. Where swiglu's
 // output was not kept, its backward writes it again.
-void Model::mlp_backward(const Layer& ops, const LayerActivations& acts, const Tensor& dx, bool accumulate) {
+void Model::mlp_backward(const Layer& ops, const LayerActivations& acts, const Fp8Layer& fp8, const Tensor& dx,
+                         bool accumulate) {
     const LayerTensors &w = ops.weights, &dw = ops.gradients;
     // Gradients take the place of activations that are not read any more.
     const Tensor dmlp_norm = acts.mlp_norm, dgate_up = acts.gate_up, dswiglu = acts.swiglu;
-    if (recompute_ == Recompute::light)
-        rmsnorm_forward(device_, {.out = acts.mlp_norm,
-                                  .rstd = acts.mlp_rstd,
-                                  .x = acts.residual_mid,
-                                  .weight = w.mlp_norm,
-                                  .eps = config_.norm_eps});
     const bool keeps_swiglu = recompute_ == Recompute::none;
-    if (keeps_swiglu)
-        ops.down.backward({.dx = dswiglu, .dout = dx, .x = acts.swiglu, .accumulate = accumulate});
-    else
-        ops.down.backward_input(dswiglu, dx);
-    swiglu_backward(
-        device_,
-        {.dgate_up = dgate_up, .dout = dswiglu, .gate_up = acts.gate_up, .out = keeps_swiglu ? Tensor{} : acts.swiglu});
-    if (!keeps_swiglu) ops.down.backward_weight({.dout = dx, .x = acts.swiglu, .accumulate = accumulate});
-    ops.gate_up.backward({.dx = dmlp_norm, .dout = dgate_up, .x = acts.mlp_norm, .accumulate = accumulate});
+    if (fp8) fp8_quantize(device_, {.out = fp8.down.dout, .in = dx});
+    const Linear::Backward down = {.dx = dswiglu,
+                                   .dout = dx,
+                                   .x = acts.swiglu,
+                                   .dout_fp8 = fp8.down.dout,
+                                   .x_fp8 = fp8.down.x_columns,
+                                   .accumulate = accumulate};
+    if (keeps_swiglu) ops.down.backward_weight(down);
+    ops.down.backward_input(down);
+    swiglu_backward(device_, {.dgate_up = fp8 ? Tensor{} : dgate_up,
+                              .dout = dswiglu,
+                              .gate_up = acts.gate_up,
+                              .out = keeps_swiglu || fp8 ? Tensor{} : acts.swiglu,
+                              .quantized = fp8.gate_up.dout,
+                              .quantized_out = keeps_swiglu ? Fp8Operand{} : fp8.down.x_columns});
+    if (!keeps_swiglu) ops.down.backward_weight(down);
+    recompute_norm(acts.mlp_norm, acts.mlp_rstd, acts.residual_mid, w.mlp_norm, fp8.gate_up);
+    ops.gate_up.backward({.dx = dmlp_norm,
+                          .dout = dgate_up,
+                          .x = acts.mlp_norm,
+                          .dout_fp8 = fp8.gate_up.dout,
+                          .x_fp8 = fp8.gate_up.x_columns,
+                          .accumulate = accumulate});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.mlp_norm,
                                .dout = dmlp_norm,
@@ -461,7 +514,8 @@ void Model::heads_backward(const MicroBatch& batch, const Layer& ops, const Laye
 
 void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate) {
     const ProfileRange range("layer ", layer, " backward");
-    const Layer ops = this->layer(layer);
+    const Fp8Layer fp8 = fp8_layer(layer, n, GemmType::as_in_training);
+    const Layer ops = this->layer(layer, fp8);
     const LayerTensors &w = ops.weights, &dw = ops.gradients;
     const LayerActivations acts = activations(layer, n);
     const Tensor x = first(residual_[static_cast<size_t>(layer)], n);
@@ -470,22 +524,29 @@ void Model::layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bo
     const Tensor dx = first(dresidual_, n);
     const Tensor dqkv = first(dqkv_, n), dattention = first(dattention_, n), dattention_norm = acts.attention_norm;
 
-    if (recompute_ == Recompute::block) layer_forward(batch, n, layer, true);
-    mlp_backward(ops, acts, dx, accumulate);
+    if (recompute_ == Recompute::block) layer_forward(batch, n, layer, GemmType::as_in_training, true);
+    mlp_backward(ops, acts, fp8, dx, accumulate);
 
     // x_mid = x + Wo attention(Wqkv norm(x))
-    ops.attention_out.backward({.dx = dattention, .dout = dx, .x = acts.attention, .accumulate = accumulate});
+    if (fp8) {
+        fp8_quantize(device_, {.out = fp8.attention_out.dout, .in = dx});
+        if (!fp8_->keeps_columns()) fp8_quantize(device_, {.out = fp8.attention_out.x_columns, .in = acts.attention});
+    }
+    ops.attention_out.backward({.dx = dattention,
+                                .dout = dx,
+                                .x = acts.attention,
+                                .dout_fp8 = fp8.attention_out.dout,
+                                .x_fp8 = fp8.attention_out.x_columns,
+                                .accumulate = accumulate});
     heads_backward(batch, ops, acts, dattention, dqkv, accumulate);
-    if (recompute_ == Recompute::light)
-        rmsnorm_forward(device_, {.out = acts.attention_norm,
-                                  .rstd = acts.attention_rstd,
-                                  .x = x,
-                                  .weight = w.attention_norm,
-                                  .eps = config_.norm_eps});
+    if (fp8) fp8_quantize(device_, {.out = fp8.qkv.dout, .in = dqkv});
+    recompute_norm(acts.attention_norm, acts.attention_rstd, x, w.attention_norm, fp8.qkv);
     ops.qkv.backward({.dx = dattention_norm,
                       .dout = dqkv,
                       .x = acts.attention_norm,
                       .workspace = workspace_,
+                      .dout_fp8 = fp8.qkv.dout,
+                      .x_fp8 = fp8.qkv.x_columns,
                       .accumulate = accumulate});
     rmsnorm_backward(device_, {.dx = dx,
                                .dweight = dw.attention_norm,

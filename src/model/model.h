@@ -16,6 +16,7 @@
 #include "kernels/core/step.h"
 #include "src/config/config.h"
 #include "src/data/micro_batch.h"
+#include "src/model/fp8_buffers.h"
 #include "src/model/kv_cache.h"
 #include "src/model/linear.h"
 #include "src/model/parameters.h"
@@ -62,6 +63,7 @@ struct ModelOptions {
     int64_t max_tokens = 0;     // N, the most tokens of a micro-batch
     int64_t max_positions = 0;  // bounds the positions within a document: the RoPE table's rows
     bool is_training = false;   // plans gradients, and activations of every layer
+    bool uses_fp8 = false;      // train() runs the layers' GEMMs in fp8; evaluation stays in the compute type
     Recompute recompute = Recompute::none;
     double z_loss = 0;
     AttentionOptions attention = {};
@@ -107,6 +109,11 @@ class Model {
         const double heads = static_cast<double>(config_.n_layers * config_.n_heads * config_.head_dim);
         return 6.0 * static_cast<double>(table_.num_matmul_parameters()) * tokens + 12.0 * heads * visible_pairs;
     }
+    // The scales of training in fp8; null without it. They are updated once a step, by update_fp8_scales().
+    const Fp8Buffers* fp8() const { return fp8_.get(); }
+    void update_fp8_scales() const {
+        if (fp8_ != nullptr) fp8_->update_scales(device_);
+    }
     const ModelConfig& config() const { return config_; }
     const ParameterTable& table() const { return table_; }
     const Device& device() const { return device_; }
@@ -118,19 +125,25 @@ class Model {
 
   private:
     enum class HeadMode { train, evaluate };
+    enum class GemmType { compute_type, as_in_training };  // of the layers
     // A layer's weights and gradients, by the name of the op that reads them.
     struct Layer {
         LayerTensors weights, gradients;  // of the norms
         Linear qkv, attention_out, gate_up, down;
     };
-    Layer layer(int64_t layer) const;
+    // `fp8` is null where the layer's GEMMs run in the compute type.
+    Layer layer(int64_t layer, const Fp8Layer& fp8) const;
+    Fp8Layer fp8_layer(int64_t layer, int64_t n, GemmType type) const;
     Linear head() const;
     // Embedding and all layers, then the final norm into final_norm_.
-    void forward_trunk(const MicroBatch& batch, int64_t n, const KvCache* cache = nullptr);
-    void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, bool is_recompute,
+    void forward_trunk(const MicroBatch& batch, int64_t n, GemmType type, const KvCache* cache = nullptr);
+    void layer_forward(const MicroBatch& batch, int64_t n, int64_t layer, GemmType type, bool is_recompute,
                        const KvCache* cache = nullptr);
     void layer_backward(const MicroBatch& batch, int64_t n, int64_t layer, bool accumulate);
-    void mlp_backward(const Layer& ops, const LayerActivations& acts, const Tensor& dx, bool accumulate);
+    void mlp_backward(const Layer& ops, const LayerActivations& acts, const Fp8Layer& fp8, const Tensor& dx,
+                      bool accumulate);
+    void recompute_norm(const Tensor& out, const Tensor& rstd, const Tensor& x, const Tensor& weight,
+                        const Fp8Linear& fp8);
     void heads_backward(const MicroBatch& batch, const Layer& ops, const LayerActivations& acts,
                         const Tensor& dattention, const Tensor& dqkv, bool accumulate);
     void head_and_loss(const MicroBatch& batch, int64_t n, StepBlock* step, HeadMode mode, bool accumulate);
@@ -169,6 +182,7 @@ class Model {
     std::vector<LayerActivations> layers_;
     std::vector<Tensor> residual_;  // L + 1 of (N, C): what enters each layer, and what leaves the last
     Tensor final_norm_, final_rstd_, losses_, logits_;
+    std::unique_ptr<Fp8Buffers> fp8_;
     // Gradients of activations, shared by all layers. Those that are not here take the place of the activation itself.
     Tensor dresidual_, dqkv_, dqk_, dattention_;
     Tensor workspace_;

@@ -8,6 +8,7 @@
 
 #include "kernels/core/blas.h"
 #include "kernels/core/check.h"
+#include "kernels/fp8.h"
 #include "src/base/text.h"
 #include "src/config/fields.h"
 #include "src/config/notes.h"
@@ -108,7 +109,14 @@ Device training_device(const Config& config, const Ranks& ranks, const Console& 
     if (!reason.empty()) console.line("device: ", device.name(), ", since ", reason);
     REQUIRE(!device.is_cpu() || config.training.precision == Precision::automatic ||
                 config.training.precision == Precision::fp32,
-            "training.precision is a 16-bit type, but the CPU computes in fp32: set training.precision to \"auto\"");
+            "training.precision is \"", name_of_choice(config.training.precision),
+            "\", but the CPU computes in fp32: set training.precision to \"auto\"");
+    if (config.training.precision == Precision::fp8) {
+        REQUIRE(supports_fp8(device), "training.precision is \"fp8\", which needs a GPU of compute capability 8.9 or ",
+                "more (Ada, Hopper, Blackwell), and this is a ", device.name(), ": set training.precision to \"bf16\"");
+        REQUIRE(ranks.size() == 1, "training.precision \"fp8\" trains on one GPU, and this run has ", ranks.size(),
+                " ranks: set training.precision to \"bf16\", or use --gpus 1");
+    }
     return device;
 }
 

@@ -37,6 +37,13 @@ TrainingState StepRunner::prepare(const Start& start) {
         load_weights(*start.initial, plan_.model, &plan_.optimizer);
     else
         plan_.optimizer.initialize_weights(static_cast<uint64_t>(config_.seed));
+    if (plan_.model.fp8() != nullptr && !training.fp8_recent.empty()) {
+        REQUIRE(static_cast<int64_t>(training.fp8_recent.size()) == plan_.model.fp8()->num_scales(),
+                start.resumed->folder, "/manifest.json: fp8.recent has ", training.fp8_recent.size(), " numbers, ",
+                plan_.model.fp8()->num_scales(), " belong to this model: go on from another checkpoint");
+        plan_.model.fp8()->set_recent(plan_.device(), training.fp8_recent);
+        has_fp8_scales_ = true;
+    }
     StepBlock block;
     block.state = training.state;
     plan_.step.write(block);
@@ -89,6 +96,7 @@ void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
     train(micro_batch, false, has_one);
     if (!has_one) train(micro_batch, true, true);
     plan_.optimizer.update(plan_.step.get());
+    plan_.model.update_fp8_scales();
     plan_.optimizer.gather_weights();
     for (int64_t bucket = 0; bucket < plan_.model.table().num_buckets(); ++bucket)
         plan_.optimizer.before_weights(bucket);
@@ -98,19 +106,33 @@ void StepRunner::warm_up(const std::vector<MatmulChoice>& record) {
 void StepRunner::begin() {
     CHECK(last_launched_ - last_finished_ < kStepsInFlight, kStepsInFlight, " steps are in flight, no other can begin");
     const int64_t step = last_launched_ + 1;
-    const OptimizerConfig& o = config_.optimizer;
-    const int64_t scheduled = std::min(step, *config_.training.steps);  // benchmarks go on beyond the schedule's end
     slot(step).begin.record();
     slot(step).data_wait_seconds = slot(step).visible_pairs = 0;
     num_launched_ = 0;
-    step_begin(plan_.device(), plan_.step.get(),
-               {.lr = learning_rate(config_.schedule, o.lr, *config_.training.steps, scheduled),
-                .beta1 = o.beta1,
-                .beta2 = o.beta2,
-                .eps = o.eps,
-                .weight_decay = o.weight_decay,
-                .grad_clip = o.grad_clip,
-                .dynamic_loss_scale = plan_.model.dtype() == DType::f16});
+    step_begin(plan_.device(), plan_.step.get(), settings_of(step));
+}
+
+StepSettings StepRunner::settings_of(int64_t step) const {
+    const OptimizerConfig& o = config_.optimizer;
+    const int64_t scheduled = std::min(step, *config_.training.steps);  // benchmarks go on beyond the schedule's end
+    return {.lr = learning_rate(config_.schedule, o.lr, *config_.training.steps, scheduled),
+            .beta1 = o.beta1,
+            .beta2 = o.beta2,
+            .eps = o.eps,
+            .weight_decay = o.weight_decay,
+            .grad_clip = o.grad_clip,
+            .dynamic_loss_scale = plan_.model.dtype() == DType::f16};
+}
+
+// The first micro-step of a run in fp8 runs twice more before, for its largest values alone: the first time with scales
+// of 1, which may saturate, the second time with scales that are about right.
+void StepRunner::find_fp8_scales(const MicroBatch& batch) {
+    for (int i = 0; i < 2; ++i) {
+        train(batch, false, false);
+        plan_.model.update_fp8_scales();
+    }
+    step_begin(plan_.device(), plan_.step.get(), settings_of(last_launched_ + 1));  // drops what they summed
+    has_fp8_scales_ = true;
 }
 
 void StepRunner::run(DeviceGraph* graph, const std::function<void()>& work) {
@@ -129,6 +151,7 @@ bool StepRunner::micro_step(const std::function<const HostBatch*()>& next_batch)
     current.data_wait_seconds += seconds_now() - asked;
     current.visible_pairs += host->visible_pairs();
     const MicroBatch batch = plan_.batch.upload(*host);
+    if (plan_.model.fp8() != nullptr && !has_fp8_scales_) find_fp8_scales(batch);
     const bool accumulate = num_launched_++ > 0, is_last = num_launched_ == plan_.num_micro_steps();
     DeviceGraph& graph =
         micro_step_.try_emplace({plan_.batch.slot(), accumulate, is_last}, plan_.device()).first->second;
@@ -139,7 +162,10 @@ bool StepRunner::micro_step(const std::function<const HostBatch*()>& next_batch)
 void StepRunner::update() {
     Slot& launched = slot(++last_launched_);
     plan_.writer.wait_until_copied();
-    run(&update_, [&] { plan_.optimizer.update(plan_.step.get()); });
+    run(&update_, [&] {
+        plan_.optimizer.update(plan_.step.get());
+        plan_.model.update_fp8_scales();
+    });
     // Before the weights are gathered, whose copies would occupy the copy engine first.
     plan_.device().start_copy(DeviceStep::bytes_of(launched.block), plan_.step.tensor());
     launched.end.record();

@@ -78,6 +78,8 @@ class StepRunner {
     void use_graphs(bool uses_graphs) { uses_graphs_ = uses_graphs; }
 
   private:
+    StepSettings settings_of(int64_t step) const;
+    void find_fp8_scales(const MicroBatch& batch);
     void warm_up(const std::vector<MatmulChoice>& record);
     void choose_algorithms(const MicroBatch& blank, const std::vector<MatmulChoice>& record);
     // Forward and backward; after those of a step's last micro-step the gradients are summed over the ranks.
@@ -107,6 +109,7 @@ class StepRunner {
     std::map<std::array<int64_t, 3>, DeviceGraph> micro_step_;
     DeviceGraph update_;
     bool uses_graphs_ = true;
+    bool has_fp8_scales_ = false;
     int64_t num_launched_ = 0;  // micro-steps of the step that was begun
 };
 

@@ -41,6 +41,7 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device, Ranks* ra
              .max_tokens = config.training.micro_batch_size * config.model.context_length,
              .max_positions = config.model.context_length,
              .is_training = true,
+             .uses_fp8 = config.training.precision == Precision::fp8,
              .recompute = config.training.recompute,
              .z_loss = config.training.z_loss,
              .attention = config.training.attention_options(),

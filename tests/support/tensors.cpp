@@ -50,6 +50,10 @@ void with_type(DType dtype, const Function& function) {
             return function(int32_t{});
         case DType::u8:
             return function(uint8_t{});
+        case DType::e4m3:
+            return function(e4m3{});
+        case DType::e5m2:
+            return function(e5m2{});
     }
 }
 
@@ -59,16 +63,20 @@ T narrow(double value) {
         return to_bf16(static_cast<float>(value));
     else if constexpr (std::is_same_v<T, f16>)
         return to_f16(static_cast<float>(value));
+    else if constexpr (std::is_same_v<T, e4m3>)
+        return to_e4m3(static_cast<float>(value));
+    else if constexpr (std::is_same_v<T, e5m2>)
+        return to_e5m2(static_cast<float>(value));
     else
         return static_cast<T>(value);
 }
 
 template <typename T>
 double widen(T value) {
-    if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)
-        return to_float(value);
-    else
+    if constexpr (std::is_arithmetic_v<T>)
         return static_cast<double>(value);
+    else
+        return to_float(value);
 }
 
 }  // namespace
