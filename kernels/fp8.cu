@@ -11,9 +11,10 @@ using Tile = Fp8Tile<128, 128>;
 
 template <__nv_fp8_interpretation_t kFormat>
 __global__ void __launch_bounds__(kFp8Threads)
-    quantize_kernel(const __grid_constant__ Fp8Out out, const __nv_bfloat16* in) {
+    quantize_kernel(const __grid_constant__ Fp8Out out, const __nv_bfloat16* in, Fp8Tiles tiles) {
     __shared__ Tile tile;
-    const int64_t first_row = int64_t{blockIdx.y} * 128, first_column = int64_t{blockIdx.x} * 128;
+    const Fp8Tiles::Place at = tiles.place(blockIdx.x);
+    const int64_t first_row = int64_t{at.row} * 128, first_column = int64_t{at.column} * 128;
     const float scale = out.scale->quantize;
     uint32_t largest = 0;
 #pragma unroll
@@ -55,9 +56,10 @@ void fp8_quantize_cuda(const Device& device, const Fp8Quantize& a) {
     CHECK(a.in.dtype == DType::bf16, "fp8_quantize on CUDA reads bf16, not ", a.in.describe());
     const int64_t N = a.in.shape[0], W = a.in.shape[1];
     if (N * W == 0) return;
+    const Fp8Tiles tiles = fp8_tiles(N, W, 128, 128);
     for_fp8_format(a.out.format(), [&](auto format) {
-        quantize_kernel<decltype(format)::value><<<fp8_grid(N, W, 128, 128), kFp8Threads, 0, device.context().stream>>>(
-            fp8_out(a.out, N, W), a.in.get<__nv_bfloat16>());
+        quantize_kernel<decltype(format)::value><<<tiles.count(), kFp8Threads, 0, device.context().stream>>>(
+            fp8_out(a.out, N, W), a.in.get<__nv_bfloat16>(), tiles);
     });
     CUDA_CHECK_LAUNCH("fp8_quantize");
 }

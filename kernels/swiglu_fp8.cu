@@ -19,10 +19,11 @@ __device__ void load(const T* data, float (&values)[8]) {
 }
 
 __global__ void __launch_bounds__(kFp8Threads)
-    swiglu_forward_fp8_kernel(const __grid_constant__ Fp8Out out, const T* gate_up) {
+    swiglu_forward_fp8_kernel(const __grid_constant__ Fp8Out out, const T* gate_up, Fp8Tiles grid) {
     __shared__ Tile tile;
     const int64_t F = out.num_columns;
-    const int64_t first_row = int64_t{blockIdx.y} * kRows, first_column = int64_t{blockIdx.x} * kColumns;
+    const Fp8Tiles::Place at = grid.place(blockIdx.x);
+    const int64_t first_row = int64_t{at.row} * kRows, first_column = int64_t{at.column} * kColumns;
     const Tile::Place place = Tile::place(0);
     const int64_t row = first_row + place.row, column = first_column + place.column;
     const float scale = out.scale->quantize;
@@ -31,10 +32,10 @@ __global__ void __launch_bounds__(kFp8Threads)
         uint2 block[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const T* const at = gate_up + (row + i) * 2 * F + column;
+            const T* const source = gate_up + (row + i) * 2 * F + column;
             float gate[8], up[8];
-            load(at, gate);
-            load(at + F, up);
+            load(source, gate);
+            load(source + F, up);
 #pragma unroll
             for (int e = 0; e < 8; ++e) gate[e] *= sigmoid<T>(gate[e]) * up[e];
             block[i] = to_fp8<__NV_E4M3>(gate, scale, largest);
@@ -50,11 +51,12 @@ __global__ void __launch_bounds__(kFp8Threads)
 template <bool kWritesOut>
 __global__ void __launch_bounds__(kFp8Threads)
     swiglu_backward_fp8_kernel(const __grid_constant__ Fp8Out dgate_up, const __grid_constant__ Fp8Out out,
-                               const T* dout, const T* gate_up) {
+                               const T* dout, const T* gate_up, Fp8Tiles grid) {
     __shared__ Tile tiles[kWritesOut ? 3 : 2];
     Tile &dgate_tile = tiles[0], &dup_tile = tiles[1];
     const int64_t F = dgate_up.num_columns / 2;
-    const int64_t first_row = int64_t{blockIdx.y} * kRows, first_column = int64_t{blockIdx.x} * kColumns;
+    const Fp8Tiles::Place at = grid.place(blockIdx.x);
+    const int64_t first_row = int64_t{at.row} * kRows, first_column = int64_t{at.column} * kColumns;
     const Tile::Place place = Tile::place(0);
     const int64_t row = first_row + place.row, column = first_column + place.column;
     const float scale = dgate_up.scale->quantize, out_scale = kWritesOut ? out.scale->quantize : 0;
@@ -63,10 +65,10 @@ __global__ void __launch_bounds__(kFp8Threads)
         uint2 dgate_block[4], dup_block[4], out_block[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const T* const at = gate_up + (row + i) * 2 * F + column;
+            const T* const source = gate_up + (row + i) * 2 * F + column;
             float gate[8], up[8], d[8], again[8];
-            load(at, gate);
-            load(at + F, up);
+            load(source, gate);
+            load(source + F, up);
             load(dout + (row + i) * F + column, d);
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
@@ -99,8 +101,9 @@ void swiglu_forward_fp8_cuda(const Device& device, const SwigluForward& a) {
     CHECK(a.gate_up.dtype == DType::bf16, "swiglu to fp8 on CUDA reads bf16, not ", a.gate_up.describe());
     CHECK(a.quantized.format() == DType::e4m3, "swiglu to fp8 on CUDA: out is ", name_of(a.quantized.format()));
     if (N * F == 0) return;
-    swiglu_forward_fp8_kernel<<<fp8_grid(N, F, kRows, kColumns), kFp8Threads, 0, device.context().stream>>>(
-        fp8_out(a.quantized, N, F), a.gate_up.get<T>());
+    const Fp8Tiles grid = fp8_tiles(N, F, kRows, kColumns);
+    swiglu_forward_fp8_kernel<<<grid.count(), kFp8Threads, 0, device.context().stream>>>(fp8_out(a.quantized, N, F),
+                                                                                         a.gate_up.get<T>(), grid);
     CUDA_CHECK_LAUNCH("swiglu_forward to fp8");
 }
 
@@ -112,8 +115,9 @@ void swiglu_backward_fp8_cuda(const Device& device, const SwigluBackward& a) {
     if (N * F == 0) return;
     const auto kernel = a.quantized_out ? swiglu_backward_fp8_kernel<true> : swiglu_backward_fp8_kernel<false>;
     const Fp8Out out = a.quantized_out ? fp8_out(a.quantized_out, N, F) : Fp8Out{};
-    kernel<<<fp8_grid(N, F, kRows, kColumns), kFp8Threads, 0, device.context().stream>>>(
-        fp8_out(a.quantized, N, 2 * F), out, a.dout.get<T>(), a.gate_up.get<T>());
+    const Fp8Tiles grid = fp8_tiles(N, F, kRows, kColumns);
+    kernel<<<grid.count(), kFp8Threads, 0, device.context().stream>>>(fp8_out(a.quantized, N, 2 * F), out,
+                                                                      a.dout.get<T>(), a.gate_up.get<T>(), grid);
     CUDA_CHECK_LAUNCH("swiglu_backward to fp8");
 }
 

@@ -98,16 +98,15 @@ struct Fp8Tile {
     __device__ void write_columns(const Fp8Out& out, int64_t first_row, int64_t first_column,
                                   int64_t end_column) const {
         if (out.columns == nullptr) return;
-        constexpr int kLanes = kWords < 32 ? kWords : 32;  // that share a column
-        const int lane = threadIdx.x % kLanes;
+        constexpr int kPieces = kWords / 4;  // of 16 bytes, one for each lane
+        const int piece = threadIdx.x % kPieces;
+        if (first_row + 16 * piece >= out.num_rows) return;
 #pragma unroll 4
-        for (int column = threadIdx.x / kLanes; column < kColumns; column += kFp8Threads / kLanes) {
+        for (int column = threadIdx.x / kPieces; column < kColumns; column += kFp8Threads / kPieces) {
             if (first_column + column >= end_column) break;
-            uint8_t* const at = out.columns + (first_column + column) * out.num_rows + first_row;
-#pragma unroll
-            for (int word = lane; word < kWords; word += kLanes)
-                if (first_row + 4 * word < out.num_rows)
-                    *reinterpret_cast<uint32_t*>(at + 4 * word) = words[column * kStride + word];
+            const uint32_t* const at = words + column * kStride + 4 * piece;
+            *reinterpret_cast<uint4*>(out.columns + (first_column + column) * out.num_rows + first_row + 16 * piece) =
+                make_uint4(at[0], at[1], at[2], at[3]);
         }
     }
 };
@@ -121,10 +120,27 @@ void for_fp8_format(DType format, Launch&& launch) {
         launch(std::integral_constant<__nv_fp8_interpretation_t, __NV_E5M2>{});
 }
 
-// The grid of a matrix in tiles: x counts column tiles, which lie beside each other in memory.
-inline dim3 fp8_grid(int64_t num_rows, int64_t num_columns, int tile_rows, int tile_columns) {
-    return dim3(static_cast<unsigned>((num_columns + tile_columns - 1) / tile_columns),
-                static_cast<unsigned>((num_rows + tile_rows - 1) / tile_rows));
+// A matrix in tiles, one for each block, in an order in which neighbours run at about the same time in both directions:
+// first eight tiles below each other, then those beside them. So the L2 writes long pieces of rows and of columns.
+struct Fp8Tiles {
+    uint32_t num_rows, num_columns;  // counted in tiles
+    struct Place {
+        uint32_t row, column;
+    };
+    uint32_t count() const { return num_rows * num_columns; }
+    __device__ Place place(uint32_t index) const {
+        constexpr uint32_t kGroup = 8;
+        const uint32_t group = index / (kGroup * num_columns), rest = index - group * kGroup * num_columns;
+        const uint32_t height = min(kGroup, num_rows - group * kGroup);
+        return {group * kGroup + rest % height, rest / height};
+    }
+};
+
+inline Fp8Tiles fp8_tiles(int64_t num_rows, int64_t num_columns, int tile_rows, int tile_columns) {
+    const int64_t rows = (num_rows + tile_rows - 1) / tile_rows,
+                  columns = (num_columns + tile_columns - 1) / tile_columns;
+    CHECK(rows * columns < int64_t{1} << 31, "fp8 on CUDA: a matrix of ", num_rows, " x ", num_columns);
+    return {static_cast<uint32_t>(rows), static_cast<uint32_t>(columns)};
 }
 
 }  // namespace ingot
