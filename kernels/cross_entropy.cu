@@ -3,7 +3,10 @@
 // The resident kernel keeps a row in the shared memory of one block or, on Hopper, of a cluster of up to eight blocks,
 // which exchange one maximum and one sum each. Shares are kept small enough for two or four blocks
 // on a multiprocessor, so that one reads while another computes. That holds up to about 450,000 columns in 16-bit
-// types.
+// types. Blocks are persistent: as soon as a vector of logits has turned into its gradient, the copy of the next row's
+// starts into its place. An H200 leaves about 190 instructions of a warp for 32 vectors at the clock of a training
+// step, and the two exponentials of each element take two thirds of the time in any case, so the loops do nothing else
+// that could stand outside: no masks, no branches, one multiply-add for an exponent.
 //
 // The streaming kernel takes the rest: rows that do not fit or are not aligned to 16 bytes, which it reads again for
 // the gradient, mostly from the L2, and calls without a gradient, which read a row only once.
@@ -15,6 +18,7 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/mma_sm80.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
 
@@ -27,6 +31,7 @@ constexpr int kStreamingThreads = 256;  // three blocks of 85 registers a thread
 constexpr int kMaxWarps = kMaxThreads / kWarpSize;
 constexpr int kMaxCluster = 8;     // what every Hopper GPU can schedule
 constexpr int kLoadsAtOnce = 4;    // chunks that a thread of the streaming kernel has in flight
+constexpr int kStoresAtOnce = 4;   // vectors that a thread of the resident kernel turns into their gradient together
 constexpr int kChunksAThread = 8;  // of a resident row, before a block gets more threads
 
 template <typename T>
@@ -35,7 +40,7 @@ struct Args {
     float* losses;
     const int32_t* targets;
     const double* loss_scale;
-    int64_t row_size;  // VP
+    int64_t row_size, num_rows;  // VP, n
     int vocab_size, cluster_size;
     float z_loss;
     bool writes_gradient;
@@ -58,28 +63,54 @@ struct Softmax {
     __device__ float origin() const { return maximum == -INFINITY ? 0.0f : maximum; }
 };
 
+// Merges over a warp, in a fixed order, with the same bits in all lanes: a butterfly.
 template <typename T>
-__device__ Softmax combine(Softmax a, Softmax b) {
-    Softmax both{fmaxf(a.maximum, b.maximum), 0};
-    const float origin = both.origin();
-    both.sum = a.sum * exponential<T>(a.maximum - origin) + b.sum * exponential<T>(b.maximum - origin);
-    return both;
+__device__ Softmax warp_softmax(Softmax part) {
+    Softmax all = part;
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
+        all.maximum = fmaxf(all.maximum, __shfl_xor_sync(0xffffffffu, all.maximum, distance));
+    all.sum = group_sum<kWarpSize>(part.sum * exponential<T>(part.maximum - all.origin()));
+    return all;
+}
+
+// Merges at most 32 parts in shared memory, in each warp.
+template <typename T>
+__device__ Softmax softmax_of(const Softmax* parts, int num_parts) {
+    const int lane = threadIdx.x % kWarpSize;
+    return warp_softmax<T>(lane < num_parts ? parts[lane] : Softmax{-INFINITY, 0});
 }
 
 // Merges over the block, in an order that the number of threads alone fixes, with the same bits in all threads. It has
-// one barrier.
+// one barrier: a caller in a loop alternates between two arrays, as for block_sum.
 template <typename T>
 __device__ Softmax block_softmax(Softmax part, Softmax (&warps)[kMaxWarps]) {
-#pragma unroll
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
-        part = combine<T>(part, {__shfl_down_sync(0xffffffffu, part.maximum, distance),
-                                 __shfl_down_sync(0xffffffffu, part.sum, distance)});
+    part = warp_softmax<T>(part);
     if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = part;
     __syncthreads();
-    Softmax total = warps[0];
-    for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarpSize; ++warp) total = combine<T>(total, warps[warp]);
-    return total;
+    return softmax_of<T>(warps, blockDim.x / kWarpSize);
 }
+
+// Computes e^(x - origin) for x <= origin, but for a factor, `correction`. In 16-bit types that is 2^(x log2(e) -
+// offset) with one multiply-add. The offset is rounded, which all x share, so that the correction makes up for it. At
+// 2^16 and more the offset would be too coarse. But there elements of a 16-bit type are equal or differ by 256 at
+// least, so that 2^(x - origin) is 1 or 0 just as e^(x - origin) is.
+template <typename T>
+struct Exponential {
+    float scale, offset, correction;
+    __device__ explicit Exponential(float origin) {
+        constexpr float kLog2E = 1.44269504f;
+        scale = sizeof(T) == 4 ? 1.0f : fabsf(origin) < 65536 ? kLog2E : 1.0f;
+        offset = origin * scale;
+        correction = sizeof(T) == 4 ? 1.0f : tiles::exp2_fast(-fmaf(origin, scale, -offset));
+    }
+    __device__ float operator()(float x) const {
+        if constexpr (sizeof(T) == 4)
+            return expf(x - offset);
+        else
+            return tiles::exp2_fast(fmaf(x, scale, -offset));
+    }
+};
 
 // Returns the target of a row, -1 if it is ignored. The host has not seen it, so one outside the vocabulary traps.
 template <typename T>
@@ -124,78 +155,126 @@ __device__ void mask_padding(float (&x)[kSize], int64_t column, int vocab_size) 
     for (int e = 0; e < kSize; ++e) x[e] = column + e < vocab_size ? x[e] : -INFINITY;
 }
 
+// Every thread copies, reads and overwrites vectors of its own, so that only the merging of the parts has barriers.
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_constant__ Args<T> a) {
     using V = Vec<T>;
-    extern __shared__ uint4 share[];  // this block's part of the row
-    __shared__ Softmax warps[kMaxWarps];
-    [[maybe_unused]] __shared__ Softmax parts[kMaxCluster];  // one for each block of the cluster
+    extern __shared__ uint4 share[];  // this block's part of a row
+    __shared__ Softmax warps[2][kMaxWarps];
+    [[maybe_unused]] __shared__ Softmax parts[2][kMaxCluster];  // one for each block of the cluster
     const int num_blocks = a.cluster_size;
-    const int64_t row = blockIdx.x / num_blocks;
-    const int rank = static_cast<int>(blockIdx.x - row * num_blocks);
+    const int64_t first_row = blockIdx.x / num_blocks, stride = gridDim.x / num_blocks;
+    const int rank = static_cast<int>(blockIdx.x - first_row * num_blocks);
     const int num_vectors = static_cast<int>(a.row_size / V::kSize);
     const int per_block = (num_vectors + num_blocks - 1) / num_blocks;
-    const int begin = min(rank * per_block, num_vectors), end = min(begin + per_block, num_vectors);
+    const int begin = min(rank * per_block, num_vectors), count = min(per_block, num_vectors - begin);
     // Vectors that are all padding are not read.
-    const int live_end = min(end, (a.vocab_size + V::kSize - 1) / V::kSize);
-    const int first = begin + threadIdx.x, step = blockDim.x;
-    T* const logits = a.logits + row * a.row_size;
-    const int target = target_of(a, row);
-    if (target < 0) {
-        for (int i = first; i < end; i += step) store(logits, i, V::zero());
-        if (rank == 0 && threadIdx.x == 0) a.losses[row] = 0;
-        return;
-    }
-    for (int i = first; i < live_end; i += step) copy_async(share + (i - begin), logits, i);
+    const int live = min(count, max((a.vocab_size + V::kSize - 1) / V::kSize - begin, 0));
+    const int first = threadIdx.x, step = blockDim.x;
+    const auto owns = [&](int i) { return i >= 0 && i < live && i % step == first; };
+    const int end_vector = a.vocab_size / V::kSize - begin;  // the one with some padding, if there is one
+    const bool owns_end = a.vocab_size % V::kSize != 0 && owns(end_vector);
+    const float loss_scale = a.loss_scale != nullptr ? static_cast<float>(*a.loss_scale) : 1.0f;
+    const auto fetch_row = [&](const T* logits) {
+        for (int i = first; i < live; i += step) copy_async(share + i, logits, i);
+    };
+    T* logits = a.logits + first_row * a.row_size + int64_t{begin} * V::kSize;
+    int target = target_of(a, first_row);
+    if (target >= 0) fetch_row(logits);
 #if __CUDA_ARCH__ >= 900
     // Before a block writes into another's shared memory, that one must have started.
     const auto cluster = cooperative_groups::this_cluster();
-    if (num_blocks > 1) cluster.barrier_arrive();
+    if (num_blocks > 1) cluster.sync();
 #endif
-    wait_for_copies();
-    const auto load = [&](int i, float(&x)[V::kSize]) {
-        V{share[i - begin]}.unpack(x);
-        mask_padding(x, int64_t{i} * V::kSize, a.vocab_size);
-    };
-    Softmax part{-INFINITY, 0};
+    int parity = 0;
+    for (int64_t row = first_row; row < a.num_rows; row += stride) {
+        T* const next_logits = logits + stride * a.row_size;
+        // This one is loaded early and first looked at late.
+        const int next_target = row + stride < a.num_rows ? a.targets[row + stride] : -1;
+        if (target < 0) {
+            for (int i = first; i < count; i += step) store(logits, i, V::zero());
+            if (rank == 0 && first == 0) a.losses[row] = 0;
+            if (next_target >= 0) fetch_row(next_logits);
+        } else {
+            wait_for_copies();
+            if (owns_end) {
+                float x[V::kSize];
+                V{share[end_vector]}.unpack(x);
+                mask_padding(x, int64_t{begin + end_vector} * V::kSize, a.vocab_size);
+                share[end_vector] = V::pack(x).raw;
+            }
+            V maxima = V::filled(-INFINITY);
 #pragma unroll 4
-    for (int i = first; i < live_end; i += step) {
-        float x[V::kSize];
-        load(i, x);
+            for (int i = first; i < live; i += step) maxima = V::max(maxima, V{share[i]});
+            float x[V::kSize];
+            maxima.unpack(x);
+            Softmax part{-INFINITY, 0};
 #pragma unroll
-        for (int e = 0; e < V::kSize; ++e) part.maximum = fmaxf(part.maximum, x[e]);
-    }
-    const float origin = part.origin();
-#pragma unroll 2
-    for (int i = first; i < live_end; i += step) {
-        float x[V::kSize];
-        load(i, x);
+            for (int e = 0; e < V::kSize; ++e) part.maximum = fmaxf(part.maximum, x[e]);
+            const Exponential<T> part_exponential(part.origin());
+#pragma unroll 4
+            for (int i = first; i < live; i += step) {
+                V{share[i]}.unpack(x);
 #pragma unroll
-        for (int e = 0; e < V::kSize; ++e) part.sum += exponential<T>(x[e] - origin);
-    }
-    Softmax total = block_softmax<T>(part, warps);
+                for (int e = 0; e < V::kSize; ++e) part.sum += part_exponential(x[e]);
+            }
+            part.sum *= part_exponential.correction;
+            Softmax total = block_softmax<T>(part, warps[parity]);
 #if __CUDA_ARCH__ >= 900
-    if (num_blocks > 1) {
-        cluster.barrier_wait();
-        if (threadIdx.x < num_blocks) *cluster.map_shared_rank(parts + rank, threadIdx.x) = total;
-        cluster.sync();
-        total = parts[0];
-        for (int block = 1; block < num_blocks; ++block) total = combine<T>(total, parts[block]);
-    }
+            if (num_blocks > 1) {
+                if (first < num_blocks) *cluster.map_shared_rank(parts[parity] + rank, first) = total;
+                cluster.sync();
+                total = softmax_of<T>(parts[parity], num_blocks);
+            }
 #endif
-    const float lse = total.maximum + logf(total.sum);
-    const int target_vector = target / V::kSize;
-    if (threadIdx.x == 0 && target_vector >= begin && target_vector < end)
-        a.losses[row] = lse - to_float(reinterpret_cast<const T*>(share)[target - begin * V::kSize]);
-    const Gradient gradient = gradient_of(a, total, lse, target);
-#pragma unroll 2
-    for (int i = first; i < live_end; i += step) {
-        float x[V::kSize];
-        V{share[i - begin]}.unpack(x);
-        to_gradient<T>(x, int64_t{i} * V::kSize, gradient);
-        store(logits, i, V::pack(x));
+            parity ^= 1;
+            const float lse = total.maximum + logf(total.sum);
+            const Exponential<T> exponential(total.origin());
+            const float factor = loss_scale * (1 + 2 * a.z_loss * lse) / total.sum * exponential.correction;
+            const auto write_gradient = [&](int i, V packed, int target_element) {
+                packed.unpack(x);
+#pragma unroll
+                for (int e = 0; e < V::kSize; ++e) {
+                    x[e] = exponential(x[e]) * factor;
+                    if (e == target_element) x[e] -= loss_scale;
+                }
+                store(logits, i, V::pack(x));
+            };
+            // The target's vector is written twice, the second time with the target.
+            const int target_vector = target / V::kSize - begin, target_element = target % V::kSize;
+            const bool owns_target = owns(target_vector);
+            const V with_target = owns_target ? V{share[target_vector]} : V::zero();
+            const bool has_next = next_target >= 0;
+            int i = first;
+            for (; i + (kStoresAtOnce - 1) * step < live; i += kStoresAtOnce * step) {
+                V packed[kStoresAtOnce];
+#pragma unroll
+                for (int u = 0; u < kStoresAtOnce; ++u) packed[u] = V{share[i + u * step]};
+                if (has_next) {
+#pragma unroll
+                    for (int u = 0; u < kStoresAtOnce; ++u) copy_async(share + i + u * step, next_logits, i + u * step);
+                }
+#pragma unroll
+                for (int u = 0; u < kStoresAtOnce; ++u) write_gradient(i + u * step, packed[u], -1);
+            }
+            for (; i < live; i += step) {
+                const V packed{share[i]};
+                if (has_next) copy_async(share + i, next_logits, i);
+                write_gradient(i, packed, -1);
+            }
+            if (owns_target) {
+                write_gradient(target_vector, with_target, target_element);
+                with_target.unpack(x);
+#pragma unroll
+                for (int e = 0; e < V::kSize; ++e)
+                    if (e == target_element) a.losses[row] = lse - x[e];
+            }
+            for (i = live + first; i < count; i += step) store(logits, i, V::zero());
+        }
+        if (next_target < -1 || next_target >= a.vocab_size) __trap();
+        target = next_target;
+        logits = next_logits;
     }
-    for (int i = max(begin, live_end) + static_cast<int>(threadIdx.x); i < end; i += step) store(logits, i, V::zero());
 }
 
 template <typename T, bool kIsVector>
@@ -271,7 +350,7 @@ int threads_for(int64_t chunks) {
 
 // Returns how many bytes of a row a block may hold, so that so many blocks fit on a multiprocessor.
 int64_t share_limit(const cudaDeviceProp& gpu, int num_blocks) {
-    constexpr int64_t kStatic = (kMaxWarps + kMaxCluster) * sizeof(Softmax) + 128;  // and some for alignment
+    constexpr int64_t kStatic = 2 * (kMaxWarps + kMaxCluster) * sizeof(Softmax) + 128;  // and some for alignment
     const auto part = static_cast<int64_t>(gpu.sharedMemPerMultiprocessor) / num_blocks;
     return std::min(part - static_cast<int64_t>(gpu.reservedSharedMemPerBlock),
                     static_cast<int64_t>(gpu.sharedMemPerBlockOptin)) -
@@ -309,11 +388,12 @@ bool has_cluster_code(const CudaContext& context) {
 }
 
 template <typename T>
-void launch_resident(const Device& device, const Args<T>& args, int64_t num_rows) {
+void launch_resident(const Device& device, const Args<T>& args) {
+    const cudaDeviceProp& gpu = device.context().properties;
     const int64_t num_vectors = args.row_size / Vec<T>::kSize;
     const int64_t bytes = share_of(num_vectors, args.cluster_size);
     // Where four blocks fit a multiprocessor's shared memory, its registers must not limit them to fewer.
-    const bool is_small = bytes <= share_limit(device.context().properties, 4);
+    const bool is_small = bytes <= share_limit(gpu, 4);
     const int threads = std::min(threads_for(bytes / 16), is_small ? kMaxThreads / 2 : kMaxThreads);
     const auto kernel = resident_kernel<T>;
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
@@ -322,21 +402,32 @@ void launch_resident(const Device& device, const Args<T>& args, int64_t num_rows
     cluster.val.clusterDim.x = static_cast<unsigned>(args.cluster_size);
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(num_rows * args.cluster_size));
+    config.gridDim = dim3(static_cast<unsigned>(args.cluster_size));
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = static_cast<size_t>(bytes);
     config.stream = device.context().stream;
     config.attrs = &cluster;
     config.numAttrs = args.cluster_size > 1 ? 1 : 0;
+    // So many rows can be worked on at a time; a few less are, so that all blocks take the same number of rows.
+    int resident = 0;
+    if (args.cluster_size > 1) {
+        CUDA_CHECK(cudaOccupancyMaxActiveClusters(&resident, kernel, &config));
+    } else {
+        CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, config.dynamicSmemBytes));
+        resident *= gpu.multiProcessorCount;
+    }
+    CHECK(resident > 0, "cross_entropy: no block of ", threads, " threads with ", bytes, " bytes fits this GPU");
+    const int64_t rounds = (args.num_rows + resident - 1) / resident, rows = (args.num_rows + rounds - 1) / rounds;
+    config.gridDim = dim3(static_cast<unsigned>(rows * args.cluster_size));
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
     CUDA_CHECK_LAUNCH("cross_entropy");
 }
 
 template <typename T>
-void launch_streaming(const Device& device, const Args<T>& args, int64_t num_rows, bool fits_vectors) {
+void launch_streaming(const Device& device, const Args<T>& args, bool fits_vectors) {
     const auto kernel = fits_vectors ? streaming_kernel<T, true> : streaming_kernel<T, false>;
     const int threads = std::min(threads_for(args.row_size / (fits_vectors ? Vec<T>::kSize : 1)), kStreamingThreads);
-    kernel<<<static_cast<unsigned>(num_rows), threads, 0, device.context().stream>>>(args);
+    kernel<<<static_cast<unsigned>(args.num_rows), threads, 0, device.context().stream>>>(args);
     CUDA_CHECK_LAUNCH("cross_entropy");
 }
 
@@ -386,6 +477,7 @@ void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
                         .targets = a.targets.get<int32_t>(),
                         .loss_scale = a.loss_scale,
                         .row_size = VP,
+                        .num_rows = n,
                         .vocab_size = static_cast<int>(a.vocab_size),
                         .cluster_size = 1,
                         .z_loss = static_cast<float>(a.z_loss),
@@ -394,9 +486,9 @@ void cross_entropy_cuda(const Device& device, const CrossEntropy& a) {
         args.cluster_size =
             cluster_for(device.context().properties, has_cluster_code<T>(device.context()), VP / Vec<T>::kSize);
         if (a.write_gradient && fits_vectors && args.cluster_size > 0)
-            launch_resident(device, args, n);
+            launch_resident(device, args);
         else
-            launch_streaming(device, args, n, fits_vectors);
+            launch_streaming(device, args, fits_vectors);
     });
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/core/tensor.h"
@@ -120,6 +121,18 @@ struct Vec {
     __device__ static Vec zero() {
         return {make_uint4(0, 0, 0, 0)};
     }
+    __device__ static Vec filled(float value) {
+        float values[kSize];
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) values[i] = value;
+        return pack(values);
+    }
+
+    // Returns the larger of each two elements; a NaN only where both are.
+    __device__ static Vec max(Vec a, Vec b) {
+        return {make_uint4(max_of_words(a.raw.x, b.raw.x), max_of_words(a.raw.y, b.raw.y),
+                           max_of_words(a.raw.z, b.raw.z), max_of_words(a.raw.w, b.raw.w))};
+    }
 
   private:
     __device__ static float2 unpack_pair(uint32_t word) {
@@ -129,6 +142,19 @@ struct Vec {
         } else {
             const __half2_raw pair = {static_cast<unsigned short>(word), static_cast<unsigned short>(word >> 16)};
             return __half22float2(__half2(pair));
+        }
+    }
+    __device__ static uint32_t max_of_words(uint32_t a, uint32_t b) {
+        if constexpr (sizeof(T) == 4) {
+            return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
+        } else {
+            using Pair = std::conditional_t<kDTypeOf<T> == DType::bf16, __nv_bfloat162, __half2>;
+            Pair pairs[2];
+            memcpy(&pairs[0], &a, sizeof a);
+            memcpy(&pairs[1], &b, sizeof b);
+            const Pair larger = __hmax2(pairs[0], pairs[1]);
+            memcpy(&a, &larger, sizeof a);
+            return a;
         }
     }
     __device__ static uint32_t pack_pair(float low, float high) {
