@@ -32,6 +32,7 @@ struct Share {
     static constexpr int kRowsPerBlock = kIsBlock ? 1 : kThreads / (kIsBlock ? 1 : kLanes);
     __device__ static int lane() { return kIsBlock ? threadIdx.x : threadIdx.x % (kIsBlock ? 1 : kLanes); }
     __device__ static int lanes() { return kIsBlock ? blockDim.x : kLanes; }
+    __device__ static int threads() { return kIsBlock ? blockDim.x : kThreads; }
     __device__ static int group() { return kIsBlock ? 0 : threadIdx.x / (kIsBlock ? 1 : kLanes); }
     __device__ static float sum(float value, float* scratch) {
         if constexpr (kIsBlock)
@@ -42,15 +43,16 @@ struct Share {
 };
 
 // So many blocks must fit on a multiprocessor, which caps the registers at 65536 / (threads * blocks) and keeps enough
-// loads in flight: forward has at least 24 warps, backward 8 to 24, with 2 to 12 KB each.
+// loads in flight: forward has at least 24 warps, backward 16 to 24, with 2 to 12 KB each, where shared memory allows
+// it.
 template <typename S>
-constexpr int kForwardBlocks = S::kIsBlock        ? 2
-                               : S::kVectors == 8 ? 4
-                                                  : 6;
+constexpr int kForwardBlocks = S::kIsBlock       ? 2
+                               : S::kVectors > 4 ? 4
+                                                 : 6;
 template <typename S>
-constexpr int kBackwardBlocks = S::kIsBlock || S::kVectors == 8 ? 1
-                                : S::kVectors > 2               ? 2
-                                                                : 3;
+constexpr int kBackwardBlocks = S::kIsBlock       ? 1
+                                : S::kVectors > 2 ? 2
+                                                  : 3;
 constexpr int kScalarBackwardBlocks = 2;
 
 // Rows of a (N, C) tensor, or of a (N, H, HS) view, one after the other.
@@ -149,98 +151,108 @@ struct BackwardArgs {
     int width;
 };
 
-// The grid is persistent: each thread keeps its columns of dweight in registers over all rows that its block visits.
-// While a row is computed, asynchronous copies bring the next one into shared memory: otherwise a warp's loads would
-// wait for its arithmetic, as there are no registers for two rows. Every thread copies only what it reads itself, so no
-// barrier is needed. Slot s of thread t is ring[s * blockDim.x + t]: neighbouring threads use neighbouring
-// banks.
+// The grid is persistent: each thread keeps its columns of dweight in registers over all rows that its block visits. A
+// row stays in shared memory, where asynchronous copies bring it, and is read from there twice; as soon as a vector has
+// been read for the second time, the copy of the next row's starts into its place. So registers limit neither the
+// number of warps nor the bytes in flight. Every thread copies only what it reads itself, so no barrier is needed. Slot
+// s of thread t is ring[s * threads + t]: neighbouring threads use neighbouring banks. The weight follows the slots if
+// a block of sm_86 has room for it there (99 KB in all); else it is read through the L1 cache.
+template <typename S>
+constexpr bool kSharesWeight = !S::kIsBlock && S::kVectors < 8;
+
 template <typename T, typename S, bool kHasResidual>
 __global__ void __launch_bounds__(S::kMaxThreads, kBackwardBlocks<S>)
     backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
     using V = Vec<T>;
     __shared__ float scratch[2][kWarpSize];
     extern __shared__ uint4 ring[];
+    constexpr int kTensors = kHasResidual ? 3 : 2;
     const int lane = S::lane(), lanes = S::lanes(), num_vectors = a.width / V::kSize;
     const uint32_t stride = gridDim.x * S::kRowsPerBlock;
-    const auto slot = [](int tensor, int i) { return ring + (tensor * S::kVectors + i) * blockDim.x + threadIdx.x; };
-    const auto fetch = [&](uint32_t row) {
-        const int limit = row < a.num_rows ? num_vectors : 0;
-#pragma unroll
-        for (int i = 0; i < S::kVectors; ++i) {
-            const int index = lane + i * lanes;
-            if (index >= limit) continue;
-            copy_async(slot(0, i), a.x[row], index);
-            copy_async(slot(1, i), a.dout[row], index);
-            if constexpr (kHasResidual) copy_async(slot(2, i), a.dresidual[row], index);
-        }
-        return limit > 0 ? a.rstd[row] : 0.0f;
+    uint4* const slots = ring + threadIdx.x;
+    const auto slot = [&](int tensor, int i) { return slots + (tensor * S::kVectors + i) * S::threads(); };
+    uint4* const shared_weight = ring + kTensors * S::kVectors * S::threads() + lane;
+    const auto weight_of = [&](int i) {
+        const int index = lane + i * lanes;
+        if constexpr (kSharesWeight<S>)
+            return V{shared_weight[i * lanes]};
+        else
+            return index < num_vectors ? load_constant(a.weight, index) : V::zero();
     };
-    // The weight, which every row needs twice, stays in registers if a warp or less shares a row; threads of a block of
-    // 512 have too few.
-    constexpr bool kKeepsWeight = !S::kIsBlock;
-    V kept_weight[S::kVectors];
+    struct Sources {
+        const T *x, *dout, *dresidual;
+    };
+    const auto sources_of = [&](uint32_t row) {
+        return Sources{a.x[row], a.dout[row], kHasResidual ? a.dresidual[row] : nullptr};
+    };
+    const auto fetch = [&](const Sources& from, int i) {
+        copy_async(slot(0, i), from.x, lane + i * lanes);
+        copy_async(slot(1, i), from.dout, lane + i * lanes);
+        if constexpr (kHasResidual) copy_async(slot(2, i), from.dresidual, lane + i * lanes);
+    };
+    uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
+    float next_rstd = 0;
+    const bool has_row = row < a.num_rows;
+    if (has_row) next_rstd = a.rstd[row];
+    const Sources first_row = sources_of(has_row ? row : 0);
 #pragma unroll
     for (int i = 0; i < S::kVectors; ++i) {
         const int index = lane + i * lanes;
-        if (kKeepsWeight && index < num_vectors) kept_weight[i] = load_constant(a.weight, index);
+        const bool is_inside = index < num_vectors;
+        // Zeros past the end of a row need no condition where the row is summed.
+        if (kSharesWeight<S> && S::group() == 0)
+            shared_weight[i * lanes] = is_inside ? load_constant(a.weight, index).raw : V::zero().raw;
+#pragma unroll
+        for (int tensor = 0; tensor < kTensors; ++tensor)
+            if (!is_inside) *slot(tensor, i) = V::zero().raw;
+        if (is_inside && has_row) fetch(first_row, i);
     }
-    const auto weight_of = [&](int i, float(&values)[V::kSize]) {
-        if constexpr (kKeepsWeight)
-            kept_weight[i].unpack(values);
-        else
-            load_constant(a.weight, lane + i * lanes).unpack(values);
-    };
+    if constexpr (kSharesWeight<S>) __syncthreads();
+    const float inverse_width = 1.0f / static_cast<float>(a.width);
     float dweight[S::kVectors][V::kSize] = {};
     int parity = 0;
-    uint32_t row = blockIdx.x * S::kRowsPerBlock + S::group();
-    float next_rstd = fetch(row);
-    // All threads of a block make the same number of rounds, since sums over a block have barriers in them.
+    // All threads of a block make the same number of rounds, since all join in the sums. Past the last row a thread
+    // adds up what its slots hold, and writes nothing.
     for (uint32_t first = blockIdx.x * S::kRowsPerBlock; first < a.num_rows; first += stride, row += stride) {
-        const int limit = row < a.num_rows ? num_vectors : 0;
         const float rstd = next_rstd;
-        V x[S::kVectors], dout[S::kVectors], dresidual[S::kVectors];
+        const bool has_next = row + stride < a.num_rows;
+        if (has_next) next_rstd = a.rstd[row + stride];
+        const Sources next = sources_of(has_next ? row + stride : 0);
         wait_for_copies();
-#pragma unroll
-        for (int i = 0; i < S::kVectors; ++i) {
-            const bool is_inside = lane + i * lanes < limit;
-            x[i] = is_inside ? V{*slot(0, i)} : V::zero();
-            dout[i] = is_inside ? V{*slot(1, i)} : V::zero();
-            dresidual[i] = kHasResidual && is_inside ? V{*slot(2, i)} : V::zero();
-        }
-        next_rstd = fetch(row + stride);
         // mean(g * x), g = dout * weight
         float mean = 0;
 #pragma unroll
         for (int i = 0; i < S::kVectors; ++i) {
-            const int index = lane + i * lanes;
-            if (index < limit) {
-                float xs[V::kSize], douts[V::kSize], weight[V::kSize];
-                x[i].unpack(xs);
-                dout[i].unpack(douts);
-                weight_of(i, weight);
+            float xs[V::kSize], douts[V::kSize], weight[V::kSize];
+            V{*slot(0, i)}.unpack(xs);
+            V{*slot(1, i)}.unpack(douts);
+            weight_of(i).unpack(weight);
 #pragma unroll
-                for (int e = 0; e < V::kSize; ++e) mean += douts[e] * weight[e] * xs[e];
-            }
-            x[i].stay_packed();
-            dout[i].stay_packed();
+            for (int e = 0; e < V::kSize; ++e) mean += douts[e] * weight[e] * xs[e];
         }
-        mean = S::sum(mean, scratch[parity]) / static_cast<float>(a.width);
+        mean = S::sum(mean, scratch[parity]) * inverse_width;
         parity ^= 1;
-        const float scale = mean * rstd * rstd;
+        const float scale = -mean * rstd * rstd * rstd;
+        const int limit = row < a.num_rows ? num_vectors : 0;
         T* const dx_row = a.dx[row];
 #pragma unroll
         for (int i = 0; i < S::kVectors; ++i) {
             const int index = lane + i * lanes;
             if (index >= limit) continue;
+            const V x = {*slot(0, i)}, dout = {*slot(1, i)};
+            const V dresidual = kHasResidual ? V{*slot(2, i)} : V::zero();
+            if (has_next) fetch(next, i);
             float xs[V::kSize], douts[V::kSize], weight[V::kSize], dx[V::kSize];
-            x[i].unpack(xs);
-            dout[i].unpack(douts);
-            dresidual[i].unpack(dx);
-            weight_of(i, weight);
+            x.unpack(xs);
+            dout.unpack(douts);
+            dresidual.unpack(dx);
+            weight_of(i).unpack(weight);
 #pragma unroll
             for (int e = 0; e < V::kSize; ++e) {
-                dweight[i][e] += douts[e] * (xs[e] * rstd);
-                dx[e] += rstd * (douts[e] * weight[e] - xs[e] * scale);
+                const float d = douts[e] * rstd;
+                dweight[i][e] += d * xs[e];
+                dx[e] += xs[e] * scale;
+                dx[e] += d * weight[e];
             }
             store(dx_row, index, V::pack(dx));
         }
@@ -358,6 +370,7 @@ void with_share(int num_vectors, Function&& function) {
     if (num_vectors <= 32) return function(Share<16, 2>{});
     if (num_vectors <= 96) return function(Share<32, 3>{});  // 768 columns of a 16-bit type
     if (num_vectors <= 128) return function(Share<32, 4>{});
+    if (num_vectors <= 192) return function(Share<32, 6>{});  // 1536 columns
     if (num_vectors <= 256) return function(Share<32, 8>{});
     return function(Share<kWholeBlock, 4>{});
 }
@@ -373,13 +386,14 @@ uint32_t row_blocks(uint32_t rows) {
     return (rows + S::kRowsPerBlock - 1) / S::kRowsPerBlock;
 }
 
-// Returns how many blocks are resident at a time or, where a multiprocessor has several, a few less, so that all make
-// the same number of rounds; with one each, a multiprocessor without a block costs more than an uneven last round.
+// Returns how many blocks to start: as many as are resident at a time or, where a multiprocessor has several, a few
+// less, so that all make the same number of rounds; with one each, a multiprocessor without a block costs more than an
+// uneven last round.
 template <typename S>
-uint32_t backward_blocks(const cudaDeviceProp& gpu, uint32_t rows, int num_vectors) {
-    const int per_multiprocessor = S::kIsBlock ? kMaxBlockThreads / threads_of<S>(num_vectors) : kBackwardBlocks<S>;
-    const uint32_t resident = static_cast<uint32_t>(gpu.multiProcessorCount * per_multiprocessor);
-    const uint32_t rounds = per_multiprocessor > 1 ? (row_blocks<S>(rows) + resident - 1) / resident : 1;
+uint32_t backward_blocks(const cudaDeviceProp& gpu, int resident_on_each, uint32_t rows) {
+    const int on_each = std::min(resident_on_each, S::kIsBlock ? kRmsNormBackwardBlocks : kBackwardBlocks<S>);
+    const uint32_t resident = static_cast<uint32_t>(gpu.multiProcessorCount * on_each);
+    const uint32_t rounds = on_each > 1 ? (row_blocks<S>(rows) + resident - 1) / resident : 1;
     return std::min(resident, (row_blocks<S>(rows) + rounds - 1) / rounds);
 }
 uint32_t scalar_backward_blocks(const cudaDeviceProp& gpu, uint32_t rows) {
@@ -415,10 +429,13 @@ void launch_backward(const Device& device, const BackwardArgs<T>& args, float* d
             const int threads = threads_of<S>(num_vectors);
             const auto launch = [&](auto has_residual) {
                 constexpr bool kHasResidual = decltype(has_residual)::value;
-                blocks = backward_blocks<S>(context.properties, args.num_rows, num_vectors);
-                const int bytes = (kHasResidual ? 3 : 2) * S::kVectors * threads * 16;
+                const int bytes =
+                    ((kHasResidual ? 3 : 2) * threads + (kSharesWeight<S> ? S::kLanes : 0)) * S::kVectors * 16;
                 const auto kernel = backward_kernel<T, S, kHasResidual>;
                 CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+                int resident = 0;
+                CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, bytes));
+                blocks = backward_blocks<S>(context.properties, std::max(resident, 1), args.num_rows);
                 kernel<<<blocks, threads, bytes, context.stream>>>(args);
             };
             if (args.dresidual.data != nullptr)
