@@ -61,7 +61,7 @@ std::vector<Activation> layer_activations(const ModelConfig& config, DType dtype
         {"attention", &Layer::attention, dtype, Shape::tokens_width, NH * HS, block},
         {"lse", &Layer::lse, stats, Shape::width_tokens, NH, block},
         {"residual_mid", &Layer::residual_mid, dtype, Shape::tokens_width, C, block},
-        {"mlp_norm", &Layer::mlp_norm, dtype, Shape::tokens_width, C, operand},
+        {"mlp_norm", &Layer::mlp_norm, dtype, Shape::tokens_width, C, operand, uses_fp8 ? "attention_norm" : nullptr},
         {"mlp_rstd", &Layer::mlp_rstd, stats, Shape::tokens, 1, block},
         {"gate_up", &Layer::gate_up, dtype, Shape::tokens_width, 2 * F, block},
         {"swiglu", &Layer::swiglu, dtype, Shape::tokens_width, F, operand},
@@ -118,7 +118,9 @@ Model::Model(const Device& device, const ModelConfig& config, const ModelOptions
             Tensor* const slot = &(layers_[static_cast<size_t>(l)].*row.slot);
             const bool is_shared = recompute_ >= row.shared_with;
             const std::string name = join("activations.", row.name, ".", is_shared ? 0 : l);
-            if (is_shared && l > 0)
+            if (row.takes_place_of != nullptr)
+                plan->share(join("activations.", row.takes_place_of, ".0"), slot);
+            else if (is_shared && l > 0)
                 plan->share(name, slot);
             else if (row.shape == Activation::Shape::tokens)
                 plan->add(name, row.dtype, {N}, slot);

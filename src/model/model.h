@@ -46,6 +46,7 @@ struct Activation {
     Shape shape;
     int64_t width;
     Recompute shared_with;  // from this recompute on all layers share one buffer, since backward computes it again
+    const char* takes_place_of = nullptr;  // shares that buffer with another activation
 };
 
 // Told by the model as it goes through the buckets of the parameter table, so that weights can be gathered and

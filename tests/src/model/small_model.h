@@ -87,11 +87,13 @@ struct SmallOptions {
     double z_loss = 0;
     bool is_training = true;
     int64_t num_ranks = 1;
+    bool uses_fp8 = false;
     operator ModelOptions() const {
         return {.dtype = dtype,
                 .max_tokens = max_tokens,
                 .max_positions = max_tokens,
                 .is_training = is_training,
+                .uses_fp8 = uses_fp8,
                 .recompute = recompute,
                 .z_loss = z_loss,
                 .num_ranks = num_ranks};
