@@ -152,15 +152,28 @@ void launch_adamw(const Device& device, const AdamW& a, Copy* compute) {
 
 // ---- The norm ----
 
-// The grid is fixed, so that the order of the sum, and with it the bits, are the same on every GPU. It is eight blocks
-// on each of 128 multiprocessors.
+// The grid of each gradient is fixed, so that the order of the sum, and with it the bits, are the same on every GPU. It
+// is eight blocks on each of 128 multiprocessors.
 constexpr int kNormBlocks = kGradientNormBlocks;
 constexpr int kNormUnroll = 4;
 
-__global__ void __launch_bounds__(kThreads)
-    gradient_norm_kernel(double* partial, const float* gradient, int64_t n, int64_t head) {
+// The gradients of one launch. They travel in the launch itself, whose parameters may take 4 KiB.
+struct NormArgs {
+    static constexpr int kMost = 64;
+    struct {
+        const float* gradient;
+        int64_t n;
+        int head;
+    } parts[kMost];
+};
+static_assert(sizeof(NormArgs) <= 4000);
+
+// partial (gradients, kNormBlocks): each row of blocks (blockIdx.y) has a gradient.
+__global__ void __launch_bounds__(kThreads) gradient_norm_kernel(double* partial, const __grid_constant__ NormArgs a) {
     using V = Vec<float>;
     __shared__ double scratch[kWarpSize];
+    const float* const gradient = a.parts[blockIdx.y].gradient;
+    const int64_t n = a.parts[blockIdx.y].n, head = a.parts[blockIdx.y].head;
     const int64_t num_vectors = (n - head) / V::kSize, stride = int64_t{kNormBlocks} * kThreads;
     const float* const vectors = gradient + head;
     double sums[V::kSize] = {};
@@ -185,13 +198,33 @@ __global__ void __launch_bounds__(kThreads)
         if (tail < n) sums[1] = fma(double{gradient[tail]}, double{gradient[tail]}, sums[1]);
     }
     const double sum = block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), scratch);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (threadIdx.x == 0) partial[int64_t{blockIdx.y} * kNormBlocks + blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(kNormBlocks) add_partials_kernel(StepBlock* step, const double* partial) {
-    __shared__ double scratch[kWarpSize];
-    const double sum = block_sum(partial[threadIdx.x], scratch);
-    if (threadIdx.x == 0) step->sums.squared_norm += sum;
+// One block: thread i has the i-th partial sum of each gradient. As block_sum() does, warps add up their lanes, and
+// then one thread the warps; here each of 32 threads does so for a gradient of its own, and the first adds up the
+// gradients.
+__global__ void __launch_bounds__(kNormBlocks)
+    add_partials_kernel(StepBlock* step, const double* partial, int num_gradients) {
+    constexpr int kWarps = kNormBlocks / kWarpSize;
+    __shared__ double of_warps[kWarpSize][kWarps + 1];  // (gradients, warps)
+    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+    double total = step->sums.squared_norm;
+    for (int first = 0; first < num_gradients; first += kWarpSize) {
+        const int count = min(kWarpSize, num_gradients - first);
+        for (int i = 0; i < count; ++i) {
+            const double sum = group_sum<kWarpSize>(partial[int64_t{first + i} * kNormBlocks + threadIdx.x]);
+            if (lane == 0) of_warps[i][warp] = sum;
+        }
+        __syncthreads();
+        if (warp == 0) {
+            double sum = 0;
+            for (int w = 0; lane < count && w < kWarps; ++w) sum += of_warps[lane][w];
+            for (int i = 0; i < count; ++i) total += __shfl_sync(0xffffffffu, sum, i);
+        }
+        __syncthreads();  // before the next gradients' sums overwrite these
+    }
+    if (threadIdx.x == 0) step->sums.squared_norm = total;
 }
 
 }  // namespace
@@ -208,12 +241,22 @@ void adamw_cuda(const Device& device, const AdamW& a) {
 
 void gradient_norm_cuda(const Device& device, const GradientNorm& a) {
     const cudaStream_t stream = device.context().stream;
-    const float* const gradient = a.gradient.get<float>();
-    const int64_t n = a.gradient.shape[0];
-    auto* const partial = static_cast<double*>(a.workspace.data);
-    gradient_norm_kernel<<<kNormBlocks, kThreads, 0, stream>>>(partial, gradient, n, elements_to_boundary(gradient, n));
-    CUDA_CHECK_LAUNCH("gradient_norm");
-    add_partials_kernel<<<1, kNormBlocks, 0, stream>>>(a.step, partial);
+    auto* const partial = static_cast<double*>(a.workspace.data);  // (gradients, kNormBlocks)
+    const auto num_gradients = static_cast<int>(a.gradients.size());
+    for (int first = 0; first < num_gradients; first += NormArgs::kMost) {
+        const int count = std::min(NormArgs::kMost, num_gradients - first);
+        NormArgs args{};
+        for (int i = 0; i < count; ++i) {
+            const Tensor& of = a.gradients[static_cast<size_t>(first + i)];
+            const float* const gradient = of.get<float>();
+            const int64_t n = of.shape[0];
+            args.parts[i] = {gradient, n, static_cast<int>(elements_to_boundary(gradient, n))};
+        }
+        gradient_norm_kernel<<<dim3(kNormBlocks, static_cast<uint32_t>(count)), kThreads, 0, stream>>>(
+            partial + int64_t{first} * kNormBlocks, args);
+        CUDA_CHECK_LAUNCH("gradient_norm");
+    }
+    add_partials_kernel<<<1, kNormBlocks, 0, stream>>>(a.step, partial, num_gradients);
     CUDA_CHECK_LAUNCH("gradient_norm (sum of the blocks)");
 }
 

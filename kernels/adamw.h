@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "kernels/core/device.h"
 #include "kernels/core/step.h"
@@ -32,18 +33,19 @@ struct AdamW {
 constexpr int64_t kDecayBlock = 64;
 void adamw(const Device&, const AdamW&);
 
-// step->sums.squared_norm += sum of gradient^2, in double and in a fixed order: the same bits for any thread count.
+// step->sums.squared_norm += sum of gradient^2, in double and in a fixed order: the same bits for any thread count. The
+// gradients are added one after the other, each as a whole, so that the bits are also those of a call for each of them.
 struct GradientNorm {
     StepBlock* step;
-    Tensor gradient;        // (n)
-    Tensor workspace = {};  // uint8, at least gradient_norm_workspace(device); may be empty on the CPU
+    std::vector<Tensor> gradients;  // (n) each, of one dtype; none adds nothing
+    Tensor workspace = {};          // uint8, at least gradient_norm_workspace(); may be empty on the CPU
 };
 void gradient_norm(const Device&, const GradientNorm&);
-size_t gradient_norm_workspace(const Device&);  // in bytes
+size_t gradient_norm_workspace(const Device&, size_t num_gradients);  // in bytes
 
 // The CUDA twins, called by the functions above once shapes are checked.
 void adamw_cuda(const Device&, const AdamW&);
 void gradient_norm_cuda(const Device&, const GradientNorm&);
-constexpr int kGradientNormBlocks = 1024;  // one double each
+constexpr int kGradientNormBlocks = 1024;  // one double each, for each gradient
 
 }  // namespace ingot

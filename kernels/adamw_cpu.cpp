@@ -49,10 +49,8 @@ void adamw_cpu(const AdamW& a) {
 }
 
 template <typename T>
-void gradient_norm_cpu(const GradientNorm& a) {
+void add_squares(StepBlock* step, const T* gradient, int64_t n) {
     constexpr int64_t kBlocks = 256;
-    const int64_t n = a.gradient.shape[0];
-    const T* const gradient = a.gradient.get<T>();
     double partial[kBlocks];
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < kBlocks; ++block) {
@@ -66,7 +64,7 @@ void gradient_norm_cpu(const GradientNorm& a) {
         }
         partial[block] = sum;
     }
-    for (int64_t block = 0; block < kBlocks; ++block) a.step->sums.squared_norm += partial[block];
+    for (int64_t block = 0; block < kBlocks; ++block) step->sums.squared_norm += partial[block];
 }
 
 }  // namespace
@@ -94,15 +92,22 @@ void adamw(const Device& device, const AdamW& a) {
 }
 
 void gradient_norm(const Device& device, const GradientNorm& a) {
-    CHECK(a.gradient.rank == 1, "gradient_norm: gradient is ", a.gradient.describe(), ", it must be (n)");
-    check_tensor("gradient_norm", "gradient", a.gradient, {a.gradient.shape[0]}, a.gradient.dtype, device.kind());
-    check_workspace("gradient_norm", a.workspace, gradient_norm_workspace(device), device.kind());
+    if (a.gradients.empty()) return;
+    const DType dtype = a.gradients[0].dtype;
+    for (const Tensor& gradient : a.gradients) {
+        CHECK(gradient.rank == 1, "gradient_norm: a gradient is ", gradient.describe(), ", it must be (n)");
+        check_tensor("gradient_norm", "gradient", gradient, {gradient.shape[0]}, dtype, device.kind());
+    }
+    check_workspace("gradient_norm", a.workspace, gradient_norm_workspace(device, a.gradients.size()), device.kind());
     if (!device.is_cpu()) return gradient_norm_cuda(device, a);
-    for_cpu_scalar(a.gradient.dtype, "gradient_norm", [&](auto scalar) { gradient_norm_cpu<decltype(scalar)>(a); });
+    for_cpu_scalar(dtype, "gradient_norm", [&](auto scalar) {
+        for (const Tensor& gradient : a.gradients)
+            add_squares(a.step, gradient.get<decltype(scalar)>(), gradient.shape[0]);
+    });
 }
 
-size_t gradient_norm_workspace(const Device& device) {
-    return device.is_cpu() ? 0 : kGradientNormBlocks * sizeof(double);
+size_t gradient_norm_workspace(const Device& device, size_t num_gradients) {
+    return device.is_cpu() ? 0 : num_gradients * kGradientNormBlocks * sizeof(double);
 }
 
 }  // namespace ingot

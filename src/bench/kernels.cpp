@@ -338,9 +338,9 @@ class Bench {
                          .step = step_block()};
         });
         report("gradient_norm", shape, static_cast<double>(n) * 4, 0, gradient_norm, [&] {
-            const auto workspace = static_cast<int64_t>(gradient_norm_workspace(device_));
+            const auto workspace = static_cast<int64_t>(gradient_norm_workspace(device_, 1));
             return GradientNorm{.step = step_block(),
-                                .gradient = tensor(DType::f32, {n}, 1e-3f),
+                                .gradients = {tensor(DType::f32, {n}, 1e-3f)},
                                 .workspace = tensor(DType::u8, {std::max<int64_t>(workspace, 1)})};
         });
     }

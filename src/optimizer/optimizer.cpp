@@ -34,8 +34,8 @@ Optimizer::Optimizer(const Model& model, Ranks* ranks, int64_t zero, MemoryPlan*
     plan->add("optimizer.m", dtype, {size}, &m_);
     plan->add("optimizer.v", dtype, {size}, &v_);
     plan->add("optimizer.decay_blocks", DType::u8, {model.table().flat_size() / kDecayBlock}, &decay_blocks_);
-    plan->add("workspace.gradient_norm", DType::u8, {static_cast<int64_t>(gradient_norm_workspace(model.device()))},
-              &workspace_);
+    plan->add("workspace.gradient_norm", DType::u8,
+              {static_cast<int64_t>(gradient_norm_workspace(model.device(), owned_.size()))}, &workspace_);
 }
 
 void Optimizer::initialize_constants() {
@@ -87,10 +87,9 @@ void Optimizer::finish_reducing() {
 void Optimizer::update(StepBlock* step) const {
     const ProfileRange profile("optimizer");
     const Device& device = model_.device();
-    for (const FlatRange& range : owned_)
-        gradient_norm(
-            device,
-            {.step = step, .gradient = model_.gradients().slice(0, range.begin, range.end), .workspace = workspace_});
+    std::vector<Tensor> owned;
+    for (const FlatRange& range : owned_) owned.push_back(model_.gradients().slice(0, range.begin, range.end));
+    gradient_norm(device, {.step = step, .gradients = owned, .workspace = workspace_});
     ranks_.all_reduce(device, &step->sums);
     step_decide(device, step);
     for (const FlatRange& range : held_)

@@ -2,11 +2,13 @@
 //
 // Seen to catch: decay applied to the updated weight; eps inside the root; bias corrections swapped; apply ignored; the
 // flag of the block before; the last element of a range left out; the head of a range left out of the norm; squares in
-// fp32.
+// fp32; a range left out of the norm; ranges added up in another order.
 #include "kernels/adamw.h"
 
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "kernels/step.h"
 #include "tests/support/on_device.h"
@@ -230,8 +232,8 @@ TEST_P(AdamW, ASkippedStepChangesNothing) {
     }
 }
 
-Buffer norm_workspace(const Device& device) {
-    return Buffer(device, DType::u8, {static_cast<int64_t>(gradient_norm_workspace(device))});
+Buffer norm_workspace(const Device& device, size_t num_gradients = 1) {
+    return Buffer(device, DType::u8, {static_cast<int64_t>(gradient_norm_workspace(device, num_gradients))});
 }
 
 TEST_P(GradientNorm, AddsSquaresInDouble) {
@@ -253,7 +255,7 @@ TEST_P(GradientNorm, AddsSquaresInDouble) {
                     block.sums.squared_norm = 1e40;
                     const StepOn step(device(), block);
                     with_threads(i + 1, [&] {
-                        gradient_norm(device(), {.step = step.get(), .gradient = gradient, .workspace = workspace});
+                        gradient_norm(device(), {.step = step.get(), .gradients = {gradient}, .workspace = workspace});
                     });
                     sums[i] = step.read().sums.squared_norm;
                 }
@@ -270,9 +272,104 @@ TEST_P(GradientNorm, NanIsSeenSmall) {
         values[static_cast<size_t>(where)] = kNaN;
         const StepOn step(device(), StepBlock{});
         const Buffer gradient(device(), DType::f32, {7}, values);
-        gradient_norm(device(), {.step = step.get(), .gradient = gradient, .workspace = workspace});
+        gradient_norm(device(), {.step = step.get(), .gradients = {gradient}, .workspace = workspace});
         EXPECT_TRUE(std::isnan(step.read().sums.squared_norm)) << "NaN at " << where;
     }
+}
+
+// A rank's ranges of the flat space: what lies between them belongs to others, and is NaN here.
+TEST_P(GradientNorm, ManyHaveTheBitsOfACallForEach) {
+    // On CUDA one launch takes 64 gradients, and the last kernel 32 at a time.
+    for (const int64_t count : {0, 1, 2, 31, 33, 70, 130}) {
+        SCOPED_TRACE(count);
+        const std::vector<int64_t> sizes = {64, 1, 0, 5003, 3, 12, 1000, 2};
+        const auto size_of_range = [&](int64_t i) {
+            return i == 3 ? 300007 : sizes[static_cast<size_t>(i) % sizes.size()];
+        };
+        std::vector<double> values;
+        std::vector<std::pair<int64_t, int64_t>> ranges;
+        for (int64_t i = 0; i < count; ++i) {
+            const auto begin = static_cast<int64_t>(values.size());
+            const std::vector<double> more =
+                rounded(normals(size_of_range(i), 100 + static_cast<uint64_t>(i)), DType::f32);
+            values.insert(values.end(), more.begin(), more.end());
+            ranges.emplace_back(begin, begin + size_of_range(i));
+            values.insert(values.end(), static_cast<size_t>(1 + i % 4), kNaN);
+        }
+        const Buffer flat(device(), DType::f32, {static_cast<int64_t>(values.size())}, values);
+        std::vector<Tensor> gradients;
+        for (const auto& [begin, end] : ranges) gradients.push_back(flat.tensor().slice(0, begin, end));
+        StepBlock block;
+        block.sums.squared_norm = 0.3;
+        const StepOn together(device(), block), one_by_one(device(), block);
+        const Buffer workspace = norm_workspace(device(), gradients.size()), small = norm_workspace(device());
+        gradient_norm(device(), {.step = together.get(), .gradients = gradients, .workspace = workspace});
+        for (const Tensor& gradient : gradients)
+            gradient_norm(device(), {.step = one_by_one.get(), .gradients = {gradient}, .workspace = small});
+        const double sum = together.read().sums.squared_norm;
+        EXPECT_EQ(sum, one_by_one.read().sums.squared_norm);
+        long double expected = 0.3L;
+        for (const double value : values)
+            if (!std::isnan(value)) expected += static_cast<long double>(value) * value;
+        EXPECT_NEAR(sum / static_cast<double>(expected), 1, 1e-13);
+    }
+}
+
+// The sum in the order of the CUDA kernels, on the host. `head`: elements before the first boundary of 16 bytes.
+double sum_in_order_of_cuda(const std::vector<double>& gradient, size_t head) {
+    constexpr size_t kBlocks = 1024, kThreads = 256, kWarp = 32;
+    // As a warp's butterfly: in each round a lane adds what its partner has.
+    const auto add_up_block = [](const std::vector<double>& of_threads) {
+        double sum = 0;
+        for (size_t warp = 0; warp < of_threads.size(); warp += kWarp) {
+            std::vector<double> lanes(of_threads.begin() + static_cast<int64_t>(warp),
+                                      of_threads.begin() + static_cast<int64_t>(warp + kWarp));
+            for (size_t distance = kWarp / 2; distance > 0; distance /= 2) {
+                const std::vector<double> before = lanes;
+                for (size_t lane = 0; lane < kWarp; ++lane) lanes[lane] = before[lane] + before[lane ^ distance];
+            }
+            sum += lanes[0];
+        }
+        return sum;
+    };
+    const size_t n = gradient.size(), num_vectors = (n - head) / 4;
+    std::vector<double> of_blocks;
+    for (size_t block = 0; block < kBlocks; ++block) {
+        std::vector<double> of_threads;
+        for (size_t thread = 0; thread < kThreads; ++thread) {
+            double sums[4] = {};
+            const auto add = [&](size_t lane, size_t i) {
+                sums[lane] = std::fma(gradient[i], gradient[i], sums[lane]);
+            };
+            for (size_t i = block * kThreads + thread; i < num_vectors; i += kBlocks * kThreads)
+                for (size_t lane = 0; lane < 4; ++lane) add(lane, head + 4 * i + lane);
+            const size_t tail = head + 4 * num_vectors + thread;
+            if (block == 0 && thread < head) add(0, thread);
+            if (block == 0 && tail < n) add(1, tail);
+            of_threads.push_back((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        }
+        of_blocks.push_back(add_up_block(of_threads));
+    }
+    return add_up_block(of_blocks);
+}
+
+// Runs of the past are repeated with the same bits only while the order of the sum stays what it was.
+TEST(GradientNormCuda, KeepsItsOrder) {
+    INGOT_CUDA_OR_SKIP(device);
+    const Buffer workspace = norm_workspace(device, 2);
+    for (const int64_t n : {1, 7, 1000, 262144, 1048577, 5000003})
+        for (const int64_t begin : {0, 1}) {
+            SCOPED_TRACE(join("n ", n, " begin ", begin));
+            const std::vector<double> values = rounded(normals(n, 8), DType::f32);
+            const Buffer gradient(Margins{begin, 0}, device, DType::f32, {n}, values);
+            const auto head = static_cast<size_t>(std::min<int64_t>(n, (4 - begin) % 4));
+            const double expected = sum_in_order_of_cuda(values, head);
+            const StepOn step(device, StepBlock{});
+            gradient_norm(device, {.step = step.get(), .gradients = {gradient}, .workspace = workspace});
+            EXPECT_EQ(step.read().sums.squared_norm, expected);
+            gradient_norm(device, {.step = step.get(), .gradients = {gradient, gradient}, .workspace = workspace});
+            EXPECT_EQ(step.read().sums.squared_norm, expected + expected + expected);
+        }
 }
 
 TEST(AdamWCopy, RoundsToNearestEven) {
@@ -312,7 +409,7 @@ TEST(AdamWStep, FromEndToEnd) {
     const std::vector<double> zeros(static_cast<size_t>(n));
     const Buffer weights(cpu, DType::f64, {n}, zeros), m(cpu, DType::f64, {n}, zeros), v(cpu, DType::f64, {n}, zeros);
     const Buffer g(cpu, DType::f64, {n}, gradient);
-    gradient_norm(cpu, {.step = &step, .gradient = g});
+    gradient_norm(cpu, {.step = &step, .gradients = {g}});
     step_decide(cpu, &step);
     EXPECT_EQ(step.decision.apply, 1);
     EXPECT_DOUBLE_EQ(step.decision.loss, 3);
@@ -327,8 +424,8 @@ TEST(GradientNormCuda, RefusesASmallWorkspace) {
     INGOT_CUDA_OR_SKIP(device);
     const Buffer small(device, DType::u8, {8}), gradient(device, DType::f32, {4});
     const StepOn step(device, StepBlock{});
-    EXPECT_THROW(gradient_norm(device, {.step = step.get(), .gradient = gradient, .workspace = small}), Error);
-    EXPECT_THROW(gradient_norm(device, {.step = step.get(), .gradient = gradient}), Error);
+    EXPECT_THROW(gradient_norm(device, {.step = step.get(), .gradients = {gradient}, .workspace = small}), Error);
+    EXPECT_THROW(gradient_norm(device, {.step = step.get(), .gradients = {gradient}}), Error);
 }
 
 TEST(AdamWArguments, Refuses) {
@@ -350,9 +447,11 @@ TEST(AdamWArguments, Refuses) {
     EXPECT_THROW(adamw(cpu, {.weights = a, .m = a, .v = a, .gradient = a, .step = &step, .decay_blocks = two}), Error);
     EXPECT_THROW(adamw(cpu, {.weights = a, .m = a, .v = a, .gradient = a, .step = &step, .decay_blocks = a}), Error);
     StepBlock block;
-    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradient = half}), Error);
-    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradient = matrix}), Error);
-    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradient = {}}), Error);
+    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradients = {half}}), Error);
+    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradients = {matrix}}), Error);
+    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradients = {Tensor{}}}), Error);
+    EXPECT_THROW(gradient_norm(cpu, {.step = &block, .gradients = {a, wide}}), Error);
+    EXPECT_EQ(block.sums.squared_norm, 0);
 }
 
 }  // namespace
