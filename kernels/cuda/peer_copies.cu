@@ -15,7 +15,6 @@ namespace ingot {
 
 namespace {
 
-constexpr int64_t kStagingBytes = int64_t{32} << 20;  // for each peer: one chunk of what it has to give
 constexpr int kThreads = 256, kBlocks = 128;
 
 // Flags of one slot that each peer writes into this rank's memory, by rank. `ready`: the peer's part is there. `taken`:
@@ -62,8 +61,10 @@ struct Handle {
     int64_t offsets[4];  // of the tensors, in bytes
 };
 
-// sum (n) += parts of the ranks before it, it itself, parts of the ranks after it, in this order.
-__global__ void sum_in_order_kernel(float* own, const float* parts, int64_t n, int64_t stride, int num_ranks, int rank) {
+// own (n) = the sum over the ranks, in their order. The other ranks' parts stand in the same order, `stride` elements
+// apart. n is a multiple of four.
+__global__ void sum_in_order_kernel(float* own, const float* parts, int64_t n, int64_t stride, int num_ranks,
+                                    int rank) {
     const int64_t step = int64_t{gridDim.x} * blockDim.x;
     for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n / 4; i += step) {
         float4 total{};
@@ -83,13 +84,24 @@ struct PeerCopies::State {
     cudaStream_t stream;
     int num_ranks, rank, num_slots;
     std::vector<Tensor> tensors;
-    std::shared_ptr<void> flags = nullptr, staging = nullptr;
-    std::vector<uint32_t> ones = {};       // as many as flags
-    cudaStream_t other = nullptr;          // for release(): waits for nothing
+    float* staging;               // (kNumChunks, num_ranks - 1, chunk)
+    int64_t chunk;                // elements
+    std::vector<int> peers = {};  // the other ranks, beginning with the next: so that not all ask the same one first
+    std::shared_ptr<void> flags = nullptr;
+    std::vector<uint32_t> ones = {};                              // as many as flags
+    cudaStream_t other = nullptr;                                 // for release(): waits for nothing
+    cudaStream_t adding = nullptr;                                // of the sums, while the collective stream copies
+    cudaEvent_t copied[kNumChunks] = {}, added[kNumChunks] = {};  // of each chunk of the staging memory
     std::vector<char*> memory = {};        // of each rank: its allocation, as this process sees it
     std::vector<uint32_t*> flags_of = {};  // of each rank
     std::vector<Handle> handles = {};
 
+    ~State() {
+        for (const cudaEvent_t event : {copied[0], copied[1], added[0], added[1]})
+            if (event != nullptr) (void)cudaEventDestroy(event);
+        for (const cudaStream_t each : {other, adding})
+            if (each != nullptr) (void)cudaStreamDestroy(each);
+    }
     uint32_t* flag(int of_rank, Flag which, int slot, int from) const {
         return flags_of[static_cast<size_t>(of_rank)] + (static_cast<int64_t>(which) * num_slots + slot) * num_ranks +
                from;
@@ -114,16 +126,21 @@ struct PeerCopies::State {
     }
 };
 
-PeerCopies::PeerCopies(const Device& device, int num_ranks, int rank, std::span<const Tensor> tensors, int num_slots)
+PeerCopies::PeerCopies(const Device& device, int num_ranks, int rank, std::span<const Tensor> tensors, int num_slots,
+                       const Tensor& staging)
     : state_(new State{.device = device,
                        .stream = device.context().stream_of(Stream::collective),
                        .num_ranks = num_ranks,
                        .rank = rank,
                        .num_slots = num_slots,
-                       .tensors = {tensors.begin(), tensors.end()}}) {
+                       .tensors = {tensors.begin(), tensors.end()},
+                       .staging = static_cast<float*>(staging.data),
+                       .chunk = chunk_bytes(num_ranks) / static_cast<int64_t>(sizeof(float))}) {
+    CHECK(num_ranks == 1 || (staging.data != nullptr && staging.bytes() >= staging_bytes(num_ranks)),
+          "the staging memory of ", num_ranks, " ranks is ", staging.describe());
+    for (int distance = 1; distance < num_ranks; ++distance) state_->peers.push_back((rank + distance) % num_ranks);
     const int64_t num_flags = static_cast<int64_t>(kNumFlags) * num_slots * num_ranks;
     state_->flags = device.allocate(static_cast<size_t>(num_flags) * sizeof(uint32_t));
-    state_->staging = device.allocate(static_cast<size_t>(kStagingBytes * std::max(num_ranks - 1, 1)));
     // Nothing was given yet, so that the first of each slot need not wait until it was taken.
     std::vector<uint32_t> initial(static_cast<size_t>(num_flags), 0);
     const auto per_flag = static_cast<size_t>(num_slots) * static_cast<size_t>(num_ranks);
@@ -133,6 +150,12 @@ PeerCopies::PeerCopies(const Device& device, int num_ranks, int rank, std::span<
         cudaMemcpy(state_->flags.get(), initial.data(), initial.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
     state_->ones.assign(initial.size(), 1u);
     CUDA_CHECK(cudaStreamCreateWithFlags(&state_->other, cudaStreamNonBlocking));
+    int priority = 0;
+    CUDA_CHECK(cudaStreamGetPriority(state_->stream, &priority));
+    CUDA_CHECK(cudaStreamCreateWithPriority(&state_->adding, cudaStreamNonBlocking, priority));
+    for (int chunk = 0; chunk < kNumChunks; ++chunk)
+        for (cudaEvent_t* const event : {&state_->copied[chunk], &state_->added[chunk]})
+            CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
 }
 
 PeerCopies::~PeerCopies() {
@@ -141,7 +164,6 @@ PeerCopies::~PeerCopies() {
         if (state_->memory[peer] != nullptr) (void)cudaIpcCloseMemHandle(state_->memory[peer]);
         if (state_->flags_of[peer] != nullptr) (void)cudaIpcCloseMemHandle(state_->flags_of[peer]);
     }
-    if (state_->other != nullptr) (void)cudaStreamDestroy(state_->other);
     (void)cudaGetLastError();
 }
 
@@ -212,39 +234,43 @@ bool PeerCopies::open(const std::vector<std::string>& handles) {
 
 void PeerCopies::reduce_scatter(int tensor, int slot, std::span<const Range> ranges) {
     const State& s = *state_;
-    for (int peer = 0; peer < s.num_ranks; ++peer) {
-        if (peer == s.rank) continue;
+    for (const int peer : s.peers) {
         s.await(peer, kReduceTaken, slot);
         s.tell(peer, kReduceReady, slot);
     }
-    for (int peer = 0; peer < s.num_ranks; ++peer)
-        if (peer != s.rank) s.await(peer, kReduceReady, slot);
-    auto* const staging = static_cast<float*>(s.staging.get());
-    constexpr int64_t kChunk = kStagingBytes / static_cast<int64_t>(sizeof(float));
+    for (const int peer : s.peers) s.await(peer, kReduceReady, slot);
+    int64_t num_chunks = 0;
     for (const Range& range : ranges) {
-        if (range.rank != s.rank) continue;
-        for (int64_t begin = range.begin; begin < range.end; begin += kChunk) {
-            const int64_t count = std::min(kChunk, range.end - begin);
-            int64_t part = 0;
-            for (int peer = 0; peer < s.num_ranks; ++peer)
-                if (peer != s.rank)
-                    s.copy(staging + kChunk * part++, reinterpret_cast<float*>(s.tensor_of(peer, tensor)) + begin,
-                           count * static_cast<int64_t>(sizeof(float)));
-            sum_in_order_kernel<<<kBlocks, kThreads, 0, s.stream>>>(
-                reinterpret_cast<float*>(s.tensor_of(s.rank, tensor)) + begin, staging, count, kChunk, s.num_ranks,
+        if (range.rank != s.rank || s.peers.empty()) continue;
+        CHECK(range.begin % 4 == 0 && range.end % 4 == 0, "elements ", range.begin, " to ", range.end,
+              " are to be summed by vectors of four");
+        for (int64_t begin = range.begin; begin < range.end; begin += s.chunk, ++num_chunks) {
+            const int64_t count = std::min(s.chunk, range.end - begin);
+            const int64_t index = num_chunks % kNumChunks;
+            float* const parts = s.staging + index * (s.num_ranks - 1) * s.chunk;
+            if (num_chunks >= kNumChunks) CUDA_CHECK(cudaStreamWaitEvent(s.stream, s.added[index]));
+            for (const int peer : s.peers)
+                s.copy(parts + (peer < s.rank ? peer : peer - 1) * s.chunk,
+                       reinterpret_cast<float*>(s.tensor_of(peer, tensor)) + begin,
+                       count * static_cast<int64_t>(sizeof(float)));
+            CUDA_CHECK(cudaEventRecord(s.copied[index], s.stream));
+            CUDA_CHECK(cudaStreamWaitEvent(s.adding, s.copied[index]));
+            sum_in_order_kernel<<<kBlocks, kThreads, 0, s.adding>>>(
+                reinterpret_cast<float*>(s.tensor_of(s.rank, tensor)) + begin, parts, count, s.chunk, s.num_ranks,
                 s.rank);
-            CUDA_CHECK(cudaGetLastError());
+            CUDA_CHECK_LAUNCH("sum of the ranks' gradients");
+            CUDA_CHECK(cudaEventRecord(s.added[index], s.adding));
         }
     }
-    for (int peer = 0; peer < s.num_ranks; ++peer)
-        if (peer != s.rank) s.tell(peer, kReduceTaken, slot);
+    // The others may go on once everything is copied; this rank's sums are there once everything is added.
+    for (const int peer : s.peers) s.tell(peer, kReduceTaken, slot);
+    if (num_chunks > 0) CUDA_CHECK(cudaStreamWaitEvent(s.stream, s.added[(num_chunks - 1) % kNumChunks]));
 }
 
 void PeerCopies::all_gather(int tensor, int slot, std::span<const Range> ranges) {
     const State& s = *state_;
     const int64_t element = size_of(s.tensors[static_cast<size_t>(tensor)].dtype);
-    for (int peer = 0; peer < s.num_ranks; ++peer) {
-        if (peer == s.rank) continue;
+    for (const int peer : s.peers) {
         s.await(peer, kGatherTaken, slot);
         for (const Range& range : ranges)
             if (range.rank == s.rank)
@@ -252,8 +278,7 @@ void PeerCopies::all_gather(int tensor, int slot, std::span<const Range> ranges)
                        s.tensor_of(s.rank, tensor) + range.begin * element, (range.end - range.begin) * element);
         s.tell(peer, kGatherReady, slot);
     }
-    for (int peer = 0; peer < s.num_ranks; ++peer) {
-        if (peer == s.rank) continue;
+    for (const int peer : s.peers) {
         s.await(peer, kGatherReady, slot);
         s.tell(peer, kGatherTaken, slot);
     }

@@ -5,6 +5,7 @@
 // Sums are taken in the order of the ranks, in fp32: the bits do not depend on timing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -17,15 +18,27 @@ namespace ingot {
 
 class PeerCopies {
   public:
-    // Elements [begin, end) of a flat tensor that a rank owns.
+    // Elements [begin, end) of a flat tensor that a rank owns. Of fp32, both are multiples of four.
     struct Range {
         int rank;
         int64_t begin, end;
     };
 
+    // A reduce-scatter copies chunks of what the other ranks have into memory of this rank, two from each, so that one
+    // is added while the next is copied. They have at most 8 MiB each, and 64 MiB all together.
+    static constexpr int kNumChunks = 2;
+    static constexpr int64_t chunk_bytes(int num_ranks) {
+        constexpr int64_t kMiB = int64_t{1} << 20, kMultiple = 256;
+        return std::min(8 * kMiB, 64 * kMiB / (kNumChunks * std::max(num_ranks - 1, 1)) / kMultiple * kMultiple);
+    }
+    static constexpr int64_t staging_bytes(int num_ranks) {
+        return kNumChunks * (num_ranks - 1) * chunk_bytes(num_ranks);
+    }
+
     // `tensors`, of one allocation, are the memory that collectives run on; num_slots of them may be under way at a
-    // time (reduce-scatters and all-gathers count apart).
-    PeerCopies(const Device& device, int num_ranks, int rank, std::span<const Tensor> tensors, int num_slots);
+    // time (reduce-scatters and all-gathers count apart). `staging` has at least staging_bytes() bytes.
+    PeerCopies(const Device& device, int num_ranks, int rank, std::span<const Tensor> tensors, int num_slots,
+               const Tensor& staging);
     ~PeerCopies();
     PeerCopies(const PeerCopies&) = delete;
     PeerCopies& operator=(const PeerCopies&) = delete;
@@ -37,7 +50,10 @@ class PeerCopies {
     bool open(const std::vector<std::string>& handles);
 
     // Both run on Stream::collective; all ranks call them in the same order. `tensor` is the index of one of the
-    // tensors. Each range becomes the sum over the ranks where its owner is, fp32; elsewhere it stays.
+    // tensors. A rank may write to a tensor again once a later collective of any slot has ended in which all ranks
+    // wait for each other: this rank's part of a sum has been read by then.
+    //
+    // Each range becomes the sum over the ranks where its owner is, fp32; elsewhere it stays.
     void reduce_scatter(int tensor, int slot, std::span<const Range> ranges);
     // Each range becomes, everywhere, what it is where its owner is.
     void all_gather(int tensor, int slot, std::span<const Range> ranges);

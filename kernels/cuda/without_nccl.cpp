@@ -31,7 +31,7 @@ void NcclConnection::receive(void*, size_t, int) { refuse(); }
 void NcclConnection::all_reduce(StepSums*) { refuse(); }
 void NcclConnection::sum(float*, const float*, size_t, size_t) { refuse(); }
 void NcclConnection::abort() {}
-PeerCopies::PeerCopies(const Device&, int, int, std::span<const Tensor>, int) { refuse(); }
+PeerCopies::PeerCopies(const Device&, int, int, std::span<const Tensor>, int, const Tensor&) { refuse(); }
 PeerCopies::~PeerCopies() = default;
 std::string PeerCopies::handle() const { refuse(); }
 bool PeerCopies::open(const std::vector<std::string>&) { refuse(); }

@@ -147,7 +147,7 @@ class GpuRanks final : public Ranks {
         if (wants_copies) {
             const Tensor tensors[] = {shared.gradients, shared.weights};
             copies = std::make_unique<PeerCopies>(device, static_cast<int>(size()), static_cast<int>(rank()), tensors,
-                                                  static_cast<int>(shared.num_buckets));
+                                                  static_cast<int>(shared.num_buckets), shared.staging);
         }
         const std::vector<std::string> handles = exchange(copies ? copies->handle() : "", Channel::loop);
         const bool is_open = copies && copies->open(handles);
@@ -226,6 +226,10 @@ class GpuRanks final : public Ranks {
 };
 
 }  // namespace
+
+int64_t staging_bytes_of_gpu_ranks(int64_t num_ranks) {
+    return PeerCopies::staging_bytes(static_cast<int>(num_ranks));
+}
 
 std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control) {
     return std::make_unique<GpuRanks>(world, std::move(control));

@@ -3,6 +3,7 @@
 // environment leaves all of it to NCCL.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "src/parallel/control_plane.h"
@@ -10,6 +11,10 @@
 #include "src/parallel/world.h"
 
 namespace ingot {
+
+// Returns how many bytes of each GPU's memory their collectives need: Ranks::Shared::staging. What NCCL itself
+// allocates is not among them.
+int64_t staging_bytes_of_gpu_ranks(int64_t num_ranks);
 
 // The GPUs themselves are connected by Ranks::connect(). When a rank fails, what is under way is ended, so that no wait
 // for the device lasts for ever.

@@ -35,6 +35,7 @@ class Ranks {
     struct Shared {
         Tensor gradients, weights;
         int64_t num_buckets;
+        Tensor staging;  // uint8, for what is under way: as many bytes as staging_bytes() says
     };
     // Connects the devices, before the first collective; waits for all ranks. Returns how they are connected, for
     // people; empty where there is nothing to say.

@@ -24,7 +24,8 @@ TrainingState StepRunner::prepare(const Start& start) {
     const std::string connection = ranks_.connect(plan_.device(),
                                                   {.gradients = plan_.model.gradients(),
                                                    .weights = plan_.model.weights(),
-                                                   .num_buckets = plan_.model.table().num_buckets()},
+                                                   .num_buckets = plan_.model.table().num_buckets(),
+                                                   .staging = plan_.staging},
                                                   config_.training.deterministic);
     if (!connection.empty()) console_.line("ranks: ", connection);
     warm_up(start.resumed != nullptr ? start.resumed->manifest.matmul_choices : std::vector<MatmulChoice>{});

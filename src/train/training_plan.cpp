@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/model/device_choice.h"
+#include "src/parallel/gpu_ranks.h"
 
 namespace ingot {
 
@@ -57,6 +58,8 @@ TrainingPlan::TrainingPlan(const Config& config, const Device& device, Ranks* ra
       eval_step(device, "eval_step", &memory_),
       writer(config, model, optimizer, ranks, host_plan()) {
     model.set_bucket_use(&optimizer);
+    if (!device.is_cpu() && ranks->size() > 1)
+        memory_.add("collectives.staging", DType::u8, {staging_bytes_of_gpu_ranks(ranks->size())}, &staging);
     for (size_t i = 0; i < loader_ring.size(); ++i)
         loader_ring[i].plan(join("loader.", i), model.max_tokens(), host_plan());
     if (config.sample.every > 0)

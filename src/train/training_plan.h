@@ -55,6 +55,7 @@ class TrainingPlan {
   public:
     Model model;
     Optimizer optimizer;
+    Tensor staging;  // of the GPUs' collectives: Ranks::connect()
     BatchBuffers batch;
     std::vector<HostBatch> loader_ring;    // what training reads (Loader::kBatches)
     std::unique_ptr<Generator> generator;  // if samples are written
