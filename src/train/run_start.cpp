@@ -241,7 +241,9 @@ int dry_run(Config config, Ranks* ranks, const Console& console) {
     resolve_micro_batch(&config, device, ranks);
     const TrainingPlan plan(config, device, ranks);
     print_plan(config, plan, console);
-    if (!device.is_cpu()) console.line("CUDA itself and cuBLASLt take about 0.6 GiB more");
+    if (!device.is_cpu())
+        console.line("CUDA itself and cuBLASLt take about 0.6 GiB more",
+                     ranks->size() > 1 ? ", and NCCL its own buffers" : "");
     plan.check_memory();
     console.line("nothing was started: this was --dry-run");
     return kExitDone;
