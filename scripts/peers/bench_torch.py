@@ -18,7 +18,8 @@ on the spot and the fastest is taken, and named. Both start from the weights tha
 the order of the files; the comparison is refused if the losses of the two differ.
 
 With --device cuda PyTorch's side is torch.compile in bf16 (autocast over fp32 weights, unless told otherwise) with
-FlexAttention and fused AdamW, and the phases are measured in seconds, not steps: 20 s of load, then Ingot and PyTorch
+FlexAttention and fused AdamW (and, with `--set training.precision="fp8"`, torchao's float8 in the layers: `python3 -m
+pip install torchao`), and the phases are measured in seconds, not steps: 20 s of load, then Ingot and PyTorch
 in turns of 15 s, the ratio being the median over the rounds. Clock, watts, MFU by one formula, memory and time to the
 first step are printed for each phase, and stand with all else in DIR/NAME.json.
 

@@ -144,6 +144,18 @@ class TimedGpt(Gpt):
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum") * scale
 
 
+def multiply_in_float8(model: Gpt) -> None:
+    """Has the layers multiply in fp8 by torchao: one scale for a tensor, from the largest value of the moment. The
+    head stays as it is, as Ingot's does."""
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise SystemExit(f"error: training.precision \"fp8\" has PyTorch's side use torchao, and {error}: "
+                         "python3 -m pip install torchao") from None
+    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name("tensorwise"),
+                               module_filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "head")
+
+
 class Trainer:
     """Trains on one GPU. A subclass for several overrides the four methods below."""
 
@@ -176,6 +188,8 @@ class Trainer:
                              "none": attend_not, "mask": attend_masked}[self.attention]
         self.model = TimedGpt(config, attend, job["chunk_tokens"] if job["loss"] == "chunked" else None).to(device)
         self.model.load(initial_weights(config, device))
+        if training.get("precision") == "fp8":
+            multiply_in_float8(self.model)
         is_compiled = job["compile"] != "off"
         self.mask = DocumentMask(self.micro_batch, m["context_length"], config["data"]["mask_documents"], is_compiled,
                                  device) if self.attention == "flex" else None

@@ -86,9 +86,8 @@ INSTANTIATE_TEST_SUITE_P(On, ModelFp8, testing::ValuesIn(kinds()),
 
 // A value in e5m2 is off by up to 1/8 of itself and in e4m3 by 1/16, evenly spread: by 5 and 2.6% in root mean square.
 // Each GEMM of the forward takes two operands of e4m3, each of the backward one of e5m2. Sixteen GEMMs, four a layer
-// and direction, lie on the way to a gradient of the first layer: as independent errors they add up to sqrt(8 (2
-// x 2.6^2) + 8 (5^2 + 2.6^2)) = 19%. Sums that cancel, as of the weights of QK-norm, may have twice as much. A wrong
-// operand shows as more than 1.
+// and direction, lie on the way to a gradient of the first layer, and as independent errors they add up to
+// sqrt(8 (2 x 2.6^2) + 8 (5^2 + 2.6^2)) = 19%; a wrong operand shows as more than 100%.
 TEST_P(ModelFp8, GradientsAreNearTheExactOnes) {
     for (const bool is_other : {false, true}) {
         SCOPED_TRACE(is_other);
