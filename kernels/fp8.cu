@@ -13,6 +13,7 @@ template <__nv_fp8_interpretation_t kFormat>
 __global__ void __launch_bounds__(kFp8Threads)
     quantize_kernel(const __grid_constant__ Fp8Out out, const __nv_bfloat16* in, Fp8Tiles tiles) {
     __shared__ Tile tile;
+    __shared__ Fp8Largest largest_of_block;
     const Fp8Tiles::Place at = tiles.place(blockIdx.x);
     const int64_t first_row = int64_t{at.row} * 128, first_column = int64_t{at.column} * 128;
     const float scale = out.scale->quantize;
@@ -35,8 +36,9 @@ __global__ void __launch_bounds__(kFp8Threads)
         }
         tile.put(out, first_row, first_column, place, block);
     }
-    raise_largest(out.scale, largest);
+    largest_of_block.put(largest);
     __syncthreads();
+    largest_of_block.raise(out.scale);
     tile.write_columns(out, first_row, first_column, out.num_columns);
 }
 

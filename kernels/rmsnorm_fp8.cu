@@ -1,5 +1,5 @@
-// RMSNorm whose result goes to fp8 GEMMs alone. A block has so few rows that those of all blocks at work stay in the L2
-// cache: it reads them once for their norms and once more, from there, tile by tile.
+// RMSNorm whose result goes to fp8 GEMMs alone. A block reads its rows once for their norms, and once more, mostly from
+// the L2 cache, tile by tile. With 32 rows a block writes whole sectors of 32 bytes of the columns.
 #include <algorithm>
 
 #include "kernels/cuda/context.h"
@@ -24,45 +24,64 @@ __device__ V load_cached(const T* data) {
     return {*reinterpret_cast<const uint4*>(data)};
 }
 
-template <int kRows, int kColumns>
+constexpr int kRows = 32, kColumns = 256;
+using Tile = Fp8Tile<kRows, kColumns>;
+static_assert(Tile::kSteps == 1);
+constexpr int kRowsPerWarp = kRows / Tile::kWarps;
+
 __global__ void __launch_bounds__(kFp8Threads)
     rmsnorm_forward_fp8_kernel(const __grid_constant__ Fp8Out out, const __grid_constant__ Args a) {
-    using Tile = Fp8Tile<kRows, kColumns>;
-    __shared__ Tile tile;
+    __shared__ Tile tiles[2];
+    __shared__ Fp8Largest largest_of_block;
     __shared__ float rstds[kRows];
     const int64_t C = out.num_columns, first_row = int64_t{blockIdx.x} * kRows;
-    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-    for (int row = warp; row < kRows && first_row + row < out.num_rows; row += Tile::kWarps) {
-        const T* const x = a.x + (first_row + row) * C;
-        float squares = 0;
-#pragma unroll 4
+    // N is a multiple of 16, so the rows of a warp are all there, or none is.
+    const int first_of_warp = threadIdx.x / kWarpSize * kRowsPerWarp, lane = threadIdx.x % kWarpSize;
+    if (first_row + first_of_warp < out.num_rows) {
+        const T* const x = a.x + (first_row + first_of_warp) * C;
+        float squares[kRowsPerWarp] = {};
+#pragma unroll 2
         for (int64_t column = lane * V::kSize; column < C; column += kWarpSize * V::kSize) {
-            float values[V::kSize];
-            load_cached(x + column).unpack(values);
+            V loaded[kRowsPerWarp];
 #pragma unroll
-            for (int e = 0; e < V::kSize; ++e) squares += values[e] * values[e];
+            for (int row = 0; row < kRowsPerWarp; ++row) loaded[row] = load_cached(x + row * C + column);
+#pragma unroll
+            for (int row = 0; row < kRowsPerWarp; ++row) {
+                float values[V::kSize];
+                loaded[row].unpack(values);
+#pragma unroll
+                for (int e = 0; e < V::kSize; ++e) squares[row] += values[e] * values[e];
+            }
         }
-        squares = group_sum<kWarpSize>(squares);
-        const float rstd = 1.0f / sqrtf(squares / static_cast<float>(C) + a.eps);
-        if (lane == 0) {
-            rstds[row] = rstd;
-            a.rstd[first_row + row] = rstd;
+#pragma unroll
+        for (int row = 0; row < kRowsPerWarp; ++row) {
+            const float sum = group_sum<kWarpSize>(squares[row]);
+            const float rstd = 1.0f / sqrtf(sum / static_cast<float>(C) + a.eps);
+            if (lane == 0) {
+                rstds[first_of_warp + row] = rstd;
+                a.rstd[first_row + first_of_warp + row] = rstd;
+            }
         }
     }
-    __syncthreads();
     const float scale = out.scale->quantize;
+    const Tile::Place place = Tile::place(0);
+    const int64_t row = first_row + place.row;
     uint32_t largest = 0;
-    for (int64_t first_column = 0; first_column < C; first_column += kColumns) {
+    V loaded[4], weight_loaded;
+    const auto load = [&](int64_t column) {
+        if (row >= out.num_rows || column >= C) return;
 #pragma unroll
-        for (int step = 0; step < Tile::kSteps; ++step) {
-            const typename Tile::Place place = Tile::place(step);
-            const int64_t row = first_row + place.row, column = first_column + place.column;
-            if (row >= out.num_rows || column >= C) continue;
-            V loaded[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) loaded[i] = load_cached(a.x + (row + i) * C + column);
+        for (int i = 0; i < 4; ++i) loaded[i] = load_cached(a.x + (row + i) * C + column);
+        weight_loaded = load_constant(a.weight + column, 0);
+    };
+    load(place.column);
+    __syncthreads();
+    // While a tile is written, the next one is on its way. Two tiles take turns, so that one barrier each is enough.
+    int turn = 0;
+    for (int64_t first_column = 0; first_column < C; first_column += kColumns, turn ^= 1) {
+        if (row < out.num_rows && first_column + place.column < C) {
             float weight[V::kSize];
-            load_constant(a.weight + column, 0).unpack(weight);
+            weight_loaded.unpack(weight);
             uint2 block[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -73,13 +92,15 @@ __global__ void __launch_bounds__(kFp8Threads)
                 for (int e = 0; e < V::kSize; ++e) values[e] *= rstd * weight[e];
                 block[i] = to_fp8<__NV_E4M3>(values, scale, largest);
             }
-            tile.put(out, first_row, first_column, place, block);
+            load(first_column + kColumns + place.column);
+            tiles[turn].put(out, first_row, first_column, place, block);
         }
         __syncthreads();
-        tile.write_columns(out, first_row, first_column, C);
-        __syncthreads();
+        tiles[turn].write_columns(out, first_row, first_column, C);
     }
-    raise_largest(out.scale, largest);
+    largest_of_block.put(largest);
+    __syncthreads();
+    largest_of_block.raise(out.scale);
 }
 
 }  // namespace
@@ -91,13 +112,7 @@ void rmsnorm_forward_fp8_cuda(const Device& device, const RmsNormForward& a) {
     const Args args = {a.x.get<T>(), a.weight.get<T>(), a.rstd.get<float>(), static_cast<float>(a.eps)};
     const Fp8Out out = fp8_out(a.quantized, N, C);
     const cudaStream_t stream = device.context().stream;
-    // 64 rows of up to 1,024 columns, and 32 of wider ones, are 128 KB for each of two blocks on a multiprocessor.
-    if (C <= 1024)
-        rmsnorm_forward_fp8_kernel<64, 128>
-            <<<static_cast<unsigned>((N + 63) / 64), kFp8Threads, 0, stream>>>(out, args);
-    else
-        rmsnorm_forward_fp8_kernel<32, 256>
-            <<<static_cast<unsigned>((N + 31) / 32), kFp8Threads, 0, stream>>>(out, args);
+    rmsnorm_forward_fp8_kernel<<<static_cast<unsigned>((N + kRows - 1) / kRows), kFp8Threads, 0, stream>>>(out, args);
     CUDA_CHECK_LAUNCH("rmsnorm_forward to fp8");
 }
 

@@ -21,6 +21,7 @@ __device__ void load(const T* data, float (&values)[8]) {
 __global__ void __launch_bounds__(kFp8Threads)
     swiglu_forward_fp8_kernel(const __grid_constant__ Fp8Out out, const T* gate_up, Fp8Tiles grid) {
     __shared__ Tile tile;
+    __shared__ Fp8Largest largest_of_block;
     const int64_t F = out.num_columns;
     const Fp8Tiles::Place at = grid.place(blockIdx.x);
     const int64_t first_row = int64_t{at.row} * kRows, first_column = int64_t{at.column} * kColumns;
@@ -42,8 +43,9 @@ __global__ void __launch_bounds__(kFp8Threads)
         }
         tile.put(out, first_row, first_column, place, block);
     }
-    raise_largest(out.scale, largest);
+    largest_of_block.put(largest);
     __syncthreads();
+    largest_of_block.raise(out.scale);
     tile.write_columns(out, first_row, first_column, F);
 }
 
@@ -53,6 +55,7 @@ __global__ void __launch_bounds__(kFp8Threads)
     swiglu_backward_fp8_kernel(const __grid_constant__ Fp8Out dgate_up, const __grid_constant__ Fp8Out out,
                                const T* dout, const T* gate_up, Fp8Tiles grid) {
     __shared__ Tile tiles[kWritesOut ? 3 : 2];
+    __shared__ Fp8Largest largest_of_block[2];
     Tile &dgate_tile = tiles[0], &dup_tile = tiles[1];
     const int64_t F = dgate_up.num_columns / 2;
     const Fp8Tiles::Place at = grid.place(blockIdx.x);
@@ -86,9 +89,11 @@ __global__ void __launch_bounds__(kFp8Threads)
         dup_tile.put(dgate_up, first_row, F + first_column, place, dup_block);
         if constexpr (kWritesOut) tiles[2].put(out, first_row, first_column, place, out_block);
     }
-    raise_largest(dgate_up.scale, largest);
-    if constexpr (kWritesOut) raise_largest(out.scale, largest_out);
+    largest_of_block[0].put(largest);
+    if constexpr (kWritesOut) largest_of_block[1].put(largest_out);
     __syncthreads();
+    largest_of_block[0].raise(dgate_up.scale);
+    if constexpr (kWritesOut) largest_of_block[1].raise(out.scale);
     dgate_tile.write_columns(dgate_up, first_row, first_column, F);
     dup_tile.write_columns(dgate_up, first_row, F + first_column, 2 * F);
     if constexpr (kWritesOut) tiles[2].write_columns(out, first_row, first_column, F);

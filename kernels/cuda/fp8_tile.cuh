@@ -42,11 +42,27 @@ __device__ uint2 to_fp8(const float (&values)[8], float scale, uint32_t& largest
     return make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 
-// Raises scale->largest by what the threads of a warp have seen.
-__device__ inline void raise_largest(Fp8Scale* scale, uint32_t largest) {
-    largest = __reduce_max_sync(0xffffffffu, largest);
-    if (threadIdx.x % 32 == 0 && largest > 0) atomicMax(reinterpret_cast<uint32_t*>(&scale->largest), largest);
-}
+// Raises scale->largest by what the threads of a block have seen. Atomics on one address follow one upon the other,
+// some tens of thousands of them would take as long as the kernel itself: so a block has one, and only where it would
+// raise.
+class Fp8Largest {
+  public:
+    // A barrier stands between the two.
+    __device__ void put(uint32_t largest) {
+        largest = __reduce_max_sync(0xffffffffu, largest);
+        if (threadIdx.x % 32 == 0) warps_[threadIdx.x / 32] = largest;
+    }
+    __device__ void raise(Fp8Scale* scale) const {
+        if (threadIdx.x >= 32) return;
+        const uint32_t largest =
+            __reduce_max_sync(0xffffffffu, threadIdx.x < kFp8Threads / 32 ? warps_[threadIdx.x] : 0);
+        auto* const raised = reinterpret_cast<uint32_t*>(&scale->largest);
+        if (threadIdx.x == 0 && largest > *static_cast<volatile uint32_t*>(raised)) atomicMax(raised, largest);
+    }
+
+  private:
+    uint32_t warps_[kFp8Threads / 32];
+};
 
 // A tile of kRows x kColumns, worked on by kFp8Threads threads.
 template <int kRows, int kColumns>
