@@ -42,6 +42,9 @@ int Device::num_cuda_devices(std::string* why) {
     *why = "built without CUDA";
     return 0;
 }
+std::string Device::pci_bus_id(int) {
+    return "";
+}
 // clang-format off
 std::shared_ptr<CudaContext> open_cuda_context(int, std::string*) { refuse(); }
 std::shared_ptr<CudaContext> borrow_cuda_stream(int, void*, std::string*) { refuse(); }

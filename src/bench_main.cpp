@@ -166,8 +166,9 @@ void run_ranks(const ingot::BenchRanksOptions& options) {
             "./bench ranks measures what several ranks cost each other, and this process is alone: start it with "
             "torchrun, srun or mpirun");
     constexpr double kTimeout = 300;
+    const std::string bound = ingot::prepare_for_gpu(*world);
     const auto control = std::make_shared<ingot::ControlPlane>(*world, options.config, kTimeout);
-    const std::unique_ptr<ingot::Ranks> ranks = ingot::gpu_ranks(*world, control);
+    const std::unique_ptr<ingot::Ranks> ranks = ingot::gpu_ranks(*world, control, bound);
     bench_ranks(options, ingot::Device::cuda(ranks->local_rank()), ranks.get());
 }
 

@@ -1,5 +1,5 @@
-// The CUDA half of Device: kernels/cuda/context.cu defines it, and Device::has_cuda() and num_cuda_devices(); in a
-// build without CUDA kernels/without_cuda.cpp does. No CUDA header here.
+// The CUDA half of Device: kernels/cuda/context.cu defines it, and the static functions of Device that ask
+// for GPUs; in a build without CUDA kernels/without_cuda.cpp does. No CUDA header here.
 #pragma once
 
 #include <functional>

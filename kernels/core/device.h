@@ -38,6 +38,8 @@ class Device {
     static bool has_cuda();
     // Returns how many GPUs can be used; 0 with the reason in *why (no driver, built without CUDA, ...).
     static int num_cuda_devices(std::string* why);
+    // Returns where GPU `index` is, "0000:1B:00.0", without opening it; empty if that cannot be told.
+    static std::string pci_bus_id(int index);
 
     DeviceKind kind() const { return kind_; }
     bool is_cpu() const { return kind_ == DeviceKind::cpu; }
@@ -81,8 +83,8 @@ class DeviceEvent {
     void wait() const;
     // Work put into `stream` from now on begins after the point is reached. The host does not wait.
     void block(Stream stream) const;
-    // The same for a point that is recorded outside of the graphs in which this call may stand (DeviceGraph): each
-    // launch of the graph waits for the last point recorded before it, if there is one.
+    // Blocks `stream` as block() does, at a point that is recorded outside of the graphs in which this call may stand
+    // (DeviceGraph): each launch of the graph waits for the last point recorded before it, if there is one.
     void block_from_outside(Stream stream) const;
     // Returns the seconds between two points that were reached.
     double seconds_since(const DeviceEvent& earlier) const;

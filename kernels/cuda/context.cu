@@ -77,6 +77,13 @@ int Device::num_cuda_devices(std::string* why) {
     return 0;
 }
 
+std::string Device::pci_bus_id(int index) {
+    char id[32] = "";
+    if (cudaDeviceGetPCIBusId(id, sizeof id, index) == cudaSuccess) return id;
+    (void)cudaGetLastError();
+    return "";
+}
+
 namespace {
 
 void require_gpu(int index) {

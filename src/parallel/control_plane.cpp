@@ -32,12 +32,6 @@ void raise_limit_of_files() {
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-std::string list_of_ranks(const std::vector<int64_t>& ranks) {
-    std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-    for (size_t i = 0; i < ranks.size(); ++i) text += join(i == 0 ? "" : ", ", ranks[i]);
-    return text + (ranks.size() == 1 ? " is" : " are");
-}
-
 void wait(std::vector<pollfd>* polled, double seconds) {
     poll(polled->data(), polled->size(), std::max(0, static_cast<int>(seconds * 1000)) + 1);
 }
@@ -86,7 +80,7 @@ void ControlPlane::wait_for_all(Door* door) {
         if (missing.empty()) break;
         const double left = deadline - seconds_now();
         if (left <= 0)
-            end(join(list_of_ranks(missing), " not there after ", timeout_,
+            end(join(list_of_ranks(missing), missing.size() == 1 ? " is" : " are", " not there after ", timeout_,
                      " s (distributed.timeout_seconds), at port ", door->port(), " of rank 0 (host ", own_.host, ")",
                      door->last_refusal().empty() ? "" : "; " + door->last_refusal()));
         std::vector<pollfd> polled;

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/nccl.h"
 #include "kernels/cuda/peer_copies.h"
+#include "src/parallel/host_binding.h"
 
 namespace ingot {
 
@@ -21,9 +22,16 @@ constexpr std::chrono::milliseconds kGrace{10000}, kStep{100};
 
 enum { kGradients, kWeights };  // the tensors of PeerCopies
 
+// A launcher may show each rank its own GPU alone (srun --gpus-per-task=1).
+int gpu_of(const World& world) {
+    std::string why;
+    return Device::num_cuda_devices(&why) == 1 ? 0 : static_cast<int>(world.local_rank);
+}
+
 class GpuRanks final : public Ranks {
   public:
-    GpuRanks(const World& world, std::shared_ptr<ControlPlane> control) : world_(world), control_(std::move(control)) {
+    GpuRanks(const World& world, std::shared_ptr<ControlPlane> control, std::string bound)
+        : world_(world), control_(std::move(control)), bound_(std::move(bound)) {
         control_->on_failure([links = links_](const std::string& failure) {
             // Whatever hangs, this process ends: in the driver, say, where nothing can be interrupted.
             std::thread([links, failure] {
@@ -50,11 +58,7 @@ class GpuRanks final : public Ranks {
 
     int64_t size() const override { return world_.size; }
     int64_t rank() const override { return world_.rank; }
-    // A launcher may show each rank its own GPU alone (srun --gpus-per-task=1).
-    int local_rank() const override {
-        std::string why;
-        return Device::num_cuda_devices(&why) == 1 ? 0 : static_cast<int>(world_.local_rank);
-    }
+    int local_rank() const override { return gpu_of(world_); }
 
     std::string connect(const Device& device, const Shared& shared, bool deterministic) override {
         if (!links_->nccl) {
@@ -67,8 +71,9 @@ class GpuRanks final : public Ranks {
             links_->nccl = std::move(connection);
         }
         connect_copies(device, shared);
+        const std::string bindings = summary_of_ranks(exchange(bound_, Channel::loop));
         return join(size(), " GPUs, ", links_->copies ? "gradients and weights by their copy engines, the rest" : "all",
-                    " by NCCL ", nccl_version());
+                    " by NCCL ", nccl_version(), bindings.empty() ? "" : "; ", bindings);
     }
 
     void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) override {
@@ -210,6 +215,7 @@ class GpuRanks final : public Ranks {
 
     const World world_;
     const std::shared_ptr<ControlPlane> control_;
+    const std::string bound_;  // where this process runs, for people
     // The links that a failure ends, in a thread that may outlive this. The mutex is for that thread: only connect()
     // and the destructor change the pointers.
     struct Links {
@@ -231,8 +237,12 @@ int64_t staging_bytes_of_gpu_ranks(int64_t num_ranks) {
     return PeerCopies::staging_bytes(static_cast<int>(num_ranks));
 }
 
-std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control) {
-    return std::make_unique<GpuRanks>(world, std::move(control));
+std::string prepare_for_gpu(const World& world) {
+    return bind_process(binding_near("/sys", Device::pci_bus_id(gpu_of(world)), allowed_cpus())).describe();
+}
+
+std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control, std::string bound) {
+    return std::make_unique<GpuRanks>(world, std::move(control), std::move(bound));
 }
 
 }  // namespace ingot

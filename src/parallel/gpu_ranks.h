@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "src/parallel/control_plane.h"
 #include "src/parallel/ranks.h"
@@ -16,8 +17,13 @@ namespace ingot {
 // allocates is not among them.
 int64_t staging_bytes_of_gpu_ranks(int64_t num_ranks);
 
+// Readies a process that has no threads and no page-locked memory yet for its GPU: binds it to the CPUs and the memory
+// near that (host_binding.h). Returns what was bound, or why nothing was, for people; empty where there is nothing to
+// say.
+std::string prepare_for_gpu(const World& world);
+
 // The GPUs themselves are connected by Ranks::connect(). When a rank fails, what is under way is ended, so that no wait
-// for the device lasts for ever.
-std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control);
+// for the device lasts for ever. `bound` is what prepare_for_gpu() returned.
+std::unique_ptr<Ranks> gpu_ranks(const World& world, std::shared_ptr<ControlPlane> control, std::string bound);
 
 }  // namespace ingot

@@ -76,4 +76,9 @@ class Ranks {
 
 std::unique_ptr<Ranks> one_rank();
 
+// Returns "rank 3" or "ranks 0, 1, 2"; of many the first 16: "ranks 0, 1, 2 and 500 more", say.
+std::string list_of_ranks(const std::vector<int64_t>& ranks);
+// Returns what the ranks say, given by rank, as one line: "rank 0: a; ranks 1, 2: b". An empty text says nothing.
+std::string summary_of_ranks(const std::vector<std::string>& texts);
+
 }  // namespace ingot

@@ -63,6 +63,7 @@ std::unique_ptr<Ranks> join_ranks(const Config& config, const std::optional<Worl
     if (!world || world->size == 1) return one_rank();
     const bool is_cpu = config.training.device == DeviceChoice::cpu ||
                         (config.training.device == DeviceChoice::automatic && num_gpus() == 0);
+    const std::string bound = is_cpu ? "" : prepare_for_gpu(*world);
     auto control = std::make_shared<ControlPlane>(*world, config_to_json(config).dump(),
                                                   static_cast<double>(config.distributed.timeout_seconds));
     const std::vector<std::string> devices = control->exchange(is_cpu ? "no GPU" : "a GPU", 0);
@@ -71,7 +72,7 @@ std::unique_ptr<Ranks> join_ranks(const Config& config, const std::optional<Worl
                 ": set training.device to cpu, or start ranks only where there are GPUs");
     if (is_cpu) return cpu_ranks(*world, std::move(control));
     REQUIRE(has_nccl(), "this build has no NCCL, which several GPUs need: configure with -DINGOT_NCCL_ROOT=DIR");
-    return gpu_ranks(*world, std::move(control));
+    return gpu_ranks(*world, std::move(control), bound);
 }
 
 }  // namespace ingot
