@@ -17,6 +17,7 @@ namespace {
 
 constexpr double kSecondsBetweenBeats = 1;
 constexpr double kSecondsForGoodbye = 5;  // in which the peers read it and close their end
+constexpr double kSecondsOfSilence = 3;   // after a failure: who sent no beat in them does not say goodbye either
 constexpr double kSecondsForStart = 10;   // that rank 0 may be later than the others
 constexpr size_t kLongestNote = 256;
 constexpr size_t kMostQueuedBeats = 64 << 10;  // bytes; a peer that hangs gets no more
@@ -357,8 +358,12 @@ void ControlPlane::say_goodbye() {
         const std::lock_guard lock(mutex_);
         for (Peer& peer : peers_) peer.connection.send(kGoodbye, *goodbye_);
     }
+    // After a failure a rank that hangs, or whose host is lost, is not waited for: others than the first may be, too.
+    const bool has_failed = failure().has_value();
+    const double end = seconds_now() + kSecondsForGoodbye, silence = std::min(kSecondsOfSilence, timeout_);
     // Closing while something is unread would throw away what the peer has not read. So each end reads to the end.
-    for (const double deadline = seconds_now() + kSecondsForGoodbye; seconds_now() < deadline;) {
+    for (;;) {
+        const double now = seconds_now();
         std::vector<pollfd> polled;
         for (Peer& peer : peers_) {
             Connection& connection = peer.connection;
@@ -366,7 +371,7 @@ void ControlPlane::say_goodbye() {
             if (connection.queued() == 0) connection.finish();
             connection.receive();
             while (connection.take(kLongestText + kLongestNote)) continue;
-            if (!connection.is_open()) continue;
+            if (!connection.is_open() || now >= (has_failed ? std::min(end, peer.heard + silence) : end)) continue;
             polled.push_back({connection.socket().descriptor(),
                               static_cast<short>(POLLIN | (connection.queued() > 0 ? POLLOUT : 0)), 0});
         }

@@ -1,6 +1,6 @@
 // Seen to catch: a length that is believed, a nonce that is not compared, a silent rank that nobody misses, an end
-// without goodbye taken for a good one, a text of another channel, time that
-// counts although the process itself was stopped.
+// without goodbye taken for a good one, a goodbye that is awaited from ranks that hang, a text of another channel, time
+// that counts although the process itself was stopped.
 #include "src/parallel/control_plane.h"
 
 #include <fcntl.h>
@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 
@@ -288,45 +289,61 @@ class OtherProcess {
     pid_t process_;
 };
 
-// Rank `victim` of three is another process. Returns what the other two throw once the signal was sent.
-Texts after_signal(int64_t victim, int signal, double timeout, pid_t* process) {
+struct Victims {
+    std::vector<pid_t> processes;
+    double seconds;  // from the signal until all others have ended
+};
+
+// The victims, of so many ranks, are other processes. Returns what the others throw once the signal was sent to all.
+Texts after_signal(int64_t size, const std::vector<int64_t>& ranks, int signal, double timeout, Victims* victims) {
     const FreePort port;
-    const OtherProcess other(world_at(port, victim, 3), timeout);
-    *process = other.id();
-    std::atomic<int> num_there = 0;
-    Texts errors = in_threads(3, [&](int64_t rank) {
-        if (rank == victim) {
-            while (num_there < 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::vector<std::unique_ptr<OtherProcess>> processes;
+    for (const int64_t rank : ranks) {
+        processes.push_back(std::make_unique<OtherProcess>(world_at(port, rank, size), timeout));
+        victims->processes.push_back(processes.back()->id());
+    }
+    std::atomic<int64_t> num_there = static_cast<int64_t>(ranks.size());
+    double sent = 0;
+    Texts errors = in_threads(size, [&](int64_t rank) {
+        if (rank == ranks[0]) {
+            while (num_there < size) std::this_thread::sleep_for(std::chrono::milliseconds(5));
             std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // a beat has brought the note
-            other.send(signal);
+            sent = seconds_now();
+            for (const auto& process : processes) process->send(signal);
             return;
         }
-        ControlPlane control(world_at(port, rank, 3), kConfig, timeout);
+        if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) return;
+        ControlPlane control(world_at(port, rank, size), kConfig, timeout);
         ++num_there;
         control.exchange("", 0);
     });
+    victims->seconds = seconds_now() - sent;
     return errors;
 }
 
 TEST(ControlPlane, NamesARankThatWasKilled) {
     for (const int64_t victim : {0, 2}) {
-        pid_t process = 0;
-        const double start = seconds_now();
-        const Texts errors = after_signal(victim, SIGKILL, 300, &process);
-        EXPECT_LT(seconds_now() - start, 60);  // not the timeout
+        Victims victims;
+        const Texts errors = after_signal(3, {victim}, SIGKILL, 300, &victims);
+        EXPECT_LT(victims.seconds, 60);  // not the timeout
         for (int64_t rank = 0; rank < 3; ++rank) {
             if (rank == victim) continue;
-            expect_text(errors[static_cast<size_t>(rank)],
-                        {join("4 rank ", victim, " (host ").c_str(), join("process ", process, ")").c_str(),
-                         "is gone without a word", "its last collective was reduce_scatter of layer 3"});
+            expect_text(
+                errors[static_cast<size_t>(rank)],
+                {join("4 rank ", victim, " (host ").c_str(), join("process ", victims.processes[0], ")").c_str(),
+                 "is gone without a word", "its last collective was reduce_scatter of layer 3"});
         }
     }
 }
 
+// The timeout, a beat until that is seen, and no goodbye of a rank that hangs, for which 5 s would be left.
+constexpr double kSecondsForSilence = 2, kMostForSilence = kSecondsForSilence + 1 + 1.5;
+
 TEST(ControlPlane, NamesARankThatIsSilent) {
     for (const int64_t victim : {0, 2}) {
-        pid_t process = 0;
-        const Texts errors = after_signal(victim, SIGSTOP, 2, &process);
+        Victims victims;
+        const Texts errors = after_signal(3, {victim}, SIGSTOP, kSecondsForSilence, &victims);
+        EXPECT_LT(victims.seconds, kMostForSilence);
         for (int64_t rank = 0; rank < 3; ++rank) {
             if (rank == victim) continue;
             expect_text(errors[static_cast<size_t>(rank)],
@@ -334,6 +351,13 @@ TEST(ControlPlane, NamesARankThatIsSilent) {
                          "its last collective was reduce_scatter of layer 3"});
         }
     }
+}
+
+TEST(ControlPlane, WaitsForNoGoodbyeOfAHostThatIsLost) {
+    Victims victims;
+    const Texts errors = after_signal(4, {1, 2}, SIGSTOP, kSecondsForSilence, &victims);
+    EXPECT_LT(victims.seconds, kMostForSilence);
+    for (const size_t rank : {0, 3}) expect_text(errors[rank], {"4 rank ", "has not been heard of for 2 s"});
 }
 
 // All processes of a job are stopped for longer than the timeout and go on, as Slurm does it to make room.
