@@ -1,4 +1,6 @@
-"""Runs of several processes on the CPU, started by ./train itself or by hand: what the tests of ranks share."""
+"""Runs of several processes, started by ./train itself or by hand: what the tests of ranks share. They run on the CPU;
+INGOT_RANKS_DEVICE=cuda lets those of RanksOnDevice run on the GPUs of this machine, a rank on each, and skips them
+where there are fewer than two."""
 from __future__ import annotations
 
 import json
@@ -10,9 +12,17 @@ import socket
 import subprocess
 import sys
 import time
+import unittest
 
-from . import ROOT, TRAIN, set_options
-from .trainer_case import TrainerCase
+from . import ROOT, TRAIN, run, set_options
+from .trainer_case import CONFIG, TrainerCase
+
+DEVICE = os.environ.get("INGOT_RANKS_DEVICE", "cpu")
+if DEVICE not in ("cpu", "cuda"):
+    raise SystemExit(f"INGOT_RANKS_DEVICE is {DEVICE}: it must be cpu or cuda")
+ON_GPUS = DEVICE == "cuda"
+# A GPU sums in fp32 as the CPU does. Its bits are the same from run to run in every precision.
+IN_FP32 = ["training.precision=fp32"] if ON_GPUS else []
 
 LAUNCHER_VARIABLES = re.compile(
     "(SLURM|OMPI|PMIX?|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE|INGOT_RUN)_|RANK$|WORLD_SIZE$")
@@ -21,6 +31,16 @@ LAUNCHER_VARIABLES = re.compile(
 ALIKE = ["schedule.type=constant", "schedule.warmup_steps=0"]
 ENDLESS = [*ALIKE, "training.steps=1000000"]
 SECONDS = 90  # that anything may take, on a machine that has much else to do
+
+
+def num_gpus() -> tuple[int, str]:
+    """The number of GPUs that can be used; and why there are none, if so."""
+    cuda = json.loads(run(TRAIN, "info", "--json").stdout)["cuda"]
+    return len(cuda["gpus"]), cuda.get("no_gpu_because") or ""
+
+
+# So many ranks a run can have at most.
+MOST_RANKS = num_gpus()[0] if ON_GPUS else 7
 
 
 def free_port() -> int:
@@ -50,6 +70,9 @@ def wait_for(condition, what: str, seconds: float = SECONDS):
 
 
 class RanksCase(TrainerCase):
+    device = "cpu"
+    environment: dict[str, str] = {}
+
     def setUp(self):
         self.started: list[subprocess.Popen] = []
         self.seen: set[int] = set()  # processes of ranks that a launcher started
@@ -69,12 +92,14 @@ class RanksCase(TrainerCase):
     def open(self, command, environment=None) -> subprocess.Popen:
         clean = {key: value for key, value in os.environ.items() if not LAUNCHER_VARIABLES.match(key)}
         process = subprocess.Popen([str(word) for word in command], cwd=self.folder, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, env={**clean, "OMP_NUM_THREADS": "1", **(environment or {})})
+                                   stderr=subprocess.PIPE, env={**clean, "OMP_NUM_THREADS": "1", **self.environment,
+                                        **(environment or {})})
         self.started.append(process)
         return process
 
     def command(self, name, *arguments, sets=()):
-        return [TRAIN, "--config", "config.json", "--device", "cpu", *set_options([f"name={name}", *sets]), *arguments]
+        return [TRAIN, "--config", "config.json", "--device", self.device, *set_options([f"name={name}", *sets]),
+                *arguments]
 
     def launch(self, name, ranks, *arguments, sets=()) -> subprocess.Popen:
         """./train that starts its ranks itself."""
@@ -164,3 +189,21 @@ class RanksCase(TrainerCase):
         self.assertEqual(self.steps(other), list(range(1, steps + 1)))
         self.assertIn(f"{steps} common steps", self.compare(one, other))
         self.assertIn(f"of the checkpoint of step {steps}", self.compare(one, other))
+
+
+class RanksOnDevice(RanksCase):
+    """On the device that INGOT_RANKS_DEVICE names."""
+    device = DEVICE
+
+    @classmethod
+    def setUpClass(cls):
+        if ON_GPUS and MOST_RANKS < 2:
+            count, why = num_gpus()
+            raise unittest.SkipTest(f"needs two GPUs: {why or f'there is {count}'}")
+        super().setUpClass()
+        if ON_GPUS:
+            # A model of sizes for which kernels are made. What is timed here stays here, so that every run of this
+            # class has the same algorithms.
+            model = {**CONFIG["model"], "d_model": 64, "head_dim": 32}
+            (cls.folder / "config.json").write_text(json.dumps({**CONFIG, "model": model}))
+            cls.environment = {"XDG_CACHE_HOME": str(cls.folder / "cache")}

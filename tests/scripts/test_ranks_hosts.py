@@ -15,9 +15,8 @@ from .ranks_case import ENDLESS, RanksCase, wait_for
 
 TIMEOUT = 8
 SETS = ["checkpoint.every=50", "eval.every=0", "sample.every=0", f"distributed.timeout_seconds={TIMEOUT}"]
-# After the timeout, the next beat (1 s) and the wait for a goodbye (5 s), with some more for a machine that has much
-# else to do.
-MOST_SECONDS = TIMEOUT + 1 + 5 + 20
+# After the timeout and the next beat (1 s), with some more for a machine that has much else to do.
+MOST_SECONDS = TIMEOUT + 1 + 20
 PORT = 29500  # of the namespace's own
 numbers = itertools.count()
 
