@@ -1,6 +1,7 @@
 """What several processes that train together survive, and how they end: kills, hangs, signals, full disks, values that
 are not finite. (Launchers and places that are refused: test_ranks.py; values that are not finite on one rank:
 test_ranks_run.py; two hosts: test_ranks_hosts.py.) On the CPU, or with INGOT_RANKS_DEVICE=cuda on two GPUs or more.
+INGOT_LONG=1 kills a rank at 20 moments.
 
 Seen to catch: a signal at the start or during reading that ends the ranks with two codes, a stop that one rank decides
 for itself, a failed save that the other ranks do not learn of, a nonce that is not compared.
@@ -19,7 +20,7 @@ import unittest
 from .inputs import shard
 from .ranks_case import ENDLESS, MOST_RANKS, ON_GPUS, RanksOnDevice, free_port, is_alive, wait_for
 
-NUM_KILLS = 8
+NUM_KILLS = 20 if os.environ.get("INGOT_LONG") == "1" else 8
 RANKS = min(3, MOST_RANKS)
 TIMEOUT = 5
 # From the start of a rank to its first step: a GPU's driver, NCCL and GEMMs are set up.
