@@ -70,7 +70,7 @@ class Network:
     tree_base: float
     tree_hop: float
     tree_host: float
-    # Of each collective its (bytes, seconds) between so many ranks, ascending.
+    # (bytes, seconds) of each collective between so many ranks, ascending, where they were measured.
     measured_ranks: int = 0
     measured: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
 
@@ -292,7 +292,7 @@ def run_streams(phases: list[Phase], transfers: list[Transfer], slowdown: float)
         speed = 1 - slowdown if computes and moves else 1.0
         seconds = min([left_phase / speed] * computes + [left_transfer] * moves)
         now += seconds
-        # What ends now ends exactly, whatever was rounded.
+        # A phase or a transfer that ends now ends exactly, whatever was rounded.
         phase_ends = computes and left_phase / speed <= seconds
         transfer_ends = moves and left_transfer <= seconds
         left_phase -= seconds * speed if computes else 0.0
@@ -307,7 +307,7 @@ def run_streams(phases: list[Phase], transfers: list[Transfer], slowdown: float)
 
 
 def expected_maximum(count: int) -> float:
-    """Of so many normal numbers with mean 0 and deviation 1 (Blom 1958)."""
+    """Returns the expected maximum of so many normal numbers with mean 0 and deviation 1 (Blom 1958)."""
     return 0.0 if count == 1 else statistics.NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
@@ -349,7 +349,7 @@ def simulate(shape: Shape, ranks: int, micro_steps: int, costs: Costs) -> Step:
 
 
 def cheaper(costs: Costs) -> dict[str, Costs]:
-    """What the step would be without one of its costs."""
+    """Returns the costs without one of them, by its name."""
     n = costs.network
     return {
         "latency of the rings": replace(costs, network=replace(n, base_latency=0.0, hop_latency=0.0, host_latency=0.0)),

@@ -16,6 +16,7 @@
 #include "src/base/console.h"
 #include "src/bench/synthetic_run.h"
 #include "src/config/config.h"
+#include "src/parallel/alone.h"
 
 namespace ingot {
 
@@ -23,19 +24,13 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// The ranks of a run that leaves its collectives out.
-class WithoutCollectives final : public Ranks {
+// The ranks of a run that leaves its collectives out. They still agree, so that all do the same work.
+class WithoutCollectives final : public Alone {
   public:
     explicit WithoutCollectives(Ranks* ranks) : ranks_(*ranks) {}
     int64_t size() const override { return ranks_.size(); }
     int64_t rank() const override { return ranks_.rank(); }
     int local_rank() const override { return ranks_.local_rank(); }
-    void start_reduce_scatter(const Device&, std::span<const OwnedRange>, const Tensor&) override {}
-    void start_all_reduce(const Device&, std::span<const OwnedRange>, const Tensor&) override {}
-    void finish_reduce(const Device&) override {}
-    void start_all_gather(const Device&, std::span<const OwnedRange>, const Tensor&) override {}
-    void finish_all_gather(const Device&, std::span<const OwnedRange>) override {}
-    void all_reduce(const Device&, StepSums*) override {}
     std::vector<std::string> exchange(const std::string& text, Channel channel) override {
         return ranks_.exchange(text, channel);
     }

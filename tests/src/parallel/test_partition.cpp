@@ -6,21 +6,10 @@
 
 #include <algorithm>
 
+#include "tests/src/parallel/small_model.h"
+
 namespace ingot::test {
 namespace {
-
-ModelConfig model(bool ties) {
-    ModelConfig config;
-    config.n_layers = 3;
-    config.d_model = 24;
-    config.n_heads = config.n_kv_heads = 3;
-    config.head_dim = 8;
-    config.d_ff = 40;
-    config.context_length = 16;
-    config.vocab_size = 301;
-    config.tie_embeddings = ties;
-    return config;
-}
 
 // Every element is in one range, in order; ranges lie in their bucket and begin at whole blocks.
 void expect_cover(const ParameterTable& table, const Partition& partition, int64_t num_ranks) {
@@ -44,7 +33,7 @@ void expect_cover(const ParameterTable& table, const Partition& partition, int64
 TEST(Partition, EveryBucketIsSplitEvenlyForAnyNumberOfRanks) {
     for (const bool ties : {true, false})
         for (const int64_t num_ranks : {1, 2, 3, 4, 7, 8, 13, 64}) {
-            const ParameterTable table(model(ties), num_ranks);
+            const ParameterTable table(small_model(ties), num_ranks);
             const Partition partition(table, num_ranks);
             expect_cover(table, partition, num_ranks);
             int64_t owned = 0;
@@ -57,7 +46,7 @@ TEST(Partition, EveryBucketIsSplitEvenlyForAnyNumberOfRanks) {
 }
 
 TEST(Partition, OneRankOwnsOneRange) {
-    const ParameterTable table(model(true));
+    const ParameterTable table(small_model(true));
     const std::vector<FlatRange> ranges = Partition(table, 1).ranges_of(0);
     ASSERT_EQ(ranges.size(), 1u);
     EXPECT_EQ(ranges[0].begin, 0);
@@ -65,7 +54,7 @@ TEST(Partition, OneRankOwnsOneRange) {
 }
 
 TEST(Partition, BucketsHoldTheirLayer) {
-    const ParameterTable table(model(false), 3);
+    const ParameterTable table(small_model(false), 3);
     for (const Parameter& parameter : table.parameters()) {
         const int64_t bucket = parameter.name == "embedding" ? ParameterTable::kEmbeddingBucket
                                : parameter.layer < 0         ? table.head_bucket()
@@ -78,7 +67,7 @@ TEST(Partition, BucketsHoldTheirLayer) {
 TEST(Partition, WholeMatricesGoToOneRankAndAreBalanced) {
     const auto is_whole = [](const Parameter& parameter) { return parameter.is_matrix && parameter.layer >= 0; };
     for (const int64_t num_ranks : {1, 2, 3, 4, 7}) {
-        const ParameterTable table(model(true), num_ranks);
+        const ParameterTable table(small_model(true), num_ranks);
         const Partition partition(table, num_ranks, is_whole);
         expect_cover(table, partition, num_ranks);
         std::vector<int64_t> whole(static_cast<size_t>(num_ranks), 0);

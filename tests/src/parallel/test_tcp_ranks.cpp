@@ -9,6 +9,7 @@
 
 #include "src/parallel/partition.h"
 #include "tests/src/parallel/ranks_in_threads.h"
+#include "tests/src/parallel/small_model.h"
 
 namespace ingot::test {
 namespace {
@@ -163,15 +164,7 @@ TEST_P(TcpRanksOf, TextsAndAgreement) {
 // The table of a small model, with whole tensors.
 TEST_P(TcpRanksOf, BucketsOfAPartition) {
     const int64_t size = GetParam();
-    ModelConfig model;
-    model.n_layers = 3;
-    model.d_model = 24;
-    model.n_heads = model.n_kv_heads = 2;
-    model.head_dim = 12;
-    model.d_ff = 40;
-    model.context_length = 16;
-    model.vocab_size = 61;
-    const ParameterTable table(model, size);
+    const ParameterTable table(small_model(), size);
     const std::function<bool(const Parameter&)> none,
         matrices_of_layers = [](const Parameter&parameter) { return parameter.layer >= 0 && parameter.is_matrix; };
     for (const auto& is_whole : {none, matrices_of_layers}) {
