@@ -13,6 +13,7 @@
 #include "src/bench/kernels.h"
 #include "src/bench/ranks.h"
 #include "src/bench/step.h"
+#include "src/config/config.h"
 #include "src/parallel/control_plane.h"
 #include "src/parallel/gpu_ranks.h"
 #include "src/parallel/world.h"
@@ -166,7 +167,8 @@ void run_ranks(const ingot::BenchRanksOptions& options) {
             "./bench ranks measures what several ranks cost each other, and this process is alone: start it with "
             "torchrun, srun or mpirun");
     constexpr double kTimeout = 300;
-    const std::string bound = ingot::prepare_for_gpu(*world);
+    const bool is_deterministic = ingot::read_config(options.config, options.overrides).training.deterministic;
+    const std::string bound = ingot::prepare_for_gpu(*world, is_deterministic);
     const auto control = std::make_shared<ingot::ControlPlane>(*world, options.config, kTimeout);
     const std::unique_ptr<ingot::Ranks> ranks = ingot::gpu_ranks(*world, control, bound);
     bench_ranks(options, ingot::Device::cuda(ranks->local_rank()), ranks.get());

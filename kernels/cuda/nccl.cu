@@ -51,6 +51,12 @@ std::string nccl_version() {
     return join(version / 10000, ".", version / 100 % 100, ".", version % 100);
 }
 
+// NCCL reads them when the communicator is made. Ring sums each element in one order, whatever the timing.
+void make_nccl_deterministic() {
+    setenv("NCCL_ALGO", "Ring", 0);
+    setenv("NCCL_PROTO", "Simple", 0);
+}
+
 std::string nccl_new_id() {
     ncclUniqueId id;
     NCCL_CHECK(ncclGetUniqueId(&id));
@@ -66,17 +72,12 @@ struct NcclConnection::State {
     std::atomic<bool> is_aborted = false;
 };
 
-NcclConnection::NcclConnection(const Device& device, const std::string& id, int num_ranks, int rank, bool deterministic)
+NcclConnection::NcclConnection(const Device& device, const std::string& id, int num_ranks, int rank)
     : state_(new State{.device = device,
                        .stream = device.context().stream_of(Stream::collective),
                        .num_ranks = num_ranks,
                        .rank = rank,
                        .of_ranks = device.allocate(static_cast<size_t>(num_ranks) * sizeof(StepSums))}) {
-    // NCCL reads them when the communicator is made. Ring sums each element in one order, whatever the timing.
-    if (deterministic) {
-        setenv("NCCL_ALGO", "Ring", 0);
-        setenv("NCCL_PROTO", "Simple", 0);
-    }
     ncclUniqueId unique;
     CHECK(id.size() == sizeof unique.internal, "an id of NCCL with ", id.size(), " bytes");
     std::memcpy(unique.internal, id.data(), sizeof unique.internal);

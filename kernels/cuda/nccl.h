@@ -16,6 +16,10 @@ namespace ingot {
 bool has_nccl();
 // "2.28.9": the version of the library that is loaded; empty without one.
 std::string nccl_version();
+// Lets NCCL have one algorithm and protocol, so that sums have the same bits in each run. NCCL_ALGO and NCCL_PROTO are
+// stronger where they are set already. NCCL has no other setting for it than these variables of the environment, which
+// a process with threads must not change.
+void make_nccl_deterministic();
 // Returns an id that nccl_connect() of all ranks must be given, as bytes.
 std::string nccl_new_id();
 
@@ -24,9 +28,8 @@ std::string nccl_new_id();
 // Every function but abort() throws CudaError where NCCL or CUDA reports an error.
 class NcclConnection {
   public:
-    // Waits for all ranks. `deterministic`: one algorithm and protocol, so that sums have the same bits in each run;
-    // NCCL_ALGO and NCCL_PROTO of the environment are stronger.
-    NcclConnection(const Device& device, const std::string& id, int num_ranks, int rank, bool deterministic);
+    // Waits for all ranks.
+    NcclConnection(const Device& device, const std::string& id, int num_ranks, int rank);
     ~NcclConnection();
     NcclConnection(const NcclConnection&) = delete;
     NcclConnection& operator=(const NcclConnection&) = delete;

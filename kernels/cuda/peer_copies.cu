@@ -56,7 +56,6 @@ std::string machine() {
 
 struct Handle {
     char machine[320];
-    int gpu;
     cudaIpcMemHandle_t memory, flags;
     int64_t offsets[4];  // of the tensors, in bytes
 };
@@ -158,13 +157,19 @@ PeerCopies::PeerCopies(const Device& device, int num_ranks, int rank, std::span<
             CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
 }
 
-PeerCopies::~PeerCopies() {
+void PeerCopies::close() {
     for (size_t peer = 0; peer < state_->memory.size(); ++peer) {
         if (static_cast<int>(peer) == state_->rank) continue;
         if (state_->memory[peer] != nullptr) (void)cudaIpcCloseMemHandle(state_->memory[peer]);
         if (state_->flags_of[peer] != nullptr) (void)cudaIpcCloseMemHandle(state_->flags_of[peer]);
     }
+    state_->memory.clear();
+    state_->flags_of.clear();
     (void)cudaGetLastError();
+}
+
+PeerCopies::~PeerCopies() {
+    close();
 }
 
 void PeerCopies::release() {
@@ -178,7 +183,6 @@ std::string PeerCopies::handle() const {
     Handle own{};
     const std::string here = machine();
     std::snprintf(own.machine, sizeof own.machine, "%s", here.c_str());
-    own.gpu = state_->device.context().index;
     CHECK(state_->tensors.size() <= std::size(own.offsets), state_->tensors.size(), " tensors to be shared");
     CUdeviceptr base = 0;
     size_t bytes = 0;

@@ -49,6 +49,10 @@ class PeerCopies {
     // another machine, or its GPU cannot be reached from this one.
     bool open(const std::vector<std::string>& handles);
 
+    // Closes the memory of the others, when the collectives have ended. No rank may free its tensors, or destroy this
+    // object, before all ranks have called it: CUDA leaves undefined what comes of memory that others still have open.
+    void close();
+
     // Both run on Stream::collective; all ranks call them in the same order. `tensor` is the index of one of the
     // tensors. A rank may write to a tensor again once a later collective of any slot has ended in which all ranks
     // wait for each other: this rank's part of a sum has been read by then.

@@ -18,8 +18,9 @@ struct PeerCopies::State {};
 // clang-format off
 bool has_nccl() { return false; }
 std::string nccl_version() { return ""; }
+void make_nccl_deterministic() {}
 std::string nccl_new_id() { refuse(); }
-NcclConnection::NcclConnection(const Device&, const std::string&, int, int, bool) { refuse(); }
+NcclConnection::NcclConnection(const Device&, const std::string&, int, int) { refuse(); }
 NcclConnection::~NcclConnection() = default;
 void NcclConnection::reduce_scatter(float*, size_t) { refuse(); }
 void NcclConnection::all_reduce(float*, size_t) { refuse(); }
@@ -33,6 +34,7 @@ void NcclConnection::sum(float*, const float*, size_t, size_t) { refuse(); }
 void NcclConnection::abort() {}
 PeerCopies::PeerCopies(const Device&, int, int, std::span<const Tensor>, int, const Tensor&) { refuse(); }
 PeerCopies::~PeerCopies() = default;
+void PeerCopies::close() {}
 std::string PeerCopies::handle() const { refuse(); }
 bool PeerCopies::open(const std::vector<std::string>&) { refuse(); }
 void PeerCopies::reduce_scatter(int, int, std::span<const Range>) { refuse(); }

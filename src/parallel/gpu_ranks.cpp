@@ -1,9 +1,9 @@
 #include "src/parallel/gpu_ranks.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -28,29 +28,43 @@ int gpu_of(const World& world) {
     return Device::num_cuda_devices(&why) == 1 ? 0 : static_cast<int>(world.local_rank);
 }
 
+// Nothing here may wait: standard error may be a pipe that nobody reads.
+[[noreturn]] void end_process(const std::string& failure) {
+    const std::string line = "error: " + failure + "\n";
+    pollfd polled{STDERR_FILENO, POLLOUT, 0};
+    if (poll(&polled, 1, 0) == 1 && (polled.revents & POLLOUT) != 0)
+        (void)!write(STDERR_FILENO, line.data(), line.size());
+    _exit(kExitPeer);
+}
+
 class GpuRanks final : public Ranks {
   public:
     GpuRanks(const World& world, std::shared_ptr<ControlPlane> control, std::string bound)
         : world_(world), control_(std::move(control)), bound_(std::move(bound)) {
         control_->on_failure([links = links_](const std::string& failure) {
-            // Whatever hangs, this process ends: in the driver, say, where nothing can be interrupted.
-            std::thread([links, failure] {
-                for (auto waited = kStep; waited < kGrace; waited += kStep) {
-                    std::this_thread::sleep_for(kStep);
-                    const std::lock_guard<std::mutex> lock(links->mutex);
-                    if (links->copies) links->copies->release();
-                }
-                std::fprintf(stderr, "error: %s\n", failure.c_str());
-                _exit(kExitPeer);
+            // Whatever hangs, this process ends: in the driver, say, where nothing can be interrupted. So this thread
+            // waits for nothing but time, and what may hang has threads of its own.
+            std::thread([failure] {
+                std::this_thread::sleep_for(kGrace);
+                end_process(failure);
             }).detach();
-            const std::lock_guard<std::mutex> lock(links->mutex);
-            if (links->nccl) links->nccl->abort();
+            std::thread([links] {
+                for (auto waited = kStep; waited < kGrace; waited += kStep) {
+                    links->release_copies();
+                    std::this_thread::sleep_for(kStep);
+                }
+            }).detach();
+            std::thread([links] { links->abort_nccl(); }).detach();
         });
     }
     ~GpuRanks() override {
         control_->on_failure({});
-        const std::lock_guard<std::mutex> lock(links_->mutex);
-        links_->copies = nullptr;
+        if (control_->failure()) {  // before what waits for the device: the threads may not have come so far
+            links_->release_copies();
+            links_->abort_nccl();
+        }
+        set_copies(nullptr);
+        const std::lock_guard<std::mutex> lock(links_->nccl_mutex);
         links_->nccl = nullptr;
     }
     GpuRanks(const GpuRanks&) = delete;
@@ -60,20 +74,32 @@ class GpuRanks final : public Ranks {
     int64_t rank() const override { return world_.rank; }
     int local_rank() const override { return gpu_of(world_); }
 
-    std::string connect(const Device& device, const Shared& shared, bool deterministic) override {
+    std::string connect(const Device& device, const Shared& shared) override {
         if (!links_->nccl) {
             const std::string id = from_first(is_first() ? nccl_new_id() : "");
-            auto connection = std::make_unique<NcclConnection>(device, id, static_cast<int>(size()),
-                                                               static_cast<int>(rank()), deterministic);
+            auto connection =
+                std::make_unique<NcclConnection>(device, id, static_cast<int>(size()), static_cast<int>(rank()));
             begun_ = std::make_unique<DeviceEvent>(device);
             reduced_ = std::make_unique<DeviceEvent>(device);
-            const std::lock_guard<std::mutex> lock(links_->mutex);
+            const std::lock_guard<std::mutex> lock(links_->nccl_mutex);
             links_->nccl = std::move(connection);
         }
-        connect_copies(device, shared);
+        const std::string why_not = connect_copies(device, shared);
         const std::string bindings = summary_of_ranks(exchange(bound_, Channel::loop));
         return join(size(), " GPUs, ", links_->copies ? "gradients and weights by their copy engines, the rest" : "all",
-                    " by NCCL ", nccl_version(), bindings.empty() ? "" : "; ", bindings);
+                    " by NCCL ", nccl_version(), why_not.empty() ? "" : " (" + why_not + ")",
+                    bindings.empty() ? "" : "; ", bindings);
+    }
+
+    void disconnect() noexcept override {
+        if (!links_->copies) return;
+        try {
+            reduced_->record(Stream::collective);
+            reduced_->wait();
+            links_->copies->close();
+            (void)exchange("", Channel::loop);
+        } catch (const Error&) {}  // a rank has failed: all that are left end
+        set_copies(nullptr);
     }
 
     void start_reduce_scatter(const Device& device, std::span<const OwnedRange> bucket, const Tensor& flat) override {
@@ -143,7 +169,8 @@ class GpuRanks final : public Ranks {
     }
 
   private:
-    void connect_copies(const Device& device, const Shared& shared) {
+    // Returns why NCCL does all, by rank; empty where the copy engines do their part.
+    std::string connect_copies(const Device& device, const Shared& shared) {
         const char* const asked = std::getenv("INGOT_COLLECTIVES");
         REQUIRE(asked == nullptr || std::string(asked) == "nccl" || std::string(asked) == "auto",
                 "INGOT_COLLECTIVES is ", asked, ": it must be auto or nccl");
@@ -154,13 +181,29 @@ class GpuRanks final : public Ranks {
             copies = std::make_unique<PeerCopies>(device, static_cast<int>(size()), static_cast<int>(rank()), tensors,
                                                   static_cast<int>(shared.num_buckets), shared.staging);
         }
-        const std::vector<std::string> handles = exchange(copies ? copies->handle() : "", Channel::loop);
-        const bool is_open = copies && copies->open(handles);
+        const std::string handle = copies ? copies->handle() : "";
+        const std::vector<std::string> handles = exchange(handle, Channel::loop);
+        const char* why_not = "";
+        if (!wants_copies)
+            why_not = "INGOT_COLLECTIVES=nccl";
+        else if (handle.empty())
+            why_not = "the memory of this GPU cannot be shared";
+        else if (!copies->open(handles))
+            why_not = "another GPU's memory cannot be opened";
         // Either all ranks copy or none does.
-        const bool all_open = agree(is_open ? 0 : 1) == 0;
-        const std::lock_guard<std::mutex> lock(links_->mutex);
-        links_->copies = all_open ? std::move(copies) : nullptr;
+        const std::string why_none = summary_of_ranks(exchange(why_not, Channel::loop));
+        if (!why_none.empty()) {
+            if (copies) copies->close();
+            (void)exchange("", Channel::loop);
+        }
+        set_copies(why_none.empty() ? std::move(copies) : nullptr);
         shared_ = shared;
+        return why_none;
+    }
+
+    void set_copies(std::unique_ptr<PeerCopies> copies) {
+        const std::lock_guard<std::mutex> lock(links_->copies_mutex);
+        links_->copies = std::move(copies);
     }
 
     static std::vector<PeerCopies::Range> ranges_of(std::span<const OwnedRange> bucket) {
@@ -216,12 +259,20 @@ class GpuRanks final : public Ranks {
     const World world_;
     const std::shared_ptr<ControlPlane> control_;
     const std::string bound_;  // where this process runs, for people
-    // The links that a failure ends, in a thread that may outlive this. The mutex is for that thread: only connect()
-    // and the destructor change the pointers.
+    // The links that a failure ends, in threads that may outlive this. The mutexes are for those threads, one each
+    // since either may hang: only connect(), disconnect() and the destructor change the pointers.
     struct Links {
-        std::mutex mutex;
+        std::mutex nccl_mutex, copies_mutex;
         std::unique_ptr<NcclConnection> nccl;
         std::unique_ptr<PeerCopies> copies;  // null: NCCL does all
+        void release_copies() {
+            const std::lock_guard<std::mutex> lock(copies_mutex);
+            if (copies) copies->release();
+        }
+        void abort_nccl() {
+            const std::lock_guard<std::mutex> lock(nccl_mutex);
+            if (nccl) nccl->abort();
+        }
     };
     const std::shared_ptr<Links> links_ = std::make_shared<Links>();
     Shared shared_{};
@@ -237,7 +288,8 @@ int64_t staging_bytes_of_gpu_ranks(int64_t num_ranks) {
     return PeerCopies::staging_bytes(static_cast<int>(num_ranks));
 }
 
-std::string prepare_for_gpu(const World& world) {
+std::string prepare_for_gpu(const World& world, bool deterministic) {
+    if (deterministic) make_nccl_deterministic();
     return bind_process(binding_near("/sys", Device::pci_bus_id(gpu_of(world)), allowed_cpus())).describe();
 }
 

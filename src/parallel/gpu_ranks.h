@@ -18,9 +18,9 @@ namespace ingot {
 int64_t staging_bytes_of_gpu_ranks(int64_t num_ranks);
 
 // Readies a process that has no threads and no page-locked memory yet for its GPU: binds it to the CPUs and the memory
-// near that (host_binding.h). Returns what was bound, or why nothing was, for people; empty where there is nothing to
-// say.
-std::string prepare_for_gpu(const World& world);
+// near that (host_binding.h), and sets what NCCL needs if its sums are to have the same bits in each run. Returns what
+// was bound, or why nothing was, for people; empty where there is nothing to say.
+std::string prepare_for_gpu(const World& world, bool deterministic);
 
 // The GPUs themselves are connected by Ranks::connect(). When a rank fails, what is under way is ended, so that no wait
 // for the device lasts for ever. `bound` is what prepare_for_gpu() returned.

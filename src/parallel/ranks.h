@@ -39,7 +39,10 @@ class Ranks {
     };
     // Connects the devices, before the first collective; waits for all ranks. Returns how they are connected, for
     // people; empty where there is nothing to say.
-    virtual std::string connect(const Device&, const Shared&, bool /*deterministic*/) { return ""; }
+    virtual std::string connect(const Device&, const Shared&) { return ""; }
+    // Undoes connect(), so that the memory can be freed: afterwards no other rank has it open. Waits for all ranks,
+    // unless one has failed. Never throws.
+    virtual void disconnect() noexcept {}
     // Throws PeerError if a rank has failed: what the device has computed since is worthless.
     virtual void check() const {}
     // Ends this rank for a reason that the others are told. Nothing can be exchanged any more.

@@ -63,7 +63,7 @@ std::unique_ptr<Ranks> join_ranks(const Config& config, const std::optional<Worl
     if (!world || world->size == 1) return one_rank();
     const bool is_cpu = config.training.device == DeviceChoice::cpu ||
                         (config.training.device == DeviceChoice::automatic && num_gpus() == 0);
-    const std::string bound = is_cpu ? "" : prepare_for_gpu(*world);
+    const std::string bound = is_cpu ? "" : prepare_for_gpu(*world, config.training.deterministic);
     auto control = std::make_shared<ControlPlane>(*world, config_to_json(config).dump(),
                                                   static_cast<double>(config.distributed.timeout_seconds));
     const std::vector<std::string> devices = control->exchange(is_cpu ? "no GPU" : "a GPU", 0);

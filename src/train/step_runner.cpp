@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 
 #include "kernels/core/measure.h"
 #include "kernels/matmul/choices.h"
@@ -19,14 +20,17 @@ StepRunner::StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, c
       slots_{Slot(plan->device()), Slot(plan->device())},
       update_(plan->device()) {}
 
+// Where an error ends this rank the others do not come here, and are not waited for.
+StepRunner::~StepRunner() {
+    if (std::uncaught_exceptions() == 0) ranks_.disconnect();
+}
+
 TrainingState StepRunner::prepare(const Start& start) {
     plan_.allocate();
-    const std::string connection = ranks_.connect(plan_.device(),
-                                                  {.gradients = plan_.model.gradients(),
-                                                   .weights = plan_.model.weights(),
-                                                   .num_buckets = plan_.model.table().num_buckets(),
-                                                   .staging = plan_.staging},
-                                                  config_.training.deterministic);
+    const std::string connection = ranks_.connect(plan_.device(), {.gradients = plan_.model.gradients(),
+                                                                   .weights = plan_.model.weights(),
+                                                                   .num_buckets = plan_.model.table().num_buckets(),
+                                                                   .staging = plan_.staging});
     if (!connection.empty()) console_.line("ranks: ", connection);
     warm_up(start.resumed != nullptr ? start.resumed->manifest.matmul_choices : std::vector<MatmulChoice>{});
     plan_.model.initialize_constants();

@@ -33,6 +33,10 @@ class StepRunner {
 
     // All of them outlive the runner.
     StepRunner(const Config& config, TrainingPlan* plan, Ranks* ranks, const Console& console);
+    // Disconnects the ranks, before the plan frees the memory that they share.
+    ~StepRunner();
+    StepRunner(const StepRunner&) = delete;
+    StepRunner& operator=(const StepRunner&) = delete;
 
     // The source of the first step's weights: a run that goes on, else a model to start from, else the seed.
     struct Start {
