@@ -5,9 +5,10 @@
     scripts/dev/simulate_ranks.py --step step.json [--ranks ranks.json] [OPTION]...
 
 step.json is what `./bench step --json` writes on one GPU: its config, time of a step and its parts. ranks.json is what
-`./bench ranks --json` writes on the GPUs of one host: the collectives of each size of bucket. For as many ranks as were
-measured their time is interpolated; for others the best measured bus bandwidth replaces --nvlink. Its step is compared
-with the simulated one, if the config of step.json is that of the measurement.
+`./bench ranks --json` writes on the GPUs of one host: the collectives of each size of bucket, in place of those that
+are built in. For as many ranks as were measured their time is interpolated; for others on one host the best measured
+bus bandwidth is that of a ring. Its step is compared with the simulated one, if the config of step.json is that of the
+measurement.
 
 What is simulated is Ingot's step with a sharded optimizer (ZeRO-1), on a compute stream and a collective stream:
 
@@ -20,11 +21,16 @@ What is simulated is Ingot's step with a sharded optimizer (ZeRO-1), on a comput
 
 A part's compute time is its share of the GEMM and attention FLOPs; backward takes twice forward's time, three times if
 blocks are computed again. A ring over R GPUs takes base + hops * latency + (R - 1) / R * bytes / bandwidth. While a
-collective runs, compute loses the share --slowdown of its speed. The slowest of R GPUs sets the pace: their speeds are
-normal with a deviation of --spread, and the expected maximum is Blom's (1958).
+collective of NCCL between hosts runs, compute loses the share --slowdown of its speed. Within a host the copy engines
+move the data, which costs compute nothing, and a kernel adds the gradients, at --sum-rate, while which compute loses
+the share --sum-share. Each bucket has a kernel for its part of the gradient's norm (--norm). The slowest of R GPUs sets
+the pace: their speeds are normal with a deviation of --spread, the expected maximum is Blom's (1958), and in proportion
+to it a GPU is late with a step for reasons that do not depend on the step's length, of two GPUs by --late.
 
-Efficiency is the speed of a GPU among R over that of one alone with as many micro-steps; it may exceed 1, since the
-update is divided. Nothing here was measured on more than two GPUs.
+The collectives, --sum-rate, --norm and --late were measured on two H200s (docs/lab/several-gpus.md); --sum-share was
+chosen so that the step of the 1.3B class on two GPUs is the measured one. All else, and all that is said of more than
+two GPUs, is a prediction. Efficiency is the speed of a GPU among R over that of one alone with as many micro-steps; it
+may exceed 1, since the update is divided.
 """
 
 from __future__ import annotations
@@ -46,6 +52,12 @@ RANKS = (2, 8, 64, 1024)
 MOST_RANKS = 16384
 UPDATE_PARTS = ("adamw", "gradient norm")  # as src/bench/step_parts.cpp names them
 SEVEN_B_OTHER_GIB = 14.65  # activations, logits and workspace of 8 rows with blocks computed again, by --dry-run
+# Bytes and microseconds of a bucket's collective by the copy engines of two H200s: docs/lab/several-gpus.md.
+MEASURED_RANKS = 2
+MEASURED = {"reduce_scatter": ((25.2e6, 76), (154.5e6, 425), (180.4e6, 528), (412.1e6, 1202)),
+            "all_gather": ((12.6e6, 42), (77.3e6, 127), (90.2e6, 144), (206.1e6, 371))}
+# There a kernel took 45 us, beside GEMMs, for a bucket of 25.2 MB: it reads two halves and writes one.
+SUM_RATE = 1.5 * 25.2e6 / 45e-6
 # Llama 3 on 16,384 H100s: 419 unexpected interruptions in 54 days (Grattafiori et al. 2024, section 3.3.4).
 GPU_HOURS_PER_FAILURE = 54 * 24 * 16384 / 419
 
@@ -70,7 +82,7 @@ class Network:
     tree_base: float
     tree_hop: float
     tree_host: float
-    # (bytes, seconds) of each collective between so many ranks, ascending, where they were measured.
+    # (bytes, seconds) of each collective between so many ranks of one host, ascending, where they were measured.
     measured_ranks: int = 0
     measured: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
 
@@ -81,11 +93,11 @@ class Network:
         """Returns the seconds of a reduce_scatter or an all_gather of a buffer of so many bytes."""
         if ranks == 1:
             return 0.0
-        points = dict(self.measured).get(collective, ())
+        hosts = self.hosts(ranks)
+        points = dict(self.measured).get(collective, ()) if hosts == 1 else ()
         if points and ranks == self.measured_ranks:
             return interpolate(points, size)
         nvlink = max((bus_bandwidth(b, s, self.measured_ranks) for b, s in points), default=self.nvlink)
-        hosts = self.hosts(ranks)
         # Between hosts every network adapter carries a ring of its own, so that together they carry what NVLink does
         # within a host.
         bandwidth = nvlink if hosts == 1 else min(nvlink, self.nic * min(ranks, self.gpus_per_host))
@@ -314,13 +326,17 @@ def expected_maximum(count: int) -> float:
 @dataclass(frozen=True)
 class Costs:
     network: Network
-    slowdown: float
-    spread: float
+    slowdown: float  # share of its speed that compute loses beside a collective between hosts
+    spread: float  # deviation of the GPUs' speeds
+    sum_rate: float = math.inf  # bytes per second that a kernel reads and writes to add gradients beside GEMMs
+    sum_share: float = 0.0  # of its speed that compute loses meanwhile
+    norm: float = 0.0  # seconds of a bucket's kernel for the gradient's norm
+    late: float = 0.0  # seconds that one of two GPUs is late with a step
 
 
 class Step(NamedTuple):
     seconds: float
-    exposed: float  # communication that compute waits for, or is slowed by
+    exposed: float  # communication that compute waits for, or is slowed by, and the kernels that it needs
     stragglers: float
     efficiency: float
 
@@ -333,17 +349,23 @@ def simulate(shape: Shape, ranks: int, micro_steps: int, costs: Costs) -> Step:
     compute = micro_steps * (forward + backward)
     update = shape.update / ranks
     begin, end, small = forward, backward, 0.0
+    late = 0.0
     if ranks > 1:
+        in_host = network.hosts(ranks) == 1
+        slowdown = 0.0 if in_host else costs.slowdown
         begin = run_streams([Phase(shape.forward[b], waits_for=b) for b in buckets],
                             [Transfer(network.ring("all_gather", 2.0 * sizes[b], ranks)) for b in buckets],
-                            costs.slowdown)
+                            slowdown)
         order = [buckets[-1], *reversed(buckets[1:-1]), 0]
         end = run_streams([Phase(shape.backward[b]) for b in order],
                           [Transfer(network.ring("reduce_scatter", 4.0 * sizes[b], ranks), after=i)
-                           for i, b in enumerate(order)], costs.slowdown)
-        small = network.small_all_reduce(ranks)
+                           for i, b in enumerate(order)], slowdown)
+        small = network.small_all_reduce(ranks) + len(sizes) * costs.norm
+        if in_host:  # of every bucket a rank reads its part on all ranks, and writes it
+            small += costs.sum_share * sum(4.0 * size * (1 + 1 / ranks) / costs.sum_rate for size in sizes)
+        late = costs.late * expected_maximum(ranks) / expected_maximum(2)
     exposed = begin - forward + end - backward + small
-    stragglers = costs.spread * expected_maximum(ranks) * compute
+    stragglers = costs.spread * expected_maximum(ranks) * compute + late
     seconds = compute + exposed + stragglers + update
     return Step(seconds, exposed, stragglers, (compute + shape.update) / seconds)
 
@@ -355,8 +377,8 @@ def cheaper(costs: Costs) -> dict[str, Costs]:
         "latency of the rings": replace(costs, network=replace(n, base_latency=0.0, hop_latency=0.0, host_latency=0.0)),
         "bandwidth": replace(costs, network=replace(n, nvlink=math.inf, nic=math.inf, measured=tuple(
             (name, tuple((b, s * 1e-9) for b, s in points)) for name, points in n.measured))),
-        "multiprocessors that collectives take": replace(costs, slowdown=0.0),
-        "the slowest GPU": replace(costs, spread=0.0),
+        "multiprocessors that collectives take": replace(costs, slowdown=0.0, sum_share=0.0),
+        "the slowest GPU": replace(costs, spread=0.0, late=0.0),
     }
 
 
@@ -450,8 +472,8 @@ def main() -> None:
                                         "with the Simple protocol, and for trees with LL (src/graph/tuning.cc).")
     network.add_argument("--gpus-per-host", type=int, default=8, metavar="N", help="(default: 8)")
     network.add_argument("--nvlink", type=positive, default=371, metavar="GB/S",
-                         help="bus bandwidth of a ring within a host (default: 371, 18 links of 20.6, which NCCL "
-                              "assumes for Hopper, src/graph/topo.h)")
+                         help="bus bandwidth within a host of NCCL's rings between hosts (default: 371, 18 links of "
+                              "20.6, which NCCL assumes for Hopper, src/graph/topo.h)")
     network.add_argument("--nic", type=positive, default=48, metavar="GB/S",
                          help="of a GPU's network adapter (default: 48 of the 50 of NDR InfiniBand, 400 Gbit/s, one "
                               "for each GPU, as in NVIDIA's DGX H100)")
@@ -460,7 +482,17 @@ def main() -> None:
     network.add_argument("--host-latency", type=positive, default=14.0, metavar="US",
                          help="from host to host (default: 14)")
     network.add_argument("--slowdown", type=share, default=0.12,
-                         help="of compute while a collective runs (default: 0.12, 16 of 132 multiprocessors)")
+                         help="of compute while a collective between hosts runs (default: 0.12, 16 of 132 "
+                              "multiprocessors)")
+    network.add_argument("--sum-rate", type=positive, default=SUM_RATE / 1e9, metavar="GB/S",
+                         help="at which gradients are read, added and written beside GEMMs, within a host (default: "
+                              "840, measured)")
+    network.add_argument("--sum-share", type=share, default=0.4,
+                         help="of compute that is lost meanwhile (default: 0.4, calibrated)")
+    network.add_argument("--norm", type=positive, default=9.0, metavar="US",
+                         help="of each bucket's kernel for the gradient's norm (default: 9, measured)")
+    network.add_argument("--late", type=positive, default=2.0, metavar="MS",
+                         help="that one of two GPUs is late with a step (default: 2; in a trace 1 to 3)")
     network.add_argument("--spread", type=share, default=0.005,
                          help="deviation of the GPUs' speeds (default: 0.005, an assumption)")
     args = parser.parse_args()
@@ -471,13 +503,21 @@ def main() -> None:
                   tree_host=5.0e-6)
     if args.ranks is not None:
         net = replace(net, **measured_collectives(args.ranks))
-    costs = Costs(net, args.slowdown, args.spread)
+    else:
+        net = replace(net, measured_ranks=MEASURED_RANKS, measured=tuple(
+            (name, tuple((size, 1e-6 * us) for size, us in points)) for name, points in MEASURED.items()))
+    costs = Costs(net, args.slowdown, args.spread, args.sum_rate * 1e9, args.sum_share, args.norm * 1e-6,
+                  args.late * 1e-3)
     shapes = [shape_of_bench(path, args.batch_tokens) for path in args.step] or built_in_shapes()
-    print(f"hosts of {args.gpus_per_host} GPUs, NVLink {args.nvlink:g} GB/s, network {args.nic:g} GB/s a GPU, latency "
-          f"{args.base_latency:g} + {args.hop_latency:g} a hop, {args.host_latency:g} us between hosts; compute loses "
-          f"{100 * args.slowdown:g}% beside a collective; GPUs differ by {100 * args.spread:g}%")
-    if net.measured:
-        print(f"collectives as measured between {net.measured_ranks} GPUs: {args.ranks}")
+    print(f"hosts of {args.gpus_per_host} GPUs\n"
+          f"within one: collectives as measured between {net.measured_ranks} GPUs "
+          f"({args.ranks or 'docs/lab/several-gpus.md'}); gradients are added at {args.sum_rate:g} GB/s, while which "
+          f"compute loses {100 * args.sum_share:g}%\n"
+          f"between hosts: NVLink {args.nvlink:g}, network {args.nic:g} GB/s a GPU; compute loses "
+          f"{100 * args.slowdown:g}% beside a collective; latency {args.base_latency:g} + {args.hop_latency:g} a hop, "
+          f"{args.host_latency:g} us from host to host\n"
+          f"everywhere: a norm takes {args.norm:g} us a bucket; GPUs differ by {100 * args.spread:g}%, and one of two "
+          f"is late by {args.late:g} ms")
     for shape in shapes:
         report(shape, costs, args.gpus, args.threshold)
         if args.ranks is not None:

@@ -2,7 +2,7 @@
 
 Seen to catch: a transfer that may start before its phase ends, a compute phase that does not wait for its weights, a
 slowdown that outlasts the transfer, hops between hosts counted as hops within, the update not divided, buckets padded
-for one rank.
+for one rank, sums that cost nothing, a slowdown beside copy engines, a GPU that is never late.
 """
 
 import importlib.util
@@ -51,9 +51,13 @@ class Arithmetic(unittest.TestCase):
         network = sim.replace(NETWORK, measured_ranks=2, measured=measured)
         for size, seconds in ((0.5e6, 10e-6), (1e6, 10e-6), (2e6, 15e-6), (6e6, 40e-6)):
             self.assertAlmostEqual(network.ring("reduce_scatter", size, 2), seconds, places=12)
-        # Others get the best bus bandwidth that was measured: half of 3 MB in 20 us, 75 GB/s.
+        # Others on one host get the best bus bandwidth that was measured: half of 3 MB in 20 us, 75 GB/s.
         network = sim.replace(network, gpus_per_host=4)
         self.assertAlmostEqual(network.ring("reduce_scatter", 3e6, 4), 1e-6 + 3 * 2e-6 + 0.75 * 3e6 / 75e9, places=12)
+        # Between hosts NCCL's rings have NVLink's 100 GB/s, and here adapters that carry more.
+        network = sim.replace(network, gpus_per_host=2, nic=1e12)
+        self.assertAlmostEqual(network.ring("reduce_scatter", 3e6, 4), 1e-6 + 2 * 2e-6 + 5e-6 + 0.75 * 3e6 / 100e9,
+                               places=12)
 
     def test_streams(self):
         for phases, transfers, slowdown, seconds in (
@@ -97,6 +101,26 @@ class Arithmetic(unittest.TestCase):
         for nvlink, cost in ((1e10, "latency of the rings"), (1e8, "bandwidth")):
             self.assertEqual(sim.largest_cost(SHAPE, 2, 2, sim.Costs(sim.replace(network, nvlink=nvlink), 0.0, 0.0)),
                              cost)
+
+    def test_what_two_gpus_cost_each_other(self):
+        plain = sim.Costs(NETWORK, slowdown=0.5, spread=0.0)
+        costs = sim.replace(plain, sum_rate=1e9, sum_share=0.5, norm=1e-5, late=3e-3)
+        # On one host copy engines move the data, so that the slowdown counts nothing. The sums are of 6400 + 128000 +
+        # 128 numbers.
+        step, before = sim.simulate(SHAPE, 2, 2, costs), sim.simulate(SHAPE, 2, 2, sim.replace(plain, slowdown=0.0))
+        self.assertAlmostEqual(step.exposed - before.exposed, 0.5 * 4 * 1.5 * 134528 / 1e9 + 3 * 1e-5, places=12)
+        self.assertAlmostEqual(step.stragglers, 3e-3, places=12)
+        self.assertEqual(sim.simulate(SHAPE, 2, 2, plain), before)
+        self.assertEqual(sim.largest_cost(SHAPE, 2, 2, sim.replace(costs, late=0.0)),
+                         "multiprocessors that collectives take")
+        self.assertEqual(sim.largest_cost(SHAPE, 2, 2, costs), "the slowest GPU")
+        # Between hosts NCCL adds: no sums, but a slowdown. Blom's maxima of four and two: 1.0491 and 0.5895.
+        step, before = sim.simulate(SHAPE, 4, 2, costs), sim.simulate(SHAPE, 4, 2, plain)
+        self.assertAlmostEqual(step.exposed - before.exposed, 3 * 1e-5, places=12)
+        self.assertAlmostEqual(step.stragglers, 3e-3 * 1.0491 / 0.5895, delta=1e-6)
+        self.assertGreater(before.exposed, sim.simulate(SHAPE, 4, 2, sim.replace(plain, slowdown=0.0)).exposed)
+        # Alone there is nothing to wait for.
+        self.assertEqual(sim.simulate(SHAPE, 1, 2, costs).seconds, sim.simulate(SHAPE, 1, 2, plain).seconds)
 
     def test_memory(self):
         self.assertEqual(SHAPE.padded(3), [6528, 128064, 192])
@@ -181,6 +205,20 @@ class Command(unittest.TestCase):
                           ["--nvlink", "-1"], ["--gpus-per-host", "0"]):
             with self.subTest(arguments=arguments):
                 self.assertIn("error:", self.run_script(*arguments, code=2).stderr.splitlines()[-1])
+
+    def test_two_gpus_are_as_measured(self):
+        """docs/lab/several-gpus.md has the measurements."""
+        output = self.run_script("--gpus", "2").stdout
+
+        def row(micro_steps, tokens):
+            found = re.search(rf"^ +2 +{micro_steps} +{tokens} +([\d.]+) ms .* ms +([\d.]+) +[\d.]+  ", output,
+                              re.MULTILINE)
+            return float(found.group(1)), float(found.group(2))
+
+        for micro_steps, tokens, measured in (("1 x 64", 131072, (0.964, 0.971)), ("1 x 8", 32768, (0.982, 0.984))):
+            for value in measured:
+                self.assertLess(abs(row(micro_steps, tokens)[1] - value), 0.01)
+        self.assertLess(abs(row("4 x 64", 524288)[0] / (1e3 * 262144 / 726620) - 1), 0.01)
 
     def test_the_page_has_what_the_script_prints(self):
         """docs/several-gpus.md shows the output of the call without options."""
