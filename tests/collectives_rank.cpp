@@ -101,7 +101,7 @@ class CopyingRanks final : public Ranks {
     int64_t rank() const override { return world_.rank; }
     int local_rank() const override { return 0; }
 
-    std::string connect(const Device& device, const Shared& shared, bool) override {
+    std::string connect(const Device& device, const Shared& shared) override {
         const Tensor tensors[] = {shared.gradients, shared.weights};
         copies_ = std::make_unique<PeerCopies>(device, static_cast<int>(size()), static_cast<int>(rank()), tensors,
                                                static_cast<int>(shared.num_buckets), shared.staging);
@@ -217,12 +217,10 @@ class Check {
             device_.copy(rounds_[i].weights, Tensor::contiguous(weights.data(), DType::bf16, {n_}));
             device_.copy(rounds_[i].step_sums, Tensor::contiguous(&sums, DType::u8, {sizeof sums}));
         }
-        const std::string connection = ranks_.connect(device_,
-                                                      {.gradients = gradients_,
-                                                       .weights = weights_,
-                                                       .num_buckets = static_cast<int64_t>(buckets_.size()),
-                                                       .staging = staging},
-                                                      true);
+        const std::string connection = ranks_.connect(device_, {.gradients = gradients_,
+                                                                .weights = weights_,
+                                                                .num_buckets = static_cast<int64_t>(buckets_.size()),
+                                                                .staging = staging});
         if (ranks_.is_first()) std::printf("%s\n", connection.c_str());
     }
 
@@ -329,10 +327,11 @@ void check_rank(const std::string& collectives, const std::string& buckets, int6
     if (is_copies)
         ranks = std::make_unique<CopyingRanks>(*world, control);
     else
-        ranks = gpu_ranks(*world, control);
+        ranks = gpu_ranks(*world, control, prepare_for_gpu(*world, true));
     Check check(Device::cuda(ranks->local_rank()), ranks.get(),
                 buckets == "large" ? large_buckets(world->size) : many_buckets(world->size), num_rounds, is_copies);
     check.run();
+    ranks->disconnect();
     ranks = nullptr;  // before the memory that it has opened
 }
 
