@@ -98,6 +98,17 @@ std::string describe_features(const Config& config, const TrainingPlan& plan) {
     return text;
 }
 
+// From this width on fp8 was measured to be faster than bf16 (docs/lab/fp8.md).
+constexpr int64_t kFp8Width = 512;
+
+void check_fp8(const Config& config, const Device& device, const Ranks& ranks) {
+    if (config.training.precision != Precision::fp8) return;
+    REQUIRE(supports_fp8(device), "training.precision is \"fp8\", which needs a GPU of compute capability 8.9 or more ",
+            "(Ada, Hopper, Blackwell), and this is ", device.name(), ": set training.precision to \"bf16\"");
+    REQUIRE(ranks.size() == 1, "training.precision \"fp8\" trains on one GPU, and this run has ", ranks.size(),
+            " ranks: set training.precision to \"bf16\", or use --gpus 1");
+}
+
 }  // namespace
 
 Device training_device(const Config& config, const Ranks& ranks, const Console& console) {
@@ -111,12 +122,7 @@ Device training_device(const Config& config, const Ranks& ranks, const Console& 
                 config.training.precision == Precision::fp32,
             "training.precision is \"", name_of_choice(config.training.precision),
             "\", but the CPU computes in fp32: set training.precision to \"auto\"");
-    if (config.training.precision == Precision::fp8) {
-        REQUIRE(supports_fp8(device), "training.precision is \"fp8\", which needs a GPU of compute capability 8.9 or ",
-                "more (Ada, Hopper, Blackwell), and this is a ", device.name(), ": set training.precision to \"bf16\"");
-        REQUIRE(ranks.size() == 1, "training.precision \"fp8\" trains on one GPU, and this run has ", ranks.size(),
-                " ranks: set training.precision to \"bf16\", or use --gpus 1");
-    }
+    check_fp8(config, device, ranks);
     return device;
 }
 
@@ -196,6 +202,9 @@ void print_start(const Checkpoint& initial, const Config& config, const Tokenize
 
 void print_notes(const Config& config, const Device& device, const Console& console) {
     for (const std::string& note : settings_without_effect(config, device.is_cpu())) console.line("note: ", note);
+    if (config.training.precision == Precision::fp8 && config.model.d_model < kFp8Width)
+        console.line("note: training.precision \"fp8\" may be slower than \"bf16\" here: model.d_model is ",
+                     config.model.d_model, ", and it was measured to be faster from ", kFp8Width, " on");
 }
 
 void print_plan(const Config& config, const TrainingPlan& plan, const Console& console) {
@@ -223,6 +232,7 @@ int dry_run(Config config, Ranks* ranks, const Console& console) {
     std::string why;
     const bool is_planned = config.training.device == DeviceChoice::cuda && Device::num_cuda_devices(&why) == 0;
     const Device device = is_planned ? Device::planned_cuda() : training_device(config, *ranks, console);
+    check_fp8(config, device, *ranks);
     print_notes(config, device, console);
     if (const std::optional<Checkpoint> initial = checkpoint_to_start_from(config, ranks))
         print_start(*initial, config, nullptr, console);

@@ -114,6 +114,7 @@ VALUES = [
     ("training.device=tpu", "training.device", "cpu"),
     ("training.precision=fp64", "training.precision", "bf16"),
     ("training.precision=bf16", "training.precision", "fp32"),
+    ("training.precision=fp8", "training.precision", "set training.precision to"),
     ("checkpoint.async=yes", "checkpoint.async", "true or false"),
     ("checkpoint.host_memory=some", "checkpoint.host_memory", None),
     ("log.jsonl=1", "log.jsonl", "true or false"),

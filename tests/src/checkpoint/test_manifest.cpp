@@ -86,6 +86,14 @@ TEST_F(Manifest, AFormerNameOfTheAttentionKernelIsTaken) {
     EXPECT_EQ(read.environment["attention"], "simt");
 }
 
+TEST_F(Manifest, KeepsTheScalesOfFp8) {
+    const std::vector<float> recent = {0, 1.5f, 0x1p-149f, 3.4028235e38f, 0.1f};
+    nlohmann::ordered_json manifest = small_manifest();
+    manifest["fp8"] = {{"recent", recent}};
+    write("manifest.json", manifest_text(manifest));
+    EXPECT_EQ(read_manifest(folder_).fp8_recent, recent);
+}
+
 TEST_F(Manifest, EveryChangedByteAndEveryCutIsNoticed) {
     nlohmann::ordered_json manifest = small_manifest();
     const std::string text = manifest_text(manifest);
@@ -147,6 +155,11 @@ TEST_F(Manifest, ValuesThatCannotBeAreRefused) {
     refused("/environment/blas", std::string(2000, 'x'));
     refused("/environment/\x1b[2J", nullptr);
     refused("/matmul_choices", {{"a", 1}});
+    for (const nlohmann::json& value :
+         {nlohmann::json(-1), nlohmann::json(1e39), nlohmann::json("1"), nlohmann::json()})
+        refused("/fp8", {{"recent", {1, value}}});
+    refused("/fp8", {{"recent", 1}});
+    refused("/fp8", 1);
     refused("/world_size", 0);
     refused("/config/model/n_kv_heads", 3);
     refused("/config/surplus", 1);
