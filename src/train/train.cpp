@@ -286,6 +286,8 @@ void Trainer::save(SaveMode mode) {
     note_save(plan_.writer.wait(), SaveMode::running);
     if (saved_step_ != training_.step) {
         training_.data = data_.state(training_.rows_consumed);
+        // A run that goes on without fp8 does not hand on what one with it has seen.
+        training_.fp8_recent.clear();
         if (plan_.model.fp8() != nullptr) training_.fp8_recent = plan_.model.fp8()->recent(plan_.device());
         plan_.writer.start(store_, config_, training_, tokenizer_ != nullptr ? tokenizer_->source() : "");
         saved_step_ = training_.step;
