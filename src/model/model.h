@@ -23,7 +23,7 @@
 
 namespace ingot {
 
-// The activations of a layer that backward reads. Each has its row in layer_activations() (model.cpp).
+// The activations of a layer that backward reads. Each has its row in layer_activations() (model_plan.cpp).
 struct LayerActivations {
     Tensor attention_norm, attention_rstd;  // (N, C), (N)
     Tensor qkv;                             // (N, (NH + 2 NKV) HS); q and k rotated, unless QK-norm is on
