@@ -126,6 +126,9 @@ struct Argument {
                 case DType::u8:
                     result.push_back(as(uint8_t{0}));
                     break;
+                case DType::e4m3:
+                case DType::e5m2:
+                    CHECK(false, "the C ABI has no fp8");
             }
         }
         return result;
