@@ -1,5 +1,5 @@
-// Seen to catch: a transposition that swaps two rows of four; the tile's last columns not written; a scale that is not
-// read; NaN that saturates; ties that round up.
+// Seen to catch, in the CPU twins: two rows swapped in the columns; a scale that is not read; a largest value that is
+// not raised; NaN that saturates; ties that round up; the scale of a taken for that of b.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

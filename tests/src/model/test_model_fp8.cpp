@@ -1,6 +1,7 @@
 // A model whose layers multiply in fp8: the CPU twins run the whole step, too. Seen to catch: the gradient of the
-// residual stream overwritten while it is needed with recomputation; columns that are not written again; scales of
-// gradients that are updated as those of e4m3; evaluation in fp8.
+// residual stream overwritten while it is needed with recomputation; columns of a norm's or of attention's output that
+// are not written again; scales of gradients that are updated as those of e4m3; evaluation in fp8; scales that do not
+// follow from what is kept.
 #include <gtest/gtest.h>
 
 #include <cmath>
